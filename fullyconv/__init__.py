@@ -1,0 +1,69 @@
+"""fullyconv: label every pixel of a picture with fully convolutional networks (Long, Shelhamer, Darrell 2015/2017)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it; imported on first use, so `import fullyconv` loads no torch.
+_LAZY = {
+    "DataError": "fullyconv.errors",
+    "Dataset": "fullyconv.data.base",
+    "FullyconvError": "fullyconv.errors",
+    "Predictor": "fullyconv.predict",
+    "Preprocessing": "fullyconv.preprocessing",
+    "Recipe": "fullyconv.recipes",
+    "Result": "fullyconv.evaluate",
+    "Sample": "fullyconv.data.base",
+    "Taxonomy": "fullyconv.taxonomy",
+    "convolutionalise": "fullyconv.models.convolutionalise",
+    "create": "fullyconv.models",
+    "evaluate": "fullyconv.evaluate",
+    "fit": "fullyconv.train",
+    "load": "fullyconv.models",
+    "open_dataset": "fullyconv.data",
+}
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "FullyconvError",
+    "Predictor",
+    "Preprocessing",
+    "Recipe",
+    "Result",
+    "Sample",
+    "Taxonomy",
+    "__version__",
+    "convolutionalise",
+    "create",
+    "evaluate",
+    "fit",
+    "load",
+    "open_dataset",
+]
+
+if TYPE_CHECKING:
+    from fullyconv.data import open_dataset
+    from fullyconv.data.base import Dataset, Sample
+    from fullyconv.errors import DataError, FullyconvError
+    from fullyconv.evaluate import Result, evaluate
+    from fullyconv.models import create, load
+    from fullyconv.models.convolutionalise import convolutionalise
+    from fullyconv.predict import Predictor
+    from fullyconv.preprocessing import Preprocessing
+    from fullyconv.recipes import Recipe
+    from fullyconv.taxonomy import Taxonomy
+    from fullyconv.train import fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'fullyconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,90 @@
+"""The command line: argument -> one call -> print. Results alone on stdout, progress and errors on stderr.
+
+Every command lives in a module of this package that imports nothing heavy at the top; `COMMANDS` is their order in
+`--help`. Errors become one sentence and the exit code of `errors.EXIT_CODES`; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from fullyconv.errors import FullyconvError, InternalError, Interrupted, StorageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fullyconv",
+    help="Label every pixel of a picture: train, measure, look at and use fully convolutional networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from fullyconv import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    """Attach every command; the modules import nothing heavy."""
+    from fullyconv.cli import commands
+
+    for name, function in commands.COMMANDS.items():
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=name)
+        else:
+            app.command(name)(function)
+
+
+def _one_error(error: BaseException) -> FullyconvError | None:
+    """The error of our tree that `error` is or stands for."""
+    if isinstance(error, FullyconvError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("Interrupted.")
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return StorageError(f"{error.strerror}{where}; check the space and the rights there, then try again.")
+    return None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that `errors.EXIT_CODES` gives."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or bool(os.environ.get("FULLYCONV_DEBUG"))
+    arguments = [a for a in arguments if a != "--debug"]
+    _register()
+    try:
+        app(args=arguments, standalone_mode=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (Exception, KeyboardInterrupt) as error:
+        known = _one_error(error)
+        if debug or known is None:
+            traceback.print_exc()
+        if known is None:
+            known = InternalError(
+                f"fullyconv made a mistake ({type(error).__name__}: {error}); please report it with the lines above."
+            )
+        print(f"error: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)

@@ -1,0 +1,12 @@
+"""The table of commands, in the order of `--help`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {}

@@ -1,0 +1,1 @@
+"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH", split)` -> `Dataset`."""

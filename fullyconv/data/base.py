@@ -1,0 +1,106 @@
+"""The data contract: a `Dataset` is a list of `Record`s and two functions that read them; every reader returns one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError
+from fullyconv.taxonomy import Taxonomy
+
+__all__ = ["Dataset", "ReadInput", "ReadLabels", "Record", "Sample"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it."""
+
+    name: str
+    inputs: Mapping[str, Path]  # modality ("rgb", "depth", "hha", ...) -> file
+    labels: Mapping[str, Path] = field(default_factory=dict)  # head -> file; empty when there are none
+    group: str = ""  # video, patient, scene: records of one group belong on one side of a split
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded record: image H W C (uint8, uint16 or float32; modalities concatenated along C in the data set's
+    order) and labels {head: H W, uint8 or uint16}, ids 0..K-1 or the head's ignore value."""
+
+    name: str
+    image: NDArray[Any]
+    labels: Mapping[str, NDArray[Any]]
+
+
+ReadInput = Callable[[Record, str], NDArray[Any]]  # (record, modality) -> H W C
+ReadLabels = Callable[[Record, str], NDArray[Any]]  # (record, head) -> H W ids
+
+
+@final
+@dataclass(frozen=True)
+class Dataset:
+    """Records of one split with the functions that read them; `dataset[i]` is a `Sample`.
+
+    `taxonomies` maps each head to its classes, the main head ("semantic") first; it is empty for unlabelled pictures.
+    """
+
+    kind: str
+    root: Path
+    split: str
+    records: Sequence[Record]
+    taxonomies: Mapping[str, Taxonomy]
+    read_input: ReadInput
+    read_labels: ReadLabels
+    inputs: tuple[str, ...] = ("rgb",)
+    notes: tuple[str, ...] = ()  # what the reader decided ("classes inferred from the labels: 0..10"), said to the user
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        image = self.image(index)
+        labels = {head: self.read_labels(record, head) for head in self.taxonomies}
+        for head, label in labels.items():
+            if label.shape != image.shape[:2]:
+                raise DataError(
+                    f"{record.labels.get(head, record.name)}: the {head} label is {label.shape[0]}x{label.shape[1]} "
+                    f"(HxW) but its image is {image.shape[0]}x{image.shape[1]}; make them the same size."
+                )
+        return Sample(record.name, image, labels)
+
+    def image(self, index: int) -> NDArray[Any]:
+        """The inputs of record `index`, concatenated along C: H W C."""
+        record = self.records[index]
+        planes = [self.read_input(record, modality) for modality in self.inputs]
+        if len(planes) == 1:
+            return planes[0]
+        sizes = {p.shape[:2] for p in planes}
+        if len(sizes) > 1:
+            raise DataError(f"{record.name}: its inputs {self.inputs} differ in size ({sorted(sizes)}); align them.")
+        return np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The main head's classes."""
+        return next(iter(self.taxonomies.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over kind, split, heads, class names and every file's name and size: the data's identity."""
+        digest = hashlib.sha256()
+        digest.update(repr((self.kind, self.split, self.inputs)).encode())
+        for head, taxonomy in self.taxonomies.items():
+            digest.update(repr((head, taxonomy.names, taxonomy.ignore)).encode())
+        for r in self.records:
+            files = sorted([*r.inputs.items(), *r.labels.items()])
+            digest.update(repr((r.name, [(k, p.name, p.stat().st_size) for k, p in files])).encode())
+        return digest.hexdigest()

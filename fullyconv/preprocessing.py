@@ -1,0 +1,103 @@
+"""How pixels become network input: a property of the weights, saved with them, applied by `Predictor` and training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError
+
+__all__ = ["IMAGENET", "Preprocessing"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """x[c] = (image[..., order[c]] * scale - mean[c]) / std[c], image in its stored range (uint8: 0..255).
+
+    `order` gives, for each network channel, the image channel it takes (BGR networks: (2, 1, 0)); images come as
+    H W C with the modalities concatenated along C in the order of the network's name. `log` names network channels
+    whose value is log(image) first (the paper's depth: log of millimetres, missing depth 0 -> mean).
+    """
+
+    order: tuple[int, ...] = (0, 1, 2)
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    log: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        c = len(self.order)
+        if not (len(self.mean) == len(self.std) == c):
+            raise DataError(
+                f"Preprocessing has {c} channels in order, {len(self.mean)} means and {len(self.std)} stds; "
+                "give one of each a channel."
+            )
+        if any(s == 0 for s in self.std):
+            raise DataError("Preprocessing has a std of 0; give the spread of each channel, or 1.")
+
+    @property
+    def channels(self) -> int:
+        return len(self.order)
+
+    def mean_pixel(self) -> NDArray[np.float32]:
+        """The image value (C, stored range, image channel order) that becomes 0: what padding is filled with."""
+        pixel = np.zeros(self.channels, np.float32)
+        for c, source in enumerate(self.order):
+            pixel[source] = np.exp(self.mean[c]) if c in self.log else self.mean[c] / self.scale
+        return pixel
+
+    def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """image H W C (or ... H W C), any real dtype -> float32 ... C H W."""
+        if image.shape[-1] != self.channels:
+            raise DataError(
+                f"The network takes {self.channels} channels, the image has {image.shape[-1]}; "
+                "give the modalities it was trained with."
+            )
+        x = np.moveaxis(image[..., list(self.order)].astype(np.float32), -1, -3)
+        for c in range(self.channels):
+            plane = x[..., c, :, :]
+            if c in self.log:
+                with np.errstate(divide="ignore"):
+                    plane[...] = np.where(plane > 0, np.log(plane), self.mean[c])
+            else:
+                plane *= np.float32(self.scale)
+            plane -= np.float32(self.mean[c])
+            plane /= np.float32(self.std[c])
+        return np.ascontiguousarray(x)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "order": list(self.order),
+            "scale": self.scale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "log": list(self.log),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """From our own keys, or a weights sidecar's: {"channels": "RGB"|"BGR", "range": [0, 255|1], "mean", "std"}."""
+        try:
+            mean = tuple(float(m) for m in value["mean"])
+            order = value.get("order", value.get("channels", tuple(range(len(mean)))))
+            if isinstance(order, str):
+                order = tuple("RGB".index(c) for c in order.upper())
+            top = float(value.get("range", (0, 255))[1])
+            return cls(
+                tuple(int(o) for o in order),
+                float(value.get("scale", top / 255)),
+                mean,
+                tuple(float(s) for s in value.get("std") or [1.0] * len(mean)),
+                tuple(int(c) for c in value.get("log", ())),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"This preprocessing cannot be read ({error}); it needs channels, range, mean and std."
+            ) from error
+
+
+IMAGENET = Preprocessing()

@@ -1,0 +1,117 @@
+"""Imports point down the layers and only the rooms that may import torch do so at import time."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fullyconv"
+
+# room -> (layer, torch at import time?). Rooms of one layer are listed in the order in which they may import.
+LAYERS: dict[str, tuple[int, bool]] = {
+    "errors": (0, False),
+    "taxonomy": (0, False),
+    "preprocessing": (0, False),
+    "geometry": (0, False),
+    "files": (0, False),
+    "images": (0, False),
+    "sandbox": (0, False),
+    "ops": (1, True),
+    "metrics": (1, False),
+    "checkpoint": (1, False),
+    "data": (1, False),
+    "models": (2, True),
+    "cost": (2, True),
+    "recipes": (3, False),
+    "predict": (3, True),
+    "evaluate": (3, True),
+    "train": (3, True),
+    "report": (4, False),
+    "cli": (5, False),
+    "__main__": (6, False),
+}
+ORDER = list(LAYERS)
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(("fullyconv", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(path: Path, top_only: bool = False) -> set[str]:
+    """Modules that a file imports; with `top_only`, those imported when it is imported itself."""
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+
+    def visit(node: ast.AST, lazy: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if not (top_only and lazy):
+                if isinstance(child, ast.Import):
+                    names.update(a.name for a in child.names)
+                elif isinstance(child, ast.ImportFrom) and child.module:
+                    names.add(child.module)
+                    names.update(f"{child.module}.{a.name}" for a in child.names)
+            visit(child, inner)
+
+    visit(tree, False)
+    return names
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if room(m) not in ("__init__",)])
+def test_a_room_imports_only_rooms_below_it(module: str) -> None:
+    here = room(module)
+    assert here in LAYERS, f"{here} is not in the table of layers"
+    for name in imported(modules()[module]):
+        parts = name.split(".")
+        if parts[0] != "fullyconv" or len(parts) == 1 or parts[1] not in LAYERS or parts[1] == here:
+            continue
+        assert LAYERS[parts[1]][0] <= LAYERS[here][0], f"{module} imports upwards: {name}"
+        assert ORDER.index(parts[1]) < ORDER.index(here), f"{module} imports {name}, listed after it"
+        assert {parts[1], here} != {"data", "models"}, "data and models never see each other"
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if room(m) in LAYERS and not LAYERS[room(m)][1]])
+def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
+    heavy = {"torch", "torchvision", "timm", "numba", "cv2", "scipy", "h5py"}
+    assert not heavy & {n.split(".")[0] for n in imported(modules()[module], top_only=True)}
+
+
+def test_no_import_cycle_between_modules() -> None:
+    every = modules()
+    edges = {m: {n for n in imported(p, top_only=True) if n in every and n != m} for m, p in every.items()}
+    done: set[str] = set()
+
+    def walk(m: str, path: tuple[str, ...]) -> None:
+        assert m not in path, " -> ".join((*path, m))
+        if m not in done:
+            for n in edges[m]:
+                walk(n, (*path, m))
+            done.add(m)
+
+    for m in edges:
+        walk(m, ())
+
+
+def test_importing_the_package_and_asking_for_help_loads_no_torch() -> None:
+    code = (
+        "import sys, fullyconv, fullyconv.cli\n"
+        "try: fullyconv.cli.main(['--help'])\n"
+        "except SystemExit as e: assert e.code in (0, None), e.code\n"
+        "assert not {'torch', 'numpy', 'PIL', 'pydantic', 'rich'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
