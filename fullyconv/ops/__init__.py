@@ -1,0 +1,198 @@
+"""Upsampling of coarse scores, and what is wanted of the result, without holding it: labels, confidence, loss.
+
+Every function takes coarse scores N K h w (float32, float64, bfloat16 or float16; half types are computed in float32)
+and the geometry of the last upsampling: `stride` s (whole) and `offset` (pixels, whole or rational, one number or
+(rows, columns)). Definition: the transposed convolution with the bilinear kernel of width 2 s - s % 2 and stride s,
+cropped from `offset` as Caffe does; see `fullyconv.ops.sampling` for rational offsets. Outside the coarse map lies zero (`border="fade"`, the
+paper's) or the nearest cell ("replicate"; with offset = s // 2 that is `interpolate(align_corners=False)`). Stride 1 is a crop.
+
+`impl` names an implementation, None takes the one that `choose` names. All agree with `reference` up to rounding.
+Source of the definition: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+2015, 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fullyconv.errors import DataError, UnknownName, UsageError
+from fullyconv.ops import reference
+from fullyconv.ops.loss import Loss, Reduction
+from fullyconv.ops.sampling import Border, Sampling
+
+__all__ = [
+    "choose",
+    "label_dtype",
+    "upsample",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_softmax_max",
+]
+
+Offset = float | Fraction | tuple[float | Fraction, float | Fraction]
+
+
+def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
+    """The implementation that `operation` ("upsample", "upsample_argmax", ...) takes for these scores."""
+    if impl not in (None, "reference"):
+        raise UnknownName("implementation", str(impl), ["reference"])
+    return "reference"
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """uint8 up to 255 classes (255 stays free for "ignore"), else uint16."""
+    return torch.uint8 if classes <= 255 else torch.uint16
+
+
+def upsample(
+    scores: Tensor,
+    size: Sequence[int],
+    stride: int,
+    offset: Offset,
+    border: Border = "fade",
+    impl: str | None = None,
+) -> Tensor:
+    """Coarse scores N K h w -> full scores N K H W (float32, or float64 as given), differentiable."""
+    scores = _checked(scores)
+    choose("upsample", scores, impl)
+    with _full_precision(scores):
+        return reference.upsample(scores, _sampling(scores, size, stride, offset, border))
+
+
+def upsample_argmax(
+    scores: Tensor,
+    size: Sequence[int],
+    stride: int,
+    offset: Offset,
+    border: Border = "fade",
+    impl: str | None = None,
+) -> Tensor:
+    """The class with the largest upsampled score (the first of equals): N H W, uint8 up to 255 classes, else
+    uint16.
+    """
+    scores = _checked(scores.detach())
+    choose("upsample_argmax", scores, impl)
+    with _full_precision(scores):
+        labels = reference.label(scores, _sampling(scores, size, stride, offset, border))
+    return labels.to(label_dtype(scores.shape[1]))
+
+
+def upsample_softmax_max(
+    scores: Tensor,
+    size: Sequence[int],
+    stride: int,
+    offset: Offset,
+    border: Border = "fade",
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(labels, confidence): labels as `upsample_argmax`; confidence N H W float32, that class's softmax
+    probability.
+    """
+    scores = _checked(scores.detach())
+    choose("upsample_softmax_max", scores, impl)
+    with _full_precision(scores):
+        labels, confidence = reference.label_and_confidence(scores, _sampling(scores, size, stride, offset, border))
+    return labels.to(label_dtype(scores.shape[1])), confidence.to(torch.float32)
+
+
+def upsample_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    *,
+    border: Border = "fade",
+    ignore: int = 255,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    top_k: float | None = None,
+    reduction: Reduction = "mean",
+    impl: str | None = None,
+) -> Tensor:
+    """Softmax cross entropy between upsampled scores and labels N H W (any integer dtype; `ignore` does not count).
+
+    weight: K positive class weights; the mean divides by the sum of the counted pixels' weights, as torch's does.
+    label_smoothing: share in [0, 1) of the label spread over all classes. top_k: share in (0, 1] of the labelled
+    pixels that count, the hardest first (ties with the last of them count too). A mean over no pixel at all is 0,
+    with zero gradient. Returns a number, or N H W for reduction "none". Raises DataError for a label that is neither
+    a class nor `ignore`.
+    """
+    scores = _checked(scores)
+    loss = _loss(scores, ignore, weight, label_smoothing, top_k, reduction)
+    choose("upsample_cross_entropy", scores, impl)
+    labels = _labels(scores, labels, ignore)
+    with _full_precision(scores):
+        return reference.cross_entropy(
+            scores, labels, _sampling(scores, labels.shape[1:], stride, offset, border), loss
+        )
+
+
+def _checked(scores: Tensor) -> Tensor:
+    if scores.dim() != 4 or not scores.is_floating_point() or 0 in scores.shape[1:]:
+        raise UsageError(
+            f"Scores of shape {tuple(scores.shape)} and type {scores.dtype} cannot be upsampled; "
+            "give floating N K h w, none empty."
+        )
+    return scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+
+
+def _full_precision(scores: Tensor) -> Any:
+    return torch.autocast(scores.device.type, enabled=False)
+
+
+def _sampling(scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Sampling:
+    height, width = (int(n) for n in size)
+    if min(height, width, stride) < 1 or int(stride) != stride:
+        raise UsageError(
+            f"Cannot upsample to {height} x {width} with stride {stride}; all must be whole and at least 1."
+        )
+    if border not in ("fade", "replicate"):
+        raise UnknownName("border rule", border, ["fade", "replicate"])
+    pair = offset if isinstance(offset, tuple) else (offset, offset)
+    rows, columns = (Fraction(o).limit_denominator(1 << 16) for o in pair)
+    return Sampling.of((scores.shape[2], scores.shape[3]), (height, width), int(stride), (rows, columns), border)
+
+
+def _loss(
+    scores: Tensor,
+    ignore: int,
+    weight: Tensor | None,
+    label_smoothing: float,
+    top_k: float | None,
+    reduction: Reduction,
+) -> Loss:
+    classes = scores.shape[1]
+    if weight is not None:
+        if tuple(weight.shape) != (classes,):
+            raise UsageError(
+                f"Class weights of shape {tuple(weight.shape)} do not fit {classes} classes; give one per class."
+            )
+        weight = weight.detach().to(scores)
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"label_smoothing is {label_smoothing}; give a share from 0 to below 1.")
+    if top_k is not None and not 0 < top_k <= 1:
+        raise UsageError(f"top_k is {top_k}; give the share of pixels to keep, above 0 and at most 1.")
+    if reduction not in ("mean", "sum", "none"):
+        raise UnknownName("reduction", reduction, ["mean", "sum", "none"])
+    return Loss(ignore, weight, float(label_smoothing), top_k, reduction)
+
+
+def _labels(scores: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    if labels.dim() != 3 or labels.is_floating_point() or labels.shape[0] != scores.shape[0]:
+        raise UsageError(
+            f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit scores of shape "
+            f"{tuple(scores.shape)}; give integers N H W."
+        )
+    labels = labels.to(torch.int64)
+    bad = (labels != ignore) & ((labels < 0) | (labels >= scores.shape[1]))
+    if bool(bad.any()):
+        raise DataError(
+            f"Label {int(labels[bad][0])} is neither one of {scores.shape[1]} classes nor the ignore value {ignore}; "
+            "check the label files or the number of classes."
+        )
+    return labels
