@@ -1,0 +1,304 @@
+"""evaluate: predictor x data set -> Result. One table a head over the whole set, at the labels' own resolution."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import metrics
+from fullyconv.errors import DataError, UsageError
+from fullyconv.evaluate.result import AVERAGES, ImageTables, Result, class_figures, merge
+from fullyconv.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from fullyconv.data.base import Dataset, Sample
+    from fullyconv.predict import Predictor
+
+__all__ = ["Result", "class_figures", "evaluate", "merge", "score"]
+
+Labels = Mapping[str, NDArray[Any]]
+Progress = Callable[[int, int], None]
+TTA = ("flip", "scales")
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    protocol: str = "native",
+    average: str = "present",
+    tta: Sequence[str] = (),
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+    keep: str | Path | None = None,
+) -> Result:
+    """Label every image of `dataset` and count, for each head, which class was called what.
+
+    protocol: "native" (images and labels at their own size); "paper" (the same, whole images and no augmentation, as
+    the paper scores); "resized:520" (shorter side 520, labels resampled nearest, as torchvision reports).
+    average: means over the classes "present" in the truth (the paper's rule), or over "all".
+    tta: "flip" and/or "scales" (0.75, 1, 1.25): mean probabilities over the variants.
+    share: (rank, processes): only images rank, rank + processes, ...; `merge` adds the shares up.
+    progress: called with (images done, images in all). keep: a directory that gets result.json, every prediction and
+    what the report shows.
+
+    Raises `DataError` for an empty or unlabelled split, heads or classes that do not fit the network, and labels
+    outside the table; `UsageError` for an unknown protocol or variant.
+    """
+    side = _shorter_side(protocol)
+    _check(predictor, dataset, protocol, average, tta)
+    heads = matching_heads(predictor.heads, dataset.taxonomies)
+    label = _labeller(predictor, tta, confident=keep is not None)
+    indices = range(share[0], len(dataset), share[1])
+    keeper = _keeper(keep, dataset, heads, share)
+    start = time.perf_counter()
+    images = []
+    for done, (index, sample) in enumerate(zip(indices, _samples(dataset, indices, side), strict=True), 1):
+        said = label(sample.image)
+        tables = {h: score(sample, h, said[m].labels, dataset.taxonomies[h]) for h, m in heads.items()}
+        images.append(ImageTables.of(index, sample.name, _size(sample.image), tables))
+        if keeper:
+            keeper.add(images[-1], sample, {h: said[m] for h, m in heads.items()})
+        if progress:
+            progress(done, len(indices))
+    seconds = time.perf_counter() - start
+    about = describe(
+        predictor, dataset, protocol=protocol, average=average, tta=tta, seconds=seconds, images=len(images)
+    )
+    taxonomies = {h: dataset.taxonomies[h] for h in heads}
+    result = Result(taxonomies, _summed(images, taxonomies), images, about)
+    return keeper.finish(result) if keeper else result
+
+
+@dataclass(frozen=True)
+class Said:
+    """A head's answer for one image: labels H W and, when asked for, the probability of each (float32 H W)."""
+
+    labels: NDArray[Any]
+    confidence: NDArray[np.float32] | None = None
+
+
+def score(sample: Sample, head: str, predicted: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.int64]:
+    """One image's table, int64 K x K. `DataError` names the first label value outside the table and its pixel."""
+    labels, classes = sample.labels[head], len(taxonomy)
+    strange = (labels >= classes) & (labels != taxonomy.ignore)
+    if strange.any():
+        row, column = (int(v) for v in np.argwhere(strange)[0])
+        raise DataError(
+            f"{sample.name}: the {head} label holds {int(labels[row, column])} at row {row}, column {column}, but "
+            f"there are {classes} classes (0..{classes - 1}) and {taxonomy.ignore} is ignored; correct or map the labels."
+        )
+    return np.asarray(metrics.confusion(labels, predicted, classes, ignore=taxonomy.ignore), np.int64)
+
+
+def matching_heads(model: Mapping[str, int], data: Mapping[str, Taxonomy]) -> dict[str, str]:
+    """Data head -> the network's head of that name; two lone heads match whatever their names. `DataError` else."""
+    pairs = {h: h for h in data if h in model}
+    if not pairs and len(model) == len(data) == 1:
+        pairs = {next(iter(data)): next(iter(model))}
+    if not pairs:
+        raise DataError(
+            f"The network labels {', '.join(model)} but the data have labels for {', '.join(data) or 'nothing'}; "
+            "evaluate on data with the network's heads."
+        )
+    for h, m in pairs.items():
+        if model[m] != len(data[h]):
+            raise DataError(
+                f"The network's {m} head has {model[m]} classes and the data {len(data[h])}; "
+                "evaluate on the data set the network was trained for."
+            )
+    return pairs
+
+
+def describe(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    protocol: str,
+    average: str,
+    tta: Sequence[str],
+    seconds: float,
+    images: int,
+) -> dict[str, Any]:
+    """What a result says of itself: data, model, protocol, ignore, tiling, versions, machine and speed."""
+    import torch
+
+    from fullyconv import __version__
+
+    return {
+        "data": {
+            "kind": dataset.kind,
+            "name": dataset.root.name,
+            "split": dataset.split,
+            "inputs": list(dataset.inputs),
+            "fingerprint": dataset.fingerprint,
+            "of": len(dataset),
+        },
+        "model": {
+            "name": getattr(predictor.model, "name", type(predictor.model).__name__),
+            "sha256": digest(predictor),
+        },
+        "protocol": protocol,
+        "average": average,
+        "ignore": {h: t.ignore for h, t in dataset.taxonomies.items()},
+        "tta": list(tta),
+        "tiling": predictor.tiling,
+        "precision": predictor.precision,
+        "versions": {
+            "fullyconv": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": machine(predictor.device),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 3) if seconds > 0 else None,
+    }
+
+
+def machine(device: Any) -> dict[str, Any]:
+    """The hardware: processor, cores this process may use, and the accelerator if one computed."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads(), "device": accelerator}
+
+
+def digest(predictor: Predictor) -> str:
+    """sha256 (hex) of the network's tensors: names, types, shapes and bytes, in order of name."""
+    import hashlib
+
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(predictor.model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _check(predictor: Predictor, dataset: Dataset, protocol: str, average: str, tta: Sequence[str]) -> None:
+    if average not in AVERAGES:
+        raise UsageError(f"The average {average!r} is unknown; choose from {', '.join(AVERAGES)}.")
+    if unknown := set(tta) - set(TTA):
+        raise UsageError(f"The augmentation {sorted(unknown)[0]!r} is unknown; choose from {', '.join(TTA)}.")
+    if protocol == "paper" and (tta or predictor.tiling["tile"]):
+        raise UsageError("The paper's protocol labels whole images once; leave out the tiles and the augmentation.")
+    if not len(dataset):
+        raise DataError(
+            f"The {dataset.split or 'whole'} split of {dataset.root.name} is empty; there is nothing to score."
+        )
+    if not dataset.taxonomies:
+        raise DataError(f"{dataset.root.name} has no labels to score against; add them, or use fullyconv predict.")
+
+
+def _shorter_side(protocol: str) -> int | None:
+    """The side a protocol resizes to; None for the images' own size."""
+    kind, _, side = protocol.partition(":")
+    if protocol in ("native", "paper"):
+        return None
+    if kind == "resized" and side.isdecimal() and 1 <= int(side) <= 16384:
+        return int(side)
+    raise UsageError(
+        f"The protocol {protocol!r} is unknown; choose native, paper or resized:SIDE (such as resized:520)."
+    )
+
+
+def _samples(dataset: Dataset, indices: Iterable[int], side: int | None) -> Iterator[Sample]:
+    """The samples in order, decoded a little ahead of the network."""
+
+    def read(index: int) -> Sample:
+        sample = dataset[index]
+        return sample if side is None else resized(sample, side)
+
+    waiting: list[Any] = []
+    with ThreadPoolExecutor(1, "decode") as pool:
+        try:
+            for index in indices:
+                waiting.append(pool.submit(read, index))
+                if len(waiting) > 2:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def resized(sample: Sample, side: int) -> Sample:
+    """`sample` with its shorter side `side` pixels: the image bilinear (antialiased), the labels nearest."""
+    from PIL import Image
+
+    from fullyconv.data.base import Sample as Resized
+    from fullyconv.predict import resize_image
+
+    height, width = sample.image.shape[:2]
+    factor = side / min(height, width)
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+
+    def nearest(label: NDArray[Any]) -> NDArray[Any]:
+        out = Image.fromarray(label.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
+        return np.asarray(out).astype(label.dtype)
+
+    return Resized(sample.name, resize_image(sample.image, size), {h: nearest(v) for h, v in sample.labels.items()})
+
+
+def _labeller(predictor: Predictor, tta: Sequence[str], confident: bool) -> Callable[[Any], dict[str, Said]]:
+    """image -> {head: Said}."""
+    if tta:
+        return lambda image: {h: Said(*v) for h, v in predictor.augmented_labels(image, tta).items()}
+    if confident:
+        return lambda image: {h: Said(*v) for h, v in predictor.confident_labels(image).items()}
+    return lambda image: {h: Said(v) for h, v in predictor.labels(image).items()}
+
+
+def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str], share: tuple[int, int]) -> Any:
+    if keep is None:
+        return None
+    if share != (0, 1):
+        raise UsageError("An evaluation shared over processes cannot be kept; evaluate with one process.")
+    from fullyconv.evaluate.keep import Keeper
+
+    return Keeper(Path(keep), dataset, next(iter(heads)))
+
+
+def _summed(images: Sequence[ImageTables], taxonomies: Mapping[str, Taxonomy]) -> dict[str, NDArray[np.int64]]:
+    tables = {h: np.zeros(len(t) ** 2, np.int64) for h, t in taxonomies.items()}
+    for image in images:
+        for h, table in tables.items():
+            table[image.cells[h]] += image.counts[h]
+    return {h: t.reshape(len(taxonomies[h]), -1) for h, t in tables.items()}
+
+
+def _size(image: NDArray[Any]) -> tuple[int, int]:
+    return int(image.shape[0]), int(image.shape[1])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class _Callable(types.ModuleType):
+    """`fullyconv.evaluate` is both this module and the public function: importing the module must not hide it."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Result:
+        return evaluate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,187 @@
+"""The predictor: what it accepts, what it returns, what it refuses; its fast path equals the plain formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fullyconv.errors import DataError, UsageError
+from fullyconv.predict import Predictor, as_array
+from fullyconv.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Geometry:
+    stride: int = 4
+    offset: int = 2
+    border: str = "replicate"
+
+
+class Tiny(nn.Module):
+    """A network of stride 4 by the contract of `FCN`: the pixel's own colour decides its class."""
+
+    name = "tiny"
+
+    def __init__(self, heads: dict[str, int] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.heads = heads or {"semantic": 3}
+        self.preprocessing = Preprocessing()
+        self.body = nn.Conv2d(3, 8, 4, stride=4)
+        self.dropout = nn.Dropout(0.5)
+        self.score = nn.ModuleDict({h: nn.Conv2d(8, k, 1) for h, k in self.heads.items()})
+
+    def trunk_parameters(self) -> Any:
+        return self.body.parameters()
+
+    def head_parameters(self) -> Any:
+        return self.score.parameters()
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return Geometry()
+
+    def coarse(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = nn.functional.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
+        features = self.dropout(torch.relu(self.body(x)))
+        return {h: layer(features) for h, layer in self.score.items()}
+
+
+def picture(height: int = 13, width: int = 18, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (13, 18), (16, 16)])
+def test_labels_have_the_size_of_the_image_and_are_the_best_scores(size: tuple[int, int]) -> None:
+    predictor = Predictor(Tiny())
+    image = picture(*size)
+    scores = predictor.scores(image)
+    assert scores.shape == (3, *size)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(predictor(image), scores.argmax(0))
+    assert predictor(image).dtype == np.uint8
+
+
+def test_confidence_is_the_softmax_probability_of_the_label() -> None:
+    predictor = Predictor(Tiny())
+    labels, confidence = predictor.confident_labels(picture())["semantic"]
+    probabilities = torch.from_numpy(predictor.scores(picture())).softmax(0).numpy()
+    np.testing.assert_allclose(confidence, probabilities.max(0), atol=1e-6)
+    np.testing.assert_array_equal(labels, probabilities.argmax(0))
+
+
+def test_several_heads_give_a_dict_and_one_head_an_array() -> None:
+    both = Predictor(Tiny({"semantic": 3, "geometric": 2}))(picture())
+    assert set(both) == {"semantic", "geometric"}
+    assert both["geometric"].max() <= 1
+    assert isinstance(Predictor(Tiny())(picture()), np.ndarray)
+
+
+def test_more_than_255_classes_are_labelled_in_16_bits() -> None:
+    assert Predictor(Tiny({"semantic": 300}))(picture()).dtype == np.uint16
+
+
+def test_array_pil_image_and_mapping_of_one_modality_are_labelled_alike() -> None:
+    predictor, image = Predictor(Tiny()), picture()
+    want = predictor(image)
+    for other in (Image.fromarray(image), {"rgb": image}, image.astype(np.uint16), image.astype(np.float64)):
+        np.testing.assert_array_equal(predictor(other), want)
+
+
+def test_modalities_are_concatenated_in_the_order_of_the_network() -> None:
+    rgb, depth = picture(), np.full((13, 18), 7, np.uint16)
+    array = as_array({"depth": depth, "rgb": rgb}, ("rgb", "depth"))
+    assert array.shape == (13, 18, 4)
+    np.testing.assert_array_equal(array[..., :3], rgb)
+    assert (array[..., 3] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (np.zeros((0, 4, 3), np.uint8), "cannot be labelled"),
+        (np.zeros((2, 4, 3, 1), np.uint8), "cannot be labelled"),
+        (np.array([["a"]]), "cannot be labelled"),
+        (np.full((2, 2, 3), np.nan), "NaN"),
+        ({"rgb": picture(), "depth": np.zeros((4, 4))}, "differ in size"),
+        (picture()[..., :2], "channels"),
+    ],
+)
+def test_an_image_that_cannot_be_labelled_is_refused_in_words(image: Any, word: str) -> None:
+    with pytest.raises(DataError, match=word):
+        Predictor(Tiny())(image)
+
+
+def test_a_missing_modality_is_named() -> None:
+    with pytest.raises(DataError, match="takes rgb, depth; the image has rgb"):
+        as_array({"rgb": picture()}, ("rgb", "depth"))
+
+
+def test_a_network_whose_scores_were_never_trained_is_refused() -> None:
+    model = Tiny()
+    for p in model.head_parameters():
+        nn.init.zeros_(p)
+    with pytest.raises(DataError, match="never trained"):
+        Predictor(model)
+
+
+def test_a_trunk_of_zeros_is_refused_even_with_a_bias() -> None:
+    model = Tiny()
+    nn.init.zeros_(model.body.weight)
+    with pytest.raises(DataError, match="trunk is 0"):
+        Predictor(model)
+
+
+def test_predicting_during_training_is_deterministic_and_leaves_the_network_training() -> None:
+    model = Tiny().train()
+    predictor = Predictor(model)
+    np.testing.assert_array_equal(predictor.scores(picture()), predictor.scores(picture()))
+    assert model.training
+    assert model.dropout.training
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match="fp12"):
+        Predictor(Tiny(), precision="fp12")
+
+
+def test_bf16_is_close_where_the_processor_has_it_and_refused_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(UsageError, match="no bfloat16"):
+        Predictor(Tiny(), precision="bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    rough = Predictor(Tiny(), precision="bf16").scores(picture())
+    np.testing.assert_allclose(rough, Predictor(Tiny()).scores(picture()), atol=0.05)
+
+
+def test_averaging_over_mirrored_images_makes_the_labels_mirror_symmetric() -> None:
+    predictor, image = Predictor(Tiny()), picture()
+    labels, confidence = predictor.augmented_labels(image, ["flip"])["semantic"]
+    mirrored, _ = predictor.augmented_labels(image[:, ::-1], ["flip"])["semantic"]
+    np.testing.assert_array_equal(labels, mirrored[:, ::-1])
+    assert 1 / 3 <= confidence.min() <= confidence.max() <= 1
+
+
+def test_averaging_over_no_variant_is_the_plain_prediction() -> None:
+    predictor = Predictor(Tiny())
+    labels, confidence = predictor.augmented_labels(picture(), [])["semantic"]
+    np.testing.assert_array_equal(labels, predictor(picture()))
+    np.testing.assert_allclose(confidence, predictor.confident_labels(picture())["semantic"][1], atol=1e-6)
+
+
+def test_averaging_over_scales_is_the_mean_of_the_three_probabilities() -> None:
+    from fullyconv.predict import resize_image
+
+    predictor, image = Predictor(Tiny()), picture(16, 24)
+    total = np.zeros((3, 16, 24), np.float32)
+    for size in [(12, 18), (16, 24), (20, 30)]:
+        scores = torch.from_numpy(predictor.scores(resize_image(image, size)))[None]
+        total += torch.nn.functional.interpolate(scores, (16, 24), mode="bilinear")[0].softmax(0).numpy()
+    labels, confidence = predictor.augmented_labels(image, ["scales"])["semantic"]
+    np.testing.assert_array_equal(labels, total.argmax(0))
+    np.testing.assert_allclose(confidence, total.max(0) / 3, atol=1e-6)
