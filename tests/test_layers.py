@@ -18,6 +18,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "preprocessing": (0, False),
     "geometry": (0, False),
     "files": (0, False),
+    "tensorfile": (0, False),
     "images": (0, False),
     "sandbox": (0, False),
     "ops": (1, True),

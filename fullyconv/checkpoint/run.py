@@ -1,0 +1,256 @@
+"""A run directory: one trainer at a time, checkpoints that are whole, links that never dangle, a log that agrees."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
+from fullyconv.errors import DataError, FullyconvError, StorageError, printable
+from fullyconv.files import (
+    Lock,
+    atomic_write,
+    make_directory,
+    remove_stale,
+    remove_tree,
+    replace_link,
+    storage_errors,
+    sync_directory,
+)
+from fullyconv.files.disk import PREFIX
+
+__all__ = ["RunDirectory"]
+
+CHECKPOINTS, LOG, LOCK = "checkpoints", "metrics.jsonl", ".lock"
+_STEP = re.compile(r"step-(\d{1,18})")
+
+
+@final
+class RunDirectory:
+    """recipe.toml, metrics.jsonl, checkpoints/step-N/, and the links best and last into it; holds the flock.
+
+    Opening makes the directory and sweeps what a killed process left unfinished. Raises TryAgain when another process
+    trains in it. `keep` complete checkpoints stay (at least 2, and the best one besides).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, keep: int = 2) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []
+        self._keep = max(2, keep)
+        self._verified: set[int] = set()  # steps written or read through by this process
+        self._log: int | None = None
+        make_directory(self.path / CHECKPOINTS)
+        self._lock = Lock(self.path / LOCK)
+        self._lock.acquire()
+        for directory in (self.path, self.path / CHECKPOINTS):
+            remove_stale(directory, older_than=0.0)  # we hold the lock: whoever wrote them is gone
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the log and the lock; twice is harmless."""
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
+        self._lock.release()
+
+    # Checkpoints
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that stand, ascending."""
+        names = os.listdir(self.path / CHECKPOINTS)
+        return sorted(int(found[1]) for name in names if (found := _STEP.fullmatch(name)))
+
+    def latest(self) -> Stored | None:
+        """The checkpoint `last` points to, or None."""
+        return self._linked("last")
+
+    def best(self) -> Stored | None:
+        """The checkpoint `best` points to, or None."""
+        return self._linked("best")
+
+    def save(
+        self,
+        step: int,
+        *,
+        tensors: Mapping[str, Any],
+        config: Mapping[str, Any],
+        preprocessor: Mapping[str, Any],
+        card: str,
+        canary: Mapping[str, Any] | None = None,
+        state: Any = None,
+        best: bool = False,
+    ) -> Path:
+        """Write checkpoints/step-N, then the links, then prune. When this returns, the step survives anything.
+
+        The log is made durable first, and its length is stored with the state, so that `resume` can cut it back.
+        Raises StorageError; the former checkpoints and links then still stand.
+        """
+        extra = {"step": step, "metrics_bytes": self._sync_log()}
+        directory = write_model(
+            self._directory(step),
+            tensors=tensors,
+            config=config,
+            preprocessor=preprocessor,
+            card=card,
+            canary=canary,
+            state={} if state is None else state,
+            extra=extra,
+        )
+        self._verified.add(step)
+        for link in ("best", "last") if best else ("last",):
+            replace_link(self.path / link, f"{CHECKPOINTS}/{directory.name}")
+        self._prune(step)
+        return directory
+
+    def resume(self) -> Stored | None:
+        """The newest checkpoint that is whole to the last byte, with metrics.jsonl cut back to it.
+
+        None, and an empty log, when no checkpoint was ever finished. A damaged one is passed over for the one before
+        and `notes` says so; DataError when checkpoints exist and none is whole: it never silently starts over.
+        """
+        candidates = self._candidates()
+        faults: list[str] = []
+        for step in candidates:
+            try:
+                stored = verify(self._directory(step))
+            except FullyconvError as error:
+                faults.append(str(error))
+                continue
+            if faults:
+                self.notes.append(f"Going on from step {step}, because a newer checkpoint is damaged: {faults[0]}")
+            self._verified.add(step)
+            self._cut_log(step, stored.extra.get("metrics_bytes", 0))
+            return stored
+        if candidates:
+            raise DataError(f"{printable(self.path)} has no checkpoint that is whole: {faults[0]}")
+        self._cut_log(-1, 0)
+        return None
+
+    def _directory(self, step: int) -> Path:
+        return self.path / CHECKPOINTS / f"step-{step}"
+
+    def _link_step(self, link: str) -> int | None:
+        path = self.path / link
+        found = _STEP.fullmatch(Path(os.readlink(path)).name) if path.is_symlink() else None
+        return int(found[1]) if found else None
+
+    def _linked(self, link: str) -> Stored | None:
+        step = self._link_step(link)
+        return None if step is None else read_model(self._directory(step))
+
+    def _candidates(self) -> list[int]:
+        """Steps to resume from, in order: the one `last` names, those before it, then those it never reached."""
+        steps, last = self.steps()[::-1], self._link_step("last")
+        if last is None:
+            return steps
+        return [last, *(s for s in steps if s < last), *(s for s in steps if s > last)]
+
+    def _prune(self, step: int) -> None:
+        """Remove all but the newest `keep` verified checkpoints up to `step`, and the best. Failure costs only space.
+
+        Checkpoints beyond `step` stem from before a resume from an older one; they go too.
+        """
+        keep = {self._link_step("best"), self._link_step("last")}
+        whole = 0
+        for candidate in sorted((s for s in self.steps() if s <= step), reverse=True):
+            if whole == self._keep:
+                break
+            if self._is_whole(candidate):
+                keep.add(candidate)
+                whole += 1
+        if whole < self._keep:
+            return
+        for candidate in set(self.steps()) - keep:
+            grave = self.path / CHECKPOINTS / f"{PREFIX}step-{candidate}"
+            try:
+                os.rename(self._directory(candidate), grave)  # never a half-removed step-N
+            except OSError:
+                continue
+            remove_tree(grave)
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether every byte of a checkpoint is as recorded; read at most once a process."""
+        if step not in self._verified:
+            try:
+                verify(self._directory(step))
+            except FullyconvError:
+                return False
+            self._verified.add(step)
+        return True
+
+    # The log
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl (NaN and infinities as null). It must have "step".
+
+        Raises StorageError when the disk refuses; no part of the row is left then.
+        """
+        line = json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False).encode() + b"\n"
+        fd = self._open_log()
+        with storage_errors("Writing", self.path / LOG):
+            size = os.fstat(fd).st_size
+            try:
+                if os.write(fd, line) != len(line):
+                    raise StorageError(f"Writing {printable(self.path / LOG)} failed: the disk is full; make room.")
+            except BaseException:
+                os.ftruncate(fd, size)
+                raise
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The complete rows of metrics.jsonl."""
+        path = self.path / LOG
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def _open_log(self) -> int:
+        if self._log is None:
+            with storage_errors("Opening", self.path / LOG):
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._log = os.open(self.path / LOG, flags, 0o666)
+            sync_directory(self.path)
+        return self._log
+
+    def _sync_log(self) -> int:
+        """Make the log durable; returns its length in bytes."""
+        fd = self._open_log()
+        with storage_errors("Writing", self.path / LOG):
+            os.fsync(fd)
+            return os.fstat(fd).st_size
+
+    def _cut_log(self, step: int, size: int) -> None:
+        """Cut metrics.jsonl to what it was when `step` was saved: its first `size` bytes."""
+        path = self.path / LOG
+        content = path.read_bytes() if path.exists() else b""
+        if len(content) == size:
+            return
+        if len(content) < size:
+            self.notes.append(
+                f"{printable(path)} is shorter than when step {step} was saved; earlier rows are missing."
+            )
+            size = content.rfind(b"\n") + 1
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+        atomic_write(path, content[:size])
+
+
+def _plain(value: Any) -> Any:
+    """Finite numbers, strings and nests of them; what JSON has no word for becomes null."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,51 @@
+"""Files that are whole or absent: atomic write, directory swap, lock; verified download and safe extraction.
+
+    atomic_write(path, data)                 the old bytes or the new bytes, never a mixture, also after power loss
+    with new_directory(target) as temporary: write into `temporary`; it becomes `target` in one rename, or vanishes
+    replace_link(link, relative)             swap a symbolic link in one rename
+    with Lock(path): ...                     flock; a second holder gets TryAgain; a killed holder frees it
+    sha256_file(path)                        lower-case hex
+    require_space(directory, needed)         StorageError before anything is written
+    download(url, path, size=, sha256=)      https, resumable; nothing unverified ever stands at `path`
+    extract(archive, directory)              zip/tar: regular files and folders inside `directory`, or nothing
+
+Every function raises errors of `fullyconv.errors` alone: StorageError (exit 74) for what the disk refused, MissingInput
+(66) for what is not there, DataError (65) for what is not what it should be, TryAgain (75) for a held lock.
+All changes to the disk go through functions of the module `os`, where the crash tests count and fail them.
+"""
+
+from fullyconv.files.disk import (
+    Lock,
+    Written,
+    atomic_write,
+    make_directory,
+    new_directory,
+    open_regular,
+    read_file,
+    remove_stale,
+    remove_tree,
+    replace_link,
+    require_space,
+    sha256_file,
+    storage_errors,
+    sync_directory,
+    write_file,
+)
+
+__all__ = [
+    "Lock",
+    "Written",
+    "atomic_write",
+    "make_directory",
+    "new_directory",
+    "open_regular",
+    "read_file",
+    "remove_stale",
+    "remove_tree",
+    "replace_link",
+    "require_space",
+    "sha256_file",
+    "storage_errors",
+    "sync_directory",
+    "write_file",
+]
