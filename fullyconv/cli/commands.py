@@ -7,6 +7,10 @@ from typing import Any
 
 import typer
 
+from fullyconv.cli.hha import hha
+
 __all__ = ["COMMANDS"]
 
-COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {}
+COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
+    "hha": hha,
+}

@@ -1,0 +1,88 @@
+"""Seconds to encode one 480x640 depth frame as HHA, one thread, beside a published Python port in the same run.
+
+    python benchmarks/hha.py [--rival DIR] [--json FILE]
+
+DIR is a checkout of github.com/charlesCXK/Depth2HHA-python (it needs OpenCV and SciPy). With FULLYCONV_SHARED set the
+frame is a real NYUDv2 one with holes, else a procedural scene.
+"""
+
+from __future__ import annotations
+
+import os
+
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[threads] = "1"
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fullyconv.data import hha, scenes
+
+
+def frame() -> tuple[str, np.ndarray, np.ndarray, dict[str, float]]:
+    """(what it is, filled depth in metres, raw depth in metres, camera)."""
+    shared = os.environ.get("FULLYCONV_SHARED")
+    if shared:
+        folder = Path(shared) / "data/hha"
+        filled, raw = (hha.read_depth(folder / n, 10000) for n in ("0.png", "0_raw.png"))
+        return "NYUDv2 frame with holes", filled, raw, hha.NYUD
+    scene = scenes.render(0, (480, 640))
+    depth = scene.depth / 1000
+    return "procedural scene", depth, depth, scene.camera
+
+
+def fastest(call: Callable[[], Any], runs: int) -> tuple[float, Any]:
+    seconds, result = [], None
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def rival(folder: Path, filled: np.ndarray, raw: np.ndarray, camera: dict[str, float]) -> Callable[[], Any]:
+    sys.path.insert(0, str(folder))
+    from getHHA import getHHA  # type: ignore[import-not-found]
+
+    matrix = np.array([[camera["fx"], 0, camera["cx"]], [0, camera["fy"], camera["cy"]], [0, 0, 1]])
+    return lambda: getHHA(matrix, filled, raw)[..., ::-1]  # it returns BGR
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rival", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    what, filled, raw, camera = frame()
+    ours, picture = fastest(lambda: hha.encode(filled, camera, raw), 5)
+    result: dict[str, Any] = {
+        "frame": f"{what}, {filled.shape[0]}x{filled.shape[1]} (HxW)",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "numpy": np.__version__,
+        "fullyconv_seconds": round(ours, 4),
+    }
+    if arguments.rival:
+        theirs, other = fastest(rival(arguments.rival, filled, raw, camera), 1)
+        equal = (picture == other).mean((0, 1))
+        result |= {
+            "rival": "charlesCXK/Depth2HHA-python",
+            "rival_seconds": round(theirs, 2),
+            "times_faster": round(theirs / ours, 1),
+            "equal_pixels": dict(zip(("disparity", "height", "angle"), equal.round(4).tolist(), strict=True)),
+        }
+    text = json.dumps(result, indent=2)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
