@@ -51,6 +51,7 @@ __all__ = [
     "pixel_cap",
     "read_image",
     "read_label",
+    "read_palette",
     "write_label",
 ]
 
@@ -373,6 +374,13 @@ def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
 def image_size(source: Source) -> tuple[int, int]:
     """(H, W) of the picture as displayed, from its header."""
     return image_info(source).size
+
+
+def read_palette(source: Source) -> tuple[tuple[int, int, int], ...]:
+    """The colours (R, G, B) by index of a palette file; () for one without."""
+    picture = _open(_read_bytes(source), _name(source), pixel_cap())
+    flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
+    return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------

@@ -1,1 +1,110 @@
-"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH", split)` -> `Dataset`."""
+"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH", split)` -> `Dataset`.
+
+A kind is a module with `open_NAME(root, split, **options) -> Dataset` and `recognise(root) -> bool`; it is imported
+when it is asked for. A bare PATH is shown to every kind in the order of the table, `folder` last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fullyconv.data.base import Dataset, Record, Sample
+from fullyconv.errors import DataError, MissingInput, UnknownName, printable
+
+__all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_spec"]
+
+KINDS: dict[str, str] = {
+    "camvid": "fullyconv.data.camvid:open_camvid",
+    "voc": "fullyconv.data.voc:open_voc",
+    "sbd": "fullyconv.data.sbd:open_sbd",
+    "nyud": "fullyconv.data.nyud:open_nyud",
+    "siftflow": "fullyconv.data.siftflow:open_siftflow",
+    "context": "fullyconv.data.context:open_context",
+    "cityscapes": "fullyconv.data.cityscapes:open_cityscapes",
+    "ade20k": "fullyconv.data.ade20k:open_ade20k",
+    "cvat": "fullyconv.data.annotations.cvat:open_cvat",
+    "labelme": "fullyconv.data.annotations.labelme:open_labelme",
+    "coco": "fullyconv.data.annotations.coco:open_coco",
+    "labelstudio": "fullyconv.data.annotations.labelstudio:open_labelstudio",
+    "folder": "fullyconv.data.folder:open_folder",
+}
+
+
+def open_dataset(
+    spec: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    inputs: Sequence[str] | None = None,
+    heads: Mapping[str, Any] | Sequence[str] | None = None,
+    **options: Any,
+) -> Dataset:
+    """The labelled pictures at `spec`: "kind:PATH", or a bare PATH whose layout is recognised (and said in `.notes`).
+
+    split    a split's name; None is "train" where the data has one, else everything; "all" is everything.
+    inputs   the modalities that make the image, in this order along C, such as ("rgb", "depth").
+    heads    names of the label maps to keep, or a mapping that adds some: {"geometric": {"from": "semantic", "map":
+             {"sky": ["sky"], "horizontal": ["road", "pavement"], "vertical": "*"}}} or {"folder": "labels-geometric"}.
+    options  the kind's own.
+
+    Raises MissingInput (no such path), UnknownName (kind, split, modality, head) or DataError (no such layout there).
+    """
+    kind, root = parse_spec(spec)
+    if not root.exists():
+        raise MissingInput(f"{printable(root)} does not exist; give the folder (or list file) of the data set.")
+    notes: tuple[str, ...] = ()
+    if kind is None:
+        kind = _recognise(root)
+        notes = (f"{printable(root)} is read as {kind!r} data; write {kind}:PATH to say so yourself.",)
+    dataset: Dataset = _function(kind)(root, split, **_known(kind, options))
+    from fullyconv.data.derive import choose_heads, choose_inputs
+
+    dataset = choose_heads(choose_inputs(dataset, inputs), heads)
+    return replace(dataset, notes=notes + dataset.notes)
+
+
+def parse_spec(spec: str | os.PathLike[str]) -> tuple[str | None, Path]:
+    """("kind", path) of "kind:PATH"; (None, path) of a bare path."""
+    text = os.fspath(spec)
+    kind, colon, rest = text.partition(":")
+    if not colon or os.path.lexists(text) or len(kind) == 1 or os.sep in kind:
+        return None, Path(text)
+    if kind not in KINDS:
+        raise UnknownName("kind of data", kind, KINDS)
+    return kind, Path(rest or ".")
+
+
+def _function(kind: str) -> Any:
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _known(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`options`, or UnknownName for one that the kind does not have."""
+    import inspect
+
+    parameters = inspect.signature(_function(kind)).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters][2:]
+        for name in options:
+            if name not in known:
+                raise UnknownName(f"option of {kind!r} data", name, known)
+    return options
+
+
+def _recognise(root: Path) -> str:
+    for kind, target in KINDS.items():
+        module = target.partition(":")[0]
+        if importlib.util.find_spec(module) and importlib.import_module(module).recognise(root):
+            return kind
+    from fullyconv.data.layout import looked_at
+
+    raise DataError(
+        f"{printable(root)} holds no layout that is known ({looked_at(root)}); put pictures into images/ and label "
+        f"maps of the same names into labels/, or name the kind: {', '.join(KINDS)} (kind:PATH)."
+    )

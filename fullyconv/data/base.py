@@ -58,6 +58,7 @@ class Dataset:
     read_labels: ReadLabels
     inputs: tuple[str, ...] = ("rgb",)
     notes: tuple[str, ...] = ()  # what the reader decided ("classes inferred from the labels: 0..10"), said to the user
+    strays: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
 
     def __len__(self) -> int:
         return len(self.records)

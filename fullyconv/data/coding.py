@@ -1,0 +1,255 @@
+"""How stored label values become class ids: identity, a table of values, or a table of colours; and guessing it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data.layout import read_lines
+from fullyconv.errors import DataError, FullyconvError, printable
+from fullyconv.taxonomy import Taxonomy
+
+__all__ = ["Coding", "check_ids", "infer_coding", "read_classes", "read_coded"]
+
+Colour = tuple[int, int, int]
+
+
+@final
+@dataclass(frozen=True)
+class Coding:
+    """A taxonomy and how label files write it.
+
+    `values` maps stored values to ids and `colours` colours to ids (the ignore value among them); without either the
+    stored value is the id. Values and colours that are not listed are errors; the ignore value always is itself.
+    """
+
+    taxonomy: Taxonomy
+    values: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint8 if self.taxonomy.ignore <= 255 else np.uint16
+
+    @cached_property
+    def value_table(self) -> NDArray[np.int32]:
+        """65536 entries: stored value -> id, -1 where there is none."""
+        table = np.full(65536, -1, np.int32)
+        table[self.taxonomy.ignore] = self.taxonomy.ignore
+        for value, k in self.values.items():
+            table[value] = k
+        return table
+
+    @cached_property
+    def colour_table(self) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+        """(m, key by slot, id by slot): every packed colour has a slot of its own modulo m, so a lookup is one step."""
+        keys = {r << 16 | g << 8 | b: k for (r, g, b), k in self.colours.items()}
+        m = next(m for m in range(len(keys), 1 << 25) if len({key % m for key in keys}) == len(keys))
+        key_of, id_of = np.full(m, -1, np.int32), np.full(m, -1, np.int32)
+        for key, k in keys.items():
+            key_of[key % m], id_of[key % m] = key, k
+        return m, key_of, id_of
+
+
+def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
+    """The ids in a label file: H W uint8 or uint16, each 0..K-1 or the ignore value.
+
+    Raises BadImage for a file that is no label map and DataError for a value or colour without a class (which, how
+    many pixels, where the first is).
+    """
+    label = images.read_label(file, colours=bool(coding.colours))
+    if label.ndim == 3:
+        return _from_colours(label, coding, file)
+    if coding.values:
+        ids: NDArray[Any] = coding.value_table[label]
+        if (ids < 0).any():
+            raise _no_class(file, f"value {label[ids < 0][0]}", ids < 0, coding.taxonomy)
+        return ids.astype(coding.dtype)
+    return check_ids(label, coding.taxonomy, file)
+
+
+def check_ids(label: NDArray[Any], taxonomy: Taxonomy, file: Path) -> NDArray[Any]:
+    """`label` itself if its values are ids of `taxonomy`, else DataError with the value, the count and the place."""
+    k, ignore = len(taxonomy), taxonomy.ignore
+    if label.max() >= k:
+        bad = (label >= k) & (label != ignore)
+        if bad.any():
+            raise _no_class(file, f"value {label[bad][0]}", bad, taxonomy)
+    return label
+
+
+def _from_colours(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+    m, key_of, id_of = coding.colour_table
+    packed = label[..., 0].astype(np.int32) << 16
+    packed |= label[..., 1].astype(np.int32) << 8
+    packed |= label[..., 2]
+    slot = packed % m
+    unknown = key_of[slot] != packed
+    if unknown.any():
+        colour = tuple(int(v) for v in label[unknown][0])
+        raise _no_class(file, f"colour {colour}", unknown, coding.taxonomy)
+    ids: NDArray[Any] = id_of[slot].astype(coding.dtype)
+    return ids
+
+
+def _no_class(file: Path, what: str, bad: NDArray[np.bool_], taxonomy: Taxonomy) -> DataError:
+    row, column = (int(v) for v in np.argwhere(bad)[0])
+    return DataError(
+        f"{printable(file)}: the label {what} is no class ({int(bad.sum())} pixels, the first at row {row}, column "
+        f"{column}); the classes are 0..{len(taxonomy) - 1} and {taxonomy.ignore} is ignored: correct it, or list it "
+        "in classes.txt."
+    )
+
+
+# ---- classes files ---------------------------------------------------------------------------------------------
+
+_NUMBER = r"\s*(\d{1,3})\s*"
+_PATTERNS = (
+    re.compile(rf"^(?P<name>[^:]+):{_NUMBER},{_NUMBER},{_NUMBER}(?::.*)?$"),  # CVAT's labelmap.txt
+    re.compile(rf"^(?P<name>.*?)[\s,;]+{_NUMBER}[\s,;]{_NUMBER}[\s,;]{_NUMBER}$"),  # name r g b
+    re.compile(rf"^{_NUMBER}[\s,;]{_NUMBER}[\s,;]{_NUMBER}[\s,;]+(?P<name>\D.*)$"),  # r g b name
+)
+
+
+def read_classes(file: Path) -> Coding:
+    """The classes in a text file, one line each, ids in the order of the lines:
+
+        road                name alone
+        road 128 64 128     with its colour (also name,r,g,b and r g b name)
+        road = 255          with the value that stands for it in the label files
+        !void 0 0 0         ! marks a colour or value that is ignored
+
+    Raises DataError for a file that is not UTF-8 text, is empty, or gives a value or colour twice.
+    """
+    names: list[str] = []
+    colours: list[tuple[Colour, int]] = []
+    values: list[tuple[int, int]] = []
+    for line in read_lines(file):
+        if line.startswith("#") or line.lower().replace(" ", "") in ("name,r,g,b", "r,g,b,name"):
+            continue
+        name, colour, value = _class_line(line, file)
+        k = -1 if name.startswith("!") else len(names)
+        names += [] if k < 0 else [name]
+        colours += [(colour, k)] if colour is not None else []
+        values += [(value, k)] if value is not None else []
+    if not names:
+        raise DataError(f"{printable(file)} names no class; write one class name a line.")
+    return _coding(names, colours, values, file)
+
+
+def _coding(names: list[str], colours: list[tuple[Colour, int]], values: list[tuple[int, int]], file: Path) -> Coding:
+    by_class = {k: c for c, k in reversed(colours) if k >= 0}
+    palette = tuple(by_class[k] for k in range(len(names))) if len(by_class) == len(names) else ()
+    try:
+        taxonomy = Taxonomy(tuple(names), palette)
+    except DataError as error:
+        raise DataError(f"{printable(file)}: {error}") from error
+    for what, listed in (("colour", colours), ("value", values)):
+        twice = [v for v, n in Counter(v for v, _ in listed).items() if n > 1]
+        if twice:
+            raise DataError(f"{printable(file)} gives the {what} {twice[0]} twice; every class needs its own.")
+    if values and len({k for _, k in values if k >= 0}) < len(names):
+        raise DataError(f"{printable(file)} gives values (name = value) to some classes only; give one to each.")
+    ignore = taxonomy.ignore
+    return Coding(
+        taxonomy,
+        {v: k if k >= 0 else ignore for v, k in values},
+        {c: k if k >= 0 else ignore for c, k in colours} if palette else {},
+    )
+
+
+def _class_line(line: str, file: Path) -> tuple[str, Colour | None, int | None]:
+    name, equals, value = line.rpartition("=")
+    if equals and value.strip().isdigit():
+        if int(value) > 65535:
+            raise DataError(f"{printable(file)}: the value {int(value)} is above 65535; labels hold 16 bits.")
+        return name.strip(), None, int(value)
+    for pattern in _PATTERNS:
+        if found := pattern.match(line):
+            numbers = [int(v) for v in found.groups() if v is not None and v.isdigit()]
+            r, g, b = numbers[-3:] if found.group(1) == found["name"] else numbers[:3]
+            if max(r, g, b) > 255:
+                raise DataError(f"{printable(file)}: the colour in {line!r} is above 255; give bytes.")
+            return found["name"].strip(), (r, g, b), None
+    return line, None, None
+
+
+# ---- guessing --------------------------------------------------------------------------------------------------
+
+
+def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, ...]]:
+    """Classes from the label files themselves, and the sentence that says so.
+
+    Files that cannot be read are passed over here; reading them later, or the check, names them. 255 (65535 in 16-bit
+    files) counts as ignored. Colour-coded files get one class a colour, black first, then by red, green, blue.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(_stored, files))
+    values = {v for kind, vs in found if kind == "values" for v in vs}
+    colours = {v for kind, vs in found if kind == "colours" for v in vs}
+    if colours and not values:
+        return _from_seen_colours(sorted(colours), head)
+    ignore = {v for v in (255, 65535) if v in values and (v == 65535 or max(values) == 255)}
+    ids = sorted(values - ignore)
+    classes = max(ids, default=0) + 1
+    taxonomy = Taxonomy.numbered(classes)
+    palette = next((p for f in files[:8] if (p := _palette(f))), ())
+    if len(palette) >= classes:
+        taxonomy = Taxonomy(taxonomy.names, palette[:classes])
+    said = f"{_ranges(ids)}" + (f", {taxonomy.ignore} ignored" if ignore else "")
+    note = f"the {head} classes are inferred from the labels: {classes} classes (values {said}); "
+    return Coding(taxonomy), (note + "name them in a classes.txt, one a line.",)
+
+
+def _from_seen_colours(colours: Sequence[Colour], head: str) -> tuple[Coding, tuple[str, ...]]:
+    if len(colours) > 256:
+        raise DataError(
+            f"The {head} labels are in colour and hold over 256 different colours (blended edges or JPEG?); list the "
+            "classes in classes.txt (name r g b)."
+        )
+    taxonomy = Taxonomy(tuple(f"rgb {r} {g} {b}" for r, g, b in colours), tuple(colours))
+    shown = ", ".join(f"{k} = {c}" for k, c in enumerate(colours[:12])) + (" ..." if len(colours) > 12 else "")
+    note = f"the {head} labels are colour-coded and no colour table is given: one class a colour, {shown}; "
+    return Coding(taxonomy, {}, {c: k for k, c in enumerate(colours)}), (
+        note + "name them in classes.txt (name r g b).",
+    )
+
+
+def _stored(file: Path) -> tuple[str, Iterable[Any]]:
+    try:
+        label = images.read_label(file, colours=True)
+    except FullyconvError:
+        return "nothing", ()
+    if label.ndim == 2:
+        return "values", np.flatnonzero(np.bincount(label.ravel())).tolist()
+    packed = label.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    return "colours", [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed)[:300].tolist()]
+
+
+def _palette(file: Path) -> tuple[Colour, ...]:
+    try:
+        return images.read_palette(file)
+    except FullyconvError:
+        return ()
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0..2, 5"."""
+    runs: list[list[int]] = []
+    for i in ids:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    text = [f"{a}" if a == b else f"{a}..{b}" for a, b in runs]
+    return ", ".join(text[:12]) + (" ..." if len(text) > 12 else "") or "none"

@@ -1,0 +1,144 @@
+"""What readers share: listing pictures, pairing by stem, choosing a split, and words for what was found."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fullyconv.errors import DataError, UnknownName, nearest, printable
+
+__all__ = [
+    "SUFFIXES",
+    "choose_split",
+    "list_files",
+    "looked_at",
+    "merge_splits",
+    "pictures",
+    "read_lines",
+    "read_table",
+    "stems",
+]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_ALIASES = (("val", "valid", "validation", "dev"), ("train", "training"), ("test", "testing"))
+_MOST = 5_000_000  # files under one root; more means a wrong root or a loop
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES) -> list[Path]:
+    """Files below `folder` with these suffixes (None: all), sorted; hidden names and linked folders are left out."""
+    found: list[Path] = []
+    for at, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in files:
+            if not name.startswith(".") and (suffixes is None or name.lower().endswith(suffixes)):
+                found.append(Path(at, name))
+        if len(found) > _MOST:
+            raise DataError(f"{printable(folder)} holds more than {_MOST} files; give the data set's own folder.")
+    return sorted(found)
+
+
+def pictures(folder: Path) -> bool:
+    """Whether `folder` holds a picture, at the top or one level down."""
+    return folder.is_dir() and any(
+        e.name.lower().endswith(SUFFIXES) or (e.is_dir() and _any_picture(Path(e.path)))
+        for e in os.scandir(folder)
+        if not e.name.startswith(".")
+    )
+
+
+def _any_picture(folder: Path) -> bool:
+    return any(e.name.lower().endswith(SUFFIXES) for e in os.scandir(folder))
+
+
+def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[str, Path], list[Path]]:
+    """{path below `folder` without its suffix: file}, and the files whose stem was taken already."""
+    found: dict[str, Path] = {}
+    twice: list[Path] = []
+    for file in files:
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if suffix and stem.endswith(suffix):
+            stem = stem[: -len(suffix)]
+        if stem in found:
+            twice.append(file)
+        else:
+            found[stem] = file
+    return found, twice
+
+
+def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[str, ...]:
+    """The splits meant by `split`: None is "train" if found, else all; "all" is all; "val" also finds "valid".
+
+    Raises UnknownName that says which splits there are.
+    """
+    if split is None:
+        train = [s for s in found if s in ("train", "training")]
+        return tuple(train[:1]) or tuple(found)
+    if split == "all":
+        return tuple(found)
+    family = next((a for a in _ALIASES if split in a), (split,))
+    for name in (split, *family):
+        if name in found:
+            return (name,)
+    if not found:
+        raise DataError(f"{printable(root)} has no splits, so no {split!r}; leave the split out.")
+    near = nearest(split, list(found))
+    error = UnknownName("split", split, found)
+    error.args = (
+        f"{printable(root)} has no split {printable(split)!r}, it has {', '.join(map(printable, found))}; "
+        + (f"did you mean {near!r}?" if near else "choose one of them."),
+    )
+    raise error
+
+
+def merge_splits(chosen: Sequence[str]) -> tuple[str, Callable[[str, str], str]]:
+    """The name of the union of `chosen`, and (split, stem) -> record name, unique in it."""
+    if len(chosen) == 1:
+        return chosen[0], lambda split, stem: stem
+    return "all", lambda split, stem: f"{split}/{stem}" if split else stem
+
+
+def read_lines(file: Path) -> list[str]:
+    """The non-empty lines of a UTF-8 text file, stripped; DataError names the file if it is none."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{printable(file)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """A CSV with a header, or a list of "image [label]" lines, as rows {"image": ..., "label": ..., ...}."""
+    lines = read_lines(file)
+    if file.suffix.lower() in (".csv", ".tsv") or (lines and "," in lines[0]):
+        rows = list(csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    else:
+        rows = [_two_paths(line) for line in lines]
+    if rows and "image" in (header := [c.strip().lower() for c in rows[0]]):
+        return [dict(zip(header, (c.strip() for c in row), strict=False)) for row in rows[1:]]
+    return [dict(zip(("image", "label"), (c.strip() for c in row), strict=False)) for row in rows]
+
+
+def _two_paths(line: str) -> list[str]:
+    """A line's image and label; a name with blanks is one path unless the line splits into two pictures."""
+    parts = line.split("\t") if "\t" in line else line.split()
+    if len(parts) == 2 and all(p.lower().endswith(SUFFIXES) for p in parts):
+        return parts
+    return parts if "\t" in line else [line]
+
+
+def looked_at(root: Path, most: int = 8) -> str:
+    """What lies in `root`, in words, for a message."""
+    if root.is_file():
+        return f"it is a file of {root.stat().st_size} bytes"
+    names = sorted(e.name + ("/" if e.is_dir() else "") for e in os.scandir(root))
+    if not names:
+        return "the folder is empty"
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"found {', '.join(map(printable, names[:most]))}{rest}"
+
+
+def missing_parts(root: Path, wanted: Mapping[str, str]) -> Iterator[str]:
+    """ "`PATH` (what it is)" of each wanted file or folder that is not below `root`."""
+    return (f"{path} ({what})" for path, what in wanted.items() if not (root / path).exists())
