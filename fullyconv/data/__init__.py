@@ -97,10 +97,17 @@ def _known(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _present(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _recognise(root: Path) -> str:
     for kind, target in KINDS.items():
         module = target.partition(":")[0]
-        if importlib.util.find_spec(module) and importlib.import_module(module).recognise(root):
+        if _present(module) and importlib.import_module(module).recognise(root):
             return kind
     from fullyconv.data.layout import looked_at
 
