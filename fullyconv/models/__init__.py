@@ -1,0 +1,188 @@
+"""Networks by name (`create`), from a model directory (`load`), and the table of them all (`NETWORKS`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fullyconv import checkpoint
+from fullyconv.errors import DataError, MissingInput, UsageError, printable
+from fullyconv.models import store
+from fullyconv.models.fcn import FCN, Stream
+from fullyconv.models.names import CHANNELS, NETWORKS, Network, parse
+from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
+from fullyconv.models.weights import LoadReport, load_into, read_tensors, sidecar
+from fullyconv.preprocessing import Preprocessing
+from fullyconv.taxonomy import Taxonomy
+
+__all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "create", "load", "parse"]
+
+# HHA's means are the paper's, file channel order; depth is log(millimetres) - 7.844 (fcn data layers).
+HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
+
+
+def create(
+    name: str,
+    classes: int | None = None,
+    *,
+    heads: Mapping[str, int] | None = None,
+    weights: str | Path | None = None,
+    padding: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    taxonomies: Mapping[str, Taxonomy] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> FCN:
+    """A network by name, for `classes` classes (None: as published, else 21) or for several `heads` by name.
+
+    `weights` is the trunk's: a local .pt, .pth or .safetensors file with torchvision's keys, a model directory of the
+    same network, or "imagenet" (downloaded because you asked). Without it the trunk starts from seeded random weights.
+    `padding`: "paper" | "same" (None: the trunk's default). `preprocessing`, where the weights file has no sidecar.
+    The load report goes to stderr unless `quiet`, and is `model.report`.
+
+    Raises UnknownName (with the nearest name), UsageError (a stride the trunk lacks), DataError (weights of another
+    network).
+    """
+    network = parse(name)
+    if heads is None:
+        heads = dict(network.heads) if classes is None else {"semantic": classes}
+    if taxonomies is not None:
+        heads = {head: len(t) for head, t in taxonomies.items()}
+    _check_heads(heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, network, heads, padding)
+    if taxonomies is not None:
+        model.taxonomies = dict(taxonomies)
+    if preprocessing is not None:
+        model.preprocessing = preprocessing
+    if weights is not None:
+        report = _load_weights(model, str(weights), preprocessing)
+        model.report = report
+        if not quiet:
+            print(report, file=sys.stderr)
+    return model
+
+
+def _check_heads(heads: Mapping[str, int]) -> None:
+    if not heads:
+        raise UsageError("A network needs at least one head; give classes=21 or heads={'semantic': 21}.")
+    for head, k in heads.items():
+        if not head.isidentifier() or head == "out":
+            raise UsageError(f"{printable(head)!r} cannot name a head; use letters, digits and _ (and not 'out').")
+        if k < 2:
+            raise UsageError(f"The head {head!r} has {k} class; a network tells at least 2 apart.")
+
+
+def _build(name: str, network: Network, heads: Mapping[str, int], padding: str | None) -> FCN:
+    padding = padding or ("paper" if network.trunk in PAPER else "same")
+    groups = [(m,) for m in network.inputs] if network.late else [network.inputs]
+    streams: dict[str, Stream] = {}
+    start = 0
+    taps: tuple[int, ...] = ()
+    trunk = None
+    for group in groups:
+        channels = sum(CHANNELS[m] for m in group)
+        trunk = create_trunk(network.trunk, channels, padding)
+        taps = _taps(name, network, trunk.channels)
+        streams["_".join(group)] = Stream(trunk, heads, taps, slice(start, start + channels), network.scales)
+        start += channels
+    assert trunk is not None
+    model = FCN(
+        name, streams, heads, taps, "fade" if padding == "paper" else "replicate",
+        _preprocessing(network, trunk.preprocessing), network.learned, {"padding": padding},
+    )  # fmt: skip
+    if network.fixed:
+        for p in model.trunk_parameters():
+            p.requires_grad_(False)
+    return model
+
+
+def _taps(name: str, network: Network, channels: Mapping[int, int]) -> tuple[int, ...]:
+    """The strides to score, coarse to fine: from the coarsest the trunk has down to the finest asked for."""
+    coarsest = min(network.coarsest, max(channels))
+    if network.finest not in channels:
+        have = ", ".join(f"{s}s" for s in sorted(channels, reverse=True))
+        raise UsageError(f"{name}: the trunk {network.trunk} has no stride {network.finest}; it has {have}.")
+    return tuple(s for s in sorted(channels, reverse=True) if network.finest <= s <= coarsest)
+
+
+def _preprocessing(network: Network, rgb: Preprocessing) -> Preprocessing:
+    """The trunk's colour preprocessing, with the other modalities' means in the same scale behind it."""
+    if network.inputs == ("rgb",):
+        return rgb
+    mean: list[float] = []
+    std: list[float] = []
+    log: list[int] = []
+    for modality in network.inputs:
+        if modality == "depth":
+            log.append(len(mean))
+            mean.append(LOG_DEPTH_MEAN)
+            std.append(0.5)
+        elif modality == "hha":
+            mean += [m * rgb.scale for m in HHA_MEAN]
+            std += rgb.std
+        else:
+            mean += rgb.mean
+            std += rgb.std
+    return Preprocessing(tuple(range(len(mean))), rgb.scale, tuple(mean), tuple(std), tuple(log))
+
+
+def _load_weights(model: FCN, weights: str, preprocessing: Preprocessing | None) -> LoadReport:
+    """Load a trunk's weights file into every stream, or a model directory of the same network."""
+    path = Path(weights)
+    if path.is_dir():
+        stored = checkpoint.read_model(path)
+        report = load_into(model, dict(stored.tensors), str(path))
+        if model.preprocessing.channels == len(stored.preprocessor["order"]):
+            model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+            report.preprocessing = "the model directory"
+        return report
+    if weights == "imagenet":
+        from fullyconv.models.imagenet import fetch
+
+        path = fetch(parse(model.name).trunk)
+    tensors = read_tensors(path)
+    report = LoadReport(path.name)
+    for stream in model.streams.values():
+        report = load_into(stream.trunk, tensors, path.name)  # type: ignore[arg-type]
+    found = sidecar(path)
+    if found is not None and found.channels == model.preprocessing.channels:
+        model.preprocessing, report.preprocessing = found, f"the sidecar {path.name}.json"
+    elif found is not None:
+        report.preprocessing = "the network's modalities (the sidecar is for other channels)"
+    else:
+        report.preprocessing = "the recipe" if preprocessing is not None else "the trunk's default"
+    return report
+
+
+def load(directory: str | Path) -> FCN:
+    """The network in a model directory (written by `save_pretrained`, a training run or `convert`), in eval mode.
+
+    Sizes, digests, names, shapes, dtypes and a stored canary are checked first; every refusal is one of our errors.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise MissingInput(
+            f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote."
+        )
+    stored = checkpoint.read_model(path)
+    config: dict[str, Any] = stored.config
+    try:
+        taxonomies = store.taxonomies(config)
+        name, heads = str(config["name"]), {str(h): int(k) for h, k in config["heads"].items()}
+        padding = config.get("options", {}).get("padding")
+        network = parse(name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{printable(path)}/config.json does not describe a network ({error}); save it again."
+        ) from error
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if network.trunk.startswith("timm:") else "meta"):
+        model = _build(name, network, heads, padding)
+    model.taxonomies = taxonomies
+    model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+    return store.restore(model, stored)

@@ -1,0 +1,68 @@
+"""What every trunk is: an image in, one feature map a stride out, with the grid of each map known exactly."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fullyconv.geometry import Map
+from fullyconv.models.trace import CannotTrace, Trace, probe, trace
+from fullyconv.preprocessing import IMAGENET, Preprocessing
+
+__all__ = ["Trunk", "he_init", "run"]
+
+
+class Trunk(nn.Module, ABC):
+    """A classifier without its classifier: `forward(x)` maps N C H W to {stride: N C_s h w}, coarse strides last.
+
+    `channels` gives C_s for each stride; `preprocessing` is that of the usual weights; `source` names where the
+    architecture comes from. Parameter names are those of torchvision's model of the same name, where there is one.
+    """
+
+    channels: Mapping[int, int]
+    preprocessing: Preprocessing = IMAGENET
+    source: str = ""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> dict[int, Tensor]: ...
+
+    def trace(self) -> Trace:
+        """Every layer's geometry. Raises CannotTrace (only trunks of other libraries do)."""
+        return trace(self)
+
+    def maps(self) -> tuple[dict[int, Map], bool]:
+        """{stride: grid} and whether it was traced exactly (True) or probed (False)."""
+        try:
+            traced = self.trace()
+            rows, columns = traced.maps(0), traced.maps(1)
+            return {s: rows[name].join(columns[name]) for s, name in traced.outputs.items()}, True
+        except CannotTrace:
+            training = self.training
+            found = probe(self.eval())
+            self.train(training)
+            return dict(zip(self.channels, found, strict=True)), False
+
+
+def he_init(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """He et al. 2015 normal weights (fan out), zero biases, unit batch norm: a trunk never starts silent."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
+            nn.init.zeros_(m.bias)
+
+
+def run(layers: Iterable[nn.Module], x: Tensor, taps: Mapping[int, int]) -> dict[int, Tensor]:
+    """Apply `layers` in order; `taps` maps a layer's index to the stride under which its output is kept."""
+    found: dict[int, Tensor] = {}
+    for i, layer in enumerate(layers):
+        x = layer(x)
+        if i in taps:
+            found[taps[i]] = x
+    return found

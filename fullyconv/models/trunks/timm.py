@@ -1,0 +1,54 @@
+"""Any timm model with `features_only`, as a trunk (extra `timm`). Weights come from local files only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fullyconv.errors import MissingExtra, UnknownName, UsageError
+from fullyconv.models.trace import Trace, trace
+from fullyconv.models.trunks.base import Trunk
+from fullyconv.preprocessing import Preprocessing
+
+__all__ = ["Timm"]
+
+
+class Timm(Trunk):
+    """timm's NAME with one map a stride. Parameter names are timm's under `net.`."""
+
+    def __init__(self, name: str, channels_in: int = 3) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise MissingExtra(f"The trunk timm:{name}", "timm", "timm") from error
+        if not timm.is_model(name):
+            raise UnknownName("timm model", name, timm.list_models())
+        try:
+            self.net: Any = timm.create_model(name, features_only=True, pretrained=False, in_chans=channels_in)
+        except (RuntimeError, AttributeError) as error:
+            raise UsageError(
+                f"timm's {name} gives no feature maps ({error}); choose one that supports features_only."
+            ) from error
+        info: Any = self.net.feature_info
+        found = dict(zip(info.reduction(), info.channels(), strict=True))  # the last map of each stride
+        self.channels = found
+        self.indices = {s: max(i for i, r in enumerate(info.reduction()) if r == s) for s in found}
+        config = timm.get_pretrained_cfg(name)
+        self.source = f"timm {name}"
+        if config is not None and channels_in == 3:
+            self.preprocessing = Preprocessing(mean=tuple(config.mean), std=tuple(config.std))
+
+    def trace(self) -> Trace:
+        """The inner network's geometry (the padding of tiny images in `forward` moves nothing)."""
+        inner = trace(self.net)
+        return Trace(inner.steps, {s: inner.outputs[i] for s, i in self.indices.items()})
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        least = max(self.channels)
+        if min(x.shape[2:]) < least:  # patch embeddings need one whole cell
+            x = F.pad(x, (0, max(0, least - x.shape[3]), 0, max(0, least - x.shape[2])))
+        maps = self.net(x)
+        return {s: maps[i] for s, i in self.indices.items()}

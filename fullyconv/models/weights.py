@@ -1,0 +1,109 @@
+"""Weights from a file into a trunk: what was copied, reshaped, adapted, dropped or left at its start is reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.preprocessing import Preprocessing
+
+__all__ = ["LoadReport", "load_into", "read_tensors", "sidecar"]
+
+
+@dataclass
+class LoadReport:
+    """Parameter names by what happened to them; `str(report)` is what the user is shown."""
+
+    source: str
+    copied: list[str] = field(default_factory=list)
+    coerced: list[str] = field(default_factory=list)  # same elements, other shape (a fully connected layer)
+    adapted: list[str] = field(default_factory=list)  # first layer, other number of input channels
+    dropped: list[str] = field(default_factory=list)  # in the file, not in the network
+    initial: list[str] = field(default_factory=list)  # in the network, not in the file
+    preprocessing: str = ""
+
+    def __str__(self) -> str:
+        def some(names: list[str]) -> str:
+            return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else "0"
+
+        parts = [f"{self.source}: {len(self.copied)} tensors copied"]
+        for title in ("coerced", "adapted", "dropped", "initial"):
+            names = getattr(self, title)
+            if names:
+                parts.append(f"{some(names)} {'left at their initial values' if title == 'initial' else title}")
+        return ", ".join(parts) + (f"; preprocessing from {self.preprocessing}" if self.preprocessing else "") + "."
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """{name: tensor} of a .safetensors, .pt or .pth file; foreign files are read in a limited child process."""
+    if not path.is_file():
+        raise MissingInput(f"There is no weights file {printable(path)}; give the path of a local file.")
+    from fullyconv.sandbox import read_foreign_weights
+
+    return dict(read_foreign_weights(path))
+
+
+def sidecar(path: Path) -> Preprocessing | None:
+    """The preprocessing in `FILE.json` beside a weights file, or None."""
+    beside = path.with_name(path.name + ".json")
+    if not beside.is_file():
+        return None
+    try:
+        value = json.loads(beside.read_text())
+        return Preprocessing.from_json(value.get("preprocessing", value))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{printable(beside)} is not a readable sidecar ({error}); mend it or remove it.") from error
+
+
+def _fit(name: str, have: Tensor, want: Tensor) -> tuple[Tensor, str] | None:
+    """`have` in the shape of `want` and how it was made to fit, or None when it cannot be."""
+    if have.shape == want.shape:
+        return have, "copied"
+    if have.numel() == want.numel() and have.shape[0] == want.shape[0]:
+        return have.reshape(want.shape), "coerced"  # the flat buffer is the same: C-major, then H, W
+    if have.ndim == want.ndim == 4 and have.shape[0] == want.shape[0] and have.shape[2:] == want.shape[2:]:
+        mean = have.mean(1, keepdim=True)
+        c, n = have.shape[1], want.shape[1]
+        if n > c:  # the paper's fourth channel: the mean over the given ones
+            return torch.cat([have, mean.expand(-1, n - c, -1, -1)], 1), "adapted"
+        return mean.expand(-1, n, -1, -1) * (c / n), "adapted"
+    return None
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, rename: Mapping[str, str] | None = None
+) -> LoadReport:
+    """Copy `tensors` into `module` by name (after `rename`: file name -> module name) and report it.
+
+    Raises DataError where a tensor of the right name cannot fit, and where no parameter at all was found.
+    """
+    report = LoadReport(source)
+    targets = module.state_dict()
+    with torch.no_grad():
+        for name, value in tensors.items():
+            target = (rename or {}).get(name, name)
+            if target not in targets:
+                report.dropped.append(name)
+                continue
+            fitted = _fit(target, value, targets[target])
+            if fitted is None:
+                raise DataError(
+                    f"{source}: {printable(name)} is {tuple(value.shape)}, the network needs "
+                    f"{tuple(targets[target].shape)}; these weights are of another network."
+                )
+            if not bool(torch.isfinite(fitted[0]).all()):
+                raise DataError(f"{source}: {printable(name)} holds NaN or infinite values; get the file again.")
+            targets[target].copy_(fitted[0])
+            getattr(report, fitted[1]).append(target)
+    given = {*report.copied, *report.coerced, *report.adapted}
+    report.initial = [n for n in targets if n not in given and not n.endswith("num_batches_tracked")]
+    if not any(n.endswith("weight") for n in given):
+        names = ", ".join(printable(n) for n in list(tensors)[:3])
+        raise DataError(f"{source} holds no tensor of this network (it has {names}, ...); give weights of its trunk.")
+    return report
