@@ -107,18 +107,24 @@ POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Tanh,
     nn.PReLU, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.LocalResponseNorm, nn.Mish, nn.Hardtanh,
 )  # fmt: skip
+# Layers of other libraries that act on one cell at a time (over its channels).
+POINTWISE_KINDS = {"Linear", "LayerNorm", "LayerNorm2d", "LayerScale", "LayerScale2d", "BatchNormAct2d", "DropPath"}
 GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, nn.InstanceNorm2d)
 JOINS = {torch.cat, torch.add, operator.add, operator.iadd, torch.mul, operator.mul, operator.sub, torch.sub}
 POINTWISE_FUNCTIONS = {
     F.relu, F.silu, F.gelu, F.hardswish, F.dropout, torch.relu, torch.sigmoid, operator.truediv, F.relu6, F.layer_norm,
-    F.local_response_norm,
+    F.local_response_norm, torch.addcmul,
 }  # fmt: skip
-POINTWISE_METHODS = {"relu", "sigmoid", "contiguous", "clone", "to", "float", "add_", "mul_", "add", "mul"}
+POINTWISE_METHODS = {
+    "relu", "sigmoid", "contiguous", "clone", "to", "float", "add_", "mul_", "add", "mul", "div", "type_as",
+    "permute", "view", "reshape", "unsqueeze", "expand_as",  # channels last and back; a gate made of global means
+}  # fmt: skip
+GLOBAL_OPERATIONS = {"mean", "norm", "sum", "vector_norm", "std", "var"}  # over space, as far as is known: unbounded
 
 
 class _Leaves(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*WINDOWED, *POINTWISE, *GLOBAL)):
+        if isinstance(m, (*WINDOWED, *POINTWISE, *GLOBAL)) or type(m).__name__ in POINTWISE_KINDS:
             return True
         return super().is_leaf_module(m, module_qualified_name) and not any(True for _ in m.children())
 
@@ -127,16 +133,19 @@ def _module_step(node: fx.Node, module: nn.Module, inputs: tuple[str, ...]) -> S
     kind = type(module).__name__
     channels = getattr(module, "out_channels", None)
     for cls, describe in WINDOWED.items():
-        if isinstance(module, cls):
+        if type(module) is cls:  # a subclass may pad by the size of its input (TensorFlow's "same")
             return Step(str(node.target), kind, describe(module), inputs, channels=channels)
     if isinstance(module, GLOBAL):
         return Step(str(node.target), kind, (None, None), inputs, unbounded=True)
-    if isinstance(module, POINTWISE) or not any(True for _ in module.parameters()):
+    if isinstance(module, POINTWISE) or kind in POINTWISE_KINDS or not any(True for _ in module.parameters()):
         return Step(str(node.target), kind, (None, None), inputs)
     raise CannotTrace(f"The layer {node.target} ({kind}) has no known geometry; its coordinates are probed instead.")
 
 
 def _function_step(node: fx.Node, inputs: tuple[str, ...]) -> Step:
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if called in GLOBAL_OPERATIONS:
+        return Step(node.name, called, (None, None), inputs, unbounded=True)
     if node.op == "call_function":
         if node.target in JOINS or node.target in POINTWISE_FUNCTIONS:
             return Step(node.name, node.target.__name__, (None, None), inputs)
@@ -182,8 +191,8 @@ def trace(network: nn.Module) -> Trace:
             )
             outputs = {key: names[n] for key, n in pairs}
             break
-        elif node.op == "get_attr":
-            continue
+        elif not sources:
+            continue  # a constant: a parameter used in the forward pass, and what is made of it
         elif node.op == "call_module":
             step = _module_step(node, modules[str(node.target)], sources)
         else:
@@ -198,7 +207,7 @@ def trace(network: nn.Module) -> Trace:
 
 def probe(network: nn.Module, size: int = 256, seed: int = 0) -> list[Map]:
     """Grids of a network's outputs by measurement, for graphs that cannot be traced: stride from the sizes, offset
-    from the centre of gravity of one cell's gradient (to the half pixel), field unbounded. Approximate by nature."""
+    0 or (stride - 1) / 2, whichever lies nearer the centre of gravity of one cell's gradient, field unbounded."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 3, size, size, generator=generator).requires_grad_()
     found = []
@@ -210,6 +219,7 @@ def probe(network: nn.Module, size: int = 256, seed: int = 0) -> list[Map]:
         weight = gradient.square().sum((0, 1))
         position = torch.arange(size, dtype=weight.dtype)
         centre = float((weight.sum(0) * position).sum() / weight.sum())
-        offset = Fraction(round((centre - stride * cell) * 2), 2)
+        # Real networks start their grid at pixel 0 or centre it in the cell; the measurement says which.
+        offset = min(Fraction(0), Fraction(stride - 1, 2), key=lambda o: abs(centre - stride * cell - float(o)))
         found.append(Map(Fraction(stride), offset, float("inf")))
     return found

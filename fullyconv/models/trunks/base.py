@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fullyconv.geometry import Map
+from fullyconv.geometry import Map, UnevenPaths
 from fullyconv.models.trace import CannotTrace, Trace, probe, trace
 from fullyconv.preprocessing import IMAGENET, Preprocessing
 
@@ -39,7 +39,7 @@ class Trunk(nn.Module, ABC):
             traced = self.trace()
             rows, columns = traced.maps(0), traced.maps(1)
             return {s: rows[name].join(columns[name]) for s, name in traced.outputs.items()}, True
-        except CannotTrace:
+        except (CannotTrace, UnevenPaths):
             training = self.training
             found = probe(self.eval())
             self.train(training)
