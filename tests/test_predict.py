@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from fullyconv.errors import DataError, UsageError
+from fullyconv.geometry import Map
 from fullyconv.predict import Predictor, as_array
 from fullyconv.preprocessing import Preprocessing
 
@@ -21,6 +23,9 @@ class Geometry:
     stride: int = 4
     offset: int = 2
     border: str = "replicate"
+    halo: float = 8.0
+    exact: bool = True
+    taps: Any = field(default_factory=lambda: {4: Map(Fraction(4), Fraction(3, 2), 4.0)})
 
 
 class Tiny(nn.Module):

@@ -1,26 +1,28 @@
-"""Predictor: an image of any size in, labels or scores of that size out.
+"""Predictor: an image of any size in, labels or scores of that size out, whole or in tiles.
 
-By default nothing of size K x H x W is ever held: labels come straight from the coarse scores (`ops.upsample_argmax`).
+Nothing of size K x H x W is ever held for labels: they come straight from the coarse scores (`ops.upsample_argmax`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fullyconv import ops
 from fullyconv.errors import DataError, UsageError
+from fullyconv.models import FCN, parse
+from fullyconv.predict.inputs import Image, as_array, resize_image
+from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
 
 PRECISIONS = ("fp32", "bf16")
 SCALES = (0.75, 1.0, 1.25)
-Image = Any  # H W C array, PIL image, or {modality: one of these}
 
 
 @final
@@ -28,16 +30,20 @@ class Predictor:
     """Labels every pixel of an image with a trained network.
 
     model: an `FCN` (`fullyconv.load`, `fullyconv.create`), on any device; it is put into channels-last layout.
+    tile: pixels (or (H, W)) of the output computed at a time; what a pixel's label depends on is read round it, so
+    labels are those of the whole image and memory is the tile's. Networks with unbounded context are blended over
+    overlapping tiles instead, which `tiling` says.
     precision: "fp32", or "bf16" where the processor computes it natively (else `UsageError`).
 
     Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros.
     """
 
-    def __init__(self, model: Any, precision: str = "fp32") -> None:
+    def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
         refuse_untrained(model)
         self.model = model.to(memory_format=torch.channels_last)
         self.device: torch.device = next(model.parameters()).device
         self.precision = _precision(precision, self.device)
+        self._plan = plan(model, tile)
 
     @property
     def heads(self) -> dict[str, int]:
@@ -45,10 +51,15 @@ class Predictor:
         return dict(self.model.heads)
 
     @property
+    def inputs(self) -> tuple[str, ...] | None:
+        """The modalities the network takes, in the order they lie along C; None where it does not say."""
+        return parse(self.model.name).inputs if isinstance(self.model, FCN) else None
+
+    @property
     def tiling(self) -> dict[str, Any]:
-        """How images are cut: {"tile": core (H, W) in pixels or None, "halo": pixels, "exact": whether tiles give the
-        whole image's scores}."""
-        return {"tile": None, "halo": 0, "exact": True}
+        """How images are cut: {"tile": core [H, W] in pixels or None, "context": pixels read round it, "blended":
+        whether overlapping tiles are averaged, "exact": whether the whole image's scores are proven to come out}."""
+        return self._plan.to_json()
 
     def __call__(self, image: Image) -> Any:
         """image -> labels H W (uint8, uint16 above 255 classes); {head: labels} if the network has several heads.
@@ -60,20 +71,15 @@ class Predictor:
 
     def labels(self, image: Image) -> dict[str, NDArray[Any]]:
         """image -> {head: labels H W}, uint8 (uint16 above 255 classes)."""
-        return self._upsampled(image, lambda s, k, g: _label_array(ops.upsample_argmax(s, **g), k))
+        return {h: labels for h, (labels,) in self._read(image, LABELS).items()}
 
     def scores(self, image: Image) -> Any:
         """image -> unnormalised scores, float32 K H W; {head: scores} if the network has several heads."""
-        return self._one_or_all(self._upsampled(image, lambda s, k, g: ops.upsample(s, **g)[0].float().cpu().numpy()))
+        return self._one_or_all({h: scores for h, (scores,) in self._read(image, SCORES).items()})
 
     def confident_labels(self, image: Image) -> dict[str, tuple[NDArray[Any], NDArray[np.float32]]]:
         """image -> {head: (labels H W, probability of that label H W float32 in 0..1)}."""
-
-        def both(scores: torch.Tensor, classes: int, geometry: dict[str, Any]) -> tuple[Any, Any]:
-            labels, confidence = ops.upsample_softmax_max(scores, **geometry)
-            return _label_array(labels, classes), confidence[0].float().cpu().numpy()
-
-        return self._upsampled(image, both)
+        return {h: (labels, sure) for h, (labels, sure) in self._read(image, CONFIDENT_LABELS).items()}
 
     def augmented_labels(
         self, image: Image, variants: Sequence[str]
@@ -81,8 +87,8 @@ class Predictor:
         """Labels and confidence by the mean probability over `variants`: "flip" (mirrored too), "scales" (0.75, 1,
         1.25; all combinations). Unlike the plain labels this holds K x H x W probabilities.
         """
-        array = as_array(image, getattr(self.model, "inputs", None))
-        total: dict[str, torch.Tensor] = {}
+        array = as_array(image, self.inputs)
+        total: dict[str, Tensor] = {}
         count = 0
         for scale in SCALES if "scales" in variants else (1.0,):
             for mirrored in (False, True) if "flip" in variants else (False,):
@@ -90,80 +96,42 @@ class Predictor:
                     total[head] = total[head] + probabilities if head in total else probabilities
                 count += 1
         best = {h: (p / count).max(0) for h, p in total.items()}
-        return {h: (_label_array(b.indices[None], self.heads[h]), b.values.cpu().numpy()) for h, b in best.items()}
+        kind = {h: np.uint8 if k <= 255 else np.uint16 for h, k in self.heads.items()}
+        return {h: (b.indices.numpy().astype(kind[h]), b.values.numpy()) for h, b in best.items()}
 
-    def _variant(self, array: NDArray[Any], scale: float, mirrored: bool) -> dict[str, torch.Tensor]:
+    def _variant(self, array: NDArray[Any], scale: float, mirrored: bool) -> dict[str, Tensor]:
         """{head: K H W probabilities} of a scaled, mirrored image, laid back onto the image."""
         height, width = array.shape[:2]
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         variant = array if scale == 1 else resize_image(array, size)
-        variant = np.ascontiguousarray(variant[:, ::-1]) if mirrored else variant
+        variant = variant[:, ::-1] if mirrored else variant
         out = {}
-        for head, scores in self._upsampled(variant, lambda s, k, g: ops.upsample(s, **g)).items():
-            back = scores.flip(3) if mirrored else scores
+        for head, (scores,) in self._read(variant, SCORES).items():
+            full = torch.from_numpy(scores)[None]
+            full = full.flip(3) if mirrored else full
             if scale != 1:
-                back = torch.nn.functional.interpolate(back, (height, width), mode="bilinear", align_corners=False)
-            out[head] = back[0].softmax(0)
+                full = torch.nn.functional.interpolate(full, (height, width), mode="bilinear", align_corners=False)
+            out[head] = full[0].softmax(0)
         return out
 
-    def _upsampled(self, image: Image, upsample: Any) -> dict[str, Any]:
-        array = as_array(image, getattr(self.model, "inputs", None))
-        size = array.shape[:2]
-        x = torch.from_numpy(self.model.preprocessing(array))[None].to(self.device, memory_format=torch.channels_last)
-        geometry = self.model.geometry(*size)
-        at = {"size": size, "stride": geometry.stride, "offset": geometry.offset, "border": geometry.border}
-        with torch.inference_mode(), evaluating(self.model), self._autocast():
-            coarse = self.model.coarse(x)
-        with torch.inference_mode():
-            return {h: upsample(coarse[h].float(), k, at) for h, k in self.heads.items()}
+    def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
+        array = as_array(image, self.inputs)
+        with torch.inference_mode(), evaluating(self.model):
+            size = (array.shape[0], array.shape[1])
+            return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)
+
+    def _coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
+        """window h w C -> {head: coarse scores 1 K h w, float32}."""
+        x = torch.from_numpy(self.model.preprocessing(window))[None]
+        with self._autocast():
+            coarse = self.model.coarse(x.to(self.device, memory_format=torch.channels_last))
+        return {h: coarse[h].float() for h in self.heads}
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _one_or_all(self, by_head: dict[str, Any]) -> Any:
         return next(iter(by_head.values())) if len(by_head) == 1 else by_head
-
-
-def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
-    """Any accepted image -> H W C array in its stored range; `DataError` when it cannot be one.
-
-    inputs: the order of modalities for a mapping (its own order when None).
-    """
-    if isinstance(image, Mapping):
-        return _concatenated(image, tuple(inputs or image))
-    if hasattr(image, "getbands"):  # PIL: alpha and palettes are not measurements
-        image = np.asarray(image if image.mode in ("RGB", "F", "I", "I;16") else image.convert("RGB"))
-    array = np.asarray(image)
-    array = array[..., None] if array.ndim == 2 else array
-    if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
-        raise DataError(
-            f"An image of shape {array.shape} and type {array.dtype} cannot be labelled; give H x W x C numbers."
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError("The image holds NaN or infinite values; replace them before labelling it.")
-    return array
-
-
-def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """image H W C -> `size` (H, W), bilinear and antialiased, in its own dtype (integers rounded)."""
-    from PIL import Image
-
-    planes = [
-        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
-        for c in range(image.shape[2])
-    ]
-    out = np.stack(planes, axis=-1)
-    return np.rint(out).astype(image.dtype) if image.dtype.kind in "ui" else out
-
-
-def _concatenated(image: Mapping[str, Any], inputs: tuple[str, ...]) -> NDArray[Any]:
-    if set(inputs) != set(image):
-        raise DataError(f"The network takes {', '.join(inputs)}; the image has {', '.join(image)}; give exactly those.")
-    planes = [as_array(image[m]) for m in inputs]
-    if len({p.shape[:2] for p in planes}) > 1:
-        sizes = ", ".join(f"{m} {p.shape[0]}x{p.shape[1]}" for m, p in zip(inputs, planes, strict=True))
-        raise DataError(f"The inputs of one image differ in size ({sizes}); align them.")
-    return planes[0] if len(planes) == 1 else np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
 
 
 def refuse_untrained(model: Any) -> None:
@@ -202,7 +170,3 @@ def _native_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
-
-
-def _label_array(labels: torch.Tensor, classes: int) -> NDArray[Any]:
-    return labels[0].cpu().numpy().astype(np.uint8 if classes <= 255 else np.uint16, copy=False)

@@ -1,0 +1,57 @@
+"""What may be labelled: arrays, PIL images and modalities by name, as one H W C array in its stored range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError
+
+__all__ = ["Image", "as_array", "resize_image"]
+
+Image = Any  # H W C array, PIL image, or {modality: one of these}
+
+
+def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
+    """Any accepted image -> H W C array in its stored range; `DataError` when it cannot be one.
+
+    inputs: the order of modalities for a mapping (its own order when None).
+    """
+    if isinstance(image, Mapping):
+        return _concatenated(image, tuple(inputs or image))
+    if hasattr(image, "getbands"):  # PIL: alpha and palettes are not measurements
+        image = np.asarray(image if image.mode in ("RGB", "F", "I", "I;16") else image.convert("RGB"))
+    array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
+        raise DataError(
+            f"An image of shape {array.shape} and type {array.dtype} cannot be labelled; give H x W x C numbers."
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError("The image holds NaN or infinite values; replace them before labelling it.")
+    return array
+
+
+def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """image H W C -> `size` (H, W), bilinear and antialiased, in its own dtype (integers rounded)."""
+    from PIL import Image as Pillow
+
+    planes = [
+        np.asarray(Pillow.fromarray(image[..., c].astype(np.float32)).resize(size[::-1], Pillow.Resampling.BILINEAR))
+        for c in range(image.shape[2])
+    ]
+    out = np.stack(planes, axis=-1)
+    return np.rint(out).astype(image.dtype) if image.dtype.kind in "ui" else out
+
+
+def _concatenated(image: Mapping[str, Any], inputs: tuple[str, ...]) -> NDArray[Any]:
+    if set(inputs) != set(image):
+        raise DataError(f"The network takes {', '.join(inputs)}; the image has {', '.join(image)}; give exactly those.")
+    planes = [as_array(image[m]) for m in inputs]
+    if len({p.shape[:2] for p in planes}) > 1:
+        sizes = ", ".join(f"{m} {p.shape[0]}x{p.shape[1]}" for m, p in zip(inputs, planes, strict=True))
+        raise DataError(f"The inputs of one image differ in size ({sizes}); align them.")
+    return planes[0] if len(planes) == 1 else np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
