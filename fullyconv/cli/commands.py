@@ -8,9 +8,11 @@ from typing import Any
 import typer
 
 from fullyconv.cli.hha import hha
+from fullyconv.cli.train import train
 
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
+    "train": train,
     "hha": hha,
 }

@@ -1,0 +1,58 @@
+"""fullyconv train: data and a recipe in, a run directory out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.", show_default=False)] = "",
+    recipe: Annotated[str, typer.Option(help="Published recipe by name, or a TOML file.", show_default=False)] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Run directory; runs/KIND by default.", show_default=False)] = "",
+    time: Annotated[str, typer.Option(help="Wall-clock budget such as 30m.", show_default=False)] = "",
+    val: Annotated[str, typer.Option(help="Data to measure on, if not a split of DATA.", show_default=False)] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option("--allow-changed", metavar="WHAT", help="network, classes or data that may differ on --resume."),
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
+    from fullyconv import recipes
+    from fullyconv.errors import UsageError
+
+    changes = dict(recipes.setting(text) for text in settings or [])
+    if time:
+        changes["time"] = time
+    if resume and not out:
+        raise UsageError("--resume needs the run's directory: name it with --out.")
+    if resume and not recipe and (Path(out) / "recipe.toml").is_file():
+        recipe = str(Path(out) / "recipe.toml")
+    resolved = recipes.read(recipe or None, changes)
+    if print_config:
+        print(resolved.to_toml(), end="")
+        return
+    if not data:
+        raise UsageError("Name the labelled pictures: fullyconv train PATH (or kind:PATH).")
+    from fullyconv.train import fit
+
+    target = fit(
+        resolved, data, out or _free(data), val=val or None, resume=resume, allow=allow_changed or (), quiet=quiet
+    )
+    print(target)
+
+
+def _free(data: str) -> Path:
+    """runs/NAME that no run uses yet: NAME is the data's kind or last folder."""
+    name = data.partition(":")[0] if ":" in data else Path(data).name or "model"
+    return next(p for n in range(1, 10_000) if not (p := Path("runs", name if n == 1 else f"{name}-{n}")).exists())

@@ -1,0 +1,280 @@
+"""Recipes: everything that decides a training run, as one flat TOML table that is checked before anything starts.
+
+`Recipe` is the table; `read` finds one by name (`fullyconv/published/NAME.toml`), by file, or takes the defaults, and
+applies `key=value` settings on top. The resolved recipe is written into the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, nearest
+
+__all__ = ["Recipe", "names", "parse_time", "published", "read", "setting"]
+
+PUBLISHED = Path(__file__).parent / "published"
+DURATION = ("epochs", "steps", "time")
+
+
+def _key(default: Any, description: str, **limits: Any) -> Any:
+    """One key: its default, what it means (docs/train.md is made from this), and its limits."""
+    if isinstance(default, dict):
+        return Field(default_factory=lambda: dict(default), description=description, **limits)
+    return Field(default, description=description, **limits)
+
+
+@final
+class Recipe(BaseModel):
+    """A training run as data. Keys are flat, unknown keys are refused, values are checked on their own and together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    # About the recipe
+    name: str = _key("", "Name of the recipe this one came from.")
+    source: str = _key("", "Where the recipe was published.")
+    expected: str = _key("", "The score to expect, with its data and protocol.")
+    stages: tuple[str, ...] = _key((), "Recipes run one after the other, each starting from the one before.")
+
+    # The network
+    model: str = _key("fcn8s-mobilenet_v2", "Network by name, fcn{32s,16s,8s,4s}-TRUNK; `fullyconv models` lists them.")
+    weights: str = _key("", 'File with the trunk\'s weights; "imagenet" downloads them; empty learns from scratch.')
+    init_from: str = _key("", "Run or model directory whose tensors of the same name and shape are copied first.")
+    padding: Literal["", "paper", "same"] = _key("", "Border handling; empty takes the network's default.")
+    options: dict[str, Any] = _key({}, "Further arguments of `models.create`, as an inline table.")
+    preprocessing: dict[str, Any] = _key({}, "channels, range, mean, std of weights that come without a sidecar.")
+    inputs: tuple[str, ...] = _key((), "Modalities in the network's order; empty takes what its name says.")
+    heads: tuple[str, ...] = _key((), "Label heads to learn; empty takes all the data set has.")
+    frozen_trunk: bool = _key(False, "Learn the score layers only (the paper's 32s-fixed).")
+    batch_norm: Literal["train", "frozen", "unfold"] = _key(
+        "train",
+        "Batch statistics are learned, kept as loaded, or (weights whose batch norm was folded into the convolutions) "
+        "measured on the first images so that the network starts as the same function.",
+    )
+
+    # Pictures
+    split: str = _key("train", "Split that is learned.")
+    val_split: str = _key("val", "Split that is measured; empty for none.")
+    crop: tuple[int, ...] = _key((), "Window (rows, columns) cut from each image; empty takes whole images.")
+    scale: tuple[float, float] = _key((1.0, 1.0), "Range of the random scale, as a factor.")
+    flip: float = _key(0.5, "Share of images mirrored left to right.", ge=0, le=1)
+    rotation: float = _key(0.0, "Largest random rotation in degrees.", ge=0, le=180)
+    photometric: float = _key(0.0, "Strength of random brightness, contrast and saturation; 0 is off.", ge=0, le=1)
+    sampling: Literal["epochs", "replacement"] = _key(
+        "epochs", "Every image once an epoch in random order, or drawn with replacement (the paper's)."
+    )
+    batch_size: int = _key(4, "Images a step, all processes together.", ge=1)
+    accumulate: int = _key(1, "Passes a step's images are split into, to save memory.", ge=1)
+    workers: int = _key(0, "Processes that read and transform images; 0 does it in a thread.", ge=0, le=64)
+    cache: Literal["none", "memory"] = _key("none", "Keep decoded images in memory.")
+    on_bad_sample: Literal["fail", "skip"] = _key("fail", "An image that cannot be read ends the run or is replaced.")
+    max_bad: float = _key(0.01, "With skip: share of images that may be bad before the run ends.", ge=0, le=1)
+    worker_timeout: float = _key(60.0, "Seconds without an answer after which a worker counts as hung.", gt=0)
+
+    # Loss
+    loss: Literal["mean", "sum", "image-mean"] = _key(
+        "mean", "Cross-entropy averaged over a step's labelled pixels, summed per image, or averaged image by image."
+    )
+    class_weights: Literal["none", "median-frequency"] | tuple[float, ...] = _key(
+        "none", 'Weights of the classes: "none", "median-frequency", or one number a class.'
+    )
+    label_smoothing: float = _key(0.0, "Share of the target spread over all classes.", ge=0, lt=1)
+    top_k: float = _key(1.0, "Share of the hardest pixels that count (OHEM).", gt=0, le=1)
+
+    # Optimiser
+    optimizer: Literal["adamw", "sgd", "caffe-sgd"] = _key("adamw", "caffe-sgd folds the rate into the velocity.")
+    lr: float = _key(1e-3, "Learning rate at its highest.", gt=0)
+    head_lr: float = _key(1.0, "Factor on the rate of everything but the trunk.", gt=0)
+    momentum: float = _key(0.9, "Momentum of SGD, first beta of AdamW.", ge=0, lt=1)
+    beta2: float = _key(0.999, "Second beta of AdamW.", ge=0, lt=1)
+    weight_decay: float = _key(1e-2, "Weight decay.", ge=0)
+    bias_lr: float = _key(1.0, "Factor on the rate of biases (Caffe's recipes: 2).", gt=0)
+    bias_decay: bool = _key(False, "Decay biases and batch norm as well.")
+    clip: float = _key(0.0, "Largest norm of the gradient; 0 does not clip.", ge=0)
+    schedule: Literal["constant", "poly", "one-cycle"] = _key("poly", "Course of the rate over the run.")
+    power: float = _key(0.9, "Exponent of poly.", gt=0)
+    warmup: float = _key(0.02, "Share of the run in which the rate rises.", ge=0, lt=1)
+    ema: float = _key(
+        0.0, "Decay of the running average of the weights that is measured and kept; 0 is off.", ge=0, lt=1
+    )
+
+    # Length
+    epochs: float = _key(0.0, "Passes over the data.", ge=0)
+    steps: int = _key(0, "Steps of the optimiser, in place of epochs.", ge=0)
+    time: str = _key("", 'Wall-clock budget such as "30m", in place of epochs; the schedule runs over it.')
+    early_stop: int = _key(0, "Measurements without a better mean IU after which the run ends; 0 never.", ge=0)
+
+    # Measuring and keeping
+    val_every: float = _key(0.0, "Epochs between measurements; 0 keeps them at a tenth of the work.", ge=0)
+    val_share: float = _key(0.1, "Share of the work that measuring may take when val_every is 0.", gt=0, le=1)
+    save_every: str = _key("10m", "Time between checkpoints besides those after measurements.")
+    max_bad_steps: int = _key(3, "Steps in a row with a NaN or infinite loss or gradient before the run ends.", ge=1)
+
+    # Machine
+    device: str = _key("auto", "cpu, cuda, or auto: cuda when there is one.")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "Numbers of the forward pass (autocast).")
+    seed: int = _key(0, "Seed of everything random.", ge=0)
+    deterministic: bool = _key(False, "Same bits on a GPU too, or an error naming the operation that cannot.")
+    tensorboard: bool = _key(False, "Write TensorBoard events into the run as well.")
+
+    def model_post_init(self, _context: Any) -> None:
+        _check_together(self)
+
+    @property
+    def seconds(self) -> float:
+        """The wall-clock budget in seconds, 0 when there is none."""
+        return parse_time(self.time) if self.time else 0.0
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with `changes`, checked again."""
+        return _build({**self.model_dump(), **changes}, "these settings")
+
+    def to_toml(self) -> str:
+        """Every key with its value, one a line, in the order of the table."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.model_dump().items())
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuse combinations that cannot be meant."""
+    if sum(bool(getattr(recipe, key)) for key in DURATION) > 1:
+        raise UsageError("A run has one length: give only one of epochs, steps and time.")
+    if len(recipe.crop) not in (0, 2) or any(side < 1 for side in recipe.crop):
+        raise UsageError(f"crop = {list(recipe.crop)} is not a window; give two sides (rows, columns) of at least 1.")
+    low, high = recipe.scale
+    if not 0 < low <= high:
+        raise UsageError(f"scale = [{low}, {high}] is not a range of factors; give 0 < low <= high.")
+    if recipe.accumulate > recipe.batch_size:
+        raise UsageError(f"accumulate = {recipe.accumulate} splits a step of {recipe.batch_size} images; lower it.")
+    if isinstance(recipe.class_weights, tuple) and any(not 0 <= w < math.inf for w in recipe.class_weights):
+        raise UsageError("class_weights must be finite and not negative.")
+    if recipe.top_k < 1 and recipe.loss != "mean":
+        raise UsageError(f'top_k works with loss = "mean" only, not with {recipe.loss!r}.')
+    parse_time(recipe.save_every)
+    if recipe.time:
+        parse_time(recipe.time)
+    _refuse_large_sum(recipe)
+
+
+def _refuse_large_sum(recipe: Recipe) -> None:
+    """A summed loss has gradients of ~10^5 pixels: rates that suit a mean make it NaN within a few steps."""
+    if recipe.loss != "sum" or recipe.stages:
+        return
+    effective = recipe.lr / (1 - recipe.momentum)
+    if effective > 1e-7:
+        raise UsageError(
+            f'loss = "sum" adds up every pixel, so lr = {recipe.lr:g} with momentum {recipe.momentum:g} acts like a '
+            f"mean loss at lr = {recipe.lr * 187_500:g} on a 375x500 image; divide by the pixels of an image "
+            f'(lr = {recipe.lr / 187_500:.1g}), or use loss = "mean".'
+        )
+
+
+def names() -> list[str]:
+    """The published recipes' names, sorted."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.toml"))
+
+
+def published(name: str) -> Recipe:
+    """The published recipe of that name; UnknownName offers the nearest."""
+    if name not in names():
+        raise UnknownName("recipe", name, names())
+    return read(name)
+
+
+def read(recipe: str | Path | None = None, settings: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
+    """The recipe of that name or in that file (None: the defaults) with `settings` on top.
+
+    `settings` are a mapping, or texts `key=value` whose value is read as TOML, else as a string. A length among them
+    (epochs, steps, time) replaces the recipe's. Raises UnknownName for a key or recipe that does not exist,
+    UsageError for a value that does not fit, MissingInput for a file that is not there.
+    """
+    values, where = _read_table(recipe)
+    changes = dict(settings) if isinstance(settings, Mapping) else dict(map(setting, settings))
+    if any(key in changes for key in DURATION):
+        values = {key: value for key, value in values.items() if key not in DURATION}
+    return _build({**values, **changes}, where)
+
+
+def _read_table(recipe: str | Path | None) -> tuple[dict[str, Any], str]:
+    """The table and how to name it in an error."""
+    if recipe is None:
+        return {}, "the settings"
+    text, path = str(recipe), Path(recipe)
+    if "/" not in text and not text.endswith(".toml"):
+        if text not in names():
+            raise UnknownName("recipe", text, names())
+        path = PUBLISHED / f"{text}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingInput(f"The recipe {path} cannot be opened ({error.strerror}); name a TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The recipe {path} is not TOML ({error}); correct that line.") from error
+    if PUBLISHED in path.parents:
+        table.setdefault("name", path.stem)
+    return table, f"the recipe {path.name}"
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as TOML, else as a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text!r} has no value; write it as key=value.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _build(values: Mapping[str, Any], where: str) -> Recipe:
+    """A checked Recipe, pydantic's complaint turned into one sentence."""
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise UnknownName("recipe key", key, Recipe.model_fields)
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"][:1])
+        problem = first["msg"][0].lower() + first["msg"][1:]
+        hint = _hint(key, first.get("input"))
+        raise UsageError(f"{key} = {first.get('input')!r} in {where} cannot be used: {problem}{hint}.") from None
+
+
+def _hint(key: str, value: Any) -> str:
+    """The nearest choice for a mistyped word."""
+    words = re.findall(r"'([^']+)'", str(Recipe.model_fields[key].annotation)) if key in Recipe.model_fields else []
+    near = nearest(str(value), words) if isinstance(value, str) else None
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: the inverse of tomllib for what recipes hold."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    raise DataError(f"A recipe cannot hold {value!r}; use texts, numbers, lists and tables.")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of "90s", "30m", "1h30m", "2d" or a plain number of seconds; UsageError otherwise."""
+    found = re.fullmatch(r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s?)?\s*", text)
+    seconds = (
+        sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True)) if found else 0
+    )
+    if seconds <= 0:
+        raise UsageError(f"{text!r} is not a length of time; write it like 90s, 30m or 1h30m.")
+    return seconds

@@ -1,0 +1,93 @@
+"""fit: recipe x data -> a run directory. `learn` is the loop, top to bottom on one screen.
+
+Everything random (sample order, augmentation, dropout) is a function of the seed and the step, so a run that goes on
+from a checkpoint is the run that was never stopped, bit for bit (same machine, CPU or `deterministic`; a time budget
+and its schedule follow the clock instead).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+
+from fullyconv.data.base import Dataset
+from fullyconv.recipes import Recipe, read
+from fullyconv.train import keeping, measuring, optimisation, planning
+from fullyconv.train.course import Course, prepare, training_mode
+from fullyconv.train.display import Display
+from fullyconv.train.reading import Reader, read_ahead
+from fullyconv.train.signals import Stop
+from fullyconv.train.step import gradient_norm, gradients
+from fullyconv.train.world import join
+
+__all__ = ["fit"]
+
+
+def fit(
+    recipe: Recipe | str | Path | None = None,
+    data: str | os.PathLike[str] | Dataset = "",
+    out: str | os.PathLike[str] = "runs/model",
+    *,
+    val: str | os.PathLike[str] | Dataset | None = None,
+    resume: bool = False,
+    allow: Collection[str] = (),
+    quiet: bool = False,
+) -> Path:
+    """Train by `recipe` (a Recipe, a published name, a TOML file or None for the defaults) on `data` into `out`.
+
+    data, val: a `Dataset` or what `open_dataset` takes; without `val`, the recipe's `val_split` of `data`.
+    resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" that may have changed since.
+    Returns `out`, whose `best` and `last` are model directories and whose `metrics.jsonl` has a row a step.
+    Raises UsageError for a recipe or run directory that cannot be used, DataError for data that cannot be learned,
+    Interrupted or Terminated after a signal, with the step saved.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        world = stack.enter_context(join(recipe.device))
+        display = Display(quiet=quiet or world.rank > 0)
+        learn(prepare(recipe, data, val, Path(out), world, display, resume, allow, stack), stop)
+    return Path(out)
+
+
+def learn(c: Course, stop: Stop) -> None:
+    """Step until the recipe's length is reached or a signal comes; measure and keep on the way."""
+    state, plan, recipe = c.state, c.plan, c.recipe
+    reader = Reader(c.train, recipe, c.model.preprocessing.mean_pixel())
+    if state.step == 0:
+        keeping.save(c)  # whatever happens, there is something to go on from
+    elif planning.measurement_due(plan, state):
+        measuring.measure(c, stop)
+        keeping.save(c)
+    c.clock.restart()
+    with closing(read_ahead(reader, recipe, state, c.world)) as steps:
+        while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
+            step = next(steps)
+            c.clock.lap("data")
+            torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.world.rank))
+            rate = optimisation.set_rate(c.optimizer, recipe, planning.progress(plan, state))
+            buffers = keeping.snapshot(c.model)
+            outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
+            norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
+            if keeping.accept(c, outcome, norm, step):
+                c.scaler.step(c.optimizer)
+                c.scaler.update()
+                if c.average is not None:
+                    optimisation.average_into(c.average, c.model, recipe.ema, state.step)
+            else:
+                keeping.undo(c.model, buffers)
+            c.optimizer.zero_grad(set_to_none=True)
+            c.clock.lap("backward")
+            keeping.advance(c, step)
+            keeping.log(c, step, outcome, rate, norm)
+            if planning.measurement_due(plan, state):
+                measuring.measure(c, stop)
+                training_mode(c.model, recipe)
+                keeping.save(c)
+            elif planning.saving_due(plan, c.clock.since_save()):
+                keeping.save(c)
+    keeping.end(c, stop)

@@ -1,0 +1,240 @@
+"""Everything one run holds, as plain data, and how it is put together from a recipe, data and a directory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fullyconv import models
+from fullyconv.checkpoint import RunDirectory, read_model
+from fullyconv.data import open_dataset
+from fullyconv.data.base import Dataset
+from fullyconv.errors import DataError, StorageError, UsageError
+from fullyconv.files import atomic_write
+from fullyconv.preprocessing import Preprocessing
+from fullyconv.recipes import Recipe
+from fullyconv.train import planning, state
+from fullyconv.train.display import Clock, Display
+from fullyconv.train.optimisation import optimizer_for
+from fullyconv.train.world import World
+
+__all__ = ["Course", "prepare", "training_mode"]
+
+
+@final
+@dataclass
+class Course:
+    """One run. `average` is the running average of the weights, None without; `run` is None but on the first process."""
+
+    recipe: Recipe
+    plan: planning.Plan
+    train: Dataset
+    val: Dataset | None
+    model: Any
+    average: Any
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    weights: Mapping[str, Tensor | None]
+    world: World
+    out: Path
+    run: RunDirectory | None
+    state: state.State
+    about: dict[str, Any]
+    display: Display
+    clock: Clock = field(default_factory=Clock)
+    tables: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    unlogged: int = 0  # rows that the disk refused
+    saved: int = -1  # step of the last checkpoint
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl. A full disk costs rows, not the run."""
+        if self.run is None:
+            return
+        try:
+            self.run.log(row)
+        except StorageError as error:
+            self.unlogged += 1
+            if self.unlogged == 1:
+                self.display.note(f"metrics.jsonl is incomplete from step {self.state.step}: {error} Training goes on.")
+
+
+def prepare(
+    recipe: Recipe,
+    data: Any,
+    val: Any,
+    out: Path,
+    world: World,
+    display: Display,
+    resume: bool,
+    allow: Collection[str],
+    stack: Any,
+) -> Course:
+    """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
+    train, val = open_both(recipe, data, val)
+    for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
+        display.note(note)
+    model = _network(recipe, train, quiet=display.quiet)
+    about = state.identity(model, train)
+    run = _directory(recipe, out, resume, world, stack)
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)
+    model.to(world.device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
+    optimizer = optimizer_for(model, recipe)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+    where = _go_back(out, run, resume, allow, about, model, average, optimizer, scaler, display, world)
+    plan = _plan(recipe, train, val)
+    weights = _class_weights(recipe, train, world.device)
+    training_mode(model, recipe)
+    return Course(
+        recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
+        saved=where.step if resume else -1,
+    )  # fmt: skip
+
+
+def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
+    """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
+    inputs = recipe.inputs or models.parse(recipe.model).inputs
+    options: dict[str, Any] = {"inputs": inputs, "heads": recipe.heads or None}
+    train = data if isinstance(data, Dataset) else open_dataset(data, recipe.split, **options)
+    if val is None and not isinstance(data, Dataset) and recipe.val_split:
+        val = open_dataset(data, recipe.val_split, **options)
+    elif val is not None and not isinstance(val, Dataset):
+        val = open_dataset(val, recipe.val_split or None, **options)
+    for dataset in (train, val):
+        if dataset is not None and not len(dataset):
+            raise DataError(
+                f"The split {dataset.split!r} of {dataset.root} has no images; nothing can be learned from it."
+            )
+        if dataset is not None and not dataset.taxonomies:
+            raise DataError(f"The split {dataset.split!r} of {dataset.root} has no labels; give it label maps.")
+    return train, val
+
+
+def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
+    """The recipe's network with the data's classes."""
+    preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
+    model = models.create(
+        recipe.model,
+        weights=recipe.weights or None,
+        padding=recipe.padding or None,
+        preprocessing=preprocessing,
+        taxonomies=train.taxonomies,
+        seed=recipe.seed,
+        quiet=quiet,
+        **recipe.options,
+    )
+    if recipe.frozen_trunk:
+        for p in model.trunk_parameters():
+            p.requires_grad_(False)
+    return model
+
+
+def training_mode(model: Any, recipe: Recipe) -> None:
+    """Dropout and batch statistics as the recipe learns them: frozen batch norm stays in evaluation mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            weight = module.weight
+            frozen = recipe.batch_norm == "frozen" or (weight is not None and not weight.requires_grad)
+            module.train(not frozen)
+
+
+def _directory(recipe: Recipe, out: Path, resume: bool, world: World, stack: Any) -> RunDirectory | None:
+    """The run directory, locked, with the resolved recipe in it; the first process's alone."""
+    run = None
+    if world.rank == 0:
+        if resume and not (out / "checkpoints").is_dir():
+            raise UsageError(
+                f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
+            )
+        run = stack.enter_context(RunDirectory(out))
+        if not resume and run.steps():
+            raise UsageError(
+                f"{out} holds a run at step {run.steps()[-1]}; go on with it by --resume, or give another --out."
+            )
+        atomic_write(out / "recipe.toml", recipe.to_toml().encode())
+    world.wait()
+    return run
+
+
+def _go_back(
+    out: Path,
+    run: RunDirectory | None,
+    resume: bool,
+    allow: Collection[str],
+    about: dict[str, Any],
+    model: Any,
+    average: Any,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    display: Display,
+    world: World,
+) -> state.State:
+    """The checkpoint's state, everything put back; a new state for a new run."""
+    if not resume:
+        return state.State()
+    stored = run.resume() if run else None
+    step = world.first(float(stored.step if stored and stored.step is not None else -1) if run else 0.0)
+    if step < 0:
+        raise UsageError(f"The run in {out} has no checkpoint to go on from; start anew without --resume.")
+    stored = stored or read_model(out / "checkpoints" / f"step-{int(step)}")
+    for note in run.notes if run else ():
+        display.note(note)
+    state.refuse_changes(stored.state["identity"], about, allow)
+    where = state.restore(stored, model, average, optimizer, scaler)
+    display.note(f"Going on from step {where.step} of {out}.")
+    return where
+
+
+def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.Plan:
+    """Sizes are taken from the first image of each split."""
+    h, w = train.image(0).shape[:2]
+    if recipe.crop:
+        h, w = recipe.crop
+    step = h * w * min(recipe.batch_size, len(train))
+    measured = float(np.prod(val.image(0).shape[:2])) * len(val) if val else 0.0
+    return planning.plan(recipe, len(train), measured, step)
+
+
+def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict[str, Tensor | None]:
+    """Weights of the classes by head; given ones are the main head's."""
+    if recipe.class_weights == "none":
+        return dict.fromkeys(train.taxonomies)
+    if recipe.class_weights == "median-frequency":
+        return {h: torch.tensor(w, device=device) for h, w in median_frequency(train).items()}
+    main, *others = train.taxonomies
+    if len(recipe.class_weights) != len(train.taxonomies[main]):
+        raise UsageError(
+            f"class_weights has {len(recipe.class_weights)} numbers, the data {len(train.taxonomies[main])} classes "
+            f"({', '.join(train.taxonomies[main].names)}); give one a class."
+        )
+    return {main: torch.tensor(recipe.class_weights, device=device)} | dict.fromkeys(others)
+
+
+def median_frequency(dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+    """w_k = median(f) / f_k, f_k = pixels of class k by the labelled pixels of the images it occurs in; absent: 0.
+
+    Source: Eigen and Fergus 2015, section 6.3.2, as used for SegNet.
+    """
+    classes = {head: len(t) for head, t in dataset.taxonomies.items()}
+    counts = {head: np.zeros((2, k)) for head, k in classes.items()}
+    for record in dataset.records:
+        for head, k in classes.items():
+            label = dataset.read_labels(record, head)
+            found = np.bincount(label[label != dataset.taxonomies[head].ignore].ravel(), minlength=k)[:k]
+            counts[head] += found, (found > 0) * found.sum()
+    weights = {}
+    for head, (pixels, of) in counts.items():
+        frequency = np.divide(pixels, of, out=np.zeros_like(pixels), where=of > 0)
+        median = np.median(frequency[frequency > 0])
+        weights[head] = np.divide(median, frequency, out=np.zeros_like(pixels), where=frequency > 0).astype(np.float32)
+    return weights

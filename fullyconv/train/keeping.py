@@ -1,0 +1,149 @@
+"""Writing a run down: rows of the log, checkpoints, the end; and undoing a step that was refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from typing import Any
+
+from torch import Tensor
+
+from fullyconv.errors import FullyconvError
+from fullyconv.models import store
+from fullyconv.train import planning, state
+from fullyconv.train.course import Course, training_mode
+from fullyconv.train.measuring import measure
+from fullyconv.train.reading import Step
+from fullyconv.train.signals import Stop
+from fullyconv.train.step import Outcome
+
+__all__ = ["accept", "advance", "end", "log", "save", "snapshot", "undo"]
+
+
+def snapshot(model: Any) -> list[Tensor]:
+    """Copies of the buffers (batch norm's statistics), which a forward pass changes before it is known to be good."""
+    return [b.clone() for b in model.buffers()]
+
+
+def undo(model: Any, buffers: list[Tensor]) -> None:
+    """Take back what a refused step did to the buffers."""
+    for b, before in zip(model.buffers(), buffers, strict=True):
+        b.copy_(before)
+
+
+def accept(c: Course, outcome: Outcome, norm: float, step: Step) -> bool:
+    """Whether the step may be taken. A NaN or infinite loss or gradient is refused, its files are named and written to
+    refused.jsonl, and `max_bad_steps` of them in a row end the run."""
+    overflow = c.recipe.precision == "fp16" and c.scaler.is_enabled() and math.isfinite(outcome.loss)
+    if math.isfinite(outcome.loss) and (math.isfinite(norm) or overflow):
+        c.state.refused = 0
+        return True
+    c.state.refused += 1
+    what = "loss" if not math.isfinite(outcome.loss) else "gradient"
+    files = ", ".join(n for b in step.batches for n in b.names)
+    c.display.note(f"step {c.state.step + 1}: the {what} is not finite, the step is not taken; its images: {files}")
+    if c.run is not None:
+        row = {"step": c.state.step + 1, "epoch": step.ticket.epoch, "what": what, "files": files.split(", ")}
+        try:
+            with open(c.out / "refused.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            c.display.note(f"refused.jsonl cannot be written ({error.strerror}).")
+    if c.state.refused >= c.recipe.max_bad_steps:
+        raise FullyconvError(
+            f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; look at these images, "
+            f"or lower lr (now {c.recipe.lr:g}) or set clip = 1. The last good checkpoint is {c.out / 'last'}."
+        )
+    return False
+
+
+def advance(c: Course, step: Step) -> None:
+    """Move the state past a step."""
+    s, ticket = c.state, step.ticket
+    s.step += 1
+    seconds = c.clock.since_mark()
+    s.elapsed += c.world.first(seconds) if c.plan.budget else seconds
+    s.bad += step.bad
+    s.epoch, s.position = ticket.epoch, ticket.position + len(ticket.everyone)
+    if s.position >= len(c.train):
+        s.epoch, s.position = ticket.epoch + 1, 0
+
+
+def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> None:
+    """A row of metrics.jsonl, without times, so that a resumed run writes the same bytes; and the live line."""
+    epoch = c.state.epoch + c.state.position / len(c.train)
+    row = {
+        "kind": "step",
+        "step": c.state.step,
+        "epoch": round(epoch, 6),
+        "loss": outcome.loss,
+        "pixel_loss": outcome.pixel,
+        "lr": rate,
+        "gradient": norm,
+        "order": f"{zlib.crc32(repr(step.ticket.everyone).encode()):08x}",
+    }
+    c.write(row)
+    facts = {
+        "step": c.state.step,
+        "epoch": epoch,
+        "loss": outcome.pixel,
+        "lr": rate,
+        "chance": sum(math.log(len(t)) for t in c.model.taxonomies.values()),
+        "left": planning.seconds_left(c.plan, c.state),
+    }
+    c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size)
+
+
+def save(c: Course) -> None:
+    """A checkpoint of this very step, on the first process; the others wait for it."""
+    if c.run is not None:
+        model = c.average or c.model
+        x, scores = store.canary(model)
+        c.run.save(
+            c.state.step,
+            tensors={n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()},
+            config=store.config_json(model),
+            preprocessor=store.preprocessor_json(model),
+            card=card(c),
+            canary={"input": x, **{f"scores.{h}": s for h, s in scores.items()}},
+            state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
+            best=c.state.best_step == c.state.step and c.state.measured == c.state.step,
+        )
+        training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
+    c.world.wait()
+    c.clock.saved()
+    c.saved = c.state.step
+
+
+def end(c: Course, stop: Stop) -> None:
+    """After the last step: measure, keep, and say where it is; after a signal: keep this step and raise."""
+    if stop or c.world.any(bool(stop)):
+        if c.saved != c.state.step:
+            save(c)
+        raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
+    if c.state.finished:
+        return None
+    if c.val is not None and c.state.measured != c.state.step:
+        measure(c, stop)
+        if stop:
+            return end(c, stop)
+    c.state.finished = True
+    save(c)
+    c.display.end(c.clock)
+
+
+def card(c: Course) -> str:
+    """README.md of a checkpoint: what it is, the data, the recipe, the score with its protocol."""
+    score = (
+        f"mean IU {c.state.best:.4f} at step {c.state.best_step} on {c.val.kind}:{c.val.split} ({len(c.val)} images; "
+        "labels' own resolution, classes present in the truth, ignored pixels left out)"
+        if c.val and c.state.best >= 0
+        else "not measured"
+    )
+    return (
+        store.card(c.model)
+        + f"\n## Training\nData: {c.train.kind}, split {c.train.split}, {len(c.train)} images. Step {c.state.step}.\n\n"
+        f"Best score of the run: {score}.\n\nLicence: that of the data and of the weights it started from.\n\n"
+        f"```toml\n{c.recipe.to_toml()}```\n"
+    )

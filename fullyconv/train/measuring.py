@@ -1,0 +1,61 @@
+"""Measuring on the way: the labels' own resolution, one integer table, the same figures as `fullyconv evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fullyconv import metrics
+from fullyconv.evaluate import evaluate
+from fullyconv.predict import Predictor
+from fullyconv.train.course import Course
+from fullyconv.train.signals import Stop
+
+__all__ = ["measure"]
+
+
+class _Abandoned(Exception):
+    """A signal came while measuring; the run measures again when it goes on."""
+
+
+def measure(c: Course, stop: Stop) -> None:
+    """Measure the weights that would be kept, log the figures, and note whether they are the best so far."""
+    assert c.val is not None
+    c.display.pause()
+
+    def progress(_done: int, _all: int) -> None:
+        if stop and c.world.size == 1:  # with more processes all must measure as many images
+            raise _Abandoned
+
+    predictor = Predictor(c.average or c.model)
+    try:
+        result = evaluate(predictor, c.val, share=(c.world.rank, c.world.size), progress=progress)
+    except _Abandoned:
+        c.clock.lap("measure")
+        return
+    tables = {h: c.world.sum(torch.from_numpy(t).to(c.world.device)).cpu().numpy() for h, t in result.tables.items()}
+    _note(c, tables)
+
+
+def _note(c: Course, tables: dict[str, Any]) -> None:
+    state, figures = c.state, {}
+    for head, table in tables.items():
+        figures[head] = {"mean_iu": metrics.mean_iu(table), "pixel_accuracy": metrics.pixel_accuracy(table)}
+    main = next(iter(figures))
+    score = figures[main]["mean_iu"]
+    state.measured, state.worse = state.step, state.worse + 1
+    if score == score and score > state.best:  # a NaN never becomes the best
+        state.best, state.best_step, state.worse = score, state.step, 0
+    state.measuring = c.world.first(c.clock.lap("measure"))
+    state.elapsed += state.measuring
+    state.measured_at = state.elapsed
+    c.tables = tables
+    row: dict[str, Any] = {"kind": "measurement", "step": state.step, "split": c.val.split if c.val else ""}
+    for head, values in figures.items():
+        row |= {(k if head == main else f"heads.{head}.{k}"): v for k, v in values.items()}
+    row["per_class_iu"] = [float(v) for v in metrics.iu(tables[main])] if hasattr(metrics, "iu") else []
+    c.write(row)
+    best = " (best)" if state.best_step == state.step else f" (best {state.best:.4f} at step {state.best_step})"
+    accuracy = figures[main]["pixel_accuracy"]
+    c.display.note(f"step {state.step}: mean IU {score:.4f}{best}, pixel accuracy {accuracy:.4f}")

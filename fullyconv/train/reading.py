@@ -1,0 +1,134 @@
+"""From records to batches: which images a step learns, read and transformed ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.data.base import Dataset, Sample
+from fullyconv.data.loader import order, ordered_map
+from fullyconv.errors import DataError, FullyconvError
+from fullyconv.recipes import Recipe
+from fullyconv.train.state import State
+from fullyconv.train.step import Batch
+from fullyconv.train.world import World
+
+__all__ = ["Reader", "Step", "Ticket", "read_ahead", "tickets"]
+
+
+@final
+@dataclass(frozen=True)
+class Ticket:
+    """One step's images: which epoch, where in it, the records of all processes and those of this one."""
+
+    epoch: int
+    position: int
+    everyone: tuple[int, ...]
+    mine: tuple[int, ...]
+    first: int  # position in the epoch of mine[0]
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """What a ticket became: the passes of this process, and samples that could not be read (replaced by others)."""
+
+    ticket: Ticket
+    batches: Sequence[Batch]
+    bad: tuple[str, ...] = ()
+
+
+def tickets(count: int, recipe: Recipe, state: State, world: World) -> Iterator[Ticket]:
+    """Every step's images from where the run is, without end. Each process takes its contiguous part of a step."""
+    epoch, position = state.epoch, state.position
+    while True:
+        indices = order(count, recipe.seed, epoch, recipe.sampling)
+        for start in range(position, count, recipe.batch_size):
+            everyone = indices[start : start + recipe.batch_size]
+            offsets = np.array_split(np.arange(len(everyone)), world.size)[world.rank]
+            first = start + (int(offsets[0]) if len(offsets) else 0)
+            mine = tuple(int(everyone[o]) for o in offsets)
+            yield Ticket(epoch, start, tuple(map(int, everyone)), mine, first)
+        epoch, position = epoch + 1, 0
+
+
+def read_ahead(reader: Reader, recipe: Recipe, state: State, world: World) -> Iterator[Step]:
+    """The run's steps, read by the recipe's workers; closing it ends them."""
+    stream = tickets(len(reader.dataset), recipe, state, world)
+    names = reader.names
+    return ordered_map(
+        reader, stream, recipe.workers, timeout=recipe.worker_timeout, describe=lambda t: ", ".join(names(t.mine))
+    )
+
+
+@final
+class Reader:
+    """ticket -> Step: reads, transforms and stacks; the same bytes wherever and whenever it runs."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, fill: NDArray[np.float32]) -> None:
+        self.dataset, self.recipe, self.fill = dataset, recipe, fill
+        self.ignore = {head: t.ignore for head, t in dataset.taxonomies.items()}
+        self.cache: dict[int, Sample] = {}
+
+    def names(self, indices: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.dataset.records[i].name for i in indices)
+
+    def __call__(self, ticket: Ticket) -> Step:
+        bad: list[str] = []
+        samples = [self._sample(ticket, i, bad) for i in range(len(ticket.mine))]
+        passes = [p for p in np.array_split(np.arange(len(samples)), self.recipe.accumulate) if len(p)]
+        batches = [self._stack([samples[i] for i in p]) for p in passes]
+        return Step(ticket, batches or [self._nothing(ticket)], tuple(bad))
+
+    def _sample(self, ticket: Ticket, i: int, bad: list[str]) -> Sample:
+        index = ticket.mine[i]
+        rng = np.random.default_rng([self.recipe.seed, ticket.epoch, ticket.first + i, index])
+        for attempt in range(100):
+            chosen = index if attempt == 0 else int(rng.integers(len(self.dataset)))
+            try:
+                return self._augment(self._read(chosen), rng)
+            except (FullyconvError, OSError) as error:
+                if self.recipe.on_bad_sample == "fail":
+                    raise
+                bad.append(f"{self.dataset.records[chosen].name}: {error}")
+        raise DataError(f"100 samples in a row could not be read, the last because {bad[-1]}")
+
+    def _read(self, index: int) -> Sample:
+        if index not in self.cache:
+            sample = self.dataset[index]
+            if self.recipe.cache == "none":
+                return sample
+            self.cache[index] = sample
+        return self.cache[index]
+
+    def _augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        from fullyconv.train import _augment
+
+        return _augment.augment(sample, self.recipe, self.fill, self.ignore, rng)
+
+    def _stack(self, samples: Sequence[Sample]) -> Batch:
+        h = max(s.image.shape[0] for s in samples)
+        w = max(s.image.shape[1] for s in samples)
+        images = np.empty((len(samples), h, w, samples[0].image.shape[2]), samples[0].image.dtype)
+        labels = {k: np.empty((len(samples), h, w), v.dtype) for k, v in samples[0].labels.items()}
+        for i, s in enumerate(samples):
+            a, b = s.image.shape[:2]
+            if (a, b) != (h, w):
+                images[i] = self.fill.astype(images.dtype)
+            images[i, :a, :b] = s.image
+            for k, v in s.labels.items():
+                labels[k][i] = self.ignore[k]
+                labels[k][i, :a, :b] = v
+        return Batch(images, labels, tuple(s.name for s in samples))
+
+    def _nothing(self, ticket: Ticket) -> Batch:
+        """For a process without images in this step: someone else's, with nothing to learn from."""
+        sample = self.dataset[ticket.everyone[0]]
+        labels: dict[str, NDArray[Any]] = {
+            head: np.full_like(label, self.ignore[head])[None] for head, label in sample.labels.items()
+        }
+        return Batch(sample.image[None], labels, ())

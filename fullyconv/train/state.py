@@ -1,0 +1,106 @@
+"""What a checkpoint holds besides the weights, and what must not have changed when a run goes on from one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from fullyconv.data.base import Dataset
+from fullyconv.errors import DataError, UsageError
+
+__all__ = ["CHANGES", "State", "identity", "pack", "refuse_changes", "restore"]
+
+CHANGES = ("network", "classes", "data")  # what `allow` may name
+
+
+@final
+@dataclass
+class State:
+    """Where a run is. Everything random is a function of the seed and these numbers, so no generator is stored."""
+
+    step: int = 0  # steps done
+    epoch: int = 0
+    position: int = 0  # images of this epoch that were learned
+    elapsed: float = 0.0  # seconds learned and measured, which a time budget counts
+    measured: int = 0  # step of the last measurement
+    measured_at: float = 0.0  # `elapsed` after it
+    measuring: float = 0.0  # seconds the last measurement took
+    best: float = -1.0  # best mean IU
+    best_step: int = 0
+    worse: int = 0  # measurements since the best
+    refused: int = 0  # steps in a row that were not taken (NaN)
+    bad: list[str] = field(default_factory=list)  # unreadable samples that were replaced
+    finished: bool = False
+
+
+def identity(model: Any, train: Dataset) -> dict[str, Any]:
+    """The network, classes and data of a run, as JSON."""
+    return {
+        "network": {"name": model.name, "heads": dict(model.heads), "options": _plain(model.config())},
+        "classes": {head: list(t.names) for head, t in train.taxonomies.items()},
+        "data": train.fingerprint,
+    }
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("taxonomies", "heads", "name")}
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str]) -> None:
+    """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them."""
+    for what in CHANGES:
+        if before.get(what) != now[what] and what not in allow:
+            verb = "are" if what in ("classes", "data") else "is"
+            raise UsageError(
+                f"The {what} {verb} not what this run was started with ({_difference(before.get(what), now[what])}); "
+                f"start a new run with init_from, or go on all the same with --allow-changed {what}."
+            )
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return f"{key}: {str(before.get(key))[:80]} then, {str(now.get(key))[:80]} now"
+    return f"{str(before)[:16]} then, {str(now)[:16]} now"
+
+
+def pack(
+    state: State, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, scaler: Any, about: Any
+) -> dict[str, Any]:
+    """The nest that `RunDirectory.save` stores as state.json and optim.safetensors.
+
+    The checkpoint's weights are the average's when there is one; the weights being learned stand here then.
+    """
+    return {
+        "train": asdict(state),
+        "optimizer": optimizer.state_dict(),
+        "weights": dict(model.state_dict()) if average is not None else None,
+        "scaler": scaler.state_dict(),
+        "identity": about,
+        "torch": torch.__version__,
+    }
+
+
+def restore(
+    stored: Any, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, scaler: Any
+) -> State:
+    """Put everything back from a checkpoint, to the bit; returns where the run was."""
+    kept = stored.state
+    if not isinstance(kept, Mapping) or "train" not in kept:
+        raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
+    tensors = stored.tensors
+    try:
+        model.load_state_dict(kept["weights"] if kept["weights"] is not None else tensors)
+        if average is not None:
+            average.load_state_dict(tensors)
+        optimizer.load_state_dict(kept["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"The checkpoint does not fit this network or optimiser ({first}); use init_from.") from error
+    scaler.load_state_dict(kept["scaler"])
+    return State(**kept["train"])

@@ -1,0 +1,187 @@
+"""One step of learning: images in, gradients out. Nothing here knows about files, signals or the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fullyconv import ops
+from fullyconv.preprocessing import Preprocessing
+from fullyconv.recipes import Recipe
+from fullyconv.train.world import World
+
+__all__ = ["Batch", "Outcome", "gradient_norm", "gradients", "network_input"]
+
+
+@final
+@dataclass(frozen=True)
+class Batch:
+    """One pass through the network: images N H W C (uint8, uint16 or float32), labels {head: N H W}, their names.
+
+    A process without images of its own in a step gets one whose labels are all ignored, and no name.
+    """
+
+    images: NDArray[Any]
+    labels: Mapping[str, NDArray[Any]]
+    names: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """loss: what was minimised, on all processes together; pixel: mean cross-entropy a labelled pixel, unweighted
+    units of nats (chance level: ln K, summed over heads)."""
+
+    loss: float
+    pixel: float
+
+
+def network_input(images: NDArray[Any], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """N H W C as stored -> float32 N C H W in the network's convention, channels last in memory.
+
+    Equal to `Preprocessing.__call__` up to rounding, but on the device and without another copy of the batch.
+    """
+    stored = images.astype(np.int32) if images.dtype == np.uint16 else images
+    x = torch.from_numpy(stored).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if preprocessing.order != tuple(range(x.shape[1])):
+        x = x[:, list(preprocessing.order)]
+    x = x.to(torch.float32, memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    if preprocessing.log:
+        at = list(preprocessing.log)
+        missing = x[:, at] <= 0
+        logs = torch.where(missing, mean[:, at].expand_as(missing), x[:, at].clamp_min(1e-30).log())
+        x = x * preprocessing.scale
+        x[:, at] = logs
+        return (x - mean).div_(std)
+    return x.mul_(preprocessing.scale / std).sub_(mean / std)
+
+
+def gradients(
+    model: Any,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    world: World,
+    weights: Mapping[str, Tensor | None],
+    scaler: Any,
+    clock: Callable[[str], object] = lambda _: None,
+) -> Outcome:
+    """Leave the gradient of the recipe's loss over all `batches` (of all processes) in the parameters' `.grad`.
+
+    Splitting a step into more batches or processes changes the result by rounding alone (batch norm apart, whose
+    statistics are each batch's own). weights: class weights by head. clock: told when a phase ends.
+    """
+    labels = [_labels(batch, model, world.device) for batch in batches]
+    shares, pixels = _denominators(model, batches, labels, recipe, world, weights)
+    total = torch.zeros((), device=world.device)
+    for batch, label in zip(batches, labels, strict=True):
+        x = network_input(batch.images, model.preprocessing, world.device)
+        with _autocast(recipe, world.device):
+            coarse = model.coarse(x)
+        loss = _loss(model, coarse, label, x.shape[2:], recipe, shares, weights)
+        clock("forward")
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        clock("backward")
+    world.sum_gradients([p for p in model.parameters() if p.requires_grad])
+    world.mean_buffers(list(model.buffers()))
+    return _outcome(world.sum(total), shares, pixels, recipe)
+
+
+def _labels(batch: Batch, model: Any, device: torch.device) -> dict[str, Tensor]:
+    """{head: N H W}; uint16 becomes int32, which torch can index with."""
+    return {
+        head: torch.from_numpy(label.astype(np.int32) if label.dtype == np.uint16 else label).to(device)
+        for head, label in batch.labels.items()
+        if head in model.heads
+    }
+
+
+def _denominators(
+    model: Any,
+    batches: Sequence[Batch],
+    labels: Sequence[Mapping[str, Tensor]],
+    recipe: Recipe,
+    world: World,
+    weights: Mapping[str, Tensor | None],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By head: what the summed loss is divided by, and the labelled pixels, each over all processes and batches."""
+    shares, pixels = {}, {}
+    images = world.sum(torch.tensor(float(sum(len(batch.names) for batch in batches)), device=world.device))
+    for head in model.heads:
+        counted = torch.zeros(2, device=world.device, dtype=torch.float64)
+        for batch in labels:
+            counted += _counted(batch[head], model.heads[head], model.taxonomies[head].ignore, weights.get(head))
+        weighted, pixel = world.sum(counted)
+        shares[head] = (weighted * recipe.top_k if recipe.loss == "mean" else images).clamp_min(1e-12).float()
+        pixels[head] = pixel.clamp_min(1).float()
+    return shares, pixels
+
+
+def _counted(label: Tensor, classes: int, ignore: int, weight: Tensor | None) -> Tensor:
+    """(sum of the labelled pixels' class weights, labelled pixels), float64."""
+    if weight is None:
+        n = (label != ignore).sum().double()
+        return torch.stack((n, n))
+    histogram = torch.bincount(label.flatten().long(), minlength=classes)[:classes].double()
+    return torch.stack((histogram @ weight.double(), histogram.sum()))
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> Any:
+    dtype = torch.float16 if recipe.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=recipe.precision != "fp32")
+
+
+def _loss(
+    model: Any,
+    coarse: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    size: Sequence[int],
+    recipe: Recipe,
+    shares: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | None],
+) -> Tensor:
+    """This batch's part of the step's loss, summed over heads."""
+    geometry = model.geometry(*size)
+    parts = []
+    for head, label in labels.items():
+        options: dict[str, Any] = {
+            "border": geometry.border,
+            "ignore": model.taxonomies[head].ignore,
+            "weight": weights.get(head),
+            "label_smoothing": recipe.label_smoothing,
+            "reduction": "sum",
+        }
+        if recipe.top_k < 1:
+            options["top_k"] = recipe.top_k
+        scores, at = coarse[head].float(), (geometry.stride, geometry.offset)
+        if recipe.loss == "image-mean":
+            each = [ops.upsample_cross_entropy(scores[i : i + 1], label[i : i + 1], *at, **options | {"reduction": "mean"})
+                    for i in range(len(label))]  # fmt: skip
+            parts.append(torch.stack(each).sum() / shares[head])
+        else:
+            parts.append(ops.upsample_cross_entropy(scores, label, *at, **options) / shares[head])
+    return torch.stack(parts).sum()
+
+
+def _outcome(total: Tensor, shares: Mapping[str, Tensor], pixels: Mapping[str, Tensor], recipe: Recipe) -> Outcome:
+    loss = float(total)
+    if recipe.loss != "sum":
+        return Outcome(loss, loss)
+    head = next(iter(shares))  # heads share their pixels, so one division serves the sum
+    return Outcome(loss, loss * float(shares[head]) / float(pixels[head]))
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer, scaler: Any, limit: float) -> float:
+    """Euclidean norm of all gradients (unscaled), which are scaled down to `limit` when that is above 0 and exceeded."""
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if limit > 0:
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))

@@ -1,0 +1,101 @@
+"""The processes of one run: alone, or started by torchrun (gloo on CPUs, nccl on GPUs)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fullyconv.errors import UsageError
+
+__all__ = ["World", "join"]
+
+
+@final
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; sums are exact in the same order on every process."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` (any shape) over all processes; `values` themselves when alone."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def sum_gradients(self, parameters: list[Tensor]) -> None:
+        """Add up `.grad` over all processes, in one message; missing gradients count as zero."""
+        if self.size == 1 or not parameters:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p).clone(memory_format=torch.preserve_format)
+
+    def mean_buffers(self, buffers: list[Tensor]) -> None:
+        """Average floating-point buffers (batch norm's running statistics), so that all processes hold the same."""
+        floats = [b for b in buffers if b.is_floating_point()]
+        if self.size == 1 or not floats:
+            return
+        flat = torch.cat([b.flatten() for b in floats])
+        dist.all_reduce(flat)
+        for b, part in zip(floats, (flat / self.size).split([b.numel() for b in floats]), strict=True):
+            b.copy_(part.view_as(b))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)) > 0)
+
+    def first(self, value: float) -> float:
+        """The first process's `value`, on all (clocks differ between processes)."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """Join the group that torchrun describes in the environment, or run alone; `device` as in the recipe."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    where = _device(device)
+    if size == 1:
+        yield World(0, 1, where)
+        return
+    owner = not dist.is_initialized()
+    if owner:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, where)
+    finally:
+        if owner:
+            dist.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    """`name` as a device that is there; "auto" is the local rank's GPU, or the CPU."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if name == "auto":
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device = {name!r} is not a device; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f'device = {name!r} but torch sees no GPU here; use device = "cpu" or auto.')
+    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
