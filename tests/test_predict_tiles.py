@@ -120,3 +120,16 @@ def test_the_coarsest_stride_is_what_tiles_are_aligned_to() -> None:
     assert Predictor(model, tile=100).tiling["tile"] == [96, 96]
     assert Predictor(model, tile=3).tiling["tile"] == [32, 32]
     assert max(g.stride for g in model.geometry(96, 96).taps.values()) == Fraction(32)
+
+
+EVERY = [
+    "fcn32s-alexnet", "fcn32s-alexnet_tv", "fcn32s-googlenet", "fcn32s-googlenet_tv", "fcn8s-mobilenet_v2",
+    "fcn8s-resnet18", "fcn16s-resnet50", "fcn4s-squeezenet1_0", "fcn32s-vgg16", "fcn16s-vgg16", "fcn8s-vgg16",
+    "fcn8s-atonce-vgg16", "fcn8s-vgg16_bn", "voc-fcn-pool3",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_network_of_finite_field_gives_the_whole_scores_in_tiles(name: str) -> None:
+    assert_tiles_equal_whole(trained(name), (333, 590), (352, 160))

@@ -97,7 +97,7 @@ def score(sample: Sample, head: str, predicted: NDArray[Any], taxonomy: Taxonomy
         row, column = (int(v) for v in np.argwhere(strange)[0])
         raise DataError(
             f"{sample.name}: the {head} label holds {int(labels[row, column])} at row {row}, column {column}, but "
-            f"there are {classes} classes (0..{classes - 1}) and {taxonomy.ignore} is ignored; correct or map the labels."
+            f"there are {classes} classes (0..{classes - 1}) and {taxonomy.ignore} is ignored; correct the labels."
         )
     return np.asarray(metrics.confusion(labels, predicted, classes, ignore=taxonomy.ignore), np.int64)
 

@@ -1,0 +1,299 @@
+"""Keeping an evaluation: every prediction, tallies that need the pixels, and the pictures that the report shows.
+
+DIR/result.json                          the Result, with `analysis`
+DIR/predictions/NAME.png                 every prediction, palette of the data set (predictions-HEAD/ for other heads)
+DIR/confidence/NAME.jpg                  the label's probability, 0..255 (main head)
+DIR/gallery/I/{image.jpg, label.png, prediction.png, confidence.jpg}   the images the report shows, and crops of them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.evaluate.regions import border_band, box, components
+from fullyconv.evaluate.result import ImageTables, Result
+from fullyconv.evaluate.statistics import costly_pairs
+from fullyconv.files import atomic_write
+from fullyconv.images import encode_label, read_image, read_label
+
+if TYPE_CHECKING:
+    from fullyconv.data.base import Dataset, Sample
+    from fullyconv.taxonomy import Taxonomy
+
+__all__ = ["BINS", "SIZES", "Keeper", "image_iu", "typical"]
+
+BINS = 15  # of confidence, equal width
+SIZES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # region sizes, shares of the image
+BAND = 0.0075  # half width of the border band, share of the image diagonal (as the boundary F-score is reported)
+SURE = 0.9
+SHOWN, CROPS, SUSPECTS = 640, 12, 12
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A region whose label the network contradicts with confidence: either may be wrong."""
+
+    index: int
+    window: Window
+    labelled: int
+    said: int
+    pixels: int
+    confidence: float
+
+
+@final
+@dataclass
+class Tallies:
+    """Integer counts that need pixels, over the images added so far (main head).
+
+    band: K x 2 x 2 [class, near a border?, wrong?] pixels. sizes: len(SIZES) - 1 x 3 [regions, pixels, wrong pixels]
+    and `found`, regions at least half right. calibration: BINS x 2 [pixels, right] and `sure`, sums of confidence.
+    """
+
+    classes: int
+    band: NDArray[np.int64] = field(init=False)
+    sizes: NDArray[np.int64] = field(init=False)
+    calibration: NDArray[np.int64] = field(init=False)
+    sure: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.band = np.zeros((self.classes, 2, 2), np.int64)
+        self.sizes = np.zeros((len(SIZES) - 1, 4), np.int64)
+        self.calibration = np.zeros((BINS, 2), np.int64)
+        self.sure = np.zeros(BINS)
+
+    def add(self, label: NDArray[Any], said: NDArray[Any], confidence: NDArray[np.float32], ignore: int) -> None:
+        """Count one image: label, said and confidence H W."""
+        valid, wrong = label != ignore, (label != said).astype(np.int64)
+        radius = max(1, round(BAND * float(np.hypot(*label.shape))))
+        near = border_band(label, radius).astype(np.int64)
+        cell = (label.astype(np.int64) * 2 + near) * 2 + wrong
+        self.band += np.bincount(cell[valid], minlength=self.band.size).reshape(self.band.shape)
+        self._add_calibration(wrong[valid] == 0, confidence[valid])
+        self._add_sizes(label, wrong, valid)
+
+    def _add_calibration(self, right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> None:
+        bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
+        self.calibration[:, 0] += np.bincount(bins, minlength=BINS)
+        self.calibration[:, 1] += np.bincount(bins[right], minlength=BINS)
+        self.sure += np.bincount(bins, weights=confidence, minlength=BINS)
+
+    def _add_sizes(self, label: NDArray[Any], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
+        region, number = components(label)
+        pixels = np.bincount(region[valid], minlength=number)
+        errors = np.bincount(region[valid], weights=wrong[valid], minlength=number).astype(np.int64)
+        real = pixels > 0
+        bucket = np.searchsorted(SIZES, pixels[real] / label.size, side="right") - 1
+        bucket = np.clip(bucket, 0, len(SIZES) - 2)
+        found = 2 * errors[real] <= pixels[real]
+        for column, weight in enumerate((np.ones(int(real.sum())), pixels[real], errors[real], found)):
+            self.sizes[:, column] += np.bincount(bucket, weights=weight, minlength=len(self.sizes)).astype(np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        share = self.calibration[:, 0] / max(int(self.calibration[:, 0].sum()), 1)
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(self.calibration[:, 1] - self.sure) / self.calibration[:, 0]
+        return {
+            "border": {"half_width": BAND, "pixels": self.band.tolist()},
+            "sizes": {"limits": list(SIZES), "regions": self.sizes.tolist()},
+            "calibration": {
+                "bins": self.calibration.tolist(),
+                "confidence": self.sure.tolist(),
+                "error": float(np.nansum(share * gap)),
+            },
+        }
+
+
+@final
+class Keeper:
+    """Collects an evaluation of `dataset` into `directory` (created; an older evaluation there is replaced)."""
+
+    def __init__(self, directory: Path, dataset: Dataset, head: str) -> None:
+        self.directory, self.dataset, self.head = directory, dataset, head
+        self.taxonomy: Taxonomy = dataset.taxonomies[head]
+        self.tallies = Tallies(len(self.taxonomy))
+        self.suspects: list[Suspect] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, image: ImageTables, sample: Sample, said: Mapping[str, Any]) -> None:
+        """Count and write one image; said[head] has `.labels` and `.confidence`."""
+        for head, answer in said.items():
+            palette = self.dataset.taxonomies[head].palette
+            self._write(f"{self._folder(head)}/{image.name}.png", encode_label(answer.labels, palette))
+        labels, sure = said[self.head].labels, said[self.head].confidence
+        self._write(f"confidence/{image.name}.jpg", jpeg(np.rint(sure * 255).astype(np.uint8), 80))
+        label = sample.labels[self.head]
+        self.tallies.add(label, labels, sure, self.taxonomy.ignore)
+        suspect = find_suspect(image.index, label, labels, sure, self.taxonomy.ignore)
+        if suspect:
+            self.suspects = sorted([*self.suspects, suspect], key=lambda s: -s.pixels)[:SUSPECTS]
+
+    def finish(self, result: Result) -> Result:
+        """`result` with its analysis; writes the gallery and result.json."""
+        gallery = [self._whole(result, i, why) for why, i in typical(result)]
+        pairs = [p for p in (self._pair(result, i) for i in range(CROPS)) if p]
+        suspects = [self._suspect(result, s) for s in self.suspects]
+        analysis = {**self.tallies.to_json(), "gallery": gallery, "pairs": pairs, "suspects": suspects}
+        kept = replace(result, analysis=analysis)
+        self._write("result.json", json.dumps(kept.to_json(), allow_nan=False).encode())
+        return kept
+
+    def _folder(self, head: str) -> str:
+        return "predictions" if head == self.head else f"predictions-{head}"
+
+    def _whole(self, result: Result, index: int, why: str) -> dict[str, Any]:
+        image = result.per_image[index]
+        entry = {"why": why, "name": image.name, "iu": image_iu(image.table(self.head, len(self.taxonomy)))}
+        return {**entry, "files": self._pictures(f"gallery/{index}", image, None)}
+
+    def _pair(self, result: Result, number: int) -> dict[str, Any] | None:
+        """The costliest confusions but `number`: the largest region of it in the image that has most of it."""
+        pairs = costly_pairs(result.confusion, result.average)
+        if number >= len(pairs):
+            return None
+        pair = pairs[number]
+        cell = pair.truth * len(self.taxonomy) + pair.said
+        image = max(result.per_image, key=lambda i: int(i.counts[self.head][i.cells[self.head] == cell].sum()))
+        label, said = self._labels(image, result), self._prediction(image)
+        region, count = components(np.where((label == pair.truth) & (said == pair.said), 1, 0))
+        inside = (label == pair.truth) & (said == pair.said)
+        largest = np.bincount(region[inside], minlength=count).argmax()
+        window = around(box(region == largest), label.shape)
+        return {**asdict(pair), "name": image.name, "files": self._pictures(f"gallery/pair{number}", image, window)}
+
+    def _suspect(self, result: Result, s: Suspect) -> dict[str, Any]:
+        image = next(i for i in result.per_image if i.index == s.index)
+        window = around(s.window, image.size)
+        files = self._pictures(f"gallery/suspect{s.index}", image, window)
+        return {**asdict(s), "window": list(s.window), "name": image.name, "files": files}
+
+    def _labels(self, image: ImageTables, result: Result) -> NDArray[Any]:
+        return self._sample(image).labels[self.head]
+
+    def _sample(self, image: ImageTables) -> Sample:
+        """The sample as it was scored: resized where the protocol did so."""
+        from fullyconv.evaluate import resized
+
+        sample = self.dataset[image.index]
+        return sample if sample.image.shape[:2] == image.size else resized(sample, min(image.size))
+
+    def _prediction(self, image: ImageTables) -> NDArray[Any]:
+        return read_label(self.directory / "predictions" / f"{image.name}.png")
+
+    def _pictures(self, folder: str, image: ImageTables, window: Window | None) -> dict[str, str]:
+        """Write the four pictures of an image or a window of it, at most `SHOWN` pixels a side -> {what: file}."""
+        top, left, bottom, right = window or (0, 0, *image.size)
+        rows, columns = slice(top, bottom), slice(left, right)
+        sample, said = self._sample(image), self._prediction(image)
+        sure = read_image(self.directory / "confidence" / f"{image.name}.jpg")[..., 0]
+        palette = self.taxonomy.palette
+        data = {
+            "image.jpg": jpeg(shrunk(viewable(sample.image)[rows, columns], smooth=True), 85),
+            "label.png": encode_label(shrunk(sample.labels[self.head][rows, columns]), palette),
+            "prediction.png": encode_label(shrunk(said[rows, columns]), palette),
+            "confidence.jpg": jpeg(shrunk(sure[rows, columns], smooth=True), 80),
+        }
+        for name, content in data.items():
+            self._write(f"{folder}/{name}", content)
+        return {name.partition(".")[0]: f"{folder}/{name}" for name in data}
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+
+
+def typical(result: Result, worst: int = 6, middle: int = 3, best: int = 3) -> list[tuple[str, int]]:
+    """("worst" | "median" | "best", position in `per_image`) by the image's own mean IU, no image twice."""
+    classes = len(result.taxonomy)
+    figures = np.array([image_iu(i.table(result.head, classes)) for i in result.per_image], np.float64)
+    order = [int(i) for i in np.argsort(figures, kind="stable") if not np.isnan(figures[i])]
+    low, high = order[:worst], order[worst:][::-1][:best]
+    rest = order[len(low) : len(order) - len(high)]
+    start = max(0, len(rest) // 2 - middle // 2)
+    return [
+        *(("worst", i) for i in low),
+        *(("median", i) for i in rest[start : start + middle]),
+        *(("best", i) for i in high),
+    ]
+
+
+def image_iu(table: NDArray[np.int64]) -> float | None:
+    """An image's own mean IU over the classes it is labelled with; None without a labelled pixel."""
+    truth = table.sum(1)
+    union = truth + table.sum(0) - np.diag(table)
+    present = truth > 0
+    return float((np.diag(table)[present] / union[present]).mean()) if present.any() else None
+
+
+def find_suspect(
+    index: int, label: NDArray[Any], said: NDArray[Any], sure: NDArray[np.float32], ignore: int
+) -> Suspect | None:
+    """The largest region labelled one class and surely (p >= 0.9) called one other; None below 0.05 % of the image."""
+    doubted = (label != said) & (label != ignore) & (sure >= SURE)
+    if doubted.sum() < label.size * 0.0005:
+        return None
+    kind = np.where(doubted, label.astype(np.int64) * 65536 + said + 1, 0)
+    region, count = components(kind)
+    pixels = np.bincount(region[doubted], minlength=count)
+    largest = int(pixels.argmax())
+    if pixels[largest] < label.size * 0.0005:
+        return None
+    inside = region == largest
+    first = tuple(np.argwhere(inside)[0])
+    confidence = float(sure[inside].mean())
+    return Suspect(index, box(inside), int(label[first]), int(said[first]), int(pixels[largest]), round(confidence, 4))
+
+
+def around(window: Window, size: Sequence[int]) -> Window:
+    """A roughly square window round `window`, with context: half again as large, at least 96 pixels, in the image."""
+    top, left, bottom, right = window
+    side = max(96, round(1.5 * max(bottom - top, right - left)))
+    out = []
+    for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
+        start = max(0, min((low + high - side) // 2, length - side))
+        out.append((start, min(length, start + side)))
+    return out[0][0], out[1][0], out[0][1], out[1][1]
+
+
+def viewable(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image H W C as RGB uint8 for people: its first three channels, or the first one as grey, stretched if not 8
+    bits."""
+    shown: NDArray[Any] = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if shown.dtype == np.uint8:
+        return shown
+    values = shown.astype(np.float32)
+    top = 255.0 if 1 < values.max() <= 255 else float(values.max()) or 1.0
+    return np.asarray(np.clip(values * (255 / top), 0, 255), np.uint8)
+
+
+def shrunk(picture: NDArray[Any], smooth: bool = False) -> NDArray[Any]:
+    """`picture` at most `SHOWN` pixels a side; labels by nearest."""
+    from PIL import Image
+
+    longest = max(picture.shape[:2])
+    if longest <= SHOWN:
+        return picture
+    size = (max(1, round(picture.shape[1] * SHOWN / longest)), max(1, round(picture.shape[0] * SHOWN / longest)))
+    way = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    source = picture if picture.dtype == np.uint8 else picture.astype(np.int32)
+    small: NDArray[Any] = np.asarray(Image.fromarray(source).resize(size, way)).astype(picture.dtype)
+    return small
+
+
+def jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
+    """H W or H W 3 uint8 -> JPEG."""
+    from PIL import Image
+
+    out = BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(out, "JPEG", quality=quality)
+    return out.getvalue()

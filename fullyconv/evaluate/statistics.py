@@ -1,0 +1,125 @@
+"""What a table of counts can and cannot say: bootstrap intervals over images, and which confusions cost most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.evaluate.result import Result
+
+__all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "interval", "resample"]
+
+Floats = NDArray[np.float64]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 95 % of a bootstrap distribution; None where nothing could be measured."""
+
+    low: float | None
+    high: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Counts:
+    """Each image's pixels by class: hit (labelled and called k), truth (labelled k), said (called k); float64 n x K."""
+
+    hit: Floats
+    truth: Floats
+    said: Floats
+
+
+@final
+@dataclass(frozen=True)
+class Resampled:
+    """Figures of `RESAMPLES` bootstrap samples of the images: iu B x K (NaN: class absent), mean_iu and
+    pixel_accuracy B."""
+
+    iu: Floats
+    mean_iu: Floats
+    pixel_accuracy: Floats
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pixels of class `truth` called `said`: their share of the class, and the mean IU gained were they right."""
+
+    truth: int
+    said: int
+    pixels: int
+    share: float
+    cost: float
+
+
+def counts(result: Result, head: str | None = None) -> Counts:
+    """The images' counts of a head, in the order of `result.per_image`."""
+    head = head or result.head
+    classes = len(result.taxonomies[head])
+    out = np.zeros((3, len(result.per_image), classes))
+    for row, image in enumerate(result.per_image):
+        truth, said = np.divmod(image.cells[head], classes)
+        pixels = image.counts[head]
+        np.add.at(out[0, row], truth[truth == said], pixels[truth == said])
+        np.add.at(out[1, row], truth, pixels)
+        np.add.at(out[2, row], said, pixels)
+    return Counts(*out)
+
+
+def resample(images: Sequence[Counts], average: str = "present", seed: int = 0) -> list[Resampled]:
+    """Bootstrap over images (drawn with replacement, `RESAMPLES` times), the same draws for every member of `images`.
+
+    Means are over the classes in the truth of the whole set ("present"), or over all that are seen at all ("all"), as
+    far as a draw holds them. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    n = images[0].hit.shape[0]
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    return [_resampled(weights, c, average) for c in images]
+
+
+def _resampled(weights: Floats, c: Counts, average: str) -> Resampled:
+    hit, truth, said = weights @ c.hit, weights @ c.truth, weights @ c.said
+    with np.errstate(invalid="ignore"):
+        iu = hit / (truth + said - hit)
+        accuracy = hit.sum(1) / truth.sum(1)
+    counted = iu[:, c.truth.sum(0) > 0] if average == "present" else iu
+    seen = ~np.isnan(counted)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(seen, counted, 0).sum(1) / seen.sum(1)
+    return Resampled(iu, mean, accuracy)
+
+
+def interval(values: Floats) -> Interval:
+    """The 2.5th to 97.5th percentile of the values that are numbers."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return Interval(None, None)
+    low, high = np.percentile(values, (2.5, 97.5))
+    return Interval(float(low), float(high))
+
+
+def costly_pairs(table: NDArray[Any], average: str = "present") -> list[Pair]:
+    """Every confusion (i called j), the costliest for the mean IU first.
+
+    Cost: the rise of the mean IU if those n_ij pixels were right. IU_i gains n_ij / union_i (its union stays), IU_j
+    loses n_ij pixels from its union.
+    """
+    n = table.astype(np.float64)
+    hit, truth, said = np.diag(n), n.sum(1), n.sum(0)
+    union = truth + said - hit
+    counted = truth > 0 if average == "present" else union > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own = np.where(counted[:, None], n / union[:, None], 0)
+        smaller = union[None, :] - n
+        other = np.where(counted & (smaller > 0), hit[None, :] / smaller - (hit / union)[None, :], 0)
+        share = n / truth[:, None]
+    cost = (own + other) / max(int(counted.sum()), 1)
+    np.fill_diagonal(cost, 0)
+    cells = [c for c in np.argsort(-cost, axis=None, kind="stable") if cost.flat[c] > 0]
+    k = len(table)
+    return [Pair(c // k, c % k, int(n.flat[c]), float(share.flat[c]), float(cost.flat[c])) for c in map(int, cells)]
