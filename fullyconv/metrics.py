@@ -1,9 +1,10 @@
 """One integer table over a whole set of images, and the figures that are pure functions of it.
 
 Rows are the truth, columns the prediction. Definitions: Long, Shelhamer, Darrell 2015, section 5; n_ij pixels of
-class i predicted j, t_i = sum_j n_ij. `average="present"` averages over the classes that occur in the truth (the paper's rule: a class that is
-never labelled says nothing, wherever it may be predicted); "all" over every class whose ratio is not 0 / 0, so that
-one predicted but never labelled has IU 0 and lowers the mean (the rule of the original release's score.py).
+class i predicted j, t_i = sum_j n_ij. `average="present"` averages over the classes that occur in the truth (the
+paper's rule: a class that is never labelled says nothing, wherever it may be predicted); "all" over every class whose
+ratio is not 0 / 0, so that one predicted but never labelled has IU 0 and lowers the mean (the rule of the original
+release's score.py).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Every function takes coarse scores N K h w (float32, float64, bfloat16 or float16; half types are computed in float32)
 and the geometry of the last upsampling: `stride` s (whole) and `offset` (pixels, whole or rational, one number or
 (rows, columns)). Definition: the transposed convolution with the bilinear kernel of width 2 s - s % 2 and stride s,
-cropped from `offset` as Caffe does; see `fullyconv.ops.sampling` for rational offsets. Outside the coarse map lies zero (`border="fade"`, the
-paper's) or the nearest cell ("replicate"; with offset = s // 2 that is `interpolate(align_corners=False)`). Stride 1 is a crop.
+cropped from `offset` as Caffe does; see `fullyconv.ops.sampling` for rational offsets. Outside the coarse map lies
+zero (`border="fade"`, the paper's) or the nearest cell ("replicate"; with offset = s // 2 that is
+`interpolate(align_corners=False)`). Stride 1 is a crop.
 
 `impl` names an implementation, None takes the one that `choose` names. All agree with `reference` up to rounding.
 Source of the definition: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
@@ -13,6 +14,10 @@ Source of the definition: Long, Shelhamer, Darrell, "Fully Convolutional Network
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -20,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fullyconv.errors import DataError, UnknownName, UsageError
-from fullyconv.ops import reference
-from fullyconv.ops.loss import Loss, Reduction
+from fullyconv.errors import UnknownName, UsageError
+from fullyconv.ops import fused, reference
+from fullyconv.ops.loss import Loss, Reduction, check_values
 from fullyconv.ops.sampling import Border, Sampling
 
 __all__ = [
@@ -34,14 +39,62 @@ __all__ = [
     "upsample_softmax_max",
 ]
 
+IMPLEMENTATIONS = ("chunked", "numba", "reference", "triton")
+OPERATIONS = ("upsample", "upsample_argmax", "upsample_cross_entropy", "upsample_softmax_max")
 Offset = float | Fraction | tuple[float | Fraction, float | Fraction]
 
 
 def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
-    """The implementation that `operation` ("upsample", "upsample_argmax", ...) takes for these scores."""
-    if impl not in (None, "reference"):
-        raise UnknownName("implementation", str(impl), ["reference"])
-    return "reference"
+    """The implementation that `operation` ("upsample", "upsample_argmax", ...) takes for scores like these.
+
+    With `impl` None: `upsample` is two matrix products ("chunked"), as good as memory allows. The rest runs compiled
+    where it can: "numba" on the CPU for float32 and half types, "triton" on a GPU; without these packages, for
+    float64 and where a score is not finite, "chunked". A named one is returned if it can be had; raises UnknownName
+    or UsageError if not.
+    """
+    if operation not in OPERATIONS:
+        raise UnknownName("operation", operation, OPERATIONS)
+    if impl is None:
+        fast = _fast(scores)
+        return fast if operation != "upsample" and _obstacle(fast, scores) is None else "chunked"
+    if impl not in IMPLEMENTATIONS:
+        raise UnknownName("implementation", impl, IMPLEMENTATIONS)
+    obstacle = _obstacle(impl, scores)
+    if obstacle is not None:
+        raise UsageError(f"impl={impl!r} cannot run here: {obstacle}; leave impl out to have the best one that can.")
+    return impl
+
+
+def _fast(scores: Tensor) -> str:
+    return "numba" if scores.device.type == "cpu" else "triton"
+
+
+def _obstacle(impl: str, scores: Tensor) -> str | None:
+    """Why an implementation cannot take these scores, or None."""
+    if impl in ("reference", "chunked"):
+        return None
+    if scores.dtype == torch.float64:
+        return "it computes in float32 and the scores are float64"
+    if scores.shape[1] > 65535:
+        return f"{scores.shape[1]} classes do not fit 16-bit labels"
+    if impl == "triton":
+        from fullyconv.ops import triton
+
+        return triton.obstacle(scores)
+    if scores.device.type != "cpu":
+        return f"it runs on the CPU and the scores are on {scores.device}"
+    if not _installed("numba"):
+        return "the package numba is not installed"
+    return None if math.isfinite(float(scores.detach().sum())) else "the scores are not all finite"
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _module(impl: str) -> Any:
+    return importlib.import_module(f"fullyconv.ops.{impl}")
 
 
 def label_dtype(classes: int) -> torch.dtype:
@@ -59,9 +112,10 @@ def upsample(
 ) -> Tensor:
     """Coarse scores N K h w -> full scores N K H W (float32, or float64 as given), differentiable."""
     scores = _checked(scores)
-    choose("upsample", scores, impl)
+    upsampled = _module(choose("upsample", scores, impl)).upsample
     with _full_precision(scores):
-        return reference.upsample(scores, _sampling(scores, size, stride, offset, border))
+        full: Tensor = upsampled(scores, _sampling(scores, size, stride, offset, border))
+    return full
 
 
 def upsample_argmax(
@@ -76,10 +130,11 @@ def upsample_argmax(
     uint16.
     """
     scores = _checked(scores.detach())
-    choose("upsample_argmax", scores, impl)
+    label = _module(choose("upsample_argmax", scores, impl)).label
+    sampling = _sampling(scores, size, stride, offset, border)
     with _full_precision(scores):
-        labels = reference.label(scores, _sampling(scores, size, stride, offset, border))
-    return labels.to(label_dtype(scores.shape[1]))
+        labels: Tensor = label(scores, sampling, label_dtype(scores.shape[1]))
+    return labels
 
 
 def upsample_softmax_max(
@@ -94,10 +149,11 @@ def upsample_softmax_max(
     probability.
     """
     scores = _checked(scores.detach())
-    choose("upsample_softmax_max", scores, impl)
+    both = _module(choose("upsample_softmax_max", scores, impl)).label_and_confidence
+    sampling = _sampling(scores, size, stride, offset, border)
     with _full_precision(scores):
-        labels, confidence = reference.label_and_confidence(scores, _sampling(scores, size, stride, offset, border))
-    return labels.to(label_dtype(scores.shape[1])), confidence.to(torch.float32)
+        labels, confidence = both(scores, sampling, label_dtype(scores.shape[1]))
+    return labels, confidence.to(torch.float32)
 
 
 def upsample_cross_entropy(
@@ -124,12 +180,15 @@ def upsample_cross_entropy(
     """
     scores = _checked(scores)
     loss = _loss(scores, ignore, weight, label_smoothing, top_k, reduction)
-    choose("upsample_cross_entropy", scores, impl)
-    labels = _labels(scores, labels, ignore)
+    _check_labels(scores, labels)
+    name = choose("upsample_cross_entropy", scores, impl)
+    sampling = _sampling(scores, labels.shape[1:], stride, offset, border)
+    if name != "numba":  # whose kernel looks at every label anyway
+        check_values(labels, scores.shape[1], ignore)
     with _full_precision(scores):
-        return reference.cross_entropy(
-            scores, labels, _sampling(scores, labels.shape[1:], stride, offset, border), loss
-        )
+        if name == "reference":
+            return reference.cross_entropy(scores, labels.to(torch.int64), sampling, loss)
+        return fused.cross_entropy(scores, labels, sampling, loss, _module(name).ENGINE)
 
 
 def _checked(scores: Tensor) -> Tensor:
@@ -182,17 +241,11 @@ def _loss(
     return Loss(ignore, weight, float(label_smoothing), top_k, reduction)
 
 
-def _labels(scores: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def _check_labels(scores: Tensor, labels: Tensor) -> None:
     if labels.dim() != 3 or labels.is_floating_point() or labels.shape[0] != scores.shape[0]:
         raise UsageError(
             f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit scores of shape "
             f"{tuple(scores.shape)}; give integers N H W."
         )
-    labels = labels.to(torch.int64)
-    bad = (labels != ignore) & ((labels < 0) | (labels >= scores.shape[1]))
-    if bool(bad.any()):
-        raise DataError(
-            f"Label {int(labels[bad][0])} is neither one of {scores.shape[1]} classes nor the ignore value {ignore}; "
-            "check the label files or the number of classes."
-        )
-    return labels
+    if labels.device != scores.device:
+        raise UsageError(f"Labels are on {labels.device} and scores on {scores.device}; move one to the other.")

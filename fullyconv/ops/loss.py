@@ -9,7 +9,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-__all__ = ["Loss", "Reduction", "kept", "reduce_losses", "weight_of"]
+from fullyconv.errors import DataError
+
+__all__ = ["Loss", "Reduction", "bad_label", "check_values", "kept", "reduce_losses", "weight_of"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -24,6 +26,23 @@ class Loss:
     label_smoothing: float = 0.0
     top_k: float | None = None
     reduction: Reduction = "mean"
+
+
+def bad_label(value: int, classes: int, ignore: int) -> DataError:
+    """The error for a label that is neither a class nor ignored."""
+    return DataError(
+        f"Label {value} is neither one of {classes} classes nor the ignore value {ignore}; "
+        "check the label files or the number of classes."
+    )
+
+
+def check_values(labels: Tensor, classes: int, ignore: int) -> None:
+    """Raises DataError for a label that is neither a class nor `ignore`."""
+    # uint16 cannot be compared in torch, and uint8 cannot be compared with an ignore value outside its range.
+    wide = labels if labels.dtype in (torch.int64, torch.int32) else labels.to(torch.int32)
+    bad = (wide != ignore) & ((wide < 0) | (wide >= classes))
+    if bool(bad.any()):
+        raise bad_label(int(wide[bad][0]), classes, ignore)
 
 
 def weight_of(labels: Tensor, loss: Loss) -> Tensor:

@@ -48,15 +48,15 @@ def _sampled(scores: Tensor, sampling: Sampling) -> Tensor:
     return torch.einsum("yi,nkij,xj->nkyx", down, window(scores, sampling), across)
 
 
-def label(scores: Tensor, sampling: Sampling) -> Tensor:
-    """The class with the largest upsampled score: N H W int64."""
-    return upsample(scores, sampling).argmax(1)
+def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
+    """The class with the largest upsampled score: N H W of `dtype`."""
+    return upsample(scores, sampling).argmax(1).to(dtype)
 
 
-def label_and_confidence(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """That class and its softmax probability: N H W int64 and N H W."""
-    confidence, labels = upsample(scores, sampling).softmax(1).max(1)
-    return labels, confidence
+def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """That class and its softmax probability: N H W of `dtype` and N H W."""
+    full = upsample(scores, sampling)
+    return full.argmax(1).to(dtype), full.softmax(1).amax(1)
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "Border", "Sampling", "window"]
+__all__ = ["Axis", "Border", "Sampling", "fold", "window"]
 
 Border = Literal["fade", "replicate"]
 
@@ -136,3 +136,26 @@ def _faded(scores: Tensor, dim: int, axis: Axis) -> Tensor:
         return scores.new_zeros(shape)
     pads = [0, 0] * (scores.dim() - 1 - dim) + [low - axis.first, axis.last + 2 - high]
     return torch.nn.functional.pad(scores.narrow(dim, low, high - low), pads)
+
+
+def fold(gradient: Tensor, sampling: Sampling) -> Tensor:
+    """The adjoint of `window`: a gradient on the window's cells -> on the coarse map, N K h w."""
+    give = _unreplicated if sampling.border == "replicate" else _unfaded
+    return give(give(gradient, 3, sampling.columns), 2, sampling.rows)
+
+
+def _unreplicated(gradient: Tensor, dim: int, axis: Axis) -> Tensor:
+    index = torch.arange(axis.first, axis.last + 2, device=gradient.device).clamp(0, axis.cells - 1)
+    shape = list(gradient.shape)
+    shape[dim] = axis.cells
+    return gradient.new_zeros(shape).index_add_(dim, index, gradient)
+
+
+def _unfaded(gradient: Tensor, dim: int, axis: Axis) -> Tensor:
+    low, high = max(axis.first, 0), min(axis.last + 2, axis.cells)
+    shape = list(gradient.shape)
+    shape[dim] = axis.cells
+    whole = gradient.new_zeros(shape)
+    if low < high:
+        whole.narrow(dim, low, high - low).copy_(gradient.narrow(dim, low - axis.first, high - low))
+    return whole
