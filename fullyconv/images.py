@@ -49,6 +49,7 @@ __all__ = [
     "image_info",
     "image_size",
     "pixel_cap",
+    "read_bytes",
     "read_image",
     "read_label",
     "read_palette",
@@ -103,7 +104,7 @@ def _name(source: Source) -> str:
     return "the picture" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _read_bytes(source: Source) -> bytes:
+def read_bytes(source: Source) -> bytes:
     """The bytes of a regular file that starts like a picture; never blocks, never reads what it will refuse."""
     if isinstance(source, bytes):
         return source
@@ -268,7 +269,7 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
     `MissingInput`. The table at the top of this module says what becomes of every kind of pixel.
     """
     cap, name = max_pixels or pixel_cap(), _name(source)
-    data = _read_bytes(source)
+    data = read_bytes(source)
     picture = _open(data, name, cap)
     image: NDArray[Any]
     if mode == "bands" and _stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
@@ -356,7 +357,7 @@ def _read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uin
 
 def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
     """Format, layout and sizes from the header; the pixels are not decoded."""
-    data, name = _read_bytes(source), _name(source)
+    data, name = read_bytes(source), _name(source)
     picture = _open(data, name, max_pixels or pixel_cap())
     orientation = _orientation(picture)
     stored = (picture.height, picture.width)
@@ -378,7 +379,7 @@ def image_size(source: Source) -> tuple[int, int]:
 
 def read_palette(source: Source) -> tuple[tuple[int, int, int], ...]:
     """The colours (R, G, B) by index of a palette file; () for one without."""
-    picture = _open(_read_bytes(source), _name(source), pixel_cap())
+    picture = _open(read_bytes(source), _name(source), pixel_cap())
     flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
     return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))
 
@@ -393,7 +394,7 @@ def read_label(source: Source, *, colours: bool = False, max_pixels: int | None 
     are JPEG (its values are approximate), alpha, floats and EXIF-turned labels (they would turn away from their image).
     """
     cap, name = max_pixels or pixel_cap(), _name(source)
-    data = _read_bytes(source)
+    data = read_bytes(source)
     picture = _open(data, name, cap)
     if picture.format == "JPEG":
         raise BadImage(name, "is a JPEG label, whose values are only approximate; export labels as PNG.")

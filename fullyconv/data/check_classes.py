@@ -1,0 +1,110 @@
+"""Rules about classes: which occur, how often, and in which split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.data.base import Dataset
+from fullyconv.data.check_findings import Finding, finding
+from fullyconv.data.check_scan import LabelFacts, RecordFacts
+
+__all__ = ["class_findings"]
+
+
+def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], head: str) -> Iterator[Finding]:
+    taxonomy = next(d.taxonomies[head] for d in datasets if head in d.taxonomies)
+    labels = {d.split: _counted(facts, d.split, head, len(taxonomy)) for d in datasets if head in d.taxonomies}
+    totals = {
+        split: np.sum([la.counts[:-1] for la in some if la.counts is not None], axis=0)
+        for split, some in labels.items()
+        if some
+    }
+    if not totals:
+        return
+    total: NDArray[np.int64] = np.sum(list(totals.values()), axis=0)
+    where = [datasets[0].root]
+    if (total > 0).sum() == 1 and len(taxonomy) <= 2:
+        yield finding(
+            "one-class",
+            where,
+            f"all {head} labels together hold one class, {taxonomy.names[int(total.argmax())]!r}",
+            int(total.sum()),
+        )
+    if total[0] == 0 and len(total) > 2 and taxonomy.names[0] == "class 0":
+        yield finding("ids-start-at-one", where, f"the {head} ids are 1..{len(total) - 1}; 0 never occurs", 0, 0)
+    for k in np.flatnonzero(total == 0).tolist():
+        yield finding("unused-class", where, f"the {head} class {k} ({taxonomy.names[k]}) occurs nowhere", 0, k)
+    yield from _rare(labels, total, taxonomy.names, head, where)
+    yield from _foreground(labels, total, taxonomy.names)
+    yield from _between_splits(totals, taxonomy.names, head, where)
+
+
+def _counted(facts: Sequence[RecordFacts], split: str, head: str, classes: int) -> list[LabelFacts]:
+    return [
+        la
+        for r in facts
+        if r.split == split
+        for la in r.labels
+        if la.head == head and la.counts is not None and len(la.counts) == classes + 1
+    ]
+
+
+def _rare(
+    labels: Mapping[str, Sequence[LabelFacts]],
+    total: NDArray[np.int64],
+    names: Sequence[str],
+    head: str,
+    where: list[Path],
+) -> Iterator[Finding]:
+    files = [la for some in labels.values() for la in some if la.counts is not None]
+    for k in np.flatnonzero(total).tolist():
+        holders = [la for la in files if la.counts is not None and la.counts[k]]
+        share = total[k] / total.sum()
+        if share < 0.001 or (len(files) >= 20 and len(holders) <= 2):
+            message = (
+                f"the {head} class {k} ({names[k]}) covers {share:.4%} of the labelled pixels, in {len(holders)} of "
+                f"{len(files)} labels"
+            )
+            yield finding("rare-class", where, message, int(total[k]), k)
+
+
+def _foreground(
+    labels: Mapping[str, Sequence[LabelFacts]], total: NDArray[np.int64], names: Sequence[str]
+) -> Iterator[Finding]:
+    """Labels that are all but background, where class 0 is one."""
+    background = len(total) == 2 or names[0].lower().strip("_ ") in ("background", "bg", "none", "other")
+    if not background:
+        return
+    for la in (la for some in labels.values() for la in some):
+        assert la.counts is not None
+        front, whole = int(la.counts[1:-1].sum()), int(la.counts[:-1].sum())
+        if 0 < front < 0.001 * whole:
+            yield finding(
+                "near-empty-foreground",
+                [la.file],
+                f"only {front} of {whole} pixels are not background",
+                front,
+                f"{front / whole:.4%}",
+            )
+
+
+def _between_splits(
+    totals: Mapping[str, NDArray[np.int64]], names: Sequence[str], head: str, where: list[Path]
+) -> Iterator[Finding]:
+    train = totals.get("train", totals.get("training"))
+    val = totals.get("val", totals.get("valid", totals.get("validation")))
+    if train is None or val is None:
+        return
+    for kind, has, lacks in (("val", train, val), ("train", val, train)):
+        for k in np.flatnonzero((has > 0) & (lacks == 0)).tolist():
+            yield finding(
+                f"class-missing-from-{kind}",
+                where,
+                f"the {head} class {k} ({names[k]}) occurs nowhere in {kind}",
+                int(has[k]),
+                int(k),
+            )

@@ -1,0 +1,115 @@
+"""Rules that compare files: duplicates, near duplicates, groups, palettes, and labels that lie beside their picture."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.data.base import Dataset
+from fullyconv.data.check_findings import Finding, finding
+from fullyconv.data.check_scan import InputFacts, RecordFacts
+from fullyconv.errors import printable
+
+__all__ = ["RULES"]
+
+NEAR_SIGNS = 0.80  # of 256 signs, at least 90 % equal
+NEAR_TONES = 0.95  # correlation of the thumbnails
+SHIFT_GAIN = 1.6
+
+
+def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    """Equal pictures: equal bytes, or equal pixels."""
+    groups: dict[bytes, list[RecordFacts]] = defaultdict(list)
+    for record in facts:
+        picture = record.inputs[0] if record.inputs else None
+        if picture and not picture.problem and not picture.blank and (picture.pixels or picture.digest):
+            groups[picture.pixels or picture.digest].append(record)
+    for same in groups.values():
+        for a, b in combinations(same[:10], 2):
+            files = [a.inputs[0].file, b.inputs[0].file]
+            if files[0].resolve() == files[1].resolve() and a.split == b.split:
+                continue
+            kind = "duplicate-in-split" if a.split == b.split else "duplicate-across-splits"
+            where = f"of {a.split}" if a.split == b.split else f"({a.split}) of {b.split}"
+            twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label"
+            yield finding(kind, files, f"it is the same picture as {printable(files[1])} {where}{twist}", len(same))
+
+
+def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    """Pictures of two splits whose brightness rises and falls alike: re-encodings, resizings, video neighbours."""
+    by_split: dict[str, list[InputFacts]] = defaultdict(list)
+    for record in facts:
+        picture = record.inputs[0] if record.inputs else None
+        if picture and picture.thumbnail is not None and not picture.blank:
+            by_split[record.split].append(picture)
+    for (name_a, some), (name_b, others) in combinations(by_split.items(), 2):
+        signs_b, tones_b = _signature(others)
+        for start in range(0, len(some), 1024):
+            part = some[start : start + 1024]
+            signs_a, tones_a = _signature(part)
+            alike = (signs_a @ signs_b.T >= NEAR_SIGNS) & (tones_a @ tones_b.T >= NEAR_TONES)
+            for i, j in np.argwhere(alike):
+                a, b = part[i], others[j]
+                if a.pixels != b.pixels:
+                    message = f"it ({name_a}) looks almost like {printable(b.file)} of {name_b}"
+                    yield finding("near-duplicate-across-splits", [a.file, b.file], message, 1)
+
+
+def _signature(pictures: Sequence[InputFacts]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """N x 256 signs of differences along rows, and N x 272 standardised brightnesses: their products are in -1..1."""
+    small = np.stack([p.thumbnail for p in pictures if p.thumbnail is not None])
+    signs = np.where(np.diff(small, axis=2) >= 0, 1, -1).reshape(len(small), -1).astype(np.float32)
+    tones = small.reshape(len(small), -1) - small.mean(axis=(1, 2))[:, None]
+    tones /= np.maximum(np.linalg.norm(tones, axis=1, keepdims=True), 1e-6)
+    return signs / np.float32(np.sqrt(signs.shape[1])), tones
+
+
+def _groups(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    splits: dict[str, dict[str, Path]] = defaultdict(dict)
+    for record in facts:
+        if record.record.group and record.inputs:
+            splits[record.record.group].setdefault(record.split, record.inputs[0].file)
+    for group, first in splits.items():
+        if len(first) > 1:
+            names = ", ".join(sorted(first))
+            yield finding(
+                "group-across-splits", first.values(), f"pictures of {group!r} are in {names}", len(first), group
+            )
+
+
+def _palettes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    """Palette labels whose colours for the ids they use differ from those of the most usual palette."""
+    for head in dict.fromkeys(la.head for r in facts for la in r.labels):
+        some = [la for r in facts for la in r.labels if la.head == head and la.palette]
+        if len(some) < 2:
+            continue
+        usual, _ = Counter(la.palette for la in some).most_common(1)[0]
+        first = next(la.file for la in some if la.palette == usual)
+        for la in some:
+            ids = [v for v in la.stored if v < len(la.palette) and v < len(usual) and la.palette[v] != usual[v]]
+            if ids:
+                k = ids[0]
+                message = f"its colour of id {k} is {la.palette[k]}, in {printable(first)} it is {usual[k]}"
+                yield finding("palette-inconsistent", [la.file, first], message, len(ids), k)
+
+
+def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    for record in facts:
+        for la in record.labels:
+            if la.shift is None or la.head != next((x.head for x in record.labels), ""):
+                continue
+            rows, columns, gain = la.shift
+            if max(abs(rows), abs(columns)) >= 4 and gain >= SHIFT_GAIN:
+                message = (
+                    f"its boundaries fit the picture better by {gain:.1f} times when moved {rows} rows and "
+                    f"{columns} columns"
+                )
+                yield finding("shifted-label", [la.file], message, 1, f"{rows}, {columns}")
+
+
+RULES = (_duplicates, _near_duplicates, _groups, _palettes, _shifts)

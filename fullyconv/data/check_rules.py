@@ -1,0 +1,207 @@
+"""Rules about single files: what is wrong with a picture, a label map, a name, a pair."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fullyconv.data.base import Dataset
+from fullyconv.data.check_findings import Finding, finding
+from fullyconv.data.check_scan import InputFacts, LabelFacts, RecordFacts, coding_of
+from fullyconv.errors import printable
+
+__all__ = ["RULES", "strays"]
+
+# ---- files and names -------------------------------------------------------------------------------------------
+
+
+def strays(dataset: Dataset) -> Iterator[Finding]:
+    for kind, file in dataset.strays:
+        if kind == "duplicate-stem":
+            yield finding(kind, [file], f"another file is named {printable(file.stem)} too, with another ending")
+        else:
+            yield finding("label-without-image", [file], "no picture has this label's name")
+
+
+def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    roots = {d.split: os.path.realpath(d.root) for d in datasets}
+    for record in facts:
+        for file in dict.fromkeys([*(i.file for i in record.inputs), *(la.file for la in record.labels)]):
+            try:
+                os.fspath(file).encode("utf-8")
+            except UnicodeEncodeError:
+                yield finding("non-utf8-name", [file], "the name is not valid UTF-8", 1)
+            if not file.name.replace("\N{SOFT HYPHEN}", "").isprintable() and _encodable(file.name):
+                yield finding("odd-name", [file], "the name holds control characters", 1)
+            real = os.path.realpath(file)
+            if os.path.commonpath([real, roots[record.split]]) != roots[record.split]:
+                yield finding("symlink-outside", [file], f"it is a link out of the data set, to {printable(real)}", 1)
+    for dataset in datasets:
+        folded = defaultdict(list)
+        for r in dataset.records:
+            folded[r.name.casefold()].append(next(iter(r.inputs.values())))
+        for twins in folded.values():
+            if len(twins) > 1:
+                yield finding(
+                    "case-twins", twins[:2], f"its name differs from {printable(twins[1].name)} by case alone"
+                )
+
+
+def _encodable(name: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+# ---- single files ----------------------------------------------------------------------------------------------
+
+
+def _inputs(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    wanted = {d.split: d.inputs for d in datasets}
+    for record in facts:
+        for facts_ in record.inputs:
+            if facts_.problem:
+                yield finding(facts_.problem[0], [facts_.file], facts_.problem[1].rstrip("."), 1)
+            else:
+                yield from _layout(facts_)
+        for modality in wanted[record.split]:
+            if modality not in record.record.inputs:
+                files = list(record.record.inputs.values())[:1]
+                yield finding("input-missing", files, f"its {modality} input is missing", 1, modality)
+
+
+def _layout(facts: InputFacts) -> Iterator[Finding]:
+    """What the header says that will surprise."""
+    info, file = facts.info, facts.file
+    if facts.blank:
+        yield finding("blank-image", [file], "every pixel has the same value", 1)
+    if info is None or facts.modality not in ("rgb", "hha"):
+        return
+    if info.bits == 16:
+        yield finding("16-bit-image", [file], "it holds 16 bits a channel", 1, info.bits)
+    if info.mode == "CMYK":
+        yield finding("cmyk-image", [file], "it is a CMYK picture", 1, info.mode)
+    if info.mode in ("RGBA", "LA", "PA"):
+        yield finding("alpha-image", [file], f"it has an alpha channel ({info.mode})", 1, info.mode)
+    if info.frames > 1:
+        yield finding("animated-image", [file], f"it is a {info.format} of several frames or pages", 1, info.frames)
+
+
+def _sizes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    sized = [(i.file, i.size) for r in facts for i in r.inputs[:1] if i.size]
+    if not sized:
+        return
+    usual = float(np.median([h * w for _, (h, w) in sized]))
+    for file, (h, w) in sized:
+        value = f"{h}x{w}"
+        if min(h, w) < 16:
+            yield finding("extreme-size", [file], f"it is only {value} (HxW) pixels", h * w, value)
+        elif max(h, w) > 10_000 or max(h, w) > 8 * min(h, w):
+            yield finding("extreme-size", [file], f"it is {value} (HxW) pixels", h * w, value)
+        elif not usual / 16 <= h * w <= usual * 16:
+            yield finding(
+                "extreme-size", [file], f"it is {value} (HxW), far from the usual {usual:.0f} pixels", h * w, value
+            )
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------
+
+
+def _pairs(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    heads = {d.split: tuple(d.taxonomies) for d in datasets}
+    for record in facts:
+        picture = record.inputs[0] if record.inputs else None
+        for head in heads[record.split]:
+            if head not in record.record.labels and picture:
+                yield finding("image-without-label", [picture.file], f"it has no {head} label", 1, head)
+        others: list[InputFacts | LabelFacts] = [*record.inputs[1:], *record.labels]
+        for other in others:
+            if picture and picture.size and other.size and picture.size != other.size and not picture.problem:
+                yield _mismatch(picture, other)
+            elif picture and picture.info and picture.info.orientation != 1 and isinstance(other, LabelFacts):
+                value = picture.info.orientation
+                yield finding(
+                    "exif-orientation", [picture.file, other.file], f"EXIF turns it (orientation {value})", 1, value
+                )
+
+
+def _mismatch(picture: InputFacts, other: InputFacts | LabelFacts) -> Finding:
+    assert picture.size
+    assert other.size
+    sizes = f"{picture.size[0]}x{picture.size[1]} (HxW) and {printable(other.file)} is {other.size[0]}x{other.size[1]}"
+    turned = picture.info is not None and picture.info.stored == other.size and picture.info.orientation != 1
+    value = f"{other.size[0]}x{other.size[1]}"
+    if turned and picture.info:
+        message = f"EXIF orientation {picture.info.orientation} turns the picture to {sizes}, as it was stored"
+        return finding("exif-rotation", [picture.file, other.file], message, 1, value)
+    return finding("size-mismatch", [picture.file, other.file], f"it is {sizes}", 1, value)
+
+
+def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    for dataset in datasets:
+        for head, taxonomy in dataset.taxonomies.items():
+            coding = coding_of(dataset, head)
+            here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
+            for facts_ in here:
+                yield from _label(facts_, len(taxonomy), taxonomy.ignore, bool(coding and coding.values))
+            if coding and coding.colours and any("no colour table" in n for n in dataset.notes):
+                files = [la.file for la in here if la.colours][:1]
+                message = f"the labels are colours without a table: one class for each of {len(taxonomy)} colours"
+                yield finding("colours-inferred", files, message, len(here), len(taxonomy))
+
+
+def _label(facts: LabelFacts, classes: int, ignore: int, mapped: bool) -> Iterator[Finding]:
+    file, stored = [facts.file], facts.stored
+    if facts.info and facts.info.format == "JPEG":
+        yield finding("jpeg-label", file, "it is a JPEG, whose values are only approximate", 1)
+        return
+    if facts.blended > 0.5 and not mapped:
+        message = f"{facts.blended:.0%} of its rare values lie between their neighbours: it was interpolated"
+        yield finding("interpolated-label", file, message, len(stored), f"{len(stored)} values")
+        return
+    if not mapped and classes <= 2 and 255 in stored and set(stored) <= {0, 255} and ignore == 255:
+        message = "its values are 0 and 255, and 255 would be ignored" if 0 in stored else "its only value is 255"
+        yield finding("binary-0-255", file, message, stored[255], "0, 255")
+        return
+    if facts.problem:
+        yield _refused(facts, classes, ignore)
+    elif facts.counts is not None:
+        yield from _content(facts)
+
+
+def _refused(facts: LabelFacts, classes: int, ignore: int) -> Finding:
+    assert facts.problem
+    kind, reason = facts.problem
+    if kind != "no-class":
+        return finding(kind, [facts.file], reason.rstrip("."), 1)
+    reason = reason.removeprefix(f"{printable(facts.file)}: ").rstrip(".")
+    if facts.colours:
+        alpha = facts.info is not None and facts.info.mode in ("RGBA", "LA")
+        kind = "unknown-colour" if "colour (" in reason else ("alpha-label" if alpha else "colour-label")
+        return finding(kind, [facts.file], reason, facts.colours, f"{facts.colours} colours")
+    if facts.outside is None:
+        return finding("id-out-of-range", [facts.file], reason, 1)
+    value, pixels, row, column = facts.outside
+    ids = {v for v in facts.stored if v != ignore}
+    if 0 not in ids and max(ids) == classes:
+        message = f"its ids are {min(ids)}..{max(ids)} where the classes are 0..{classes - 1}"
+        return finding("off-by-one-ids", [facts.file], message, pixels, value, (row, column))
+    message = (
+        f"the value {value} is no class (0..{classes - 1}, {ignore} ignored): {pixels} pixels, the first at row {row}, "
+        f"column {column}"
+    )
+    return finding("id-out-of-range", [facts.file], message, pixels, value, (row, column))
+
+
+def _content(facts: LabelFacts) -> Iterator[Finding]:
+    assert facts.counts is not None
+    counts, total = facts.counts[:-1], int(facts.counts.sum())
+    if not counts.any():
+        yield finding("all-ignored-label", [facts.file], f"all {total} pixels are ignored", total)
+    elif (counts > 0).sum() == 1:
+        k = int(counts.argmax())
+        yield finding("constant-label", [facts.file], f"every labelled pixel is class {k}", int(counts[k]), k)
+
+
+RULES = (_names, _inputs, _labels, _pairs, _sizes)

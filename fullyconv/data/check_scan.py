@@ -1,0 +1,279 @@
+"""One pass over a data set's files: what each picture and label map is, without judging it (`check_rules` does)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data.base import Dataset, Record
+from fullyconv.data.coding import Coding
+from fullyconv.data.layout import SUFFIXES
+from fullyconv.errors import FullyconvError
+from fullyconv.images import BadImage, ImageInfo
+
+__all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan"]
+
+Progress = Callable[[int, int], None]
+THUMBNAIL = (16, 17)  # rows, columns: 16 x 16 signs of differences along rows
+SHIFTS = range(-16, 17, 2)
+
+
+@final
+@dataclass
+class InputFacts:
+    """One input file. `problem` is (kind, reason) when it cannot be read; `moments` (pixels, sums, sums of squares)."""
+
+    modality: str
+    file: Path
+    problem: tuple[str, str] | None = None
+    info: ImageInfo | None = None
+    size: tuple[int, int] | None = None
+    digest: bytes = b""
+    pixels: bytes = b""  # digest of the decoded picture
+    thumbnail: NDArray[np.float32] | None = None
+    moments: tuple[int, NDArray[np.float64], NDArray[np.float64]] | None = None
+    blank: bool = False
+
+
+@final
+@dataclass
+class LabelFacts:
+    """One label map. `stored` counts the values as stored, `counts` the ids 0..K-1 and, last, the ignored pixels."""
+
+    head: str
+    file: Path
+    problem: tuple[str, str] | None = None
+    info: ImageInfo | None = None
+    size: tuple[int, int] | None = None
+    digest: bytes = b""
+    stored: dict[int, int] = field(default_factory=dict)
+    colours: int = 0  # distinct colours of a colour-coded map
+    counts: NDArray[np.int64] | None = None
+    outside: tuple[int, int, int, int] | None = None  # value, pixels, row, column
+    palette: tuple[tuple[int, int, int], ...] = ()
+    blended: float = 0.0  # share of the rare pixels that lie between their neighbours in value
+    shift: tuple[int, int, float] | None = None  # rows, columns, gain in edge strength over no shift
+
+
+@final
+@dataclass
+class RecordFacts:
+    """A record with the facts of its files."""
+
+    split: str
+    record: Record
+    inputs: list[InputFacts]
+    labels: list[LabelFacts]
+
+
+def coding_of(dataset: Dataset, head: str) -> Coding | None:
+    """How the reader decodes this head's files, where it says so."""
+    codings = getattr(dataset.read_labels, "codings", None)
+    found = codings.get(head) if codings else getattr(dataset.read_labels, "coding", None)
+    return found if isinstance(found, Coding) else None
+
+
+def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None = None) -> list[RecordFacts]:
+    """The facts of every record; fast: pictures are checked but not decoded, labels are always read."""
+    work = [(dataset, record) for dataset in datasets for record in dataset.records]
+    done: list[RecordFacts] = []
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
+        for facts in pool.map(lambda item: _facts(*item, fast=fast), work):
+            done.append(facts)
+            if progress:
+                progress(len(done), len(work))
+    return done
+
+
+def _facts(dataset: Dataset, record: Record, *, fast: bool) -> RecordFacts:
+    inputs: list[InputFacts] = []
+    picture: NDArray[Any] | None = None
+    # A folder's further inputs are files of the user's and checked even when unused; elsewhere they may be computed.
+    every = [m for m in record.inputs if m in dataset.inputs or (dataset.kind == "folder" and m != "rgb")]
+    for modality in every:
+        facts, image = _input_facts(dataset, record, modality, record.inputs[modality], fast=fast)
+        inputs.append(facts)
+        picture = image if modality == dataset.inputs[0] else picture
+    labels = [_label_facts(dataset, record, head, picture) for head in dataset.taxonomies if head in record.labels]
+    return RecordFacts(dataset.split, record, inputs, labels)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def _problem(error: Exception, data: bytes | None) -> tuple[str, str]:
+    """(kind, reason) of a file that was refused."""
+    reason = error.reason if isinstance(error, BadImage) else str(error)
+    if data == b"" or "(0 bytes)" in reason:
+        return "empty-file", reason
+    if "does not exist" in reason:
+        return "missing-file", reason
+    return "unreadable-file", reason
+
+
+def _input_facts(
+    dataset: Dataset, record: Record, modality: str, file: Path, *, fast: bool
+) -> tuple[InputFacts, NDArray[Any] | None]:
+    facts, data = InputFacts(modality, file), None
+    try:
+        if not _is_picture(file):
+            image = dataset.read_input(record, modality)
+            facts.size = (image.shape[0], image.shape[1])
+        else:
+            data = images.read_bytes(file)
+            facts.digest = hashlib.sha256(data).digest()
+            facts.info = images.image_info(data)
+            facts.size = facts.info.size
+            _complete_jpeg(data, facts.info)
+            if fast:
+                return facts, None
+            colour = modality in ("rgb", "hha")
+            image = images.read_image(data) if colour else dataset.read_input(record, modality)
+    except (FullyconvError, OSError) as error:
+        facts.problem = _problem(error, data)
+        return facts, None
+    if not fast:
+        _look(facts, image)
+    return facts, image
+
+
+def _complete_jpeg(data: bytes, info: ImageInfo) -> None:
+    """A JPEG that was cut off lacks its end marker; found without decoding it."""
+    if info.format == "JPEG" and b"\xff\xd9" not in data[-4096:]:
+        raise BadImage("", f"is cut off after {len(data)} bytes (no end marker); copy it again.")
+
+
+def _look(facts: InputFacts, image: NDArray[Any]) -> None:
+    """Statistics of the decoded picture, from every fourth row and column."""
+    few = image[::4, ::4].reshape(-1, image.shape[2]).astype(np.float64)
+    facts.moments = (len(few), few.sum(axis=0), np.square(few).sum(axis=0))
+    facts.blank = bool((few == few[0]).all() and (image == image[0, 0]).all())
+    facts.pixels = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    facts.thumbnail = _thumbnail(image)
+
+
+def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
+    """16 x 17 mean brightnesses."""
+    from PIL import Image
+
+    grey = image[..., 1] if image.shape[2] >= 3 else image[..., 0]
+    plane = Image.fromarray(np.ascontiguousarray(grey if grey.dtype == np.uint8 else grey.astype(np.float32)))
+    small = plane.resize(THUMBNAIL[::-1], Image.Resampling.BOX)
+    return np.asarray(small).astype(np.float32)
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------
+
+
+def _label_facts(dataset: Dataset, record: Record, head: str, picture: NDArray[Any] | None) -> LabelFacts:
+    facts = LabelFacts(head, record.labels[head])
+    if _is_picture(facts.file) and not _raw_facts(facts):
+        return facts
+    try:
+        ids = dataset.read_labels(record, head)
+    except (FullyconvError, OSError) as error:
+        if not facts.stored and not facts.colours:
+            facts.problem = _problem(error, None)
+        else:
+            facts.problem = ("no-class", error.reason if isinstance(error, BadImage) else str(error))
+            _outside(facts, dataset, head)
+        return facts
+    taxonomy = dataset.taxonomies[head]
+    counts = np.bincount(ids.ravel(), minlength=max(len(taxonomy), taxonomy.ignore) + 1)
+    facts.counts = np.append(counts[: len(taxonomy)], counts[taxonomy.ignore])
+    facts.size = (ids.shape[0], ids.shape[1])
+    if picture is not None and picture.shape[:2] == ids.shape:
+        facts.shift = best_shift(picture, ids)
+    return facts
+
+
+def _raw_facts(facts: LabelFacts) -> bool:
+    """The file as stored; False when it is no label map at all."""
+    data = None
+    try:
+        data = images.read_bytes(facts.file)
+        facts.digest = hashlib.sha256(data).digest()
+        facts.info = images.image_info(data)
+        facts.size = facts.info.stored
+        raw = images.read_label(data, colours=True)
+    except (FullyconvError, OSError) as error:
+        facts.problem = _problem(error, data)
+        return False
+    if raw.ndim == 3:
+        packed = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+        facts.colours = len(np.unique(packed))
+        return True
+    counts = np.bincount(raw.ravel())
+    facts.stored = {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    facts.palette = images.read_palette(data) if facts.info.mode == "P" else ()
+    facts.blended = _blended(raw, counts)
+    return True
+
+
+def _outside(facts: LabelFacts, dataset: Dataset, head: str) -> None:
+    """The first value that is no class, where the file stores ids."""
+    taxonomy, coding = dataset.taxonomies[head], coding_of(dataset, head)
+    if facts.colours or (coding and coding.values):
+        return
+    bad = [v for v in facts.stored if v >= len(taxonomy) and v != taxonomy.ignore]
+    if bad:
+        raw = images.read_label(facts.file)
+        row, column = np.argwhere(np.isin(raw, bad))[0]
+        facts.outside = (int(raw[row, column]), sum(facts.stored[v] for v in bad), int(row), int(column))
+
+
+def _blended(raw: NDArray[Any], counts: NDArray[np.int64]) -> float:
+    """The share of pixels of rare values that lie strictly between two neighbours: near 1 after interpolation."""
+    rare = (counts > 0) & (counts < 0.02 * raw.size)
+    if rare.sum() < 5 or min(raw.shape) < 5:
+        return 0.0
+    at = rare[raw]
+    a = raw.astype(np.int32)
+    between = np.zeros(raw.shape, bool)
+    for d in (1, 2):
+        up, down, left, right = a[: -2 * d], a[2 * d :], a[:, : -2 * d], a[:, 2 * d :]
+        mid_r, mid_c = a[d:-d], a[:, d:-d]
+        between[d:-d] |= (np.minimum(up, down) < mid_r) & (mid_r < np.maximum(up, down))
+        between[:, d:-d] |= (np.minimum(left, right) < mid_c) & (mid_c < np.maximum(left, right))
+    return float((between & at).sum() / at.sum())
+
+
+def best_shift(image: NDArray[Any], ids: NDArray[Any]) -> tuple[int, int, float] | None:
+    """(rows, columns, gain): the move of the label that puts its boundaries onto the strongest edges of the picture,
+    and how much stronger they are there than where it lies. None for too few boundaries."""
+    grey = image[..., 1 if image.shape[2] >= 3 else 0].astype(np.float32)
+    edges = np.zeros_like(grey)
+    edges[1:-1, 1:-1] = np.abs(grey[2:, 1:-1] - grey[:-2, 1:-1]) + np.abs(grey[1:-1, 2:] - grey[1:-1, :-2])
+    edges = np.minimum(edges, 4 * edges.mean() + 1)  # a few glaring lights are not to decide
+    boundary = np.zeros(ids.shape, bool)
+    boundary[:-1] |= ids[:-1] != ids[1:]
+    boundary[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    reach = SHIFTS[-1] + 1
+    boundary[:reach] = boundary[-reach:] = False
+    boundary[:, :reach] = boundary[:, -reach:] = False
+    rows, columns = np.nonzero(boundary)
+    if len(rows) < 100:
+        return None
+    step = max(1, len(rows) // 800)
+    rows, columns = rows[::step], columns[::step]
+    width = ids.shape[1]
+    flat = np.ascontiguousarray(edges).ravel()
+    at = rows * width + columns
+    moves = np.array([dy * width + dx for dy in SHIFTS for dx in SHIFTS])
+    strength = flat[at[None, :] + moves[:, None]].mean(axis=1).reshape(len(SHIFTS), len(SHIFTS))
+    best = np.unravel_index(int(strength.argmax()), strength.shape)
+    here = strength[len(SHIFTS) // 2, len(SHIFTS) // 2]
+    return SHIFTS[int(best[0])], SHIFTS[int(best[1])], float(strength[best] / max(here, 1e-6))
