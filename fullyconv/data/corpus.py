@@ -1,0 +1,164 @@
+"""What the readers of published corpora share: MATLAB files, value tables, pairing a list's names with its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.data.base import Dataset, Record
+from fullyconv.data.coding import Coding, check_ids, read_coded
+from fullyconv.data.folder import read_modality
+from fullyconv.data.layout import looked_at
+from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
+from fullyconv.taxonomy import Taxonomy
+
+__all__ = [
+    "Labels",
+    "apply_values",
+    "dataset",
+    "existing",
+    "in_folder",
+    "no_layout",
+    "read_mat",
+    "records",
+    "unlabelled",
+]
+
+FileOf = Callable[[str], Path]
+
+
+def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
+    """The error for a root that is not `what`: what was looked for, what lies there, where to get it."""
+    return DataError(f"{printable(root)} is no {what}: looked for {wanted}; {looked_at(root)}; {source}.")
+
+
+def existing(files: Iterable[Path]) -> set[Path]:
+    """Those of `files` that exist, each folder being listed once."""
+    files = list(files)
+    listed = {folder: {p.name for p in folder.iterdir()} if folder.is_dir() else set() for folder in _folders(files)}
+    return {f for f in files if f.name in listed[f.parent]}
+
+
+def in_folder(folder: Path, suffix: str) -> FileOf:
+    """The function name -> `folder`/name`suffix`."""
+    return lambda name: folder / f"{name}{suffix}"
+
+
+def _folders(files: Iterable[Path]) -> set[Path]:
+    return {f.parent for f in files}
+
+
+def records(
+    names: Sequence[str],
+    inputs: Mapping[str, FileOf],
+    labels: Mapping[str, FileOf],
+    where: str,
+    source: str,
+    group: Callable[[str], str] = lambda name: "",
+) -> list[Record]:
+    """One record a name; labels that no name has are left out, a file that only some have is an error.
+
+    where   what listed the names, for messages; source   how to get what is missing.
+    Raises DataError (no names at all) or MissingInput (a half-unpacked set: how many files, the first of them).
+    """
+    if not names:
+        raise DataError(f"{where} lists no pictures; {source}.")
+    required = {m: [of(n) for n in names] for m, of in {**inputs, **labels}.items()}
+    there = {m: existing(files) for m, files in required.items()}
+    heads = {h: of for h, of in labels.items() if there[h]}
+    for part in (*inputs, *heads):
+        missing = [f for f in required[part] if f not in there[part]]
+        if missing:
+            raise MissingInput(
+                f"{where} lists {len(names)} pictures, and {len(missing)} of their {part} files are not there (the "
+                f"first: {printable(missing[0])}); the set is half unpacked: {source}."
+            )
+    return [
+        Record(n, {m: of(n) for m, of in inputs.items()}, {h: of(n) for h, of in heads.items()}, group(n))
+        for n in dict.fromkeys(names)
+    ]
+
+
+def unlabelled(found: Sequence[Record], taxonomies: Mapping[str, Taxonomy]) -> dict[str, Taxonomy]:
+    """The taxonomies of the heads that the records have labels for (a test split has none)."""
+    return {head: taxonomy for head, taxonomy in taxonomies.items() if found and head in found[0].labels}
+
+
+@final
+@dataclass(frozen=True)
+class Labels:
+    """Reads a record's label file: a picture, or the variable `mat[head]` of a MATLAB file, through the head's coding.
+
+    A class, so that worker processes can be given it. `shift` is added to MATLAB values first (-1 void becomes 0).
+    """
+
+    codings: Mapping[str, Coding]
+    mat: Mapping[str, str] = field(default_factory=dict)
+    shift: Mapping[str, int] = field(default_factory=dict)
+
+    def __call__(self, record: Record, head: str) -> NDArray[Any]:
+        if head not in record.labels:
+            raise DataError(f"{printable(record.name)} has no {head} label; this split is published without labels.")
+        file = record.labels[head]
+        if file.suffix.lower() != ".mat":
+            return read_coded(file, self.codings[head])
+        values = read_mat(file, self.mat[head])
+        return apply_values(values.astype(np.int64) + self.shift.get(head, 0), self.codings[head], file)
+
+
+def dataset(
+    kind: str, root: Path, split: str, found: Sequence[Record], labels: Labels, notes: Sequence[str] = ()
+) -> Dataset:
+    """A `Dataset` of pictures read as RGB (and further modalities by their bands)."""
+    taxonomies = unlabelled(found, {head: coding.taxonomy for head, coding in labels.codings.items()})
+    return Dataset(kind, root, split, found, taxonomies, read_modality, labels, notes=tuple(notes))
+
+
+def apply_values(values: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+    """Stored integers H W through the coding's table of values (or as they are): ids, or DataError for one without."""
+    if values.ndim != 2:
+        raise DataError(f"{printable(file)}: the label has the shape {values.shape}, not H x W; unpack it again.")
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DataError(
+            f"{printable(file)}: the label values are {values.min()}..{values.max()}, outside 0..65535; "
+            "unpack it again."
+        )
+    if not coding.values:
+        return check_ids(values.astype(coding.dtype), coding.taxonomy, file)
+    ids: NDArray[Any] = coding.value_table[values]
+    if (ids < 0).any():
+        row, col = np.argwhere(ids < 0)[0]
+        raise DataError(
+            f"{printable(file)}: the label value {values[row, col]} is no class ({int((ids < 0).sum())} pixels, the "
+            f"first at row {row}, column {col}); unpack the set again."
+        )
+    return ids.astype(coding.dtype)
+
+
+def read_mat(file: Path, path: str) -> NDArray[Any]:
+    """The variable `path` ("S", or "GTcls.Segmentation" for a field of a struct) of a MATLAB file (not v7.3).
+
+    Raises MissingExtra (SciPy), MissingInput, or DataError for a file that is damaged or lacks the variable.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingExtra(f"Reading {file.name}", "mat", "scipy") from error
+    name, *fields = path.split(".")
+    if not file.is_file():
+        raise MissingInput(f"{printable(file)} does not exist; unpack the set again.")
+    try:
+        value = loadmat(file, variable_names=[name])[name]
+        for key in fields:
+            value = value[key][0, 0]
+    except Exception as error:  # scipy raises a dozen kinds on damaged files
+        raise DataError(
+            f"{printable(file)} holds no {path!r} that can be read ({type(error).__name__}: {printable(error)[:100]}); "
+            "unpack it again."
+        ) from error
+    return np.asarray(value)
