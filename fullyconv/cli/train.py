@@ -25,6 +25,7 @@ def train(
         typer.Option("--allow-changed", metavar="WHAT", help="network, classes or data that may differ on --resume."),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Check the data before training.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
@@ -47,7 +48,14 @@ def train(
     from fullyconv.train import fit
 
     target = fit(
-        resolved, data, out or _free(data), val=val or None, resume=resume, allow=allow_changed or (), quiet=quiet
+        resolved,
+        data,
+        out or _free(data),
+        val=val or None,
+        resume=resume,
+        allow=allow_changed or (),
+        check=check,
+        quiet=quiet,
     )
     print(target)
 

@@ -13,14 +13,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection, get_context
 from typing import Any, Generic, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import FullyconvError, InternalError, TryAgain
+from fullyconv.errors import EXIT_CODES, FullyconvError, InternalError, TryAgain
 
 __all__ = ["Workers", "order", "ordered_map"]
 
@@ -47,7 +47,7 @@ def ordered_map(
     ahead: int = 2,
     timeout: float = 60.0,
     describe: Callable[[Item], str] = str,
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """make(item) for each item, in order, made ahead of time by `workers` processes (0: one thread of this process).
 
     An error of `make` is raised here, in its turn. timeout: seconds without an answer after which a worker counts
@@ -69,25 +69,27 @@ def ordered_map(
 
 def _by_thread(
     make: Callable[[Item], Made], items: Iterator[Item], ahead: int, timeout: float, describe: Callable[[Item], str]
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """One thread that works ahead; it holds at most `ahead` finished results."""
     done: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     closed = threading.Event()
-    now = {"item": "", "since": time.monotonic()}
+    doing = [""]
+    since = [time.monotonic()]
 
     def put(kind: str, value: Any) -> None:
         while not closed.is_set():
             try:
-                return done.put((kind, value), timeout=0.1)
+                done.put((kind, value), timeout=0.1)
+                return
             except queue.Full:
-                now["since"] = time.monotonic()
+                since[0] = time.monotonic()
 
     def work() -> None:
         try:
             for item in items:
                 if closed.is_set():
                     return
-                now.update(item=describe(item), since=time.monotonic())
+                doing[0], since[0] = describe(item), time.monotonic()
                 put("made", make(item))
             put("end", None)
         except BaseException as error:
@@ -100,8 +102,8 @@ def _by_thread(
             try:
                 kind, value = done.get(timeout=min(timeout, 1.0))
             except queue.Empty:
-                if time.monotonic() - float(now["since"]) > timeout:
-                    raise _hung("The reading thread", timeout, str(now["item"])) from None
+                if time.monotonic() - since[0] > timeout:
+                    raise _hung("The reading thread", timeout, doing[0]) from None
                 continue
             if kind == "end":
                 return
@@ -168,7 +170,7 @@ class Workers(Generic[Item, Made]):
         kind, value = self.finished.pop(ticket)
         if kind == "made":
             return value  # type: ignore[no-any-return]
-        raise value if isinstance(value, FullyconvError | OSError | MemoryError) else InternalError(str(value))
+        raise value
 
     def _receive(self) -> None:
         """Wait for an answer, a death, or the next deadline."""
@@ -218,6 +220,17 @@ def _hung(who: str, timeout: float, files: str) -> TryAgain:
     )
 
 
+def _portable(error: Exception) -> Exception:
+    """`error` as one that survives the pipe: our errors as the class that has their exit code, others as a report."""
+    if isinstance(error, FullyconvError):
+        return next(cls for cls in type(error).__mro__ if cls in EXIT_CODES)(str(error))
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, MemoryError):
+        return TryAgain("A worker ran out of memory; continue with --resume, with fewer workers or a smaller crop.")
+    return InternalError(f"A worker failed: {traceback.format_exc()}")
+
+
 def _serve(make: Callable[[Any], Any], pipe: connection.Connection, siblings: Sequence[connection.Connection]) -> None:
     """A worker's life: answer until the other end of the pipe closes, also by the parent's death."""
     for other in siblings:  # inherited ends would keep the pipes of a dead parent open
@@ -231,10 +244,8 @@ def _serve(make: Callable[[Any], Any], pipe: connection.Connection, siblings: Se
             os._exit(0)
         try:
             answer = (ticket, "made", make(item))
-        except (FullyconvError, OSError, MemoryError) as error:
-            answer = (ticket, "error", error)
-        except Exception:
-            answer = (ticket, "error", traceback.format_exc())
+        except Exception as error:
+            answer = (ticket, "error", _portable(error))
         try:
             pipe.send(answer)
         except OSError:

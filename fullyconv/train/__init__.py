@@ -35,12 +35,14 @@ def fit(
     val: str | os.PathLike[str] | Dataset | None = None,
     resume: bool = False,
     allow: Collection[str] = (),
+    check: bool = True,
     quiet: bool = False,
 ) -> Path:
     """Train by `recipe` (a Recipe, a published name, a TOML file or None for the defaults) on `data` into `out`.
 
     data, val: a `Dataset` or what `open_dataset` takes; without `val`, the recipe's `val_split` of `data`.
     resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" that may have changed since.
+    check: look for everything that is wrong with the data first (`fullyconv check`, fast).
     Returns `out`, whose `best` and `last` are model directories and whose `metrics.jsonl` has a row a step.
     Raises UsageError for a recipe or run directory that cannot be used, DataError for data that cannot be learned,
     Interrupted or Terminated after a signal, with the step saved.
@@ -50,7 +52,7 @@ def fit(
         stop = stack.enter_context(Stop())
         world = stack.enter_context(join(recipe.device))
         display = Display(quiet=quiet or world.rank > 0)
-        learn(prepare(recipe, data, val, Path(out), world, display, resume, allow, stack), stop)
+        learn(prepare(recipe, data, val, Path(out), world, display, resume, allow, check, stack), stop)
     return Path(out)
 
 
@@ -66,7 +68,7 @@ def learn(c: Course, stop: Stop) -> None:
     c.clock.restart()
     with closing(read_ahead(reader, recipe, state, c.world)) as steps:
         while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
-            step = next(steps)
+            step = keeping.next_step(c, steps)
             c.clock.lap("data")
             torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.world.rank))
             rate = optimisation.set_rate(c.optimizer, recipe, planning.progress(plan, state))

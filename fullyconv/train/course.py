@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,18 @@ from torch import Tensor, nn
 
 from fullyconv import models
 from fullyconv.checkpoint import RunDirectory, read_model
+from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, StorageError, UsageError
 from fullyconv.files import atomic_write
+from fullyconv.models.weights import load_into
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.train import planning, state
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.optimisation import optimizer_for
+from fullyconv.train.unfold import unfold
 from fullyconv.train.world import World
 
 __all__ = ["Course", "prepare", "training_mode"]
@@ -32,7 +36,7 @@ __all__ = ["Course", "prepare", "training_mode"]
 @final
 @dataclass
 class Course:
-    """One run. `average` is the running average of the weights, None without; `run` is None but on the first process."""
+    """One run. `average`: the running average of the weights, None without. `run`: the first process's alone."""
 
     recipe: Recipe
     plan: planning.Plan
@@ -75,10 +79,11 @@ def prepare(
     display: Display,
     resume: bool,
     allow: Collection[str],
+    check: bool,
     stack: Any,
 ) -> Course:
     """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
-    train, val = open_both(recipe, data, val)
+    train, val = checked(recipe, data, val, display) if check else open_both(recipe, data, val)
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
     model = _network(recipe, train, quiet=display.quiet)
@@ -98,6 +103,22 @@ def prepare(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
         saved=where.step if resume else -1,
     )  # fmt: skip
+
+
+def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Dataset, Dataset | None]:
+    """`open_both` after the fast check: everything that is wrong at once, before anything is written."""
+    try:
+        train, val = open_both(recipe, data, val)
+    except DataError:
+        if not isinstance(data, Dataset):
+            doctor.refuse_errors(doctor.check(data, fast=True))
+        raise
+    findings = doctor.check([d for d in (train, val) if d is not None], fast=True)
+    doctor.refuse_errors(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            display.note(f"warning: {finding.message} {finding.remedy}")
+    return train, val
 
 
 def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
@@ -132,10 +153,24 @@ def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
         quiet=quiet,
         **recipe.options,
     )
+    if recipe.init_from:
+        stored = read_model(_model_directory(recipe.init_from))
+        report = load_into(model, stored.tensors, recipe.init_from)
+        if model.preprocessing.channels == len(stored.preprocessor["order"]):
+            model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+        if not quiet:
+            print(report, file=sys.stderr)
+    if recipe.batch_norm == "unfold":
+        unfold(model, train)
     if recipe.frozen_trunk:
         for p in model.trunk_parameters():
             p.requires_grad_(False)
     return model
+
+
+def _model_directory(path: str) -> Path:
+    """A run's last model, or the model directory itself."""
+    return Path(path, "last") if Path(path, "last").is_dir() else Path(path)
 
 
 def training_mode(model: Any, recipe: Recipe) -> None:

@@ -93,9 +93,8 @@ class Display:
     def end(self, clock: Clock) -> None:
         """Where the time went."""
         if not self.quiet:
-            self.note(
-                f"time: {clock.shares()}; measuring {duration(clock.spent['measure'])}, saving {duration(clock.spent['save'])}"
-            )
+            measuring, saving = duration(clock.spent["measure"]), duration(clock.spent["save"])
+            self.note(f"time: {clock.shares()}; measuring {measuring}, saving {saving}")
 
     def _speed(self) -> float:
         (start, before), (end, after) = self._images[0], self._images[-1]

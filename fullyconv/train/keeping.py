@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-from fullyconv.errors import FullyconvError
+from fullyconv.errors import DataError, FullyconvError
 from fullyconv.models import store
 from fullyconv.train import planning, state
 from fullyconv.train.course import Course, training_mode
@@ -18,7 +19,7 @@ from fullyconv.train.reading import Step
 from fullyconv.train.signals import Stop
 from fullyconv.train.step import Outcome
 
-__all__ = ["accept", "advance", "end", "log", "save", "snapshot", "undo"]
+__all__ = ["accept", "advance", "end", "log", "next_step", "rescue", "save", "snapshot", "undo"]
 
 
 def snapshot(model: Any) -> list[Tensor]:
@@ -52,10 +53,30 @@ def accept(c: Course, outcome: Outcome, norm: float, step: Step) -> bool:
             c.display.note(f"refused.jsonl cannot be written ({error.strerror}).")
     if c.state.refused >= c.recipe.max_bad_steps:
         raise FullyconvError(
-            f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; look at these images, "
-            f"or lower lr (now {c.recipe.lr:g}) or set clip = 1. The last good checkpoint is {c.out / 'last'}."
+            f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; look at these "
+            f"images, or lower lr (now {c.recipe.lr:g}) or set clip = 1. The last good checkpoint is {c.out / 'last'}."
         )
     return False
+
+
+def next_step(c: Course, steps: Iterator[Step]) -> Step:
+    """The next step's images. When they cannot be had, the last whole step is kept before the error goes on."""
+    try:
+        step = next(steps)
+        new = [text for text in step.bad if text not in c.state.bad]
+        for text in new:
+            c.display.note(f"skipped, another image takes its place: {text}")
+        c.state.bad += new
+        allowed = max(1, int(c.recipe.max_bad * len(c.train)))
+        if len(c.state.bad) > allowed:
+            raise DataError(
+                f"{len(c.state.bad)} of {len(c.train)} images cannot be read, max_bad allows {allowed}; "
+                f"the last: {c.state.bad[-1]}"
+            )
+        return step
+    except (FullyconvError, OSError):
+        rescue(c)
+        raise
 
 
 def advance(c: Course, step: Step) -> None:
@@ -64,7 +85,6 @@ def advance(c: Course, step: Step) -> None:
     s.step += 1
     seconds = c.clock.since_mark()
     s.elapsed += c.world.first(seconds) if c.plan.budget else seconds
-    s.bad += step.bad
     s.epoch, s.position = ticket.epoch, ticket.position + len(ticket.everyone)
     if s.position >= len(c.train):
         s.epoch, s.position = ticket.epoch + 1, 0
@@ -95,8 +115,8 @@ def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> No
     c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size)
 
 
-def save(c: Course) -> None:
-    """A checkpoint of this very step, on the first process; the others wait for it."""
+def save(c: Course, *, alone: bool = False) -> None:
+    """A checkpoint of this very step, on the first process; the others wait for it unless it is `alone`."""
     if c.run is not None:
         model = c.average or c.model
         x, scores = store.canary(model)
@@ -111,9 +131,19 @@ def save(c: Course) -> None:
             best=c.state.best_step == c.state.step and c.state.measured == c.state.step,
         )
         training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
-    c.world.wait()
+    if not alone:
+        c.world.wait()
     c.clock.saved()
     c.saved = c.state.step
+
+
+def rescue(c: Course) -> None:
+    """Keep the last whole step when something outside it failed. It must not hide the error that it answers."""
+    if c.saved != c.state.step:
+        try:
+            save(c, alone=True)
+        except FullyconvError as error:
+            c.display.note(f"The last step could not be kept: {error}")
 
 
 def end(c: Course, stop: Stop) -> None:
@@ -123,11 +153,11 @@ def end(c: Course, stop: Stop) -> None:
             save(c)
         raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
     if c.state.finished:
-        return None
+        return
     if c.val is not None and c.state.measured != c.state.step:
         measure(c, stop)
         if stop:
-            return end(c, stop)
+            end(c, stop)
     c.state.finished = True
     save(c)
     c.display.end(c.clock)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fullyconv import metrics
-from fullyconv.evaluate import evaluate
+from fullyconv.evaluate import class_figures, evaluate
 from fullyconv.predict import Predictor
 from fullyconv.train.course import Course
 from fullyconv.train.signals import Stop
@@ -54,7 +54,8 @@ def _note(c: Course, tables: dict[str, Any]) -> None:
     row: dict[str, Any] = {"kind": "measurement", "step": state.step, "split": c.val.split if c.val else ""}
     for head, values in figures.items():
         row |= {(k if head == main else f"heads.{head}.{k}"): v for k, v in values.items()}
-    row["per_class_iu"] = [float(v) for v in metrics.iu(tables[main])] if hasattr(metrics, "iu") else []
+    taxonomy = c.model.taxonomies.get(main, c.train.taxonomy)
+    row["per_class_iu"] = {str(figure["name"]): figure["iu"] for figure in class_figures(tables[main], taxonomy)}
     c.write(row)
     best = " (best)" if state.best_step == state.step else f" (best {state.best:.4f} at step {state.best_step})"
     accuracy = figures[main]["pixel_accuracy"]

@@ -81,7 +81,7 @@ def rate(recipe: Recipe, progress: float) -> float:
     if recipe.schedule == "constant":
         return recipe.lr * max(rise, 1e-3)
     if recipe.schedule == "poly":
-        return recipe.lr * max(rise, 1e-3) * (1 - progress) ** recipe.power
+        return recipe.lr * max(rise, 1e-3) * math.pow(1 - progress, recipe.power)
     if rise < 1:
         return recipe.lr * _cosine(1 / 25, 1.0, rise)
     return recipe.lr * _cosine(1.0, 1e-4, (progress - recipe.warmup) / (1 - recipe.warmup))

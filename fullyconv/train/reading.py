@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
+from fullyconv.data.batches import roles
 from fullyconv.data.loader import order, ordered_map
-from fullyconv.errors import DataError, FullyconvError
+from fullyconv.data.transforms import Augmentation, augment, generator
+from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.recipes import Recipe
 from fullyconv.train.state import State
 from fullyconv.train.step import Batch
@@ -56,7 +58,7 @@ def tickets(count: int, recipe: Recipe, state: State, world: World) -> Iterator[
         epoch, position = epoch + 1, 0
 
 
-def read_ahead(reader: Reader, recipe: Recipe, state: State, world: World) -> Iterator[Step]:
+def read_ahead(reader: Reader, recipe: Recipe, state: State, world: World) -> Generator[Step, None, None]:
     """The run's steps, read by the recipe's workers; closing it ends them."""
     stream = tickets(len(reader.dataset), recipe, state, world)
     names = reader.names
@@ -72,6 +74,7 @@ class Reader:
     def __init__(self, dataset: Dataset, recipe: Recipe, fill: NDArray[np.float32]) -> None:
         self.dataset, self.recipe, self.fill = dataset, recipe, fill
         self.ignore = {head: t.ignore for head, t in dataset.taxonomies.items()}
+        self.augmentation = _augmentation(dataset, recipe)
         self.cache: dict[int, Sample] = {}
 
     def names(self, indices: Sequence[int]) -> tuple[str, ...]:
@@ -85,17 +88,24 @@ class Reader:
         return Step(ticket, batches or [self._nothing(ticket)], tuple(bad))
 
     def _sample(self, ticket: Ticket, i: int, bad: list[str]) -> Sample:
+        """The i-th sample of this process, or under "skip" one drawn in its place if it cannot be read."""
         index = ticket.mine[i]
-        rng = np.random.default_rng([self.recipe.seed, ticket.epoch, ticket.first + i, index])
+        # With replacement an image may come twice in an epoch and is to look different then.
+        key = index if self.recipe.sampling == "epochs" else len(self.dataset) + ticket.first + i
+        rng = generator(self.recipe.seed, ticket.epoch, key)
         for attempt in range(100):
             chosen = index if attempt == 0 else int(rng.integers(len(self.dataset)))
             try:
-                return self._augment(self._read(chosen), rng)
+                return augment(self._read(chosen), self.augmentation, rng, fill=self.fill, ignore=self.ignore)
             except (FullyconvError, OSError) as error:
+                if not self.dataset.root.exists():
+                    raise MissingInput(
+                        f"{self.dataset.root} is gone; bring it back, then go on with --resume."
+                    ) from error
                 if self.recipe.on_bad_sample == "fail":
                     raise
                 bad.append(f"{self.dataset.records[chosen].name}: {error}")
-        raise DataError(f"100 samples in a row could not be read, the last because {bad[-1]}")
+        raise DataError(f"100 samples in a row could not be read, the last one because {bad[-1]}")
 
     def _read(self, index: int) -> Sample:
         if index not in self.cache:
@@ -104,11 +114,6 @@ class Reader:
                 return sample
             self.cache[index] = sample
         return self.cache[index]
-
-    def _augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        from fullyconv.train import _augment
-
-        return _augment.augment(sample, self.recipe, self.fill, self.ignore, rng)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
         h = max(s.image.shape[0] for s in samples)
@@ -132,3 +137,18 @@ class Reader:
             head: np.full_like(label, self.ignore[head])[None] for head, label in sample.labels.items()
         }
         return Batch(sample.image[None], labels, ())
+
+
+def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
+    colour, nearest = roles(dataset)
+    return Augmentation(
+        crop=(recipe.crop[0], recipe.crop[1]) if recipe.crop else None,
+        scale=recipe.scale,
+        flip=recipe.flip,
+        rotation=recipe.rotation,
+        brightness=recipe.photometric,
+        contrast=recipe.photometric,
+        saturation=recipe.photometric,
+        colour=colour,
+        nearest=nearest,
+    )

@@ -162,9 +162,10 @@ def _loss(
             options["top_k"] = recipe.top_k
         scores, at = coarse[head].float(), (geometry.stride, geometry.offset)
         if recipe.loss == "image-mean":
-            each = [ops.upsample_cross_entropy(scores[i : i + 1], label[i : i + 1], *at, **options | {"reduction": "mean"})
-                    for i in range(len(label))]  # fmt: skip
-            parts.append(torch.stack(each).sum() / shares[head])
+            options["reduction"] = "mean"
+            for i in range(len(label)):
+                one = ops.upsample_cross_entropy(scores[i : i + 1], label[i : i + 1], *at, **options)
+                parts.append(one / shares[head])
         else:
             parts.append(ops.upsample_cross_entropy(scores, label, *at, **options) / shares[head])
     return torch.stack(parts).sum()
@@ -179,7 +180,7 @@ def _outcome(total: Tensor, shares: Mapping[str, Tensor], pixels: Mapping[str, T
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer, scaler: Any, limit: float) -> float:
-    """Euclidean norm of all gradients (unscaled), which are scaled down to `limit` when that is above 0 and exceeded."""
+    """Euclidean norm of all gradients (unscaled); they are scaled down to `limit` if that is above 0 and exceeded."""
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if limit > 0:

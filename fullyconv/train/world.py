@@ -39,8 +39,8 @@ class World:
             return
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
         dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = part.view_as(p).clone(memory_format=torch.preserve_format)
+        for p, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
 
     def mean_buffers(self, buffers: list[Tensor]) -> None:
         """Average floating-point buffers (batch norm's running statistics), so that all processes hold the same."""
@@ -49,7 +49,7 @@ class World:
             return
         flat = torch.cat([b.flatten() for b in floats])
         dist.all_reduce(flat)
-        for b, part in zip(floats, (flat / self.size).split([b.numel() for b in floats]), strict=True):
+        for b, part in zip(floats, torch.split(flat / self.size, [b.numel() for b in floats]), strict=True):
             b.copy_(part.view_as(b))
 
     def any(self, flag: bool) -> bool:
