@@ -1,328 +1,332 @@
-"""Reading a classifier's traced graph: what bears positions, where they collapse, and which collapses are its head.
+"""Rewriting a classifier's head so that it slides: pooling becomes a sliding window, flatten + linear a convolution.
 
-A node is *positional* when its value still has a place for every part of the picture. A *collapse* takes positions
-away: global pooling, a mean over rows and columns, a flatten. If what follows it never meets a positional value again,
-it is the classifier's head and can slide; if it does (squeeze-excitation, global response norm), it is a gate.
-Modules and functions count alike: both are read by their canonical name from the graph (torch.fx).
+Every value of the head gets a dense counterpart with four axes, N C h w. No parameter is added, copied or renamed:
+the linear layers' own weights are viewed as kernels (O x C*H*W -> O x C x H x W, paper section 3.1).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fullyconv.errors import UsageError
+from fullyconv.models.positions import RESHAPES, Collapse, Reading, called
 
-__all__ = ["ADAPTIVE", "RESHAPES", "Collapse", "Reading", "called", "dims_of", "read", "trace_shared"]
+__all__ = ["densify"]
 
-ADAPTIVE = {"adaptive_avg_pool2d": "mean", "adaptive_max_pool2d": "max"}
-WINDOWS = {"avg_pool2d": "mean", "max_pool2d": "max"}
-REDUCES = {"mean": "mean", "amax": "max"} | dict.fromkeys(
-    ("sum", "norm", "vector_norm", "std", "var", "var_mean", "std_mean", "amin", "logsumexp", "prod", "max", "min"),
-    "other",
-)
-RESHAPES = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "getitem", "contiguous", "clone"}
-PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim"}
-STATISTICS = {"group_norm", "instance_norm"}
-MODULES: dict[type[nn.Module], str] = {
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.AvgPool2d: "avg_pool2d",
-    nn.MaxPool2d: "max_pool2d",
-    nn.Flatten: "flatten",
-    nn.Unflatten: "view",
-    nn.Linear: "linear",
-    nn.Conv2d: "conv2d",
-    nn.modules.batchnorm._BatchNorm: "batch_norm",
-    nn.LayerNorm: "layer_norm",
-    nn.GroupNorm: "group_norm",
-    nn.modules.instancenorm._InstanceNorm: "instance_norm",
-    nn.Softmax: "softmax",
-    nn.LogSoftmax: "log_softmax",
-}
+POINTWISE = {
+    "pointwise", "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "elu",
+    "selu", "leaky_relu", "mish", "softplus", "dropout", "feature_dropout", "stochastic_depth", "clamp", "clip",
+    "clamp_min", "pow", "sqrt", "square", "reciprocal", "exp", "log", "neg", "abs", "add", "sub", "mul", "truediv",
+    "div", "iadd", "isub", "imul", "rsub", "float", "to", "type", "detach",
+}  # fmt: skip
+LAST_AXIS = {"softmax", "log_softmax", "normalize"}
 
 
 @final
 @dataclass(frozen=True)
-class Collapse:
-    """Where positions are lost: `source` is the four-axis node that last had them, `axes` its layout (NCHW or NHWC)."""
+class _Dense:
+    """The dense counterpart of a head value: `node` holds N C h w (or N h w C where `axes` says so).
 
-    kind: str  # mean, max, grid (adaptive pooling to several cells), flatten, other
-    source: fx.Node
-    axes: str
-
-
-@final
-@dataclass
-class Reading:
-    """What one run at the native size (two random pictures) showed of every node."""
-
-    graph: fx.GraphModule
-    shapes: dict[fx.Node, tuple[int, ...]]
-    collapses: dict[fx.Node, Collapse] = field(default_factory=dict)
-    positional: set[fx.Node] = field(default_factory=set)
-    layouts: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
-    gates: list[str] = field(default_factory=list)  # nodes that look at the whole picture and stay so
-
-    def below(self, node: fx.Node) -> set[fx.Node]:
-        """The tensor-valued nodes that depend on `node`, itself left out."""
-        found: set[fx.Node] = set()
-        todo = [node]
-        while todo:
-            fresh = [u for u in todo.pop().users if u not in found and u in self.shapes]
-            found.update(fresh)
-            todo.extend(fresh)
-        return found
-
-    def cells(self, node: fx.Node, axes: str) -> tuple[int, int]:
-        """Rows and columns of a four-axis node."""
-        return self.shapes[node][axes.index("H")], self.shapes[node][axes.index("W")]
-
-
-# -- tracing -----------------------------------------------------------------------------------------------------------
-
-
-@final
-class _Tracer(fx.Tracer):
-    """torch.fx, but a module that it cannot follow (its forward branches on the picture's size) stays one node."""
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        last = next(iter(reversed(self.graph.nodes)))
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:  # fx raises TraceError, TypeError, whatever the forward does with a proxy
-            if m is self.root or isinstance(error, UsageError):
-                raise
-            for node in reversed(list(self.graph.nodes)):
-                if node is last:
-                    break
-                self.graph.erase_node(node)
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-
-
-def trace_shared(classifier: nn.Module) -> fx.GraphModule:
-    """The graph of a copy of `classifier` in eval mode that shares its parameters and buffers.
-
-    Errors: UsageError when the graph cannot be traced.
+    `flat`: the original is N F. `window`: the original still holds every cell of a window of that many rows and
+    columns, flattened in the order `axes`; `grid`: pooled adaptively to that many cells before.
     """
-    memo: dict[int, Any] = {id(t): t for t in chain(classifier.parameters(), classifier.buffers())}
-    twin = copy.deepcopy(classifier, memo).eval()
-    tracer = _Tracer()
-    try:
-        return fx.GraphModule(tracer.root if hasattr(tracer, "root") else twin, tracer.trace(twin)).eval()
-    except Exception as error:
+
+    node: fx.Node
+    flat: bool
+    axes: str = "NCHW"
+    window: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
+
+
+def densify(reading: Reading) -> None:
+    """Rewrite `reading.graph` in place. Errors: UsageError names the head's first node that cannot slide."""
+    head = _Head(reading)
+    for node in list(reading.graph.graph.nodes):
+        if node.op == "output":
+            head.finish(node)
+        elif node in reading.collapses:
+            head.done[node] = head.slide(node, reading.collapses[node])
+        elif node in head.region and node not in head.done:
+            head.done[node] = head.follow(node)
+    reading.graph.graph.lint()
+    reading.graph.recompile()
+
+
+def spread(grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of `window` cells to `grid` cells as a matrix: (grid cells) x (window cells)."""
+    cells = torch.eye(window[0] * window[1]).reshape(-1, 1, *window)
+    return F.adaptive_avg_pool2d(cells, grid).flatten(1).T
+
+
+@final
+class _Head:
+    def __init__(self, reading: Reading) -> None:
+        self.reading, self.graph = reading, reading.graph
+        self.region: set[fx.Node] = set().union(*(reading.below(n) for n in reading.collapses))
+        self.done: dict[fx.Node, _Dense] = {}
+        # Results that nobody takes may be written in place (relu_) and stay; checks of sizes (asserts) go.
+        self.idle = {n for n in self.graph.graph.nodes if not n.users and n in reading.shapes} - self.region
+
+    def refuse(self, node: fx.Node, fact: str) -> NoReturn:
+        where = node.target if node.op == "call_module" else f"{node.name} ({called(self.graph, node)})"
         raise UsageError(
-            f"The forward of {type(classifier).__name__} cannot be traced ({str(error).splitlines()[0][:200]}); "
-            "it branches on its input: rewrite that branch or wrap the part that does not."
-        ) from error
+            f"The classifier's head cannot slide: {where} {fact}; end it in pooling, flatten and linear layers."
+        )
 
+    def new(self, before: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        with self.graph.graph.inserting_before(before):
+            return self.graph.graph.call_function(function, args, kwargs)
 
-def called(graph: fx.GraphModule, node: fx.Node) -> str:
-    """The canonical name of what a node does: "linear" for nn.Linear, F.linear and torch's own alike."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        for kind, name in MODULES.items():
-            if isinstance(module, kind):
-                return name
-        home = type(module).__module__
-        if isinstance(module, nn.Identity) or home in ("torch.nn.modules.activation", "torch.nn.modules.dropout"):
-            return "pointwise" if not isinstance(module, nn.MultiheadAttention | nn.GLU | nn.Softmax2d) else "unknown"
-        return type(module).__name__
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", str(node.target)).strip("_")
-        return {"boolean_dispatch": "max_pool2d", "fn": "max_pool2d"}.get(name, name)
-    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
+    def first(self, before: fx.Node, dense: _Dense) -> fx.Node:
+        """The dense node with channels first."""
+        if dense.axes == "NCHW":
+            return dense.node
+        return self.new(before, torch.permute, dense.node, (0, 3, 1, 2))
 
+    # -- where the head begins -------------------------------------------------------------------------------------
 
-# -- one run at the native size ----------------------------------------------------------------------------------------
+    def slide(self, node: fx.Node, collapse: Collapse) -> _Dense:
+        source = collapse.source
+        if sorted(collapse.axes) != sorted("NCHW"):
+            self.refuse(node, "collapses positions that an earlier layer mixed or laid out in its own way")
+        window = self.reading.cells(source, collapse.axes)
+        dense = _Dense(source, len(self.reading.shapes[node]) == 2, collapse.axes)
+        if collapse.kind == "flatten":
+            return replace(dense, window=window, flat=True)
+        if collapse.kind == "grid":
+            grid = self.reading.shapes[node][2:]
+            return replace(dense, window=window, grid=(grid[0], grid[1]))
+        pool = {"mean": F.avg_pool2d, "max": F.max_pool2d}.get(collapse.kind)
+        if pool is None:
+            self.refuse(node, "is no mean, maximum or flatten of the positions")
+        pooled = self.new(node, pool, self.first(node, dense), window, stride=1)  # type: ignore[arg-type]
+        return self.laid_out(node, _Dense(pooled, dense.flat), len(self.reading.shapes[node]), collapse.axes)
 
+    def laid_out(self, node: fx.Node, dense: _Dense, ndim: int, axes: str) -> _Dense:
+        """Four-axis values keep the layout that the original has, so that what follows may run as it is."""
+        if ndim == 2 or axes == "NCHW":
+            return dense
+        if ndim != 4:
+            self.refuse(node, f"leaves {ndim} axes")
+        return replace(dense, node=self.new(node, torch.permute, dense.node, (0, 2, 3, 1)), axes="NHWC")
 
-@final
-class _NoAttention(TorchDispatchMode):
-    """Refuses products of two activations (attention), whichever way they are written."""
+    # -- and how it goes on ----------------------------------------------------------------------------------------
 
-    def __init__(self, constants: set[int]) -> None:
-        super().__init__()
-        self.constants = constants
+    def follow(self, node: fx.Node) -> _Dense:
+        name = called(self.graph, node)
+        inputs = [n for n in node.all_input_nodes if n in self.reading.shapes and n.op != "get_attr"]
+        strangers = [n for n in inputs if n not in self.done and not self.constant(n)]
+        if strangers:
+            self.refuse(node, f"mixes windows with {strangers[0].name}, a value of the whole picture")
+        source = self.done[next(n for n in inputs if n in self.done)]
+        if name == "linear":
+            return self.linear(node, source)
+        if (
+            name in RESHAPES
+            or name == "flatten"
+            or name in ("adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "avg_pool2d")
+        ):
+            return self.reshape(node, source)
+        if source.window and not self.harmless(node, name, source):
+            self.refuse(node, "stands between flatten and the linear layer")
+        if name in POINTWISE:
+            return self.pointwise(node, source)
+        if name in ("permute", "conv2d", "layer_norm", "batch_norm", "cat") or name in LAST_AXIS:
+            return getattr(self, f"do_{'axis' if name in LAST_AXIS else name}")(node, source)  # type: ignore[no-any-return]
+        return self.refuse(node, "is no operation that is known to act on each position alone")
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if "dot_product" in name or (name in ("bmm", "mm", "baddbmm") and self._both_vary(args)):
-            raise _Attention(name)
-        return func(*args, **(kwargs or {}))
+    def constant(self, node: fx.Node) -> bool:
+        return not any(n.op == "placeholder" for n in _ancestors(node))
 
-    def _both_vary(self, args: Sequence[Any]) -> bool:
-        factors = [a for a in args if isinstance(a, Tensor)][-2:]
-        return all(f.untyped_storage().data_ptr() not in self.constants for f in factors)
+    def harmless(self, node: fx.Node, name: str, source: _Dense) -> bool:
+        """Pointwise steps commute with flatten; with averaging to a grid only those that do nothing at test time."""
+        if name not in POINTWISE or sum(n in self.done for n in node.all_input_nodes) > 1:
+            return False
+        idle = name == "dropout" or (node.op == "call_module" and _idle(self.graph.get_submodule(str(node.target))))
+        return idle or (source.grid is None and all(n in self.done for n in node.all_input_nodes))
 
+    def again(self, node: fx.Node, dense: _Dense, **changes: Any) -> _Dense:
+        """The same operation on the dense counterparts of its inputs."""
+        with self.graph.graph.inserting_before(node):
+            copied = self.graph.graph.node_copy(node, lambda n: self.done[n].node if n in self.done else n)
+        return replace(dense, node=copied, **changes)
 
-class _Attention(Exception):
-    pass
+    def pointwise(self, node: fx.Node, source: _Dense) -> _Dense:
+        others = [self.done[n] for n in node.all_input_nodes if n in self.done]
+        if any((d.flat, d.axes, d.window) != (source.flat, source.axes, source.window) for d in others):
+            self.refuse(node, "joins values of different layouts")
+        dense = self.again(node, source)
+        for constant in [n for n in dense.node.all_input_nodes if n.op == "get_attr" or self.constant(n)]:
+            sides = self.reading.shapes.get(constant, ())
+            if source.flat and sides:  # (F,) runs along the last axis of N F, and along axis 1 of N F h w
+                if len(sides) > 2 or (len(sides) == 2 and sides[0] != 1):
+                    self.refuse(node, f"uses a constant of shape {sides}")
+                kernel = self.new(dense.node, torch.reshape, constant, (-1, 1, 1))
+                dense.node.replace_input_with(constant, kernel)
+        return dense
 
+    def reshape(self, node: fx.Node, source: _Dense) -> _Dense:
+        """Views, flattens and poolings of what has one cell already: nothing moves."""
+        shape, before = (
+            self.reading.shapes[node],
+            self.reading.shapes[next(n for n in node.all_input_nodes if n in self.done)],
+        )
+        if torch.Size(shape).numel() != torch.Size(before).numel() or shape[0] != before[0]:
+            self.refuse(node, f"turns {before} into {shape}")
+        if len(shape) == 2:
+            if source.window:
+                return replace(source, flat=True)
+            return replace(source, node=self.first(node, source), flat=True, axes="NCHW")
+        same = shape == before or (source.flat and shape[2:] == (1, 1))
+        if not same or (source.window and shape != before):
+            self.refuse(node, f"turns {before} into {shape}")
+        return replace(source, flat=False) if len(shape) == 4 else source
 
-@final
-class _Run(fx.Interpreter):
-    """Runs the graph and writes down every tensor's shape."""
+    def linear(self, node: fx.Node, source: _Dense) -> _Dense:
+        if not source.flat and source.axes == "NHWC" and source.window is None:
+            return self.again(node, source)
+        if not source.flat:
+            self.refuse(node, "runs along an axis that holds no channels")
+        weight, bias = self.parameters(node)
+        rows, columns = source.grid or source.window or (1, 1)
+        order = [source.axes[1:].index(c) + 1 for c in "CHW"]
+        sides = [{"C": -1, "H": rows, "W": columns}[c] for c in source.axes[1:]]
+        kernel = self.new(node, torch.reshape, weight, (self.reading.shapes[node][1], *sides))
+        if order != [1, 2, 3]:
+            kernel = self.new(node, torch.permute, kernel, (0, *order))
+        if source.grid is not None and source.window is not None:
+            kernel = self.new(node, _spread_kernel, kernel, source.window)
+        dense = self.new(node, F.conv2d, self.first(node, source), kernel, bias)
+        return _Dense(dense, flat=True)
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+    def parameters(self, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+        """The nodes of a linear layer's weight and bias, whether it is a module or a function."""
+        if node.op != "call_module":
+            named = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+            return named["weight"], named.get("bias")  # type: ignore[return-value]
+        module = self.graph.get_submodule(str(node.target))
+        if type(module).forward is not nn.Linear.forward:
+            self.refuse(node, "is a linear layer with a forward of its own")
+        with self.graph.graph.inserting_before(node):
+            weight = self.graph.graph.get_attr(f"{node.target}.weight")
+            bias = self.graph.graph.get_attr(f"{node.target}.bias") if module.bias is not None else None
+        return weight, bias
 
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            value = super().run_node(n)
-        except _Attention as attention:
+    # -- operations that act on each position alone, given the right axis ----------------------------------------------
+
+    def do_permute(self, node: fx.Node, source: _Dense) -> _Dense:
+        given: Any = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+        order = [int(d) % 4 for d in given]
+        if source.flat or sorted(order) != [0, 1, 2, 3]:
+            self.refuse(node, "reorders axes")
+        axes = "".join(source.axes[d] for d in order)
+        if axes not in ("NCHW", "NHWC"):
+            self.refuse(node, f"lays the axes out as {axes}")
+        return self.again(node, source, axes=axes)
+
+    def do_conv2d(self, node: fx.Node, source: _Dense) -> _Dense:
+        module: Any = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        single = module.kernel_size == (1, 1) and not any(module.padding) if module else self.functional_single(node)
+        if source.flat or source.axes != "NCHW" or not single:
+            self.refuse(node, "is a convolution that reaches over pooled positions")
+        return self.again(node, source)
+
+    def functional_single(self, node: fx.Node) -> bool:
+        weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
+        return isinstance(weight, fx.Node) and self.reading.shapes[weight][2:] == (1, 1) and len(node.args) <= 3
+
+    def do_layer_norm(self, node: fx.Node, source: _Dense) -> _Dense:
+        if source.axes == "NHWC":
+            return self.again(node, source)
+        if not source.flat:
+            self.refuse(node, "normalises along an axis that holds no channels")
+        last = self.new(node, torch.permute, source.node, (0, 2, 3, 1))
+        normed = self.again(node, source)
+        normed.node.replace_input_with(source.node, last)
+        return replace(source, node=self.new(node, torch.permute, normed.node, (0, 3, 1, 2)))
+
+    def do_batch_norm(self, node: fx.Node, source: _Dense) -> _Dense:
+        if source.axes != "NCHW":
+            self.refuse(node, "normalises along an axis that holds no channels")
+        if not source.flat or node.op != "call_module":
+            return self.again(node, source)
+        norm: Any = self.graph.get_submodule(str(node.target))
+        with self.graph.graph.inserting_before(node):
+            given = {
+                n: self.graph.graph.get_attr(f"{node.target}.{n}") if getattr(norm, n) is not None else None
+                for n in ("running_mean", "running_var", "weight", "bias")
+            }
+        return replace(source, node=self.new(node, F.batch_norm, source.node, *given.values(), False, 0.0, norm.eps))
+
+    def do_cat(self, node: fx.Node, source: _Dense) -> _Dense:
+        joined = [self.done[n] for n in node.all_input_nodes if n in self.done]
+        axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if any((d.flat, d.axes, d.window) != (source.flat, "NCHW", None) for d in joined) or axis not in (
+            1,
+            -1 if source.flat else 1,
+        ):
+            self.refuse(node, "joins values other than along their channels")
+        dense = self.again(node, source)
+        dense.node.args, dense.node.kwargs = (dense.node.args[0], 1), {}
+        return dense
+
+    def do_axis(self, node: fx.Node, source: _Dense) -> _Dense:
+        module: Any = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        positional = node.args[-1] if len(node.args) > 1 else 1
+        axis = module.dim if module else node.kwargs.get("dim", positional)
+        if source.axes != "NCHW" or axis not in ((1, -1, None) if source.flat else (1, -3)):
+            self.refuse(node, f"runs along axis {axis}")
+        function: Any = {"softmax": F.softmax, "log_softmax": F.log_softmax, "normalize": F.normalize}[
+            called(self.graph, node)
+        ]
+        return replace(source, node=self.new(node, function, source.node, dim=1))
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, output: fx.Node) -> None:
+        value = output.args[0]
+        if not isinstance(value, fx.Node):
             raise UsageError(
-                f"{n.target} multiplies positions with one another ({attention}: self-attention), which has no local "
-                "window to slide; convolutionalise a classifier without attention."
-            ) from attention
-        if isinstance(value, Tensor):
-            self.shapes[n] = tuple(value.shape)
-        return value
+                "The classifier returns several tensors; wrap it so that it returns its class scores alone."
+            )
+        if value in self.done:
+            dense = self.done[value]
+            if dense.window:
+                self.refuse(value, "is returned before any linear layer")
+            output.args = (self.first(output, dense),)
+        elif value not in self.reading.positional:
+            self.refuse(value, "has lost the positions to a value of the whole picture")
+        for node in self.reading.idle:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+        for node in reversed(list(self.graph.graph.nodes)):
+            used = node.users or node in (output, *self.idle) or node.op == "placeholder"
+            if not used:
+                self.graph.graph.erase_node(node)
 
 
-def _native_run(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> dict[fx.Node, tuple[int, ...]]:
-    example = next(chain(graph.parameters(), graph.buffers()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, channels, *size, generator=generator).to(example.device, example.dtype)
-    constants = {t.untyped_storage().data_ptr() for t in chain(graph.parameters(), graph.buffers())}
-    run = _Run(graph)
-    try:
-        with torch.no_grad(), _NoAttention(constants):
-            run.run(x)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"The classifier cannot take {channels}x{size[0]}x{size[1]} (CxHxW) pictures "
-            f"({str(error).splitlines()[0][:200]}); give the input_size that it was made for."
-        ) from error
-    return run.shapes
+def _idle(module: nn.Module) -> bool:
+    """Whether a module does nothing at test time."""
+    return isinstance(module, nn.Identity) or type(module).__module__ == "torch.nn.modules.dropout"
 
 
-# -- positions ---------------------------------------------------------------------------------------------------------
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found = {node}
+    todo = [node]
+    while todo:
+        fresh = [n for n in todo.pop().all_input_nodes if n not in found]
+        found.update(fresh)
+        todo.extend(fresh)
+    return found
 
 
-def read(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> Reading:
-    """Follow positions through the graph; see Reading. Errors: UsageError for attention and for a wrong size."""
-    reading = Reading(graph, _native_run(graph, channels, size))
-    for node in graph.graph.nodes:
-        if node not in reading.shapes or node.op == "get_attr":
-            continue
-        sources = [n for n in node.all_input_nodes if n in reading.positional]
-        if node.op == "placeholder":
-            reading.positional.add(node)
-            reading.layouts[node] = ("NCHW", node)
-        elif sources:
-            _follow(reading, node, sources[0])
-    for node in list(reading.collapses):
-        if reading.below(node) & reading.positional:
-            reading.gates.append(_label(graph, node))
-            del reading.collapses[node]
-    reading.gates += _statistics(reading)
-    return reading
-
-
-def _label(graph: fx.GraphModule, node: fx.Node) -> str:
-    what = called(graph, node)
-    return f"{node.target} ({what})" if node.op == "call_module" else f"{node.name} ({what})"
-
-
-def _statistics(reading: Reading) -> Iterator[str]:
-    """Norms whose statistics run over the whole picture."""
-    for node in reading.graph.graph.nodes:
-        if node in reading.positional and called(reading.graph, node) in STATISTICS:
-            yield f"{_label(reading.graph, node)}: statistics of the whole picture"
-
-
-def _follow(reading: Reading, node: fx.Node, source: fx.Node) -> None:
-    """Decide what `node` does with the positions of its input `source`."""
-    letters, origin = reading.layouts.get(source, ("", source))
-    collapse, after = _collapse(reading, node, source, letters, origin)
-    if collapse is not None:
-        reading.collapses[node] = collapse
-        return
-    reading.positional.add(node)
-    shape = reading.shapes[node]
-    if after is not None:
-        reading.layouts[node] = (after, origin if len(after) < 4 else node)
-    elif len(shape) == 4:
-        reading.layouts[node] = (letters if len(letters) == 4 else "NCHW", node)
-    elif len(shape) == len(letters) and shape == reading.shapes[source]:
-        reading.layouts[node] = (letters, node)  # a pointwise step on merged positions: no four-axis origin any more
-
-
-def _collapse(
-    reading: Reading, node: fx.Node, source: fx.Node, letters: str, origin: fx.Node
-) -> tuple[Collapse | None, str | None]:
-    """The collapse that `node` is, or else the layout it leaves behind where that changes."""
-    graph, name = reading.graph, called(reading.graph, node)
-    shape, before = reading.shapes[node], reading.shapes[source]
-    axes, four = reading.layouts.get(origin, ("", origin))[0], len(before) == 4 and len(letters) == 4
-    if name in ADAPTIVE and four:
-        cells = shape[2:]
-        if cells == before[2:] and cells != (1, 1):
-            return None, letters  # to the cells it has: nothing happens
-        return Collapse(ADAPTIVE[name] if cells == (1, 1) else "grid", source, letters), None
-    if name in WINDOWS and four and shape[2:] == (1, 1) and before[2:] != (1, 1):
-        return Collapse(WINDOWS[name], source, letters), None
-    if name in PERMUTES and letters:
-        return None, "".join(letters[d] for d in _permutation(node, name, len(letters)))
-    if name in REDUCES and letters:
-        gone = {letters[d] for d in dims_of(node, len(letters))}
-        left = "".join(c for c in letters if c not in gone)
-        if gone and not set(left) & set("HWP"):
-            kind = "other" if "C" in gone or "N" in gone else REDUCES[name]
-            return Collapse(kind, origin, axes), None
-        return None, left if gone & set("HW") and len(shape) == len(left) else None
-    if (name in RESHAPES or name == "flatten") and letters and len(axes) == 4:
-        return _reshape(graph, origin, axes, letters, shape, before)
-    return None, None
-
-
-def _reshape(
-    graph: fx.GraphModule, origin: fx.Node, axes: str, letters: str, shape: tuple[int, ...], before: tuple[int, ...]
-) -> tuple[Collapse | None, str | None]:
-    n, *rest = before
-    features = 1
-    for side in rest:
-        features *= side
-    if len(shape) == 2 and shape == (n, features):
-        return Collapse("flatten", origin, axes), None
-    if letters == "NCHW" and shape == (n, rest[0], features // rest[0]):
-        return None, "NCP"
-    if letters == "NHWC" and shape == (n, features // rest[2], rest[2]):
-        return None, "NPC"
-    return None, None
-
-
-def _permutation(node: fx.Node, name: str, ndim: int) -> list[int]:
-    given = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
-    flat = [int(d) % ndim for d in (given[0] if given and isinstance(given[0], tuple | list) else given)]  # type: ignore[call-overload]
-    flat = flat or [int(d) % ndim for d in node.kwargs.get("dims", ())]  # type: ignore[union-attr,arg-type]
-    order = list(range(ndim))
-    if name == "permute":
-        return flat or order
-    if len(flat) == 2 and name != "movedim":
-        order[flat[0]], order[flat[1]] = order[flat[1]], order[flat[0]]
-    elif len(flat) == 2:
-        order.insert(flat[1], order.pop(flat[0]))
-    return order
-
-
-def dims_of(node: fx.Node, ndim: int) -> list[int]:
-    """The axes that a reduction runs over, counted from the front; all of them when none is named."""
-    dims: Any = node.kwargs.get("dim", node.kwargs.get("axis"))
-    if dims is None:
-        candidates = [a for a in node.args[1:] if isinstance(a, int | tuple | list) and not isinstance(a, bool)]
-        dims = candidates[-1] if candidates else None
-    if dims is None:
-        return list(range(ndim))
-    return sorted(int(d) % ndim for d in (dims if isinstance(dims, tuple | list) else [dims]))
+def _spread_kernel(kernel: Tensor, window: tuple[int, int]) -> Tensor:
+    """A kernel over the cells of an adaptive average (O C a b) as one over the cells it averages (O C h w)."""
+    grid = (kernel.shape[2], kernel.shape[3])
+    folded = kernel.flatten(2) @ spread(grid, window).to(kernel)
+    return folded.reshape(*kernel.shape[:2], *window)
