@@ -122,14 +122,32 @@ def test_the_coarsest_stride_is_what_tiles_are_aligned_to() -> None:
     assert max(g.stride for g in model.geometry(96, 96).taps.values()) == Fraction(32)
 
 
-EVERY = [
+LIGHT = [
     "fcn32s-alexnet", "fcn32s-alexnet_tv", "fcn32s-googlenet", "fcn32s-googlenet_tv", "fcn8s-mobilenet_v2",
-    "fcn8s-resnet18", "fcn16s-resnet50", "fcn4s-squeezenet1_0", "fcn32s-vgg16", "fcn16s-vgg16", "fcn8s-vgg16",
-    "fcn8s-atonce-vgg16", "fcn8s-vgg16_bn", "voc-fcn-pool3",
+    "fcn8s-resnet18", "fcn4s-squeezenet1_0",
+]  # fmt: skip
+HEAVY = [
+    "fcn16s-resnet50", "fcn32s-vgg16", "fcn16s-vgg16", "fcn8s-vgg16", "fcn8s-atonce-vgg16", "fcn8s-vgg16_bn",
+    "voc-fcn-pool5", "voc-fcn-pool4", "voc-fcn-pool3",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LIGHT)
+def test_every_light_network_of_finite_field_gives_the_whole_scores_in_tiles(name: str) -> None:
+    assert_tiles_equal_whole(trained(name), (160, 590), (192, 160))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [*LIGHT, *HEAVY])
 def test_every_network_of_finite_field_gives_the_whole_scores_in_tiles(name: str) -> None:
     assert_tiles_equal_whole(trained(name), (333, 590), (352, 160))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn8s-vgg16", "voc-fcn-pool3"])
+def test_the_papers_padding_gives_the_whole_scores_in_tiles(name: str) -> None:
+    model, image = trained(name), picture(32, 590)
+    whole, tiled = (Predictor(model, tile=tile).scores(image) for tile in (None, (32, 160)))
+    np.testing.assert_allclose(tiled, whole, atol=2e-5 * np.abs(whole).max(), rtol=0)

@@ -1,0 +1,152 @@
+"""`fullyconv evaluate`: a model and labelled pictures in, figures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fullyconv.evaluate import Result
+
+__all__ = ["evaluate", "model_directory", "predictor", "progress_line", "table"]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    protocol: Annotated[
+        str, typer.Option(help="native, paper, or resized:SIDE (shorter side, as peers do).")
+    ] = "native",
+    average: Annotated[str, typer.Option(help="Mean over classes 'present' in the truth, or 'all'.")] = "present",
+    tta: Annotated[str, typer.Option(help="Average over flip, scales, or both: flip,scales.", show_default=False)] = "",
+    tile: Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")] = 0,
+    max_memory: Annotated[
+        str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
+    ] = "",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    keep: Annotated[
+        Path | None, typer.Option(help="Directory for result, predictions and what the report shows.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File for the result alone (JSON).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Measure a model: the paper's four figures, each class, and what was measured how."""
+    import json
+
+    from fullyconv.data import open_dataset
+    from fullyconv.evaluate import evaluate as measure
+    from fullyconv.files import atomic_write
+
+    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
+    dataset = open_dataset(data, split, inputs=ready.inputs)
+    line = progress_line("evaluating", quiet)
+    for note in () if quiet else dataset.notes:
+        say(note)
+    variants = [v for v in tta.split(",") if v]
+    result = measure(ready, dataset, protocol=protocol, average=average, tta=variants, progress=line, keep=keep)
+    text = json.dumps(result.to_json(), allow_nan=False)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(out, text.encode())
+    print(text if as_json else table(result))
+
+
+def predictor(model: str, *, device: str, tile: int, max_memory: str, precision: str) -> Any:
+    """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
+    import sys
+
+    import torch
+
+    from fullyconv.errors import UsageError
+    from fullyconv.models import load
+    from fullyconv.predict import Predictor
+    from fullyconv.predict.memory import parse_size, tile_for
+
+    if tile < 0 or (tile and max_memory):
+        raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("This machine has no CUDA device; use --device cpu.")
+    budget = parse_size(max_memory) if max_memory else 0
+    network = load(model_directory(model))
+    network.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    size = tile_for(network, budget) if budget else tile
+    ready = Predictor(network, tile=size or None, precision=precision)
+    if budget:
+        print(f"tiles of {size} pixels (+ {ready.tiling['context']} around) for {max_memory}", file=sys.stderr)
+    if ready.tiling["blended"]:
+        print("this network's context is unbounded: overlapping tiles are blended, an approximation", file=sys.stderr)
+    return ready
+
+
+def model_directory(model: str) -> Path:
+    """MODEL itself, or the best checkpoint of the run directory MODEL."""
+    path = Path(model)
+    return path / "best" if (path / "best").is_dir() else path
+
+
+def say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr)
+
+
+def progress_line(what: str, quiet: bool) -> Any:
+    """A progress function: one line on stderr, rewritten on a terminal, otherwise every tenth of the way."""
+    import sys
+    import time
+
+    start, live = time.monotonic(), sys.stderr.isatty()
+
+    def line(done: int, total: int) -> None:
+        seconds = time.monotonic() - start
+        left = seconds / done * (total - done)
+        text = f"{what} {done}/{total}  {done / max(seconds, 1e-9):.1f} images/s  {left:.0f} s left"
+        if live:
+            print(f"\r{text}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            print(text, file=sys.stderr)
+
+    return None if quiet else line
+
+
+def table(result: Result) -> str:
+    """A result as text: the figures of every head, its classes, and how it was measured."""
+    lines = []
+    for head in result.tables:
+        figures = result.figures(head)
+        if len(result.tables) > 1:
+            lines.append(f"[{head}]")
+        lines += [f"{name.replace('_', ' '):24}{_percent(value)}" for name, value in figures.items()]
+        lines += ["", f"{'class':24}{'IU':>7}{'accuracy':>10}{'precision':>11}{'F1':>7}{'pixels':>14}"]
+        lines += [_row(c) for c in _classes(result, head)]
+        lines.append("")
+    about, data = result.about, result.about["data"]
+    absent = [c["name"] for c in result.per_class if not c["pixels"]]
+    lines.append(
+        f"{result.images} images of {data['name']}, split {data['split']}; protocol {about['protocol']}, means over "
+        f"classes {about['average']}{' in the truth' if about['average'] == 'present' else ''}; "
+        f"{about['images_per_second']} images/s."
+    )
+    if absent:
+        lines.append(f"Not in the truth: {', '.join(absent)}.")
+    return "\n".join(lines)
+
+
+def _classes(result: Result, head: str) -> Any:
+    from fullyconv.evaluate import class_figures
+
+    return class_figures(result.tables[head], result.taxonomies[head])
+
+
+def _row(c: dict[str, Any]) -> str:
+    figures = [_percent(c[k]) for k in ("iu", "accuracy", "precision", "f1")]
+    return f"{c['name'][:23]:24}{figures[0]:>7}{figures[1]:>10}{figures[2]:>11}{figures[3]:>7}{c['pixels']:>14,}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{100 * value:.2f}"

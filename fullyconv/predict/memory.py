@@ -1,0 +1,108 @@
+"""How large a tile fits into memory: measured on the network itself, on two small windows, not guessed."""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fullyconv.errors import UsageError
+from fullyconv.predict.tiling import plan
+
+__all__ = ["Live", "parse_size", "peak_bytes", "resident", "tile_for"]
+
+PROBES = (256, 512)
+SLACK = 1.3  # convolution workspaces and the allocator's gaps, which the tensors' sizes do not show
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "2GiB", "800MB", "1.5g" or a plain number."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if not found:
+        raise UsageError(f"{text!r} is not an amount of memory; write it like 2GiB or 800MB.")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def resident() -> int:
+    """Bytes this process holds in memory now (Linux; elsewhere its peak so far)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        import os
+
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@final
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensor storages alive while it is entered; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen or not size:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def peak_bytes(model: Any, side: int) -> int:
+    """Bytes of tensors alive at once while the network scores a side x side window, its input included."""
+    image = np.zeros((side, side, model.preprocessing.channels), np.uint8)
+    x = torch.from_numpy(model.preprocessing(image))[None].to(next(model.parameters()).device)
+    live = Live()
+    with torch.no_grad(), live:
+        model.coarse(x.clone())
+    return live.peak + 2 * x.numel() * 4
+
+
+def tile_for(model: Any, budget: int, held: int | None = None) -> int | None:
+    """The largest tile (core, pixels a side) whose reading stays within `budget` bytes for the whole process.
+
+    held: bytes the process holds before (measured when None). None: context is unbounded, nothing can be said.
+    `UsageError` when not even the smallest tile fits, naming what would.
+    """
+    held = resident() if held is None else held
+    small, large = (peak_bytes(model, side) for side in PROBES)
+    slope = (large - small) / (PROBES[1] ** 2 - PROBES[0] ** 2)
+    fixed = max(0.0, small - slope * PROBES[0] ** 2)
+    least = plan(model, 1)
+    room = (budget - held) / SLACK - fixed
+    side = math.isqrt(int(room / slope)) if room > 0 else 0
+    core = (side - 2 * least.context) // least.align * least.align
+    if core >= least.align:
+        return core
+    need = held + SLACK * (fixed + slope * (least.align + 2 * least.context) ** 2)
+    raise UsageError(
+        f"This network needs at least {need / 1024**2:.0f} MiB for its smallest tile; raise --max-memory "
+        f"(now {budget / 1024**2:.0f} MiB)."
+    )

@@ -1,0 +1,88 @@
+"""The memory a network takes is measured on it, and a tile chosen for a limit keeps to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_predict import Tiny
+from test_predict_tiles import trained
+
+from fullyconv.errors import UsageError
+from fullyconv.predict.memory import Live, parse_size, peak_bytes, resident, tile_for
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("800MB", 8 * 10**8), ("1.5g", 15 * 10**8), ("77", 77)])
+def test_amounts_of_memory_are_read_with_their_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_an_amount_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="2GiB"):
+        parse_size("plenty")
+
+
+def test_live_counts_what_is_alive_at_once_and_nothing_twice() -> None:
+    with Live() as live:
+        a = torch.zeros(1000)
+        a.view(10, 100).t()  # a view owns nothing
+        b = a + 1
+        del a
+        c = b * 2
+        assert live.now == 8000
+        assert live.peak == 8000
+        del b, c
+    assert live.now == 0
+
+
+def test_peak_bytes_grow_with_the_window() -> None:
+    small, large = (peak_bytes(Tiny(), side) for side in (64, 128))
+    assert 3.5 < large / small < 4.5
+    assert small >= 64 * 64 * 3 * 4 * 2  # at least the picture and its padded copy
+
+
+def test_a_larger_budget_gives_a_larger_tile_and_a_tiny_one_is_refused_with_what_is_needed() -> None:
+    model = trained("fcn8s-mobilenet_v2")
+    tiles = [tile_for(model, budget * 10**6, held=0) for budget in (300, 1000)]
+    assert tiles[0] is not None
+    assert tiles[1] is not None
+    assert 32 <= tiles[0] < tiles[1]
+    assert tiles[0] % 32 == 0
+    with pytest.raises(UsageError, match=r"at least \d+ MiB"):
+        tile_for(model, 10**6, held=0)
+    assert resident() > 10**7
+
+
+LIMITED = """
+import json, resource, sys
+import numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+from test_predict_tiles import trained
+from fullyconv.predict import Predictor
+from fullyconv.predict.memory import tile_for
+torch.set_num_threads(2)
+model = trained("fcn8s-resnet18")
+image = np.zeros((1500, 3000, 3), np.uint8)
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+tile = tile_for(model, held + 200 * 2**20) if sys.argv[2] == "tiled" else None
+Predictor(model, tile=tile)(image)
+print(json.dumps([tile, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held]))
+"""
+
+
+@pytest.mark.slow
+def test_a_tile_chosen_for_a_limit_keeps_the_whole_process_under_it() -> None:
+    def grown(how: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", LIMITED, str(Path(__file__).parent), how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        tile, size = json.loads(done.stdout)
+        return tile, size
+
+    _, tiled = grown("tiled")
+    _, whole = grown("whole")
+    assert tiled <= 200 * 2**20 * 1.05
+    assert whole > 2 * tiled
