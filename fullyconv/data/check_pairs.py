@@ -17,9 +17,13 @@ from fullyconv.errors import printable
 
 __all__ = ["RULES"]
 
-NEAR_SIGNS = 0.80  # of 256 signs, at least 90 % equal
-NEAR_TONES = 0.95  # correlation of the thumbnails
-SHIFT_GAIN = 1.6
+# Measured: unrelated pictures reach 0.47 (VOC) and 0.41 (CamVid) at most, re-encodes at half the size 0.87 at least,
+# CamVid frames 1/15 s apart 0.77 at least.
+NEAR_SIGNS = 0.65  # agreement of 256 signs, -1..1
+NEAR_TONES = 0.90  # correlation of the thumbnails
+# (gain, z) from which a label counts as shifted; of CamVid's labels moved by 8 to 12 pixels the weaker finds 9 in 10.
+FIT_WELL = (1.2, 4.0)
+FIT_LOOSELY = (1.6, 6.0)
 
 
 def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
@@ -99,17 +103,21 @@ def _palettes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iter
 
 
 def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    for record in facts:
-        for la in record.labels:
-            if la.shift is None or la.head != next((x.head for x in record.labels), ""):
-                continue
-            rows, columns, gain = la.shift
-            if max(abs(rows), abs(columns)) >= 4 and gain >= SHIFT_GAIN:
-                message = (
-                    f"its boundaries fit the picture better by {gain:.1f} times when moved {rows} rows and "
-                    f"{columns} columns"
-                )
-                yield finding("shifted-label", [la.file], message, 1, f"{rows}, {columns}")
+    """Labels whose boundaries meet the picture's edges only after a move.
+
+    Where nearly all labels of a set fit as they lie (labels drawn to the pixel), a weaker sign is believed.
+    """
+    measured = [la for r in facts for la in r.labels[:1] if la.shift]
+    moved = [la for la in measured if la.shift and max(abs(la.shift.rows), abs(la.shift.columns)) >= 4]
+    gain, z = FIT_WELL if len(measured) >= 10 and len(moved) <= 0.1 * len(measured) else FIT_LOOSELY
+    for la in moved:
+        s = la.shift
+        if s and s.gain >= gain and s.z >= z:
+            message = (
+                f"its boundaries fit the picture {s.gain:.1f} times as well when moved {s.rows} rows and {s.columns} "
+                "columns"
+            )
+            yield finding("shifted-label", [la.file], message, 1, f"{s.rows}, {s.columns}")
 
 
 RULES = (_duplicates, _near_duplicates, _groups, _palettes, _shifts)

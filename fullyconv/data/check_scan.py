@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +19,7 @@ from fullyconv import images
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
 from fullyconv.data.layout import SUFFIXES
-from fullyconv.errors import FullyconvError
+from fullyconv.errors import FullyconvError, TryAgain
 from fullyconv.images import BadImage, ImageInfo
 
 __all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan"]
@@ -45,6 +47,18 @@ class InputFacts:
 
 
 @final
+@dataclass(frozen=True)
+class Shift:
+    """A move of a label in pixels: `gain` is the picture's edge strength under the label's boundaries there over that
+    where it lies, `z` how many standard deviations that peak stands above the other moves."""
+
+    rows: int
+    columns: int
+    gain: float
+    z: float
+
+
+@final
 @dataclass
 class LabelFacts:
     """One label map. `stored` counts the values as stored, `counts` the ids 0..K-1 and, last, the ignored pixels."""
@@ -61,7 +75,7 @@ class LabelFacts:
     outside: tuple[int, int, int, int] | None = None  # value, pixels, row, column
     palette: tuple[tuple[int, int, int], ...] = ()
     blended: float = 0.0  # share of the rare pixels that lie between their neighbours in value
-    shift: tuple[int, int, float] | None = None  # rows, columns, gain in edge strength over no shift
+    shift: Shift | None = None
 
 
 @final
@@ -86,12 +100,39 @@ def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None =
     """The facts of every record; fast: pictures are checked but not decoded, labels are always read."""
     work = [(dataset, record) for dataset in datasets for record in dataset.records]
     done: list[RecordFacts] = []
-    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-        for facts in pool.map(lambda item: _facts(*item, fast=fast), work):
-            done.append(facts)
-            if progress:
-                progress(len(done), len(work))
+    for facts in _by_processes(work, fast) if len(work) >= _FEW and hasattr(os, "fork") else _plainly(work, fast):
+        done.append(facts)
+        if progress:
+            progress(len(done), len(work))
     return done
+
+
+_Work = Sequence[tuple[Dataset, Record]]
+_FEW = 32  # below this a pool costs more than it saves
+_shared: dict[int, tuple[_Work, bool]] = {}  # what forked processes find: readers are not always picklable
+
+
+def _plainly(work: _Work, fast: bool) -> Iterator[RecordFacts]:
+    for dataset, record in work:
+        yield _facts(dataset, record, fast=fast)
+
+
+def _by_processes(work: _Work, fast: bool) -> Iterator[RecordFacts]:
+    """`_plainly` by forked processes; threads would hand the interpreter's lock to and fro."""
+    token = id(work)
+    _shared[token] = (work, fast)
+    try:
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 2), get_context("fork")) as pool:
+            yield from pool.map(_nth, repeat(token), range(len(work)), chunksize=8)
+    except BrokenExecutor as error:
+        raise TryAgain("A process that checked the data was ended from outside (out of memory?); try again.") from error
+    finally:
+        del _shared[token]
+
+
+def _nth(token: int, index: int) -> RecordFacts:
+    work, fast = _shared[token]
+    return _facts(*work[index], fast=fast)
 
 
 def _facts(dataset: Dataset, record: Record, *, fast: bool) -> RecordFacts:
@@ -238,7 +279,7 @@ def _outside(facts: LabelFacts, dataset: Dataset, head: str) -> None:
 def _blended(raw: NDArray[Any], counts: NDArray[np.int64]) -> float:
     """The share of pixels of rare values that lie strictly between two neighbours: near 1 after interpolation."""
     rare = (counts > 0) & (counts < 0.02 * raw.size)
-    if rare.sum() < 5 or min(raw.shape) < 5:
+    if np.count_nonzero(rare) < 5 or min(raw.shape) < 5:
         return 0.0
     at = rare[raw]
     a = raw.astype(np.int32)
@@ -251,9 +292,8 @@ def _blended(raw: NDArray[Any], counts: NDArray[np.int64]) -> float:
     return float((between & at).sum() / at.sum())
 
 
-def best_shift(image: NDArray[Any], ids: NDArray[Any]) -> tuple[int, int, float] | None:
-    """(rows, columns, gain): the move of the label that puts its boundaries onto the strongest edges of the picture,
-    and how much stronger they are there than where it lies. None for too few boundaries."""
+def best_shift(image: NDArray[Any], ids: NDArray[Any]) -> Shift | None:
+    """The move of the label that puts its boundaries onto the strongest edges; None for too few boundaries."""
     grey = image[..., 1 if image.shape[2] >= 3 else 0].astype(np.float32)
     edges = np.zeros_like(grey)
     edges[1:-1, 1:-1] = np.abs(grey[2:, 1:-1] - grey[:-2, 1:-1]) + np.abs(grey[1:-1, 2:] - grey[1:-1, :-2])
@@ -268,12 +308,16 @@ def best_shift(image: NDArray[Any], ids: NDArray[Any]) -> tuple[int, int, float]
     if len(rows) < 100:
         return None
     step = max(1, len(rows) // 800)
-    rows, columns = rows[::step], columns[::step]
-    width = ids.shape[1]
-    flat = np.ascontiguousarray(edges).ravel()
-    at = rows * width + columns
-    moves = np.array([dy * width + dx for dy in SHIFTS for dx in SHIFTS])
-    strength = flat[at[None, :] + moves[:, None]].mean(axis=1).reshape(len(SHIFTS), len(SHIFTS))
-    best = np.unravel_index(int(strength.argmax()), strength.shape)
-    here = strength[len(SHIFTS) // 2, len(SHIFTS) // 2]
-    return SHIFTS[int(best[0])], SHIFTS[int(best[1])], float(strength[best] / max(here, 1e-6))
+    at = rows[::step] * ids.shape[1] + columns[::step]
+    moves = np.array([dy * ids.shape[1] + dx for dy in SHIFTS for dx in SHIFTS])
+    strength = edges.ravel()[at[None, :] + moves[:, None]].mean(axis=1).reshape(len(SHIFTS), len(SHIFTS))
+    best, middle = np.unravel_index(int(strength.argmax()), strength.shape), len(SHIFTS) // 2
+    y, x = np.ogrid[: len(SHIFTS), : len(SHIFTS)]
+    far = strength[np.hypot(y - best[0], x - best[1]) >= 4]
+    peak = float(strength[best])
+    return Shift(
+        SHIFTS[int(best[0])],
+        SHIFTS[int(best[1])],
+        peak / max(float(strength[middle, middle]), 1e-6),
+        (peak - float(far.mean())) / max(float(far.std()), 1e-6),
+    )
