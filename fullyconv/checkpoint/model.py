@@ -22,7 +22,7 @@ from fullyconv.checkpoint.manifest import (
 )
 from fullyconv.checkpoint.state import pack, unpack
 from fullyconv.errors import DataError, StorageError, UsageError, printable
-from fullyconv.files import Written, new_directory, remove_stale, require_space, write_file
+from fullyconv.files import Written, new_directory, remove_stale, require_space, storage_errors, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,8 @@ def write_model(
     something that is not a model directory.
     """
     target = Path(os.path.realpath(directory))
-    _check_replaceable(target)
+    with storage_errors("Looking at", target):
+        _check_replaceable(target)
     tree, optimiser = pack(state)
     files: dict[str, Mapping[str, Any]] = {WEIGHTS: tensors}
     if canary is not None:
@@ -239,18 +240,28 @@ def check_canary(
     """
     if stored.canary is None:
         return 0.0
-    expected = {name: scores for name, scores in stored.canary.items() if name != "input"}
     found = run(stored.canary["input"])
     worst = 0.0
-    for head, scores in expected.items():
+    for head, scores in stored.canary.items():
+        if head == "input":
+            continue
         if head not in found or found[head].shape != scores.shape:
             raise _wrong_canary(stored, f"head {printable(head)} is missing or has another shape")
-        scale = max(float(scores.abs().max()), 1e-6) if scores.numel() else 1.0
-        difference = float((found[head].float() - scores.float()).abs().max()) / scale if scores.numel() else 0.0
-        if not difference <= tolerance:  # NaN too
+        difference = _relative_difference(found[head], scores)
+        if difference > tolerance:
             raise _wrong_canary(stored, f"head {printable(head)} differs by {difference:.2g} of its largest score")
         worst = max(worst, difference)
     return worst
+
+
+def _relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """max |found - expected| / max |expected|; equal infinities and NaN differ by 0, unequal ones by infinity."""
+    found, expected = found.detach().cpu().double(), expected.double()
+    difference = (found - expected).abs()
+    difference[(found == expected) | (found.isnan() & expected.isnan())] = 0
+    finite = expected[expected.isfinite()]
+    scale = max(float(finite.abs().max()), 1e-6) if finite.numel() else 1.0
+    return float(difference.nan_to_num(nan=float("inf")).max()) / scale if expected.numel() else 0.0
 
 
 def _wrong_canary(stored: Stored, fact: str) -> DataError:

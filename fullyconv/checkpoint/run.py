@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
-from fullyconv.errors import DataError, FullyconvError, StorageError, printable
+from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, printable
 from fullyconv.files import (
     Lock,
     atomic_write,
@@ -59,14 +60,16 @@ class RunDirectory:
         """Release the log and the lock; twice is harmless."""
         log, self._log = self._log, None
         if log is not None:
-            os.close(log)
+            with contextlib.suppress(OSError):
+                os.close(log)
         self._lock.release()
 
     # Checkpoints
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that stand, ascending."""
-        names = os.listdir(self.path / CHECKPOINTS)
+        with storage_errors("Listing", self.path / CHECKPOINTS):
+            names = os.listdir(self.path / CHECKPOINTS)
         return sorted(int(found[1]) for name in names if (found := _STEP.fullmatch(name)))
 
     def latest(self) -> Stored | None:
@@ -94,21 +97,21 @@ class RunDirectory:
         The log is made durable first, and its length is stored with the state, so that `resume` can cut it back.
         Raises StorageError; the former checkpoints and links then still stand.
         """
+        with storage_errors("Saving", self._directory(step)):
+            return self._save(step, best, state=state, tensors=tensors, config=config, preprocessor=preprocessor,
+                              card=card, canary=canary)  # fmt: skip
+
+    def _save(self, step: int, best: bool, *, state: Any, **content: Any) -> Path:
         extra = {"step": step, "metrics_bytes": self._sync_log()}
-        directory = write_model(
-            self._directory(step),
-            tensors=tensors,
-            config=config,
-            preprocessor=preprocessor,
-            card=card,
-            canary=canary,
-            state={} if state is None else state,
-            extra=extra,
-        )
+        directory = self._directory(step)
+        if directory.exists() and step not in self._linked_steps():
+            self._remove(step)  # finished, but never acknowledged, by a process that was killed
+        write_model(directory, **content, state={} if state is None else state, extra=extra)
         self._verified.add(step)
         for link in ("best", "last") if best else ("last",):
             replace_link(self.path / link, f"{CHECKPOINTS}/{directory.name}")
-        self._prune(step)
+        with contextlib.suppress(FullyconvError, OSError):  # what could not be removed costs space, not the step
+            self._prune(step)
         return directory
 
     def resume(self) -> Stored | None:
@@ -117,12 +120,16 @@ class RunDirectory:
         None, and an empty log, when no checkpoint was ever finished. A damaged one is passed over for the one before
         and `notes` says so; DataError when checkpoints exist and none is whole: it never silently starts over.
         """
+        with storage_errors("Reading", self.path):
+            return self._resume()
+
+    def _resume(self) -> Stored | None:
         candidates = self._candidates()
         faults: list[str] = []
         for step in candidates:
             try:
                 stored = verify(self._directory(step))
-            except FullyconvError as error:
+            except (DataError, MissingInput) as error:  # a disk that cannot be read now is no damaged checkpoint
                 faults.append(str(error))
                 continue
             if faults:
@@ -140,8 +147,12 @@ class RunDirectory:
 
     def _link_step(self, link: str) -> int | None:
         path = self.path / link
-        found = _STEP.fullmatch(Path(os.readlink(path)).name) if path.is_symlink() else None
+        with storage_errors("Reading", path):
+            found = _STEP.fullmatch(Path(os.readlink(path)).name) if path.is_symlink() else None
         return int(found[1]) if found else None
+
+    def _linked_steps(self) -> set[int]:
+        return {step for step in (self._link_step("best"), self._link_step("last")) if step is not None}
 
     def _linked(self, link: str) -> Stored | None:
         step = self._link_step(link)
@@ -159,8 +170,7 @@ class RunDirectory:
 
         Checkpoints beyond `step` stem from before a resume from an older one; they go too.
         """
-        keep = {self._link_step("best"), self._link_step("last")}
-        whole = 0
+        keep, whole = self._linked_steps(), 0
         for candidate in sorted((s for s in self.steps() if s <= step), reverse=True):
             if whole == self._keep:
                 break
@@ -170,11 +180,14 @@ class RunDirectory:
         if whole < self._keep:
             return
         for candidate in set(self.steps()) - keep:
-            grave = self.path / CHECKPOINTS / f"{PREFIX}step-{candidate}"
-            try:
-                os.rename(self._directory(candidate), grave)  # never a half-removed step-N
-            except OSError:
-                continue
+            self._remove(candidate)
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint: out of sight in one rename first, so that there never is a half-removed step-N."""
+        grave = self.path / CHECKPOINTS / f"{PREFIX}step-{step}"
+        remove_tree(grave)
+        with contextlib.suppress(OSError):
+            os.rename(self._directory(step), grave)
             remove_tree(grave)
 
     def _is_whole(self, step: int) -> bool:

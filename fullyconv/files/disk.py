@@ -244,7 +244,8 @@ def new_directory(target: str | os.PathLike[str], *, replace: bool = False) -> I
         raise
     finally:
         if lock is not None:
-            os.close(lock)
+            with contextlib.suppress(OSError):
+                os.close(lock)
     remove_tree(temporary)  # after an exchange the old directory stands there
 
 
@@ -306,8 +307,10 @@ def remove_tree(directory: str | os.PathLike[str]) -> bool:
 
 def remove_stale(directory: str | os.PathLike[str], *, older_than: float = _STALE_AFTER) -> int:
     """Remove what killed processes left unfinished in `directory`; returns how many. Live writers hold a lock on it."""
-    removed = 0
-    for entry in sorted(Path(directory).glob(f"{PREFIX}*")):
+    removed, entries = 0, []
+    with contextlib.suppress(OSError):
+        entries = [Path(directory, name) for name in sorted(os.listdir(directory)) if name.startswith(PREFIX)]
+    for entry in entries:
         with contextlib.suppress(OSError):
             if time.time() - entry.lstat().st_mtime < older_than:
                 continue
@@ -359,7 +362,8 @@ class Lock:
         fd, self._fd = self._fd, None
         _held.discard(self)
         if fd is not None:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def __enter__(self) -> Lock:
         self.acquire()
