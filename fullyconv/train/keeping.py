@@ -126,7 +126,7 @@ def save(c: Course, *, alone: bool = False) -> None:
             config=store.config_json(model),
             preprocessor=store.preprocessor_json(model),
             card=card(c),
-            canary={"input": x, **{f"scores.{h}": s for h, s in scores.items()}},
+            canary={"input": x, **scores},
             state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
             best=c.state.best_step == c.state.step and c.state.measured == c.state.step,
         )
