@@ -14,6 +14,8 @@ Every function raises errors of `fullyconv.errors` alone: StorageError (exit 74)
 All changes to the disk go through functions of the module `os`, where the crash tests count and fail them.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fullyconv.files.disk import (
     Lock,
     Written,
@@ -32,10 +34,16 @@ from fullyconv.files.disk import (
     write_file,
 )
 
+if TYPE_CHECKING:
+    from fullyconv.files.archives import extract
+    from fullyconv.files.fetch import download
+
 __all__ = [
     "Lock",
     "Written",
     "atomic_write",
+    "download",
+    "extract",
     "make_directory",
     "new_directory",
     "open_regular",
@@ -49,3 +57,16 @@ __all__ = [
     "sync_directory",
     "write_file",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Archives and the network are loaded when they are asked for: most programs need neither."""
+    if name == "download":
+        from fullyconv.files.fetch import download
+
+        return download
+    if name == "extract":
+        from fullyconv.files.archives import extract
+
+        return extract
+    raise AttributeError(f"module 'fullyconv.files' has no attribute {name!r}")

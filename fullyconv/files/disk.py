@@ -136,7 +136,9 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 # Writing
 
 
-def write_file(path: str | os.PathLike[str], chunks: Iterable[Chunk], *, exclusive: bool = True) -> Written:
+def write_file(
+    path: str | os.PathLike[str], chunks: Iterable[Chunk], *, exclusive: bool = True, sync: bool = True
+) -> Written:
     """Write `chunks` to a new file and fsync it; its directory entry is the caller's to fsync. Hashes on the way."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else os.O_TRUNC)
     with storage_errors("Writing", path):
@@ -145,7 +147,8 @@ def write_file(path: str | os.PathLike[str], chunks: Iterable[Chunk], *, exclusi
             digest, size = hashlib.sha256(), 0
             for chunk in chunks:
                 size += _write_all(fd, memoryview(chunk).cast("B"), digest)
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
     return Written(size, digest.hexdigest())
