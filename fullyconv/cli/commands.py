@@ -7,16 +7,26 @@ from typing import Any
 
 import typer
 
+from fullyconv.cli.check import check
+from fullyconv.cli.convert import convert
+from fullyconv.cli.convolutionalise import convolutionalise
 from fullyconv.cli.evaluate import evaluate
+from fullyconv.cli.experiment import experiment
 from fullyconv.cli.hha import hha
 from fullyconv.cli.predict import predict
+from fullyconv.cli.report import report
 from fullyconv.cli.train import train
 
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
+    "check": check,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "report": report,
+    "convert": convert,
+    "convolutionalise": convolutionalise,
+    "experiment": experiment,
     "hha": hha,
 }

@@ -213,18 +213,27 @@ class Keeper:
 
 
 def typical(result: Result, worst: int = 6, middle: int = 3, best: int = 3) -> list[tuple[str, int]]:
-    """("worst" | "median" | "best", position in `per_image`) by the image's own mean IU, no image twice."""
-    classes = len(result.taxonomy)
-    figures = np.array([image_iu(i.table(result.head, classes)) for i in result.per_image], np.float64)
+    """("worst" | "median" | "best", position in `per_image`) by the image's own mean IU, no image twice.
+
+    Neighbours within 2 % of the set are shown once as long as there are others: frames of a video look alike.
+    """
+    figures = np.array([image_iu(i.table(result.head, len(result.taxonomy))) for i in result.per_image], np.float64)
     order = [int(i) for i in np.argsort(figures, kind="stable") if not np.isnan(figures[i])]
-    low, high = order[:worst], order[worst:][::-1][:best]
-    rest = order[len(low) : len(order) - len(high)]
+    low = _apart(order, worst, len(figures) // 50)
+    high = _apart([i for i in order[::-1] if i not in low], best, len(figures) // 50)
+    rest = [i for i in order if i not in low and i not in high]
     start = max(0, len(rest) // 2 - middle // 2)
-    return [
-        *(("worst", i) for i in low),
-        *(("median", i) for i in rest[start : start + middle]),
-        *(("best", i) for i in high),
-    ]
+    centre = rest[start : start + middle]
+    return [*(("worst", i) for i in low), *(("median", i) for i in centre), *(("best", i) for i in high)]
+
+
+def _apart(order: Sequence[int], number: int, distance: int) -> list[int]:
+    """The first `number` of `order` that lie more than `distance` from each other, then whatever comes first."""
+    chosen: list[int] = []
+    for i in order:
+        if len(chosen) < number and all(abs(i - c) > distance for c in chosen):
+            chosen.append(i)
+    return [*chosen, *(i for i in order if i not in chosen)][:number]
 
 
 def image_iu(table: NDArray[np.int64]) -> float | None:

@@ -1,0 +1,169 @@
+"""Charts as SVG text: no script, no library; colours come from the page's style sheet, so they follow its theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Bar", "Series", "bars", "lines", "reliability", "stack"]
+
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: points (x, y), the style sheet's class for it, and whether its points are marked."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str = "s1"
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar 0..1 with an optional interval and the (R, G, B) of its swatch; `note` shows on hovering."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    colour: tuple[int, int, int] | None = None
+    note: str = ""
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) inside low..high."""
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low]
+    raw = span / count
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    bottom: float | None = None,
+    top: float | None = None,
+    guide: float | None = None,
+) -> str:
+    """Curves over common axes; `guide` draws a horizontal dashed line. Empty text when there is nothing to draw."""
+    points = [p for s in series for p in s.points]
+    if not points:
+        return ""
+    left, right = min(p[0] for p in points), max(p[0] for p in points)
+    values = [p[1] for p in points] + ([guide] if guide is not None else [])
+    low = min(values) if bottom is None else bottom
+    high = max(values) if top is None else top
+    right, high = (right if right > left else left + 1), (high if high > low else low + 1)
+    plot = _Plot(left, right, low, high)
+    body = [plot.axes(x, y)]
+    if guide is not None:
+        body.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{plot.y(guide)}" y2="{plot.y(guide)}"/>')
+    for s in series:
+        path = " ".join(f"{plot.x(a)},{plot.y(b)}" for a, b in s.points)
+        body.append(f'<polyline class="curve {s.style}" points="{path}"><title>{escape(s.name)}</title></polyline>')
+        if s.marked:
+            body += [
+                f'<circle class="dot {s.style}" cx="{plot.x(a)}" cy="{plot.y(b)}" r="2.6">'
+                f"<title>{_short(a)}: {b:.4g}</title></circle>"
+                for a, b in s.points
+            ]
+    return _svg("".join(body), f"{y} over {x}")
+
+
+def bars(items: Sequence[Bar], label: str) -> str:
+    """Horizontal bars with intervals as HTML rows (they wrap and scale better than SVG text)."""
+    rows = []
+    for b in items:
+        swatch = f'<i class="swatch" style="--c:rgb{b.colour}"></i>' if b.colour else ""
+        fill = f"--v:{100 * (b.value or 0):.2f}%;" + (f"--c:rgb{b.colour}" if b.colour else "")
+        whisker = ""
+        if b.low is not None and b.high is not None:
+            whisker = f'<b class="whisker" style="--l:{100 * b.low:.2f}%;--w:{100 * (b.high - b.low):.2f}%"></b>'
+        value = "–" if b.value is None else f"{100 * b.value:.1f}"
+        rows.append(
+            f'<div class="bar" title="{escape(b.note, quote=True)}"><span class="name">{swatch}{escape(b.name)}</span>'
+            f'<span class="track"><i class="fill" style="{fill}"></i>{whisker}</span>'
+            f'<span class="value">{value}</span></div>'
+        )
+    return f'<div class="bars" role="img" aria-label="{escape(label, quote=True)}">{"".join(rows)}</div>'
+
+
+def stack(parts: Sequence[tuple[str, float]], label: str) -> str:
+    """One bar cut into named shares (values of any unit)."""
+    total = sum(v for _, v in parts) or 1
+    cells = "".join(
+        f'<i class="part p{i % 6}" style="--w:{100 * v / total:.3f}%" title="{escape(n)}: {100 * v / total:.1f} %"></i>'
+        for i, (n, v) in enumerate(parts)
+    )
+    legend = "".join(
+        f'<span><i class="key p{i % 6}"></i>{escape(n)} <b>{100 * v / total:.0f}\u202f%</b></span>'
+        for i, (n, v) in enumerate(parts)
+    )
+    return f'<div class="stack" role="img" aria-label="{escape(label)}">{cells}</div><div class="legend">{legend}</div>'
+
+
+def reliability(bins: Sequence[tuple[int, int, float]]) -> str:
+    """Share right over mean confidence; bins are (pixels, right pixels, sum of confidence). Dots grow with pixels."""
+    plot = _Plot(0, 1, 0, 1)
+    most = max((n for n, _, _ in bins), default=1) or 1
+    dots = [
+        f'<circle class="dot s1" cx="{plot.x(sure / n)}" cy="{plot.y(right / n)}"'
+        f' r="{2 + 5 * math.sqrt(n / most):.1f}">'
+        f"<title>said {100 * sure / n:.0f} %, right {100 * right / n:.0f} % of {n} pixels</title></circle>"
+        for n, right, sure in bins
+        if n
+    ]
+    diagonal = f'<line class="guide" x1="{plot.x(0)}" y1="{plot.y(0)}" x2="{plot.x(1)}" y2="{plot.y(1)}"/>'
+    curve = " ".join(f"{plot.x(s / n)},{plot.y(r / n)}" for n, r, s in bins if n)
+    body = plot.axes("confidence", "share right") + diagonal + f'<polyline class="curve s1" points="{curve}"/>'
+    return _svg(body + "".join(dots), "share of right pixels over confidence")
+
+
+@dataclass(frozen=True)
+class _Plot:
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.left) / (self.right - self.left)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 2)
+
+    def y(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 2)
+
+    def axes(self, x: str, y: str) -> str:
+        body = []
+        for v in ticks(self.low, self.high):
+            body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(v)}" y2="{self.y(v)}"/>')
+            body.append(f'<text class="tick" x="{LEFT - 7}" y="{self.y(v) + 4}" text-anchor="end">{_short(v)}</text>')
+        for v in ticks(self.left, self.right):
+            body.append(
+                f'<text class="tick" x="{self.x(v)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_short(v)}</text>'
+            )
+        body.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x)}</text>')
+        body.append(f'<text class="axis" x="4" y="{HEIGHT - 4}">{escape(y)}</text>')
+        return "".join(body)
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"
+
+
+def _svg(body: str, label: str) -> str:
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{body}</svg>'
