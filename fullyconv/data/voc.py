@@ -28,8 +28,8 @@ _LISTS = "ImageSets/Segmentation"
 
 
 def recognise(root: Path) -> bool:
-    """Whether a devkit's year folder lies at `root` or below it."""
-    return bool(find_devkits(root))
+    """Whether a devkit's year folder lies at `root` or below it; with a labelmap.txt it is CVAT's likeness of one."""
+    return bool(find_devkits(root)) and not (root / "labelmap.txt").is_file()
 
 
 def open_voc(

@@ -1,0 +1,149 @@
+"""What the readers of annotations share: classes from names, painting in order, files named by a foreign file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data.annotations.raster import Region, Size
+from fullyconv.data.base import Record
+from fullyconv.data.layout import SUFFIXES
+from fullyconv.errors import DataError, MissingInput, UsageError, printable
+from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
+
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "inside", "paint", "read_json", "read_rgb"]
+
+BACKGROUND = "background"
+IGNORED = -1
+
+
+def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None) -> tuple[Taxonomy, dict[str, int]]:
+    """A taxonomy of background and `names` in their order, and name -> id; a class named background is class 0."""
+    rest = [n for n in dict.fromkeys(names) if n.lower() not in (BACKGROUND, "_background_")]
+    every = (BACKGROUND, *rest)
+    default = voc_palette(len(every))
+    palette = tuple((colours or {}).get(n, default[k]) for k, n in enumerate(every))
+    ids = {n: k for k, n in enumerate(every)}
+    return Taxonomy(every, palette), {**ids, "_background_": 0}
+
+
+def paint(size: Size, regions: Iterable[tuple[int, Region]], taxonomy: Taxonomy) -> NDArray[Any]:
+    """`regions` (id or IGNORED, pixels) painted one over the other on background: later ones cover earlier ones."""
+    labels = np.zeros(size, np.uint8 if taxonomy.ignore <= 255 else np.uint16)
+    for k, region in regions:
+        labels[region] = taxonomy.ignore if k == IGNORED else k
+    return labels
+
+
+@final
+@dataclass(frozen=True)
+class Painter:
+    """Reads labels by painting: `entries[name]` is what a record's file says, `draw` turns it into (size, regions)."""
+
+    taxonomy: Taxonomy
+    entries: Mapping[str, Any]
+    draw: Callable[[Any, Mapping[str, int]], tuple[Size, list[tuple[int, Region]]]]
+    ids: Mapping[str, int]
+
+    def __call__(self, record: Record, head: str) -> NDArray[Any]:
+        try:
+            size, regions = self.draw(self.entries[record.name], self.ids)
+        except DataError as error:
+            raise DataError(f"{printable(record.labels.get(head, record.name))}, {record.name}: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            raise DataError(
+                f"{printable(record.labels.get(head, record.name))}, {record.name}: a shape is not as its format says "
+                f"({type(error).__name__}: {printable(error)}); export it again."
+            ) from error
+        return paint(size, regions, self.taxonomy)
+
+
+def checked_size(height: Any, width: Any) -> Size:
+    """(H, W) from a foreign file, or DataError."""
+    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= images.pixel_cap()):
+        raise DataError(f"The size {printable(height)}x{printable(width)} (HxW) is no picture's; export it again.")
+    return height, width
+
+
+def read_json(file: Path, what: str) -> Any:
+    """The contents of a JSON file, or DataError that names it."""
+    if not file.is_file():
+        raise MissingInput(f"{printable(file)} does not exist; give the {what} file.")
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{printable(file)} is no JSON ({printable(error)[:100]}); export the {what} again.") from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder`/`name` for a name from a foreign file; DataError if it leads out of the folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+        raise DataError(
+            f"The picture {printable(name)!r} lies outside {printable(folder)}; put it inside and export again."
+        )
+    return folder / path
+
+
+def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], source: Path) -> Path:
+    """The picture a foreign file names: below one of `folders`, else the one file of that name."""
+    for folder in folders:
+        path = inside(folder, name)
+        if path.is_file():
+            return path
+    found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
+    if found is None:
+        raise MissingInput(
+            f"{printable(source)} names the picture {printable(name)!r}, which is not in {printable(folders[0])}; put "
+            "it there, or say where the pictures are (images=PATH)."
+        )
+    return found
+
+
+def by_name(files: Iterable[Path]) -> dict[str, Path]:
+    """file name -> file, for the names that only one file has."""
+    found: dict[str, Path] = {}
+    twice: set[str] = set()
+    for file in files:
+        if file.name in found:
+            twice.add(file.name)
+        found[file.name] = file
+    return {n: f for n, f in found.items() if n not in twice}
+
+
+def picture_folder(root: Path, images_option: str | Path | None) -> Path:
+    """Where pictures are looked for: the folder a user names, else `root`'s."""
+    if images_option is None:
+        return root
+    folder = Path(images_option)
+    if not folder.is_dir():
+        raise MissingInput(f"{printable(folder)} is no folder; give the one with the pictures (images=PATH).")
+    return folder
+
+
+def one_of(value: str, known: Sequence[str], what: str) -> str:
+    if value not in known:
+        raise UsageError(f"{what} is {printable(value)!r}; choose {' or '.join(known)}.")
+    return value
+
+
+def read_rgb(record: Record, modality: str) -> NDArray[Any]:
+    """A record's picture H W 3; a labelme file's own picture where its input is the JSON file."""
+    file = record.inputs[modality]
+    if file.suffix.lower() in SUFFIXES:
+        return images.read_image(file)
+    import base64
+    import binascii
+
+    try:
+        data = base64.b64decode(read_json(file, "labelme")["imageData"], validate=True)
+    except (KeyError, TypeError, binascii.Error, ValueError) as error:
+        raise DataError(f"{printable(file)} holds no picture and names none that is there; add the picture.") from error
+    return images.read_image(data)

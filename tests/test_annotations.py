@@ -1,0 +1,496 @@
+"""Labelling tools' formats, from files as the tools write them, against pycocotools and the formats' definitions."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_oracle
+
+from fullyconv.data import open_dataset
+from fullyconv.data.annotations.raster import coco_counts, coco_polygon, from_counts, label_studio_brush
+from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, UsageError
+
+H, W = 30, 40
+SQUARE = [5.0, 5.0, 20.0, 5.0, 20.0, 18.0, 5.0, 18.0]
+INNER = [8.0, 8.0, 14.0, 8.0, 14.0, 12.0, 8.0, 12.0]
+
+
+def picture(path: Path, size: tuple[int, int] = (H, W)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size[1], size[0]), (90, 120, 30)).save(path)
+    return path
+
+
+def oracle(points: list[float], size: tuple[int, int] = (H, W)) -> np.ndarray:
+    return np.asarray(coco_oracle.decode(coco_oracle.frPyObjects([points], *size))[..., 0], bool)
+
+
+def region(seed: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
+    """A random region with long and short runs."""
+    draw = np.random.default_rng(seed)
+    return draw.uniform(size=size) < draw.uniform() if seed % 2 else np.indices(size).sum(0) // (seed % 7 + 1) % 2 == 0
+
+
+def runs(flat: np.ndarray) -> list[int]:
+    """The definition: lengths of runs, the first of absent pixels."""
+    counts, value = [0], False
+    for v in flat:
+        if bool(v) != value:
+            counts.append(0)
+            value = not value
+        counts[-1] += 1
+    return counts
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------
+
+points = st.lists(st.tuples(st.floats(-8, 50), st.floats(-8, 50)), min_size=3, max_size=9)
+
+
+@given(points, st.integers(1, 45), st.integers(1, 45))
+@settings(max_examples=150, deadline=None)
+def test_polygons_equal_pycocotools_pixel_for_pixel(
+    corners: list[tuple[float, float]], height: int, width: int
+) -> None:
+    flat = [float(v) for corner in corners for v in corner]
+    assert np.array_equal(coco_polygon(flat, (height, width)), oracle(flat, (height, width)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_run_length_codings_equal_pycocotools(seed: int) -> None:
+    pixels = region(seed)
+    coded = coco_oracle.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    assert np.array_equal(from_counts(coco_counts(coded["counts"]), (H, W), columns=True), pixels)
+    assert np.array_equal(from_counts(runs(pixels.ravel(order="F")), (H, W), columns=True), pixels)
+    assert np.array_equal(from_counts(runs(pixels.ravel()), (H, W), columns=False), pixels)
+
+
+def pack_brush(pixels: np.ndarray, sizes: tuple[int, int, int, int] = (3, 4, 8, 16)) -> list[int]:
+    """thi.ng/rle-pack by its definition: RGBA values of 8 bits, each run coded by the shortest size that holds it."""
+    flat = np.repeat(pixels.ravel().astype(int) * 255, 4)
+    bits = f"{len(flat):032b}{7:05b}" + "".join(f"{s - 1:04b}" for s in sizes)
+    at = 0
+    while at < len(flat):
+        end = at
+        while end < len(flat) and flat[end] == flat[at] and end - at < 2 ** sizes[-1]:
+            end += 1
+        literal = end - at < 3
+        if literal:
+            end = min(at + 5, len(flat))
+        length = end - at - 1
+        chosen = next(i for i, s in enumerate(sizes) if length < 2**s)
+        bits += ("0" if literal else "1") + f"{chosen:02b}" + f"{length:0{sizes[chosen]}b}"
+        bits += "".join(f"{v:08b}" for v in (flat[at:end] if literal else flat[at : at + 1]))
+        at = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_brush_strokes_are_unpacked_by_their_definition(seed: int) -> None:
+    pixels = region(seed, (9, 13))
+    packed = pack_brush(pixels)
+    assert np.array_equal(label_studio_brush(packed, (9, 13)), pixels)
+    with pytest.raises(DataError, match="cut off"):
+        label_studio_brush(packed[: len(packed) // 2], (9, 13))
+    with pytest.raises(DataError, match="9x14"):
+        label_studio_brush(packed, (9, 14))
+
+
+@pytest.mark.parametrize("text", ["\x00", "abc", "o" * 40, "é"])
+def test_damaged_compressed_runs_are_refused(text: str) -> None:
+    with pytest.raises(DataError):
+        from_counts(coco_counts(text), (H, W), columns=True)
+
+
+# ---- COCO ------------------------------------------------------------------------------------------------------
+
+
+def write_coco(root: Path, annotations: list[dict[str, Any]], name: str = "annotations/instances_val2017.json") -> Path:
+    picture(root / "val2017/000000000139.png")
+    picture(root / "val2017/000000000285.png")
+    images = [
+        {"id": 139, "file_name": "000000000139.png", "height": H, "width": W},
+        {"id": 285, "file_name": "000000000285.png", "height": H, "width": W},
+    ]
+    categories = [{"id": 18, "name": "dog", "supercategory": "animal"}, {"id": 1, "name": "person"}]
+    whole = [{"id": i, "image_id": 139, "iscrowd": 0, **a} for i, a in enumerate(annotations)]
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"info": {}, "images": images, "annotations": whole, "categories": categories}))
+    return file
+
+
+def test_coco_polygons_runs_and_crowds_become_one_label_map(tmp_path: Path) -> None:
+    crowd, pixels = region(2) & (np.arange(H)[:, None] > 24), region(1) & (np.arange(W) > 30)
+    compressed = coco_oracle.encode(np.asfortranarray(pixels.astype(np.uint8)))["counts"].decode()
+    write_coco(
+        tmp_path,
+        [
+            {"category_id": 18, "segmentation": [SQUARE]},
+            {"category_id": 1, "segmentation": {"size": [H, W], "counts": compressed}},
+            {"category_id": 1, "segmentation": {"size": [H, W], "counts": runs(crowd.ravel(order="F"))}, "iscrowd": 1},
+        ],
+    )
+    data = open_dataset(tmp_path)
+    assert (data.kind, data.split, len(data)) == ("coco", "val2017", 2)
+    assert data.taxonomy.names == ("background", "person", "dog")
+    label = data[0].labels["semantic"]
+    expected = np.zeros((H, W), int)
+    for value, covered in sorted(((2, oracle(SQUARE)), (1, pixels), (255, crowd)), key=lambda p: -int(p[1].sum())):
+        expected[covered] = value
+    assert np.array_equal(label, expected)
+    assert not data[1].labels["semantic"].any()
+    kept = open_dataset(tmp_path, crowd="label")[0].labels["semantic"]
+    assert (kept[crowd & ~oracle(SQUARE)] == 1).all()
+    assert not (open_dataset(tmp_path, crowd="skip")[0].labels["semantic"] == 255).any()
+
+
+def test_overlap_order_is_what_is_asked_for_and_is_said(tmp_path: Path) -> None:
+    small, large = {"category_id": 1, "segmentation": [INNER]}, {"category_id": 18, "segmentation": [SQUARE]}
+    write_coco(tmp_path, [small, large])
+    by_area, by_file = open_dataset(tmp_path), open_dataset(tmp_path, order="file")
+    assert by_area[0].labels["semantic"][10, 10] == 1
+    assert by_file[0].labels["semantic"][10, 10] == 2
+    assert "smaller annotation covers" in by_area.notes[-1]
+    assert "later ones cover" in by_file.notes[-1]
+    for option in ({"order": "id"}, {"crowd": "maybe"}):
+        with pytest.raises(UsageError, match="choose"):
+            open_dataset(f"coco:{tmp_path}", **option)
+
+
+def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
+    write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE, INNER]}])
+    assert np.array_equal(open_dataset(tmp_path)[0].labels["semantic"] == 1, oracle(SQUARE))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ({"category_id": 9, "segmentation": [SQUARE]}, "category 9"),
+        ({"category_id": 1, "segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "2 points"),
+        ({"category_id": 1, "segmentation": {"size": [H, W], "counts": [5, 7]}}, "covers 12 pixels"),
+        ({"category_id": 1, "segmentation": {"size": [W, H], "counts": [H * W]}}, "40x30"),
+        ({"category_id": 1, "segmentation": {"size": [H, W]}}, "counts"),
+        ({"category_id": 1, "segmentation": [["a"] * 6]}, "not as its format says"),
+    ],
+)
+def test_a_damaged_coco_annotation_names_file_picture_and_fault(
+    annotation: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_coco(tmp_path, [annotation])
+    with pytest.raises(DataError) as caught:
+        _ = open_dataset(tmp_path)[0]
+    assert said in str(caught.value)
+    assert "instances_val2017.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\x.png", ""])
+def test_pictures_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    file = write_coco(tmp_path, [])
+    file.write_text(file.read_text().replace("000000000139.png", name.replace("\\", "\\\\")))
+    with pytest.raises(FullyconvError, match="lies outside"):
+        open_dataset(f"coco:{tmp_path}")
+
+
+def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -> None:
+    file = write_coco(tmp_path / "labels", [{"category_id": 1, "segmentation": [SQUARE]}], "export.json")
+    (tmp_path / "labels/val2017").rename(tmp_path / "pictures")
+    with pytest.raises(MissingInput, match="images=PATH"):
+        open_dataset(f"coco:{file}")
+    assert len(open_dataset(f"coco:{file}", images=tmp_path / "pictures")) == 2
+
+
+# ---- labelme ---------------------------------------------------------------------------------------------------
+
+
+def shape(label: str, kind: str, corners: list[list[float]], **more: Any) -> dict[str, Any]:
+    return {"label": label, "points": corners, "group_id": None, "shape_type": kind, "flags": {}, **more}
+
+
+def write_labelme(folder: Path, stem: str, shapes: list[dict[str, Any]], **more: Any) -> Path:
+    picture(folder / f"{stem}.png")
+    value: dict[str, Any] = {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": f"{stem}.png",
+        "imageData": None,
+    }
+    file = folder / f"{stem}.json"
+    file.write_text(json.dumps({**value, "imageHeight": H, "imageWidth": W, **more}))
+    return file
+
+
+def stencil(pixels: np.ndarray) -> str:
+    out = BytesIO()
+    Image.fromarray(pixels.astype(np.uint8) * 255).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_labelme_shapes_are_painted_in_order_by_pillows_rules(tmp_path: Path) -> None:
+    polygon = [[3.2, 4.1], [30.0, 6.0], [22.5, 25.9]]
+    write_labelme(
+        tmp_path,
+        "one",
+        [
+            shape("wood", "polygon", polygon),
+            shape("door", "rectangle", [[20, 12], [10, 8]]),
+            shape("knob", "circle", [[15, 10], [17, 10]]),
+            shape("wire", "linestrip", [[0, 28], [20, 28], [39, 20]]),
+            shape("nail", "point", [[35, 5]]),
+            shape("__ignore__", "mask", [[1, 2], [6, 5]], mask=stencil(np.ones((4, 6)))),
+        ],
+    )
+    data = open_dataset(tmp_path, line_width=3)
+    assert (data.kind, data.taxonomy.names) == ("labelme", ("background", "door", "knob", "nail", "wire", "wood"))
+    canvas = Image.new("L", (W, H), 0)
+    pen = ImageDraw.Draw(canvas)
+    pen.polygon([(x, y) for x, y in polygon], fill=5, outline=5)
+    pen.rectangle((10, 8, 20, 12), fill=1, outline=1)
+    pen.ellipse((13, 8, 17, 12), fill=2, outline=2)
+    pen.line([(0, 28), (20, 28), (39, 20)], fill=4, width=3)
+    pen.ellipse((33.5, 3.5, 36.5, 6.5), fill=3, outline=3)
+    expected = np.array(canvas)
+    expected[2:6, 1:7] = 255
+    assert np.array_equal(data[0].labels["semantic"], expected)
+
+
+def test_labelme_pictures_may_be_inside_the_file_and_splits_are_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        file = write_labelme(tmp_path / split, "x", [shape("cat", "polygon", [[1, 1], [9, 1], [9, 9]])])
+        inside = base64.b64encode((tmp_path / split / "x.png").read_bytes()).decode()
+        file.write_text(file.read_text().replace('"imageData": null', f'"imageData": "{inside}"'))
+        (tmp_path / split / "x.png").unlink()
+    data = open_dataset(tmp_path, "val")
+    assert (data.split, data[0].image.shape, data[0].labels["semantic"].max()) == ("val", (H, W, 3), 1)
+    assert pickle.loads(pickle.dumps(data))[0].labels["semantic"].max() == 1
+
+
+def test_labels_txt_fixes_the_classes_and_refuses_others(tmp_path: Path) -> None:
+    write_labelme(tmp_path, "x", [shape("cat", "polygon", [[1, 1], [9, 1], [9, 9]])])
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ndog\ncat\n")
+    data = open_dataset(f"labelme:{tmp_path}")
+    assert data.taxonomy.names == ("background", "dog", "cat")
+    assert data[0].labels["semantic"].max() == 2
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ncats\n")
+    with pytest.raises(UnknownName, match="cats"):
+        open_dataset(f"labelme:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (shape("cat", "polygon", [[1, 1], [2, 2]]), "2 points"),
+        (shape("cat", "spline", [[1, 1]]), "spline"),
+        (shape("cat", "mask", [[1, 1], [3, 3]], mask="%%%"), "not as its format says"),
+        (shape("cat", "mask", [[99, 1], [3, 3]], mask=stencil(np.ones((2, 2)))), "outside"),
+    ],
+)
+def test_a_damaged_labelme_shape_is_named(value: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write_labelme(tmp_path, "bad", [value])
+    with pytest.raises(DataError) as caught:
+        _ = open_dataset(f"labelme:{tmp_path}")[0]
+    assert said in str(caught.value)
+    assert "bad.json" in str(caught.value)
+
+
+# ---- CVAT ------------------------------------------------------------------------------------------------------
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:250,50,83::\nroad:51,221,255::\n"
+
+
+def test_cvats_segmentation_masks_are_read_by_their_colours(tmp_path: Path) -> None:
+    stored = np.random.default_rng(1).integers(0, 3, (H, W))
+    colours = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
+    (tmp_path / "labelmap.txt").write_text(LABELMAP)
+    for name in ("frame_000000", "frame_000001"):
+        picture(tmp_path / f"JPEGImages/{name}.png")
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        Image.fromarray(colours[stored]).save(tmp_path / f"SegmentationClass/{name}.png")
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("frame_000001\n")
+    data = open_dataset(tmp_path)
+    assert (data.kind, data.split, [r.name for r in data.records]) == ("cvat", "default", ["frame_000001"])
+    assert data.taxonomy.names == ("background", "car", "road")
+    assert data.taxonomy.palette[1] == (250, 50, 83)
+    assert np.array_equal(data[0].labels["semantic"], stored)
+    (tmp_path / "JPEGImages").rename(tmp_path.parent / "elsewhere")
+    with pytest.raises(MissingInput, match="save images"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, images=tmp_path.parent / "elsewhere")) == 1
+
+
+def write_cvat(root: Path, shapes: str, name: str = "a.png") -> Path:
+    picture(root / "images/a.png")
+    file = root / "annotations.xml"
+    labels = "".join(
+        f"<label><name>{n}</name><color>{c}</color></label>" for n, c in (("road", "#33ddff"), ("car", "#fa3253"))
+    )
+    file.write_text(
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
+        f"<meta><task><labels>{labels}</labels></task></meta>"
+        f'<image id="0" name="{escape(name)}" width="{W}" height="{H}">{shapes}</image></annotations>'
+    )
+    return file
+
+
+def cvat_polygon(label: str, flat: list[float], z: int) -> str:
+    text = ";".join(f"{x:.2f},{y:.2f}" for x, y in np.reshape(flat, (-1, 2)))
+    return f'<polygon label="{label}" source="manual" occluded="0" points="{text}" z_order="{z}"></polygon>'
+
+
+def test_cvat_xml_polygons_runs_and_boxes_cover_each_other_by_z_order(tmp_path: Path) -> None:
+    box = region(3, (6, 9))
+    shapes = cvat_polygon("car", INNER, 1) + cvat_polygon("road", SQUARE, 0)
+    coded = ", ".join(map(str, runs(box.ravel())))
+    shapes += f'<mask label="car" rle="{coded}" left="25" top="2" width="9" height="6" z_order="0"></mask>'
+    shapes += '<box label="road" xtl="1.00" ytl="22.00" xbr="9.00" ybr="27.00" z_order="0"></box>'
+    shapes += '<polyline label="car" points="1,1;2,2" z_order="0"></polyline>'
+    write_cvat(tmp_path, shapes)
+    data = open_dataset(tmp_path)
+    assert (data.kind, data.taxonomy.names, data.taxonomy.palette[2]) == (
+        "cvat",
+        ("background", "road", "car"),
+        (250, 50, 83),
+    )
+    expected = np.zeros((H, W), int)
+    expected[oracle(SQUARE)] = 1
+    expected[2:8, 25:34][box] = 2
+    expected[oracle([1, 22, 9, 22, 9, 27, 1, 27])] = 1
+    expected[oracle(INNER)] = 2
+    assert np.array_equal(data[0].labels["semantic"], expected)
+    assert any("polyline" in note for note in data.notes)
+
+
+def test_a_turned_box_and_an_ellipse_cover_what_they_should(tmp_path: Path) -> None:
+    write_cvat(
+        tmp_path,
+        '<box label="car" xtl="10" ytl="12" xbr="30" ybr="18" rotation="90" z_order="0"></box>'
+        '<ellipse label="road" cx="8" cy="8" rx="6" ry="3" z_order="0"></ellipse>',
+    )
+    label = open_dataset(tmp_path)[0].labels["semantic"]
+    rows, cols = np.nonzero(label == 2)
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (5, 24, 17, 22)  # 20 high, 6 wide about (20, 15)
+    row, col = np.indices((H, W)) + 0.5
+    inside = ((col - 8) / 6) ** 2 + ((row - 8) / 3) ** 2
+    assert (label[inside < 0.8] == 1).all()
+    assert (label[(inside > 1.3) & (label != 2)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<annotations><track id='0'/></annotations>", "video tracks"),
+        ("<annotations>", "no XML"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "document type"),
+    ],
+)
+def test_xml_that_is_no_image_export_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "annotations.xml").write_text(content)
+    with pytest.raises(DataError, match=said):
+        open_dataset(f"cvat:{tmp_path}")
+
+
+def test_a_mask_that_leaves_its_picture_is_refused(tmp_path: Path) -> None:
+    write_cvat(tmp_path, '<mask label="car" rle="0, 4" left="39" top="0" width="2" height="2" z_order="0"></mask>')
+    with pytest.raises(DataError, match="leaves its picture"):
+        _ = open_dataset(tmp_path)[0]
+
+
+# ---- Label Studio ----------------------------------------------------------------------------------------------
+
+
+def result(kind: str, label: str, **value: Any) -> dict[str, Any]:
+    name = "brushlabels" if kind == "brush" else f"{kind}labels"
+    return {
+        "type": name,
+        "original_width": W,
+        "original_height": H,
+        "image_rotation": 0,
+        "value": {**value, name: [label]},
+    }
+
+
+def write_labelstudio(root: Path, results: list[dict[str, Any]], image: str = "/data/upload/1/1a2b3c4d-a.png") -> None:
+    picture(root / "images/a.png")
+    cancelled = {"id": 1, "was_cancelled": True, "result": []}
+    good = {"id": 2, "was_cancelled": False, "ground_truth": False, "result": results}
+    task = {"id": 7, "annotations": [cancelled, good], "predictions": [], "data": {"image": image}}
+    (root / "project-1.json").write_text(json.dumps([task]))
+
+
+def percent(flat: list[float]) -> list[list[float]]:
+    return [[x / W * 100, y / H * 100] for x, y in np.reshape(flat, (-1, 2))]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "/data/upload/1/1a2b3c4d-a.png",
+        "/data/local-files/?d=some%2Fimages%2Fa.png",
+        "https://host/x/a.png?sig=1",
+        "a.png",
+    ],
+)
+def test_label_studio_brushes_and_polygons_are_painted_in_order(image: str, tmp_path: Path) -> None:
+    brush = region(3) & (np.arange(H)[:, None] > 20)
+    write_labelstudio(
+        tmp_path,
+        [
+            result("polygon", "road", points=percent(SQUARE)),
+            result("polygon", "car", points=percent(INNER), closed=True),
+            result("brush", "tree", format="rle", rle=pack_brush(brush)),
+            {"type": "choices", "value": {"choices": ["day"]}},
+        ],
+        image,
+    )
+    data = open_dataset(tmp_path)
+    assert (data.kind, data.taxonomy.names) == ("labelstudio", ("background", "car", "road", "tree"))
+    expected = np.zeros((H, W), int)
+    expected[oracle(SQUARE)] = 2
+    expected[oracle(INNER)] = 1
+    expected[brush] = 3
+    assert np.array_equal(data[0].labels["semantic"], expected)
+
+
+def test_label_studio_json_min_rectangles_and_ellipses(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    size = {"original_width": W, "original_height": H}
+    rectangle = {"x": 25, "y": 20, "width": 50, "height": 30, "rotation": 0, "rectanglelabels": ["car"], **size}
+    ellipse = {"x": 20, "y": 80, "radiusX": 10, "radiusY": 10, "rotation": 0, "ellipselabels": ["tree"], **size}
+    (tmp_path / "min.json").write_text(
+        json.dumps([{"image": "a.png", "id": 1, "label": [rectangle], "dot": [ellipse]}])
+    )
+    label = open_dataset(tmp_path)[0].labels["semantic"]
+    assert np.array_equal(label == 1, oracle([10, 6, 30, 6, 30, 15, 10, 15]))
+    assert label[24, 8] == 2
+
+
+def test_label_studio_faults_are_named(tmp_path: Path) -> None:
+    write_labelstudio(tmp_path, [result("brush", "a", format="rle", rle=pack_brush(region(1, (4, 4))))])
+    with pytest.raises(DataError, match=r"project-1\.json"):
+        _ = open_dataset(tmp_path)[0]
+    write_labelstudio(tmp_path, [], "/data/upload/1/gone.png")
+    with pytest.raises(MissingInput, match="images=PATH"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelme", "cvat", "labelstudio"])
+def test_a_folder_without_annotations_says_what_was_looked_for(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text('{"hello": 1}')
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"{kind}:{tmp_path}")
+    for word in ("looked for", "notes.json", "export" if kind != "labelme" else "labelme"):
+        assert word in str(caught.value)
