@@ -79,7 +79,7 @@ def _check_heads(heads: Mapping[str, int]) -> None:
 
 
 def _build(name: str, network: Network, heads: Mapping[str, int], padding: str | None) -> FCN:
-    padding = padding or ("paper" if network.trunk in PAPER else "same")
+    padding = padding or _default_padding(network)
     groups = [(m,) for m in network.inputs] if network.late else [network.inputs]
     streams: dict[str, Stream] = {}
     start = 0
@@ -100,6 +100,12 @@ def _build(name: str, network: Network, heads: Mapping[str, int], padding: str |
         for p in model.trunk_parameters():
             p.requires_grad_(False)
     return model
+
+
+def _default_padding(network: Network) -> str:
+    """The paper's padding where the paper has the network: skips were VGG16's alone."""
+    skips = network.finest < network.coarsest
+    return "paper" if network.trunk in (("vgg16",) if skips else PAPER) else "same"
 
 
 def _taps(name: str, network: Network, channels: Mapping[int, int]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv import ops
-from fullyconv.errors import DataError
+from fullyconv.errors import DataError, InternalError, UsageError
 from fullyconv.geometry import Map, Skip, Upsampling, fuse, halo, kernel_width, last_upsampling, plain
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
@@ -117,7 +117,10 @@ class FCN(nn.Module):
         self.skips: dict[int, Skip] = {}  # tap -> how the coarser scores reach it
         fused = self.maps[self.taps[0]]
         for tap in self.taps[1:]:
-            self.skips[tap], fused = fuse(fused, self.maps[tap], whole=border == "fade")
+            try:
+                self.skips[tap], fused = fuse(fused, self.maps[tap], whole=border == "fade")
+            except InternalError as error:
+                raise UsageError(f"{name} cannot have the paper's padding: {error} Use padding 'same'.") from error
         self.fused = fused
         self.learned = nn.ModuleDict(
             {h: nn.ModuleDict({str(t): Learned(k, s) for t, s in self.skips.items()}) for h, k in heads.items()}

@@ -214,12 +214,18 @@ def probe(network: nn.Module, size: int = 256, seed: int = 0) -> list[Map]:
     outputs = network(x)
     for y in outputs.values() if isinstance(outputs, dict) else outputs:
         stride = round(size / y.shape[-1])
-        cell = y.shape[-1] // 2
-        (gradient,) = torch.autograd.grad(y[:, :, cell, cell].square().sum(), x, retain_graph=True)
-        weight = gradient.square().sum((0, 1))
-        position = torch.arange(size, dtype=weight.dtype)
-        centre = float((weight.sum(0) * position).sum() / weight.sum())
+        middle = y.shape[-1] // 2
+        lead = [_lead(y, cell, stride, x) for cell in range(max(0, middle - 4), min(y.shape[-1], middle + 5))]
+        centre = sum(lead) / len(lead)
         # Real networks start their grid at pixel 0 or centre it in the cell; the measurement says which.
-        offset = min(Fraction(0), Fraction(stride - 1, 2), key=lambda o: abs(centre - stride * cell - float(o)))
+        offset = min(Fraction(0), Fraction(stride - 1, 2), key=lambda o: abs(centre - float(o)))
         found.append(Map(Fraction(stride), offset, float("inf")))
     return found
+
+
+def _lead(y: torch.Tensor, cell: int, stride: int, x: torch.Tensor) -> float:
+    """Pixels from stride * cell to the centre of gravity of what cell (cell, cell) reads, along the columns."""
+    (gradient,) = torch.autograd.grad(y[:, :, cell, cell].square().sum(), x, retain_graph=True)
+    weight = gradient.square().sum((0, 1, 2))
+    position = torch.arange(x.shape[-1], dtype=weight.dtype)
+    return float((weight * position).sum() / weight.sum()) - stride * cell

@@ -94,6 +94,12 @@ class SqueezeExcitation(nn.Module):
         return x * y
 
 
+def _eighths(c: int) -> int:
+    """The multiple of 8 nearest to `c`, at least 8 and never below nine tenths of it (torchvision's rounding)."""
+    rounded = max(8, (c + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * c else rounded
+
+
 class InvertedResidualV3(nn.Module):
     """V2's block with 5x5 kernels, squeeze-excitation and hard swish where the setting says so."""
 
@@ -102,7 +108,7 @@ class InvertedResidualV3(nn.Module):
         layers: list[nn.Module] = [] if hidden == c else [_conv(c, hidden, 1, 1, act, eps=1e-3)]
         layers.append(_conv(hidden, hidden, k, stride, act, groups=hidden, eps=1e-3))
         if se:
-            layers.append(SqueezeExcitation(hidden, max(8, (hidden // 4 + 4) // 8 * 8)))
+            layers.append(SqueezeExcitation(hidden, _eighths(hidden // 4)))
         layers.append(_conv(hidden, out, 1, 1, None, eps=1e-3))
         self.block = nn.Sequential(*layers)
         self.residual = stride == 1 and c == out
