@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "predict": (3, True),
     "evaluate": (3, True),
     "train": (3, True),
+    "experiments": (3, True),
     "report": (4, False),
     "cli": (5, False),
     "__main__": (6, False),

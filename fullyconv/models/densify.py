@@ -183,10 +183,12 @@ class _Head:
             if source.window:
                 return replace(source, flat=True)
             return replace(source, node=self.first(node, source), flat=True, axes="NCHW")
-        same = shape == before or (source.flat and shape[2:] == (1, 1))
+        # N C 1 and N C 1 1 are one cell a window, whichever of them the original passes through.
+        ones = not source.window and source.axes == "NCHW" and torch.Size(shape[2:]).numel() == 1
+        same = shape == before or (ones and shape[1] == before[1])
         if not same or (source.window and shape != before):
             self.refuse(node, f"turns {before} into {shape}")
-        return replace(source, flat=False) if len(shape) == 4 else source
+        return replace(source, flat=False)
 
     def linear(self, node: fx.Node, source: _Dense) -> _Dense:
         if not source.flat and source.axes == "NHWC" and source.window is None:
