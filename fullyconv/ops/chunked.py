@@ -66,10 +66,8 @@ def _strips(cells: Tensor, sampling: Sampling) -> Iterator[_Strip]:
 
 def upsample(scores: Tensor, sampling: Sampling) -> Tensor:
     """Full scores N K H W by two small matrix products, differentiable: the separable form of the definition."""
-    rows, columns = sampling.rows, sampling.columns
-    down = rows.matrix(0, rows.length, scores.dtype, scores.device)
-    across = columns.matrix(0, columns.length, scores.dtype, scores.device)
-    return down @ (window(scores, sampling) @ across.T)
+    down, across = (a.weights(sampling.border, scores.dtype, scores.device) for a in (sampling.rows, sampling.columns))
+    return down @ (scores @ across.T)
 
 
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:

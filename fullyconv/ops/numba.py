@@ -73,9 +73,8 @@ class _Work:
     """
 
     def __init__(self, scores: Tensor, sampling: Sampling) -> None:
-        cells = window(scores.detach(), sampling)
-        self.columns = cells.shape[3]
-        cells = torch.nn.functional.pad(cells, (0, (1 - self.columns) % WIDTH))
+        self.columns = sampling.columns.last - sampling.columns.first + 2
+        cells = window(scores.detach(), sampling, (1 - self.columns) % WIDTH)
         self.cells = cells.contiguous().numpy()
         self.phases = tuple(np.array(a.phases(), np.float32) for a in (sampling.rows, sampling.columns))
         self.lead = (sampling.rows.lead, sampling.columns.lead)

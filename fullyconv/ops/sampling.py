@@ -74,6 +74,15 @@ class Axis:
         weights.scatter_(1, cell[:, None], (1 - t)[:, None])
         return weights.scatter_(1, cell[:, None] + 1, t[:, None])
 
+    def weights(self, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Weights of every pixel on the coarse cells themselves, border rule applied: length x cells."""
+        inner = self.matrix(0, self.length, dtype, device)
+        cell = torch.arange(self.first, self.last + 2, device=device)
+        if border == "fade":
+            inner = inner * ((cell >= 0) & (cell < self.cells))
+        outer = torch.zeros(self.length, self.cells, dtype=dtype, device=device)
+        return outer.index_add_(1, cell.clamp(0, self.cells - 1), inner)
+
     def span(self, top: int, bottom: int) -> int:
         """How many neighbouring cells the pixels [top, bottom) read."""
         return (self.start + bottom - 1) // self.stride - (self.start + top) // self.stride + 2
@@ -113,29 +122,40 @@ class Sampling:
         return self.rows.length, self.columns.length
 
 
-def window(scores: Tensor, sampling: Sampling) -> Tensor:
-    """The coarse cells that the sampling reads, border rule applied: N K (intervals + 1) (intervals + 1).
+def window(scores: Tensor, sampling: Sampling, columns: int = 0) -> Tensor:
+    """The coarse cells that the sampling reads, border rule applied: N K (intervals + 1) (intervals + 1 + spare).
 
     Inside this window every pixel is a convex combination of four neighbours; only outside the coarse map do the two
-    rules differ: "fade" puts zeros there, "replicate" the nearest cell.
+    rules differ: "fade" puts zeros there, "replicate" the nearest cell. `columns` is how many spare ones to add.
     """
-    take = _replicated if sampling.border == "replicate" else _faded
-    return take(take(scores, 2, sampling.rows), 3, sampling.columns)
+    if not all(_meets(axis) for axis in (sampling.rows, sampling.columns)):
+        return _beyond(scores, sampling, columns)
+    pads: list[int] = []
+    for dim, axis, spare in ((3, sampling.columns, columns), (2, sampling.rows, 0)):
+        low, high = _inside(axis)
+        scores = scores.narrow(dim, low, high - low)
+        pads += [low - axis.first, axis.last + 2 - high + spare]
+    mode = "replicate" if sampling.border == "replicate" else "constant"
+    return torch.nn.functional.pad(scores, pads, mode=mode) if any(pads) else scores
 
 
-def _replicated(scores: Tensor, dim: int, axis: Axis) -> Tensor:
-    index = torch.arange(axis.first, axis.last + 2, device=scores.device).clamp(0, axis.cells - 1)
-    return scores.index_select(dim, index)
+def _beyond(scores: Tensor, sampling: Sampling, columns: int) -> Tensor:
+    """A window that misses the coarse map altogether."""
+    for dim, axis, spare in ((2, sampling.rows, 0), (3, sampling.columns, columns)):
+        index = torch.arange(axis.first, axis.last + 2 + spare, device=scores.device)
+        scores = scores.index_select(dim, index.clamp(0, axis.cells - 1))
+    return scores if sampling.border == "replicate" else torch.zeros_like(scores)
 
 
-def _faded(scores: Tensor, dim: int, axis: Axis) -> Tensor:
-    low, high = max(axis.first, 0), min(axis.last + 2, axis.cells)
-    if low >= high:
-        shape = list(scores.shape)
-        shape[dim] = axis.last + 2 - axis.first
-        return scores.new_zeros(shape)
-    pads = [0, 0] * (scores.dim() - 1 - dim) + [low - axis.first, axis.last + 2 - high]
-    return torch.nn.functional.pad(scores.narrow(dim, low, high - low), pads)
+def _inside(axis: Axis) -> tuple[int, int]:
+    """The part of the window that lies on the coarse map, as a range of its cells; empty (0 long) outside."""
+    low = min(max(axis.first, 0), axis.cells)
+    return low, max(min(axis.last + 2, axis.cells), low)
+
+
+def _meets(axis: Axis) -> bool:
+    low, high = _inside(axis)
+    return low < high
 
 
 def fold(gradient: Tensor, sampling: Sampling) -> Tensor:
@@ -152,10 +172,9 @@ def _unreplicated(gradient: Tensor, dim: int, axis: Axis) -> Tensor:
 
 
 def _unfaded(gradient: Tensor, dim: int, axis: Axis) -> Tensor:
-    low, high = max(axis.first, 0), min(axis.last + 2, axis.cells)
+    low, high = _inside(axis)
     shape = list(gradient.shape)
     shape[dim] = axis.cells
     whole = gradient.new_zeros(shape)
-    if low < high:
-        whole.narrow(dim, low, high - low).copy_(gradient.narrow(dim, low - axis.first, high - low))
+    whole.narrow(dim, low, high - low).copy_(gradient.narrow(dim, max(low - axis.first, 0), high - low))
     return whole

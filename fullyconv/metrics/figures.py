@@ -1,0 +1,108 @@
+"""Figures that are pure functions of a confusion table K x K (rows = truth)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+
+from fullyconv.errors import UnknownName, UsageError
+
+__all__ = [
+    "Average",
+    "PerClass",
+    "absent",
+    "frequency_weighted_iu",
+    "mean_accuracy",
+    "mean_iu",
+    "per_class",
+    "pixel_accuracy",
+]
+
+Average = Literal["present", "all"]
+Floats = npt.NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True)
+class PerClass:
+    """K figures each, in 0 .. 1, NaN where 0 / 0. With n_ij pixels of class i predicted j, t_i labelled and p_i
+    predicted i:
+
+    iu n_ii / (t_i + p_i - n_ii); accuracy = recall n_ii / t_i; precision n_ii / p_i; f1 2 n_ii / (t_i + p_i).
+    """
+
+    iu: Floats
+    accuracy: Floats
+    precision: Floats
+    recall: Floats
+    f1: Floats
+
+
+def per_class(table: Any) -> PerClass:
+    """Every class's own figures."""
+    hit, labelled, predicted = _parts(table)
+    accuracy = _ratio(hit, labelled)
+    return PerClass(
+        iu=_ratio(hit, labelled + predicted - hit),
+        accuracy=accuracy,
+        precision=_ratio(hit, predicted),
+        recall=accuracy,
+        f1=_ratio(2 * hit, labelled + predicted),
+    )
+
+
+def absent(table: Any) -> list[int]:
+    """Classes that never occur in the truth: those that "present" leaves out of its means."""
+    return [int(k) for k in np.flatnonzero(_parts(table)[1] == 0)]
+
+
+def pixel_accuracy(table: Any, average: Average = "present") -> float:
+    """sum_i n_ii / sum_i t_i, in 0 .. 1; NaN for an empty table. The averaging rule makes no difference."""
+    _checked(average)
+    hit, labelled, _ = _parts(table)
+    return float(_ratio(hit.sum(), labelled.sum()))
+
+
+def mean_accuracy(table: Any, average: Average = "present") -> float:
+    """Mean over classes of n_ii / t_i, in 0 .. 1; a class without truth has none, by either rule."""
+    return _mean(per_class(table).accuracy, table, average)
+
+
+def mean_iu(table: Any, average: Average = "present") -> float:
+    """Mean over classes of n_ii / (t_i + sum_j n_ji - n_ii), in 0 .. 1."""
+    return _mean(per_class(table).iu, table, average)
+
+
+def frequency_weighted_iu(table: Any, average: Average = "present") -> float:
+    """sum_i t_i IU_i / sum_i t_i, in 0 .. 1. The averaging rule makes no difference: an absent class weighs
+    nothing.
+    """
+    _checked(average)
+    _, labelled, _ = _parts(table)
+    return float(_ratio((labelled * np.nan_to_num(per_class(table).iu)).sum(), labelled.sum()))
+
+
+def _parts(table: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    counts = table.cpu().numpy() if hasattr(table, "cpu") else np.asarray(table)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise UsageError(f"A confusion table is K x K; this one is {counts.shape}.")
+    return np.diag(counts), counts.sum(1), counts.sum(0)
+
+
+def _ratio(part: Any, whole: Any) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.asarray(part, np.float64) / np.asarray(whole, np.float64))
+
+
+def _checked(average: Average) -> None:
+    if average not in ("present", "all"):
+        raise UnknownName("averaging rule", str(average), ["all", "present"])
+
+
+def _mean(values: Floats, table: Any, average: Average) -> float:
+    _checked(average)
+    counted = values[_parts(table)[1] > 0] if average == "present" else values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else float("nan")
