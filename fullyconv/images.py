@@ -53,6 +53,7 @@ __all__ = [
     "read_image",
     "read_label",
     "read_palette",
+    "turn",
     "write_label",
 ]
 
@@ -248,7 +249,7 @@ def _orientation(picture: PILImage.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+def turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """`image` H W ... as a viewer shows it: EXIF orientation 1..8."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
@@ -277,7 +278,7 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
     else:
         _decode(picture, name, cap)
         image = _rgb(picture, name) if mode == "rgb" else _bands(picture, name)
-    return _turn(image, _orientation(picture))
+    return turn(image, _orientation(picture))
 
 
 def _rgb(picture: PILImage.Image, name: str) -> NDArray[np.uint8]:

@@ -1,0 +1,230 @@
+"""A repaired copy of a data set: index PNG labels and plain pictures in folders. The data itself is only read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data.base import Dataset
+from fullyconv.data.check_findings import Finding
+from fullyconv.data.check_scan import InputFacts, LabelFacts, RecordFacts, coding_of
+from fullyconv.errors import DataError, FullyconvError, UsageError, printable
+from fullyconv.files import atomic_write, new_directory
+from fullyconv.taxonomy import Taxonomy, voc_palette
+
+__all__ = ["repair"]
+
+
+@final
+@dataclass
+class _Copy:
+    """The copy in the making: what was done to how many, and the names taken in each split."""
+
+    root: Path
+    done: Counter[str] = field(default_factory=Counter)
+    names: dict[str, set[str]] = field(default_factory=dict)
+
+
+def repair(
+    datasets: Sequence[Dataset], facts: Sequence[RecordFacts], findings: Sequence[Finding], out: Path
+) -> dict[str, int]:
+    """Writes OUT/[SPLIT/]images and labels with what can be repaired, and returns {what was done: how often}.
+
+    Pictures are turned upright, made 8-bit RGB and otherwise copied byte for byte; labels become ids as PNG. Pairs that
+    cannot be repaired are left out and counted. OUT must not exist nor lie in the data; it appears whole or not at all.
+    """
+    for dataset in datasets:
+        if out.resolve().is_relative_to(dataset.root.resolve()):
+            raise UsageError(f"{printable(out)} lies inside the data; name a folder outside {printable(dataset.root)}.")
+    kinds: dict[Path, set[str]] = {}
+    for f in findings:
+        for file in f.files:
+            kinds.setdefault(file, set()).add(f.kind)
+    left_out = _duplicates(findings, facts)
+    with new_directory(out) as folder:
+        copy = _Copy(folder)
+        for record in facts:
+            dataset = next(d for d in datasets if d.split == record.split)
+            if id(record) in left_out:
+                copy.done["left out: the same picture is in another split"] += 1
+            else:
+                _record(copy, dataset, record, kinds, len(datasets) > 1)
+        if not copy.names:
+            raise DataError("Nothing can be repaired: every picture or its label is unreadable or missing.")
+        _classes(copy, datasets, kinds)
+        lines = [f"{n} x {what}" for what, n in copy.done.most_common()]
+        atomic_write(folder / "README.txt", "Repaired copy made by fullyconv check --fix\n" + "\n".join(lines) + "\n")
+    return dict(copy.done)
+
+
+def _duplicates(findings: Sequence[Finding], facts: Sequence[RecordFacts]) -> set[int]:
+    """Records to leave out so that no picture is in two splits: the training one goes, the measured one stays."""
+    by_file: dict[Path, RecordFacts] = {r.inputs[0].file: r for r in facts if r.inputs}
+    gone: set[int] = set()
+    for f in findings:
+        if f.kind == "duplicate-across-splits":
+            pair = [by_file[file] for file in f.files]
+            if not any(id(r) in gone for r in pair):
+                gone.add(id(next((r for r in pair if r.split in ("train", "training")), pair[0])))
+    return gone
+
+
+def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[Path, set[str]], split: bool) -> None:
+    reason = _hopeless(dataset, record)
+    labels: dict[str, NDArray[Any]] = {}
+    for la in [] if reason else record.labels:
+        label, what = _label(dataset, record.inputs[0], la, kinds.get(la.file, set()))
+        if label is None or label.shape != record.inputs[0].size:
+            reason = what if label is None else "picture and label differ in size"
+            break
+        labels[la.head] = label
+        if what:
+            copy.done[f"label repaired: {what}"] += 1
+    if reason:
+        copy.done[f"left out: {reason}"] += 1
+        return
+    where = copy.root / record.split if split else copy.root
+    stem = _name(record.record.name, copy.names.setdefault(record.split, set()))
+    for facts in record.inputs:
+        _picture(copy, facts, where / ("images" if facts.modality in ("rgb", "bands") else facts.modality), stem)
+    for head, label in labels.items():
+        target = where / ("labels" if head == "semantic" else f"labels-{head}") / f"{stem}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images.write_label(target, label, dataset.taxonomies[head].palette)
+    copy.done["pairs written"] += 1
+
+
+def _hopeless(dataset: Dataset, record: RecordFacts) -> str:
+    """Why a pair cannot be in the copy; "" if it can."""
+    for facts in record.inputs:
+        if facts.problem:
+            return facts.problem[0].replace("-", " ")
+    if any(m not in record.record.inputs for m in dataset.inputs):
+        return "an input is missing"
+    if not dataset.taxonomies or any(h not in record.record.labels for h in dataset.taxonomies):
+        return "no label"
+    return ""
+
+
+def _name(name: str, taken: set[str]) -> str:
+    """A plain stem: no folders, no control or undecodable characters, unique without regard to case."""
+    plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in printable(name)).strip(". ") or "picture"
+    stem, n = plain, 2
+    while stem.casefold() in taken:
+        stem, n = f"{plain}-{n}", n + 1
+    taken.add(stem.casefold())
+    return stem
+
+
+def _picture(copy: _Copy, facts: InputFacts, folder: Path, stem: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    info = facts.info
+    plain = info is None or (
+        info.orientation == 1 and info.frames == 1 and info.bits <= 8 and info.mode in ("RGB", "L", "P", "1")
+    )
+    if plain or facts.modality not in ("rgb", "hha"):
+        atomic_write(folder / f"{stem}{facts.file.suffix.lower()}", images.read_bytes(facts.file))
+        return
+    atomic_write(folder / f"{stem}.png", images.encode_png(images.read_image(facts.file)))
+    copy.done["picture rewritten as upright 8-bit RGB"] += 1
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------
+
+
+def _label(
+    dataset: Dataset, picture: InputFacts, facts: LabelFacts, kinds: set[str]
+) -> tuple[NDArray[Any] | None, str]:
+    """(ids, what was done to them), or (None, why not)."""
+    taxonomy = dataset.taxonomies[facts.head]
+    ignore = taxonomy.ignore
+    if facts.info is None or not (kinds - {"exif-rotation"}) & _REPAIRS:
+        try:
+            ids = dataset.read_labels(next(r for r in dataset.records if facts.file in r.labels.values()), facts.head)
+        except FullyconvError:
+            return None, facts.problem[0].replace("-", " ") if facts.problem else "unreadable label"
+        return _upright(ids, picture, kinds)
+    if "jpeg-label" in kinds or "colour-label" in kinds or "alpha-label" in kinds:
+        return None, "a label whose values cannot be told"
+    raw = images.read_label(facts.file, colours=True)
+    if raw.ndim == 3:
+        return _known_colours(raw, dataset, facts.head), "unknown colours are ignored"
+    raw = raw.astype(np.int32)
+    if "binary-0-255" in kinds:
+        return (raw == 255).astype(np.uint8), "255 became 1"
+    if "off-by-one-ids" in kinds:
+        raw, what = np.where((raw == 0) | (raw == ignore), ignore, raw - 1), "1 was subtracted"
+    elif "interpolated-label" in kinds:
+        raw, what = _unblended(raw), "blended pixels took their neighbour's value"
+    else:
+        what = "values of no class are ignored"
+    ids = np.where(raw < len(taxonomy), raw, ignore).astype(np.uint8 if ignore <= 255 else np.uint16)
+    turned, more = _upright(ids, picture, kinds)
+    return turned, ", ".join(w for w in (what, more) if w)
+
+
+_REPAIRS = {
+    "jpeg-label",
+    "colour-label",
+    "alpha-label",
+    "unknown-colour",
+    "binary-0-255",
+    "off-by-one-ids",
+    "interpolated-label",
+    "id-out-of-range",
+}
+
+
+def _upright(ids: NDArray[Any], picture: InputFacts, kinds: set[str]) -> tuple[NDArray[Any], str]:
+    if "exif-rotation" in kinds and picture.info:
+        return images.turn(ids, picture.info.orientation), "turned as its picture"
+    return ids, ""
+
+
+def _known_colours(raw: NDArray[Any], dataset: Dataset, head: str) -> NDArray[Any] | None:
+    coding = coding_of(dataset, head)
+    if coding is None or not coding.colours:
+        return None
+    ids = np.full(raw.shape[:2], coding.taxonomy.ignore, coding.dtype)
+    for colour, k in coding.colours.items():
+        ids[(raw == np.array(colour)).all(axis=-1)] = k
+    return ids
+
+
+def _unblended(raw: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Rare values take, step by step, the value of a neighbour that is not rare."""
+    counts = np.bincount(raw.ravel())
+    rare = (counts < 0.02 * raw.size)[raw]
+    out = raw.copy()
+    for _ in range(max(raw.shape)):
+        if not rare.any() or rare.all():
+            break
+        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            known = np.roll(~rare, step, axis)
+            edge = [slice(None), slice(None)]
+            edge[axis] = slice(0, 1) if step == 1 else slice(-1, None)
+            known[tuple(edge)] = False
+            take = rare & known
+            out[take] = np.roll(out, step, axis)[take]
+            rare &= ~take
+    return out
+
+
+def _classes(copy: _Copy, datasets: Sequence[Dataset], kinds: Mapping[Path, set[str]]) -> None:
+    """classes.txt of every head, with colours; a binary set whose classes were unknown gets two."""
+    binary = any("binary-0-255" in k for k in kinds.values())
+    for head, taxonomy in datasets[0].taxonomies.items():
+        if binary and len(taxonomy) == 1:
+            taxonomy = Taxonomy(("background", "foreground"), voc_palette(2))
+        name = "classes.txt" if head == "semantic" else f"classes-{head}.txt"
+        rows = [f"{n} {r} {g} {b}" for n, (r, g, b) in zip(taxonomy.names, taxonomy.palette, strict=True)]
+        if len(set(taxonomy.palette)) < len(taxonomy) or any(n.startswith(("!", "#")) for n in taxonomy.names):
+            rows = list(taxonomy.names)
+        atomic_write(copy.root / name, "\n".join(rows) + "\n")
