@@ -8,11 +8,13 @@ from typing import Any
 import typer
 
 from fullyconv.cli.check import check
+from fullyconv.cli.compare import compare
 from fullyconv.cli.convert import convert
 from fullyconv.cli.convolutionalise import convolutionalise
 from fullyconv.cli.evaluate import evaluate
 from fullyconv.cli.experiment import experiment
 from fullyconv.cli.hha import hha
+from fullyconv.cli.models import info, models
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
 from fullyconv.cli.train import train
@@ -25,8 +27,11 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "compare": compare,
     "convert": convert,
     "convolutionalise": convolutionalise,
     "experiment": experiment,
     "hha": hha,
+    "models": models,
+    "info": info,
 }

@@ -135,13 +135,15 @@ class Keeper:
         self.tallies.add(label, labels, sure, self.taxonomy.ignore)
         suspect = find_suspect(image.index, label, labels, sure, self.taxonomy.ignore)
         if suspect:
-            self.suspects = sorted([*self.suspects, suspect], key=lambda s: -s.pixels)[:SUSPECTS]
+            self.suspects.append(suspect)
 
     def finish(self, result: Result) -> Result:
         """`result` with its analysis; writes the gallery and result.json."""
         gallery = [self._whole(result, i, why) for why, i in typical(result)]
         pairs = [p for p in (self._pair(result, i) for i in range(CROPS)) if p]
-        suspects = [self._suspect(result, s) for s in self.suspects]
+        largest = {s.index: s for s in sorted(self.suspects, key=lambda s: -s.pixels)}
+        chosen = _apart(list(largest), SUSPECTS, len(result.per_image) // 50)
+        suspects = [self._suspect(result, largest[i]) for i in chosen]
         analysis = {**self.tallies.to_json(), "gallery": gallery, "pairs": pairs, "suspects": suspects}
         kept = replace(result, analysis=analysis)
         self._write("result.json", json.dumps(kept.to_json(), allow_nan=False).encode())

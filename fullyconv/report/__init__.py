@@ -190,7 +190,8 @@ def _picture(
     files = {what: place / name for what, name in entry["files"].items()}
     names, shown = result.taxonomy.names, dict(entry)
     if "labelled" in entry:
-        shown |= {"labelled": names[entry["labelled"]], "said": names[entry["said"]]}
+        colours = (result.taxonomy.palette[entry["labelled"]], result.taxonomy.palette[entry["said"]])
+        shown |= {"labelled": names[entry["labelled"]], "said": names[entry["said"]], "colours": colours}
     return {
         **shown,
         **(more or {}),
@@ -321,7 +322,11 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[f
     """Every validation figure that is 0..1, over steps: mean IU and pixel accuracy of every head."""
     keys = [k for k in (rows[-1] if rows else {}) if k.endswith(("mean_iu", "pixel_accuracy"))]
     curves = [(k, [(float(r["step"]), float(r[k])) for r in rows if isinstance(r.get(k), int | float)]) for k in keys]
-    return [(k.replace("heads.", "").replace("_", " ").replace(".", ": "), points) for k, points in curves if points]
+    return [
+        (k.replace("heads.", "").replace("mean_iu", "mean IU").replace("_", " ").replace(".", ": "), points)
+        for k, points in curves
+        if points
+    ]
 
 
 def _under_way(run: Run, source: Path) -> list[str]:

@@ -64,7 +64,9 @@ def lines(
     values = [p[1] for p in points] + ([guide] if guide is not None else [])
     low = min(values) if bottom is None else bottom
     high = max(values) if top is None else top
-    right, high = (right if right > left else left + 1), (high if high > low else low + 1)
+    if right == left:
+        left, right = left - 1, right + 1
+    high = high if high > low else low + 1
     plot = _Plot(left, right, low, high)
     body = [plot.axes(x, y)]
     if guide is not None:
@@ -150,7 +152,8 @@ class _Plot:
         for v in ticks(self.low, self.high):
             body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(v)}" y2="{self.y(v)}"/>')
             body.append(f'<text class="tick" x="{LEFT - 7}" y="{self.y(v) + 4}" text-anchor="end">{_short(v)}</text>')
-        for v in ticks(self.left, self.right):
+        whole = self.right - self.left > 1  # steps and epochs: no ticks between them
+        for v in (v for v in ticks(self.left, self.right) if not whole or v == int(v)):
             body.append(
                 f'<text class="tick" x="{self.x(v)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_short(v)}</text>'
             )
@@ -162,6 +165,9 @@ class _Plot:
 def _short(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
+    if 0 < abs(value) < 0.01:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:.4g}"
 
 

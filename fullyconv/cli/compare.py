@@ -1,0 +1,49 @@
+"""`fullyconv compare`: does B beat A, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fullyconv.evaluate.comparison import Change, Comparison
+
+__all__ = ["compare"]
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Result A: a JSON file, an evaluation or a run directory.")],
+    b: Annotated[Path, typer.Argument(help="Result B, measured on the same data.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
+    import json
+
+    from fullyconv.evaluate import Result
+    from fullyconv.evaluate.comparison import compare as against
+
+    found = against(Result.load(a), Result.load(b))
+    print(json.dumps(found.to_json(), allow_nan=False) if as_json else text(found))
+
+
+def text(found: Comparison) -> str:
+    """The comparison as a table in percent; a star marks differences that other images would very likely show too."""
+    lines = [found.verdict, "", f"{'':24}{'A':>8}{'B':>8}{'B - A':>9}   95 % interval"]
+    lines += [_row(c) for c in (found.mean_iu, found.pixel_accuracy)]
+    lines += ["", "IU by class"]
+    lines += [_row(c) for c in sorted(found.classes, key=lambda c: c.difference or 0.0)]
+    lines += ["", "Pixel accuracy of the images that changed most"]
+    lines += [_row(c) for c in found.images]
+    return "\n".join(lines)
+
+
+def _row(c: Change) -> str:
+    def percent(value: float | None, sign: str = "") -> str:
+        return "-" if value is None else f"{100 * value:{sign}.2f}"
+
+    low, high = c.interval.low, c.interval.high
+    between = "" if low is None or high is None else f"   {percent(low, '+')} to {percent(high, '+')}"
+    star = " *" if c.certain else ""
+    return f"{c.name[:23]:24}{percent(c.a):>8}{percent(c.b):>8}{percent(c.difference, '+'):>9}{between}{star}"

@@ -1,0 +1,137 @@
+"""Whether one result beats another, and where: a paired bootstrap over the images that both measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import UsageError
+from fullyconv.evaluate.result import Result, number
+from fullyconv.evaluate.statistics import Interval, counts, interval, resample
+
+__all__ = ["Change", "Comparison", "compare", "differences"]
+
+
+@final
+@dataclass(frozen=True)
+class Change:
+    """A figure (0..1) of A and of B, the 95 % interval of B - A, and whether 0 lies outside it."""
+
+    name: str
+    a: float | None
+    b: float | None
+    interval: Interval
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def certain(self) -> bool:
+        low, high = self.interval.low, self.interval.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "a": self.a,
+            "b": self.b,
+            "difference": self.difference,
+            "interval": [self.interval.low, self.interval.high],
+            "certain": self.certain,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on the same images: the mean IU, pixel accuracy, every class, and the images that changed most."""
+
+    mean_iu: Change
+    pixel_accuracy: Change
+    classes: tuple[Change, ...]
+    images: tuple[Change, ...]
+
+    @property
+    def verdict(self) -> str:
+        change = self.mean_iu
+        if not change.certain or change.difference is None:
+            return "These images cannot tell A and B apart."
+        return f"{'B beats A' if change.difference > 0 else 'A beats B'} by {abs(100 * change.difference):.2f} points."
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "mean_iu": self.mean_iu.to_json(),
+            "pixel_accuracy": self.pixel_accuracy.to_json(),
+            "classes": [c.to_json() for c in self.classes],
+            "images": [c.to_json() for c in self.images],
+        }
+
+
+def compare(a: Result, b: Result) -> Comparison:
+    """B against A by a paired bootstrap over images (the same draws for both).
+
+    Raises `UsageError` naming what differs when they are not results of the same data, classes and protocol.
+    """
+    if found := differences(a, b):
+        raise UsageError(f"These results cannot be compared: {'; '.join(found)}. Measure both alike.")
+    one, two = resample([counts(a), counts(b)], a.average)
+    classes = [
+        Change(x["name"], x["iu"], y["iu"], interval(two.iu[:, k] - one.iu[:, k]))
+        for k, (x, y) in enumerate(zip(a.per_class, b.per_class, strict=True))
+        if x["pixels"]
+    ]
+    return Comparison(
+        Change("mean IU", number(a.mean_iu), number(b.mean_iu), interval(two.mean_iu - one.mean_iu)),
+        Change(
+            "pixel accuracy",
+            number(a.pixel_accuracy),
+            number(b.pixel_accuracy),
+            interval(two.pixel_accuracy - one.pixel_accuracy),
+        ),
+        tuple(classes),
+        _images(a, b),
+    )
+
+
+def differences(a: Result, b: Result) -> list[str]:
+    """What keeps two results from being compared, in words; empty when nothing does."""
+    found = []
+    for key, words in {"kind": "kind of data", "split": "split", "fingerprint": "data (fingerprint)"}.items():
+        one, two = a.about["data"].get(key), b.about["data"].get(key)
+        if one != two:
+            found.append(f"the {words} is {_short(one)} in A and {_short(two)} in B")
+    for key in ("protocol", "average"):
+        if a.about.get(key) != b.about.get(key):
+            found.append(f"the {key} is {a.about.get(key)} in A and {b.about.get(key)} in B")
+    if a.taxonomy.names != b.taxonomy.names:
+        found.append(f"A has the classes {_named(a)}, B {_named(b)}")
+    if [i.name for i in a.per_image] != [i.name for i in b.per_image]:
+        found.append(f"A measured {a.images} images, B {b.images}, not the same ones in the same order")
+    return found
+
+
+def _images(a: Result, b: Result) -> tuple[Change, ...]:
+    """The ten images whose own pixel accuracy changed most, the largest loss first."""
+
+    def accuracy(result: Result) -> NDArray[np.float64]:
+        tables = [i.table(result.head, len(result.taxonomy)) for i in result.per_image]
+        return np.array([np.trace(t) / t.sum() if t.sum() else np.nan for t in tables])
+
+    one, two = accuracy(a), accuracy(b)
+    order = [i for i in np.argsort(two - one, kind="stable") if not np.isnan(two[i] - one[i])]
+    chosen = order if len(order) <= 10 else [*order[:5], *order[-5:]]
+    return tuple(Change(a.per_image[i].name, float(one[i]), float(two[i]), Interval(None, None)) for i in chosen)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12]
+
+
+def _named(result: Result) -> str:
+    names = result.taxonomy.names
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
