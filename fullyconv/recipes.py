@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, nearest
 
-__all__ = ["Recipe", "names", "parse_time", "published", "read", "setting"]
+__all__ = ["Recipe", "key_table", "names", "parse_time", "published", "read", "setting"]
 
 PUBLISHED = Path(__file__).parent / "published"
 DURATION = ("epochs", "steps", "time")
@@ -62,8 +62,10 @@ class Recipe(BaseModel):
     # Pictures
     split: str = _key("train", "Split that is learned.")
     val_split: str = _key("val", "Split that is measured; empty for none.")
-    crop: tuple[int, ...] = _key((), "Window (rows, columns) cut from each image; empty takes whole images.")
-    scale: tuple[float, float] = _key((1.0, 1.0), "Range of the random scale, as a factor.")
+    crop: tuple[int, ...] = _key(
+        (512, 512), "Largest window (rows, columns) cut from each image; empty takes whole images."
+    )
+    scale: tuple[float, float] = _key((0.75, 1.5), "Range of the random scale, as a factor.")
     flip: float = _key(0.5, "Share of images mirrored left to right.", ge=0, le=1)
     rotation: float = _key(0.0, "Largest random rotation in degrees.", ge=0, le=180)
     photometric: float = _key(0.0, "Strength of random brightness, contrast and saturation; 0 is off.", ge=0, le=1)
@@ -97,6 +99,9 @@ class Recipe(BaseModel):
     weight_decay: float = _key(1e-2, "Weight decay.", ge=0)
     bias_lr: float = _key(1.0, "Factor on the rate of biases (Caffe's recipes: 2).", gt=0)
     bias_decay: bool = _key(False, "Decay biases and batch norm as well.")
+    bias_scope: Literal["all", "heads"] = _key(
+        "all", "Biases that bias_lr and bias_decay are about; others are weights."
+    )
     clip: float = _key(0.0, "Largest norm of the gradient; 0 does not clip.", ge=0)
     schedule: Literal["constant", "poly", "one-cycle"] = _key("poly", "Course of the rate over the run.")
     power: float = _key(0.9, "Exponent of poly.", gt=0)
@@ -106,7 +111,7 @@ class Recipe(BaseModel):
     )
 
     # Length
-    epochs: float = _key(0.0, "Passes over the data.", ge=0)
+    epochs: float = _key(0.0, "Passes over the data; 50 where no length is given.", ge=0)
     steps: int = _key(0, "Steps of the optimiser, in place of epochs.", ge=0)
     time: str = _key("", 'Wall-clock budget such as "30m", in place of epochs; the schedule runs over it.')
     early_stop: int = _key(0, "Measurements without a better mean IU after which the run ends; 0 never.", ge=0)
@@ -134,11 +139,12 @@ class Recipe(BaseModel):
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with `changes`, checked again."""
-        return _build({**self.model_dump(), **changes}, "these settings")
+        return _build({**self.model_dump(exclude_unset=True), **changes}, "these settings")
 
-    def to_toml(self) -> str:
-        """Every key with its value, one a line, in the order of the table."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.model_dump().items())
+    def to_toml(self, only_set: bool = False) -> str:
+        """Every key with its value, one a line, in the order of the table; `only_set`: those that were given."""
+        table = self.model_dump(exclude_unset=only_set)
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -269,9 +275,19 @@ def _toml(value: Any) -> str:
     raise DataError(f"A recipe cannot hold {value!r}; use texts, numbers, lists and tables.")
 
 
+def key_table() -> str:
+    """Every key, its default and what it means, as a Markdown table (docs/train.md)."""
+    rows = [
+        f"| `{name}` | `{_toml(field.get_default(call_default_factory=True))}` | {field.description} |"
+        for name, field in Recipe.model_fields.items()
+    ]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
 def parse_time(text: str) -> float:
     """Seconds of "90s", "30m", "1h30m", "2d" or a plain number of seconds; UsageError otherwise."""
-    found = re.fullmatch(r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s?)?\s*", text)
+    text = text.strip() + ("s" if re.fullmatch(r"[\d.]+", text.strip()) else "")
+    found = re.fullmatch(r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s)?\s*", text)
     seconds = (
         sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True)) if found else 0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,12 @@ def train(
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Check the data before training.")] = True,
+    auto_restart: Annotated[
+        bool, typer.Option("--auto-restart", help="Start again from the last checkpoint when the trainer dies.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits every time, on a GPU too, or an error.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
@@ -35,6 +42,8 @@ def train(
     changes = dict(recipes.setting(text) for text in settings or [])
     if time:
         changes["time"] = time
+    if deterministic:
+        changes["deterministic"] = True
     if resume and not out:
         raise UsageError("--resume needs the run's directory: name it with --out.")
     if resume and not recipe and (Path(out) / "recipe.toml").is_file():
@@ -45,12 +54,15 @@ def train(
         return
     if not data:
         raise UsageError("Name the labelled pictures: fullyconv train PATH (or kind:PATH).")
+    place = Path(out) if out else _free(data)
+    if auto_restart:
+        raise typer.Exit(_supervised(place))
     from fullyconv.train import fit
 
     target = fit(
         resolved,
         data,
-        out or _free(data),
+        place,
         val=val or None,
         resume=resume,
         allow=allow_changed or (),
@@ -58,6 +70,22 @@ def train(
         quiet=quiet,
     )
     print(target)
+
+
+def _supervised(out: Path) -> int:
+    """This very command without --auto-restart, started as often as it takes; its last exit code."""
+    import subprocess
+
+    from fullyconv.cli.supervise import supervise
+
+    same = [a for a in sys.argv[1:] if a not in ("--auto-restart", "--resume")]
+    if not any(a == "--out" or a.startswith("--out=") for a in same):
+        same += ["--out", str(out)]
+
+    def start(resume: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "fullyconv", *same, *(["--resume"] if resume else [])])
+
+    return supervise(start, out)
 
 
 def _free(data: str) -> Path:

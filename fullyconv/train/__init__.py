@@ -19,8 +19,10 @@ from fullyconv.recipes import Recipe, read
 from fullyconv.train import keeping, measuring, optimisation, planning
 from fullyconv.train.course import Course, prepare, training_mode
 from fullyconv.train.display import Display
+from fullyconv.train.memory import explained
 from fullyconv.train.reading import Reader, read_ahead
 from fullyconv.train.signals import Stop
+from fullyconv.train.staged import run_stages
 from fullyconv.train.step import gradient_norm, gradients
 from fullyconv.train.world import join
 
@@ -48,11 +50,13 @@ def fit(
     Interrupted or Terminated after a signal, with the step saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    if recipe.stages:
+        return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
         world = stack.enter_context(join(recipe.device))
-        display = Display(quiet=quiet or world.rank > 0)
-        learn(prepare(recipe, data, val, Path(out), world, display, resume, allow, check, stack), stop)
+        display = stack.enter_context(Display(quiet=quiet or world.rank > 0))
+        course = prepare(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
+        learn(course, stack.enter_context(Stop()))
     return Path(out)
 
 
@@ -73,7 +77,8 @@ def learn(c: Course, stop: Stop) -> None:
             torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.world.rank))
             rate = optimisation.set_rate(c.optimizer, recipe, planning.progress(plan, state))
             buffers = keeping.snapshot(c.model)
-            outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
+            with explained(c, step.batches):
+                outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
             if keeping.accept(c, outcome, norm, step):
                 c.scaler.step(c.optimizer)

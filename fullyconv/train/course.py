@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,8 +20,8 @@ from fullyconv import models
 from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
-from fullyconv.data.base import Dataset
-from fullyconv.errors import DataError, StorageError, UsageError
+from fullyconv.data.base import Dataset, Record
+from fullyconv.errors import DataError, MissingExtra, StorageError, UnknownName, UsageError
 from fullyconv.files import atomic_write
 from fullyconv.models.weights import load_into
 from fullyconv.preprocessing import Preprocessing
@@ -27,6 +29,7 @@ from fullyconv.recipes import Recipe
 from fullyconv.train import planning, state
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.optimisation import optimizer_for
+from fullyconv.train.reading import window
 from fullyconv.train.unfold import unfold
 from fullyconv.train.world import World
 
@@ -57,11 +60,15 @@ class Course:
     tables: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     unlogged: int = 0  # rows that the disk refused
     saved: int = -1  # step of the last checkpoint
+    board: Any = None  # TensorBoard's writer
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl. A full disk costs rows, not the run."""
+        """A row of metrics.jsonl (and TensorBoard). A full disk costs rows, not the run."""
         if self.run is None:
             return
+        for key, value in row.items() if self.board else ():
+            if isinstance(value, float):
+                self.board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
         try:
             self.run.log(row)
         except StorageError as error:
@@ -90,6 +97,7 @@ def prepare(
     about = state.identity(model, train)
     run = _directory(recipe, out, resume, world, stack)
     if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
     model.to(world.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
@@ -101,7 +109,7 @@ def prepare(
     training_mode(model, recipe)
     return Course(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
-        saved=where.step if resume else -1,
+        _clock(world.device), saved=where.step if resume else -1, board=_board(recipe, out, world),
     )  # fmt: skip
 
 
@@ -125,9 +133,12 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
     inputs = recipe.inputs or models.parse(recipe.model).inputs
     options: dict[str, Any] = {"inputs": inputs, "heads": recipe.heads or None}
-    train = data if isinstance(data, Dataset) else open_dataset(data, recipe.split, **options)
+    train = data if isinstance(data, Dataset) else _split(data, recipe, "split", options)
+    assert train is not None
     if val is None and not isinstance(data, Dataset) and recipe.val_split:
-        val = open_dataset(data, recipe.val_split, **options)
+        val = _split(data, recipe, "val_split", options)
+        if val is None:
+            train, val = held_out(train)
     elif val is not None and not isinstance(val, Dataset):
         val = open_dataset(val, recipe.val_split or None, **options)
     for dataset in (train, val):
@@ -140,8 +151,42 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
     return train, val
 
 
+def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> Dataset | None:
+    """The split that `key` names. Where the recipe did not name it and the data has none: all, or None to measure."""
+    try:
+        return open_dataset(data, getattr(recipe, key), **options)
+    except UnknownName as error:
+        if error.kind != "split" or getattr(recipe, key) != Recipe.model_fields[key].default:
+            raise
+    return open_dataset(data, None, **options) if key == "split" else None
+
+
+def held_out(dataset: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset | None]:
+    """(train, val) of a data set without splits: whole groups (one of each image that has none) by their names' hash,
+    so that the division stays when images are added. None when nothing can be spared."""
+
+    def place(record: Record) -> int:
+        return int.from_bytes(hashlib.sha256((record.group or record.name).encode()).digest()[:8], "big")
+
+    places = sorted({place(r) for r in dataset.records})
+    if len(places) < 2:
+        return dataset, None
+    limit = places[max(1, round(share * len(places))) - 1]
+    val = [r for r in dataset.records if place(r) <= limit]
+    train = [r for r in dataset.records if place(r) > limit]
+    note = f"There is no val split: {len(val)} of {len(dataset)} images are held out to be measured."
+    return replace(dataset, records=train, notes=(*dataset.notes, note)), replace(
+        dataset, records=val, split="held-out"
+    )
+
+
 def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     """The recipe's network with the data's classes."""
+    if recipe.loss == "sum" and not recipe.weights and not recipe.init_from:
+        raise UsageError(
+            f"{recipe.name or 'This recipe'} (summed loss, rate {recipe.lr:g}) learns nothing from random weights; "
+            "start it from trained ones: --set weights=FILE (the trunk's), or --set init_from=RUN."
+        )
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
     model = models.create(
         recipe.model,
@@ -232,12 +277,26 @@ def _go_back(
 
 def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.Plan:
     """Sizes are taken from the first image of each split."""
-    h, w = train.image(0).shape[:2]
-    if recipe.crop:
-        h, w = recipe.crop
+    size = train.image(0).shape[:2]
+    h, w = window(recipe, size) or size
     step = h * w * min(recipe.batch_size, len(train))
     measured = float(np.prod(val.image(0).shape[:2])) * len(val) if val else 0.0
     return planning.plan(recipe, len(train), measured, step)
+
+
+def _clock(device: torch.device) -> Clock:
+    return Clock(torch.cuda.synchronize) if device.type == "cuda" else Clock()
+
+
+def _board(recipe: Recipe, out: Path, world: World) -> Any:
+    """TensorBoard's writer into the run, if the recipe wants it."""
+    if not recipe.tensorboard or world.rank:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard = true", "tensorboard", "tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
 
 
 def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict[str, Tensor | None]:
@@ -256,7 +315,7 @@ def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict
 
 
 def median_frequency(dataset: Dataset) -> dict[str, NDArray[np.float32]]:
-    """w_k = median(f) / f_k, f_k = pixels of class k by the labelled pixels of the images it occurs in; absent: 0.
+    """w_k = median(f) / f_k, f_k = pixels of class k by the labelled pixels of the images it occurs in; absent: 1.
 
     Source: Eigen and Fergus 2015, section 6.3.2, as used for SegNet.
     """
@@ -271,5 +330,5 @@ def median_frequency(dataset: Dataset) -> dict[str, NDArray[np.float32]]:
     for head, (pixels, of) in counts.items():
         frequency = np.divide(pixels, of, out=np.zeros_like(pixels), where=of > 0)
         median = np.median(frequency[frequency > 0])
-        weights[head] = np.divide(median, frequency, out=np.zeros_like(pixels), where=frequency > 0).astype(np.float32)
+        weights[head] = np.divide(median, frequency, out=np.ones_like(pixels), where=frequency > 0).astype(np.float32)
     return weights

@@ -1,9 +1,11 @@
-"""What a person sees of a run: one live line on a terminal, plain lines elsewhere, and where the time goes."""
+"""What a person sees of a run: live lines on a terminal, plain lines elsewhere, and where the time goes."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, TextIO, final
 
 __all__ = ["Clock", "Display", "duration"]
@@ -13,14 +15,19 @@ PHASES = ("data", "forward", "backward")
 
 @final
 class Clock:
-    """Seconds spent in each phase; `lap(phase)` books the time since the last lap."""
+    """Seconds spent in each phase; `lap(phase)` books the time since the last lap.
 
-    def __init__(self) -> None:
+    synchronize: waits for the device, so that a lap books what was computed and not what was asked for.
+    """
+
+    def __init__(self, synchronize: Callable[[], object] = lambda: None) -> None:
         self.spent: dict[str, float] = dict.fromkeys((*PHASES, "measure", "save"), 0.0)
+        self._synchronize = synchronize
         self._last = self._mark = self._saved = time.perf_counter()
 
     def lap(self, phase: str) -> float:
         """Book the time since the last call on `phase`; returns it."""
+        self._synchronize()
         now = time.perf_counter()
         passed, self._last = now - self._last, now
         self.spent[phase] += passed
@@ -28,7 +35,7 @@ class Clock:
 
     def restart(self) -> None:
         """What passed since the last lap is nobody's."""
-        self._last = time.perf_counter()
+        self._last = self._mark = time.perf_counter()
 
     def since_mark(self) -> float:
         """Seconds since the last call."""
@@ -44,51 +51,64 @@ class Clock:
         self._saved = time.perf_counter()
 
     def shares(self) -> str:
-        """The learning's time by phase, the bottleneck named: "data 3 %, forward 41 %, backward 56 % (compute)"."""
+        """The learning's time by phase, the slowest named: "data 3 %, forward 41 %, backward 56 %; bottleneck: ..."."""
         total = sum(self.spent[p] for p in PHASES) or 1.0
         parts = ", ".join(f"{p} {100 * self.spent[p] / total:.0f} %" for p in PHASES)
-        slow = max(PHASES, key=lambda p: self.spent[p])
-        advice = "; bottleneck: reading, try workers or cache" if slow == "data" else f"; bottleneck: {slow}"
-        return parts + advice
+        if self.spent["data"] > 0.2 * total:
+            return f'{parts}; bottleneck: reading (more workers, or cache = "memory")'
+        return f"{parts}; bottleneck: the {max(PHASES, key=lambda p: self.spent[p])} pass"
 
 
 @final
 class Display:
-    """Progress on stderr. `quiet` shows notes only."""
+    """Progress on `stream` (stderr): live on a terminal, else a line every `every` seconds. `quiet`: notes alone."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.stream = stream or sys.stderr
-        self.live = not quiet and self.stream.isatty()
         self.quiet, self.every = quiet, every
         self._shown = 0.0
-        self._images: list[tuple[float, int]] = [(time.perf_counter(), 0)]
-        self._width = 0
+        self._images: deque[tuple[float, int]] = deque(maxlen=50)
+        self._live: Any = None
+
+    def __enter__(self) -> Display:
+        if not self.quiet and self.stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self.stream, highlight=False), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._clear()
-        print(text, file=self.stream, flush=True)
+        if self._live is not None:
+            self._live.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
 
-    def step(self, facts: dict[str, Any], progress: float, images: int) -> None:
-        """Show where the run is; facts: step, epoch, loss, chance, lr."""
+    def step(self, facts: dict[str, Any], progress: float, images: int, clock: Clock) -> None:
+        """Show where the run is; facts: step, epoch, loss, chance, lr, left (seconds)."""
         now = time.perf_counter()
         self._images.append((now, images))
-        if self.quiet or now - self._shown < (0.2 if self.live else self.every):
+        if self.quiet or now - self._shown < (0.25 if self._live else self.every):
             return
         self._shown = now
-        self._images = self._images[-50:]
         line = (
             f"{100 * progress:3.0f} %  step {facts['step']}  epoch {facts['epoch']:.2f}  loss {facts['loss']:.4f} "
             f"(chance {facts['chance']:.2f})  lr {facts['lr']:.2e}  {self._speed():.1f} images/s  "
             f"{duration(facts['left'])} left"
         )
-        if self.live:
-            self._clear()
-            self.stream.write(line[:200])
-            self._width = len(line)
-            self.stream.flush()
-        else:
+        if self._live is None:
             print(line, file=self.stream, flush=True)
+            return
+        from rich.text import Text
+
+        self._live.update(Text(f"{line}\n{clock.shares()}", no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def end(self, clock: Clock) -> None:
         """Where the time went."""
@@ -97,17 +117,13 @@ class Display:
             self.note(f"time: {clock.shares()}; measuring {measuring}, saving {saving}")
 
     def _speed(self) -> float:
+        """Images a second over the last steps."""
         (start, before), (end, after) = self._images[0], self._images[-1]
-        return (after - before) / max(end - start, 1e-9)
+        return (after - before) / (end - start) if end > start else 0.0
 
     def pause(self) -> None:
-        """Time that follows is no learning (a measurement): start the speed anew."""
-        self._images = [(time.perf_counter(), self._images[-1][1])]
-
-    def _clear(self) -> None:
-        if self._width:
-            self.stream.write("\r\x1b[K")
-            self._width = 0
+        """What follows is no learning (a measurement, a checkpoint): the speed is measured anew."""
+        self._images.clear()
 
 
 def duration(seconds: float) -> str:

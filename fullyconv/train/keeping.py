@@ -112,7 +112,7 @@ def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> No
         "chance": sum(math.log(len(t)) for t in c.model.taxonomies.values()),
         "left": planning.seconds_left(c.plan, c.state),
     }
-    c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size)
+    c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size, c.clock)
 
 
 def save(c: Course, *, alone: bool = False) -> None:
@@ -134,6 +134,7 @@ def save(c: Course, *, alone: bool = False) -> None:
     if not alone:
         c.world.wait()
     c.clock.saved()
+    c.display.pause()
     c.saved = c.state.step
 
 
@@ -148,7 +149,7 @@ def rescue(c: Course) -> None:
 
 def end(c: Course, stop: Stop) -> None:
     """After the last step: measure, keep, and say where it is; after a signal: keep this step and raise."""
-    if stop or c.world.any(bool(stop)):
+    if c.world.any(bool(stop)):
         if c.saved != c.state.step:
             save(c)
         raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
@@ -160,6 +161,8 @@ def end(c: Course, stop: Stop) -> None:
             end(c, stop)
     c.state.finished = True
     save(c)
+    if c.board:
+        c.board.close()
     c.display.end(c.clock)
 
 

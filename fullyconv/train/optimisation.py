@@ -50,7 +50,8 @@ def parameter_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        head, bias = id(p) not in trunk, p.ndim <= 1
+        head = id(p) not in trunk
+        bias = p.ndim <= 1 and (head or recipe.bias_scope == "all")
         group = groups.setdefault((head, bias), {"params": [], "names": []})
         group["params"].append(p)
         group["names"].append(name)

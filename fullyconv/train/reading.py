@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -19,7 +20,7 @@ from fullyconv.train.state import State
 from fullyconv.train.step import Batch
 from fullyconv.train.world import World
 
-__all__ = ["Reader", "Step", "Ticket", "read_ahead", "tickets"]
+__all__ = ["Reader", "Step", "Ticket", "read_ahead", "tickets", "window"]
 
 
 @final
@@ -139,10 +140,18 @@ class Reader:
         return Batch(sample.image[None], labels, ())
 
 
+def window(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
+    """The crop, no larger than a first image of `size` can become by the recipe's scale: the rest would be padding."""
+    if not recipe.crop:
+        return None
+    most = [math.ceil(side * recipe.scale[1]) for side in size]
+    return min(recipe.crop[0], most[0]), min(recipe.crop[1], most[1])
+
+
 def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
     colour, nearest = roles(dataset)
     return Augmentation(
-        crop=(recipe.crop[0], recipe.crop[1]) if recipe.crop else None,
+        crop=window(recipe, dataset.image(0).shape[:2]),
         scale=recipe.scale,
         flip=recipe.flip,
         rotation=recipe.rotation,
