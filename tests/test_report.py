@@ -1,0 +1,301 @@
+"""The report: one file that says, in words and pictures, what a run or an evaluation holds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_compare import result
+from test_evaluate import SIZES, dataset
+from test_predict import Tiny
+
+from fullyconv.cli import main
+from fullyconv.data.base import Dataset, Record
+from fullyconv.errors import DataError, MissingInput
+from fullyconv.evaluate import Result, evaluate
+from fullyconv.evaluate.progress import draw
+from fullyconv.predict import Predictor
+from fullyconv.report import charts, render, words, write
+from fullyconv.report.gather import read_run
+from fullyconv.taxonomy import Taxonomy
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+def log(run: Path, steps: int = 30) -> None:
+    """A training log of `steps` steps with three measurements, the second the best."""
+    rows: list[dict[str, Any]] = [
+        {"kind": "step", "step": i, "epoch": i / 10, "loss": 2 / i, "pixel_loss": 2 / i, "lr": 1e-3, "gradient": 1.0}
+        for i in range(1, steps + 1)
+    ]
+    rows += [
+        {"kind": "measurement", "step": s, "split": "val", "mean_iu": v, "pixel_accuracy": v + 0.2}
+        for s, v in ((10, 0.3), (20, 0.5), (30, 0.4))
+    ]
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (run / "recipe.toml").write_text('model = "fcn8s-mobilenet_v2"\nlr = 0.001\nname = ""\n')
+    (run / "times.json").write_text('{"data": 10.0, "forward": 30.0, "backward": 60.0}')
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a kept evaluation and progress pictures."""
+    root = tmp_path_factory.mktemp("reported")
+    log(root / "run")
+    model, data = Tiny(), dataset(root, SIZES * 3)
+    model.taxonomies = data.taxonomies  # type: ignore[assignment]
+    evaluate(Predictor(model), data, keep=root / "run/evaluation")
+    for epoch in (1, 2.5, 10):
+        draw(Predictor(model), data, root / "run/progress", epoch, images=2)
+    return root / "run"
+
+
+def test_the_report_holds_every_part_and_no_address_of_another_file(run: Path) -> None:
+    page = write(run).read_text()
+    assert (run / "report.html").is_file()
+    parts = ["In words", "Classes", "What is taken for what", "What costs most", "Where errors are", "Images"]
+    parts += ["Training", "What was measured, and how", "The same images over time", "Where the time went"]
+    for part in parts:
+        assert f">{part}<" in page, part
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+    for name in ("sky", "road", "car"):
+        assert name in page
+
+
+def test_the_report_shows_the_results_own_figures(run: Path) -> None:
+    page, found = render(run), Result.load(run)
+    for name in ("mean_iu", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iu"):
+        assert f"<strong>{100 * found.figure(name):.1f}<small>" in page
+    assert found.about["data"]["fingerprint"] in page
+    assert "Best mean IU 50.0 % at step 20" in page
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    found = result(0.7, names=("<script>alert(1)</script>", "a & b", '"quoted"'))
+    (tmp_path / "result.json").write_text(json.dumps({**found.to_json(), **about()}))
+    page = render(tmp_path)
+    assert "<script>alert" not in page
+    assert "a &amp; b" in page
+
+
+def about() -> dict[str, Any]:
+    """The rest of what a real result says of itself."""
+    return {
+        "model": {"name": "m", "sha256": "0" * 64},
+        "ignore": {"semantic": 255},
+        "tta": [],
+        "tiling": {"tile": None, "context": 0, "blended": False, "exact": True},
+        "precision": "fp32",
+        "versions": {"fullyconv": "0"},
+        "machine": {"processor": "p", "cores": 1, "threads": 1, "device": "cpu"},
+        "seconds": 1.0,
+        "images_per_second": 2.0,
+    }
+
+
+def test_a_run_under_way_is_reported_without_an_evaluation(tmp_path: Path) -> None:
+    log(tmp_path / "run")
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # a line that is being written
+    page = render(tmp_path / "run")
+    assert "best mean IU so far is 50.0" in page
+    assert "fullyconv evaluate run DATA --keep run/evaluation" in page
+    assert ">Loss<" in page
+    assert "What is taken for what" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not taken its first step"),
+        ('{"kind": "step", "step": 1, "epoch": 0, "loss": 2.0, "lr": 0.1}\n', "no validation split"),
+    ],
+)
+def test_a_run_that_has_measured_nothing_says_so(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert words in render(tmp_path)
+
+
+def test_a_result_file_alone_is_reported_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({**result(0.7).to_json(), **about()}))
+    page = write(tmp_path / "r.json").read_text()
+    assert (tmp_path / "report.html").is_file()
+    assert ">Classes<" in page
+    assert ">Images<" not in page
+
+
+def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="neither a run"):
+        render(tmp_path)
+    with pytest.raises(MissingInput, match="does not exist"):
+        render(tmp_path / "none")
+    (tmp_path / "metrics.jsonl").write_text('broken\n{"kind": "step"}\n')
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        render(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "recipe.toml").write_text("= 3")
+    with pytest.raises(DataError, match="not TOML"):
+        render(tmp_path)
+
+
+def test_a_picture_that_was_deleted_is_named(tmp_path: Path) -> None:
+    kept = evaluate(Predictor(Tiny()), dataset(tmp_path), keep=tmp_path / "out")
+    gone = tmp_path / "out" / kept.analysis["gallery"][0]["files"]["image"]
+    gone.unlink()
+    with pytest.raises(MissingInput, match=re.escape(str(gone))):
+        render(tmp_path / "out")
+
+
+def test_progress_pictures_are_lined_up_by_image_in_order_of_time(run: Path) -> None:
+    found = read_run(run)
+    assert found is not None
+    assert [s.name for s in found.strips] == ["image0", "image14"]
+    assert [e for e, _ in found.strips[0].frames] == ["1", "2.5", "10"]
+
+
+def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
+    from dataclasses import replace
+
+    from fullyconv.evaluate.statistics import Interval
+
+    table = np.array([[950, 50, 0, 0], [20, 900, 0, 80], [30, 620, 350, 0], [0, 0, 0, 0]], np.int64)
+    taxonomy = Taxonomy(("road", "building", "pole", "bus"))
+    base = result(0.7, names=taxonomy.names)
+    said = " ".join(words.summary(replace(base, tables={"semantic": table}), Interval(0.4, 0.6)))
+    assert "Road is solved" in said
+    assert "Pole (35\u202f%) is lost mostly to building: 62\u202f% of pole pixels." in said
+    assert "The costliest mistake is to call pole “building”" in said
+    assert "Bus does not occur in the truth" in said
+    assert "40.0\u202f% to 60.0\u202f%" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [(["a"], "a"), (["a", "b"], "a and b"), (list("abcdefgh"), "a, b, c, d, e, f and 2 more")]
+)
+def test_lists_read_as_sentences(names: list[str], text: str) -> None:
+    assert words.listed(names) == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 8), (1e-5, 3e-5), (0, 123456), (5, 5)])
+def test_ticks_are_round_inside_and_neither_too_few_nor_too_many(low: float, high: float) -> None:
+    found = charts.ticks(low, high)
+    assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)
+    assert len(found) == 1 if low == high else 2 <= len(found) <= 7
+    steps = {round(b - a, 12) for a, b in itertools.pairwise(found)}
+    assert len(steps) <= 1
+
+
+def test_charts_put_points_where_their_values_are() -> None:
+    svg = charts.lines([charts.Series("x", [(0, 0), (10, 1)], marked=True)], x="step", y="v", bottom=0, top=1)
+    dots = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert dots == [
+        (charts.LEFT, charts.HEIGHT - charts.BOTTOM),
+        (charts.WIDTH - charts.RIGHT, charts.TOP),
+    ]
+    assert charts.lines([charts.Series("none", [])], x="", y="") == ""
+    assert "50.0" in charts.bars([charts.Bar("half", 0.5, 0.4, 0.6)], "")
+    assert "–" in charts.bars([charts.Bar("none", None)], "")
+
+
+def test_many_classes_are_cut_to_the_most_confused(tmp_path: Path) -> None:
+    found = result(0.6, names=tuple(f"class {k}" for k in range(60)), images=5)
+    (tmp_path / "result.json").write_text(json.dumps({**found.to_json(), **about()}))
+    page = render(tmp_path)
+    assert "30 classes with most confusion are shown, 30 are left out" in page
+
+
+def test_reporting_loads_no_torch(run: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from fullyconv.report import write; "
+        f"write({str(run)!r}, {str(tmp_path / 'r.html')!r}); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_prints_the_files_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run), "-o", str(tmp_path / "deep" / "page.html")])
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"{tmp_path}/deep/page.html\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run), str(run)])
+    assert stop.value.code == 2
+
+
+def large(root: Path, images: int) -> Dataset:
+    """Blocky label maps, the images their colours with noise: what a network could learn."""
+    taxonomy = Taxonomy(tuple(f"thing {k}" for k in range(21)))
+    (root / "x").write_bytes(b"x")
+    palette = np.asarray(taxonomy.palette, np.int16)
+
+    def read_labels(record: Record, head: str) -> Any:
+        rng = np.random.default_rng(int(record.name))
+        return rng.integers(0, 21, (9, 12)).repeat(40, 0).repeat(40, 1).astype(np.uint8)
+
+    def read_input(record: Record, modality: str) -> Any:
+        noise = np.random.default_rng(int(record.name)).integers(-40, 40, (360, 480, 3))
+        return np.clip(palette[read_labels(record, "")] + noise, 0, 255).astype(np.uint8)
+
+    records = [Record(str(i), {"rgb": root / "x"}) for i in range(images)]
+    return Dataset("folder", root, "val", records, {"semantic": taxonomy}, read_input, read_labels)
+
+
+@pytest.mark.slow
+def test_a_report_on_a_thousand_images_is_small_and_quick(tmp_path: Path) -> None:
+    data = large(tmp_path, 40)
+    kept = evaluate(Predictor(Tiny({"semantic": 21})), data, keep=tmp_path / "kept")
+    value = kept.to_json()
+    value["per_image"] = [{**value["per_image"][i % 40], "index": i, "name": f"p{i}"} for i in range(1000)]
+    (tmp_path / "kept/result.json").write_text(json.dumps(value))
+    start = time.perf_counter()
+    page = write(tmp_path / "kept")
+    assert time.perf_counter() - start < 60
+    assert page.stat().st_size < 30e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium")
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_nothing_overflows_and_nothing_is_logged(
+    run: Path, tmp_path: Path, width: int, scheme: Any
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    page_file = write(run, tmp_path / "report.html")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        said: list[str] = []
+        page.on("console", lambda m: said.append(m.text))
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.on("request", lambda r: said.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.goto(page_file.as_uri())
+        page.screenshot(path=tmp_path / f"report-{width}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        outside = (
+            "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1"
+            " && !e.closest('.scroll, .frames')).length"
+        )
+        assert page.evaluate(outside) == 0
+        broken = "[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        slider = page.locator(".compare input").first
+        slider.evaluate("e => { e.value = 20; e.dispatchEvent(new Event('input')); }")
+        assert page.locator(".compare").first.evaluate("e => e.style.getPropertyValue('--wipe')") == "20%"
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.click("#theme")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        assert said == []
+        browser.close()
