@@ -118,10 +118,11 @@ def read_bytes(source: Source) -> bytes:
         if getattr(error, "errno", None) == errno.ELOOP:
             raise BadImage(name, "is a link to itself; replace it by the file.") from error
         raise MissingInput(f"{printable(name)} cannot be opened ({error}); check its name and rights.") from error
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(handle)
+        raise BadImage(name, "is not a regular file (a folder, pipe or device); give a picture file.")
     with os.fdopen(handle, "rb") as file:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise BadImage(name, "is not a regular file (a folder, pipe or device); give a picture file.")
         if info.st_size > MAX_BYTES:
             raise BadImage(name, f"is {info.st_size} bytes large, more than {MAX_BYTES}; that is no single picture.")
         try:
@@ -362,7 +363,10 @@ def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
     picture = _open(data, name, max_pixels or pixel_cap())
     orientation = _orientation(picture)
     stored = (picture.height, picture.width)
-    size = (picture.width, picture.height) if orientation >= 5 else stored
+    size = stored
+    if orientation >= 5:  # Pillow gives a TIFF's size as displayed, the others' as stored
+        turned = (picture.width, picture.height)
+        size, stored = (stored, turned) if picture.format == "TIFF" else (turned, stored)
     try:
         frames = 2 if getattr(picture, "is_animated", False) else 1
     except Exception:
@@ -409,7 +413,7 @@ def read_label(source: Source, *, colours: bool = False, max_pixels: int | None 
 
 def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
     if picture.mode in ("L", "P", "1"):
-        ids = np.asarray(picture).view(np.uint8) if picture.mode == "1" else np.asarray(picture)
+        ids = np.asarray(picture.convert("L")) // 255 if picture.mode == "1" else np.asarray(picture)
         if picture.format == "PNG" and data[25] == 0 and data[24] in (2, 4):
             ids = ids // (255 // (2 ** data[24] - 1))  # Pillow stretches 2- and 4-bit grey to 0..255
         return ids
