@@ -11,6 +11,7 @@ from fullyconv.cli.check import check
 from fullyconv.cli.compare import compare
 from fullyconv.cli.convert import convert
 from fullyconv.cli.convolutionalise import convolutionalise
+from fullyconv.cli.data import data
 from fullyconv.cli.evaluate import evaluate
 from fullyconv.cli.experiment import experiment
 from fullyconv.cli.hha import hha
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "convolutionalise": convolutionalise,
     "experiment": experiment,
     "hha": hha,
+    "data": data,
     "models": models,
     "info": info,
 }

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding, check_ids, read_coded
 from fullyconv.data.folder import read_modality
-from fullyconv.data.layout import looked_at
+from fullyconv.data.layout import choose_split, looked_at
 from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = [
     "Labels",
     "apply_values",
+    "choose",
     "dataset",
     "existing",
     "in_folder",
@@ -35,6 +36,12 @@ FileOf = Callable[[str], Path]
 def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
     """The error for a root that is not `what`: what was looked for, what lies there, where to get it."""
     return DataError(f"{printable(root)} is no {what}: looked for {wanted}; {looked_at(root)}; {source}.")
+
+
+def choose(parts: Iterable[str], split: str | None, root: Path) -> tuple[str, ...]:
+    """`choose_split` for data that may have no splits: its one part is then named ""."""
+    names = [s for s in parts if s]
+    return choose_split(names, split, root) if names or split not in (None, "all") else ("",)
 
 
 def existing(files: Iterable[Path]) -> set[Path]:

@@ -14,8 +14,8 @@ from pathlib import Path, PureWindowsPath
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
-from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, records
-from fullyconv.data.layout import choose_split, merge_splits, read_lines
+from fullyconv.data.corpus import Labels, choose, dataset, in_folder, no_layout, records
+from fullyconv.data.layout import merge_splits, read_lines
 from fullyconv.data.taxonomies import SIFTFLOW, SIFTFLOW_GEOMETRIC
 
 __all__ = ["UNANNOTATED", "open_siftflow", "recognise"]
@@ -45,7 +45,7 @@ def open_siftflow(root: Path, split: str | None = None) -> Dataset:
         raise no_layout(root, "SIFT Flow", wanted, _SOURCE)
     splits = _splits(base)
     wished = "trainval" if split in (None, "train") and "train" not in splits and "trainval" in splits else split
-    chosen = choose_split(list(splits), wished, root)
+    chosen = choose(splits, wished, root)
     name, record_name = merge_splits(chosen)
     found: list[Record] = []
     left_out: set[str] = set()
@@ -63,7 +63,7 @@ def open_siftflow(root: Path, split: str | None = None) -> Dataset:
         )
         found += [Record(record_name(s, r.name), r.inputs, r.labels) for r in part]
     notes = [f"{', '.join(sorted(left_out))}: never annotated, left out."] if left_out else []
-    return dataset("siftflow", base, name, found, _reader(), notes)
+    return dataset("siftflow", base, name or "all", found, _reader(), notes)
 
 
 def _reader() -> Labels:

@@ -63,7 +63,8 @@ def find_devkits(root: Path) -> dict[int, Path]:
     """{year: folder} of the devkit years at `root`; a year folder under another name counts as 0."""
     if not root.is_dir():
         return {}
-    folders = [root, *sorted(root.glob("VOC20[0-9][0-9]")), *sorted(root.glob("VOCdevkit/VOC20[0-9][0-9]"))]
+    places = (root, root / "VOCdevkit", root / "TrainVal/VOCdevkit")  # VOC2011's archive unpacks to the last
+    folders = [root, *(f for place in places for f in sorted(place.glob("VOC20[0-9][0-9]")))]
     good = [
         f for f in folders if any((f / _LISTS).glob("*.txt")) and any((g / "JPEGImages").is_dir() for g in _years(f))
     ]

@@ -42,6 +42,7 @@ def download(
     sha256: str | None = None,
     sha256_prefix: str | None = None,
     size: int | None = None,
+    unpublished: bool = False,
     progress: Progress | None = None,
     allow_http: bool = False,
     timeout: float = 30.0,
@@ -49,11 +50,12 @@ def download(
     """The file at `path`, fetched from `url` unless it is there already; its sha256 is checked on every call.
 
     sha256: 64 hex digits; sha256_prefix: for publishers that give only the first ones (at least 8). An interrupted
-    download goes on where it stopped (Range, If-Range) when the server allows it. `allow_http` is for tests on the
-    local machine. With FULLYCONV_OFFLINE set nothing is fetched. Raises DataError (wrong bytes; nothing is left),
-    TryAgain (network; what has come is kept), UsageError (not https), MissingInput (offline, or 404).
+    download goes on where it stopped (Range, If-Range) when the server allows it. `unpublished`: its publisher gives no
+    sha256, so https alone vouches for the bytes. `allow_http` is for tests on the local machine. With FULLYCONV_OFFLINE
+    set nothing is fetched. Raises DataError (wrong bytes; nothing is left), TryAgain (network; what has come is kept),
+    UsageError (not https), MissingInput (offline, or 404).
     """
-    expected = _Expected(_digits(sha256, sha256_prefix), size)
+    expected = _Expected("" if unpublished else _digits(sha256, sha256_prefix), size)
     target = Path(path)
     if target.exists() and _matches(target, expected):
         return target

@@ -27,8 +27,8 @@ from fullyconv.data.annotations.paint import (
 from fullyconv.data.annotations.raster import Region, Size, coco_polygon, ellipse_points, from_counts
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding, read_classes
-from fullyconv.data.corpus import Labels
-from fullyconv.data.layout import choose_split, list_files, looked_at, merge_splits, read_lines
+from fullyconv.data.corpus import Labels, choose
+from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.taxonomy import Colour
 
@@ -69,7 +69,7 @@ def _is_masks(root: Path) -> bool:
 
 def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
     lists = {f.stem: f for f in sorted((root / "ImageSets/Segmentation").glob("*.txt"))}
-    chosen = choose_split(list(lists), split, root) if lists else ("",)
+    chosen = choose(lists, split, root)
     name, record_name = merge_splits(chosen)
     files = list_files(folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder)
     pictures = {f.stem: f for f in files if f.parent.name not in ("SegmentationClass", "SegmentationObject")}
@@ -126,7 +126,8 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     splits: dict[str, list[Any]] = {}
     for image in tree.iter("image"):
         splits.setdefault(image.get("subset", ""), []).append(image)
-    chosen = choose_split([s for s in splits if s], split, file) if "" not in splits else tuple(splits)
+    chosen = choose(splits if "" not in splits else (), split, file)
+    splits = {"": [i for part in splits.values() for i in part]} if chosen == ("",) else splits
     name, record_name = merge_splits(chosen)
     folders = [f for f in (base, base / "images") if f.is_dir()]
     known = by_name(list_files(base))

@@ -18,7 +18,8 @@ from fullyconv import images as pictures
 from fullyconv.data.annotations.paint import IGNORED, Painter, checked_size, classes_of, inside, read_json, read_rgb
 from fullyconv.data.annotations.raster import Region, Size, draw
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.layout import choose_split, list_files, looked_at, merge_splits, read_lines
+from fullyconv.data.corpus import choose
+from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, UnknownName, printable
 
 __all__ = ["open_labelme", "recognise"]
@@ -45,7 +46,7 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
             f"{printable(root)} holds no labelme annotations: looked for *.json with shapes and imagePath; "
             f"{looked_at(root)}; save them with labelme beside their pictures."
         )
-    chosen = choose_split(list(parts), split, root) if any(parts) else ("",)
+    chosen = choose(parts, split, root)
     name, record_name = merge_splits(chosen)
     every = {file: read_json(file, "labelme") for files in parts.values() for file in files}
     names, listed = _names(root, every)

@@ -56,7 +56,7 @@ def open_labelstudio(root: Path, split: str | None = None, *, images: str | Path
         )
     if len(files) > 1 and split in (None, "all") and "train" not in files:
         raise DataError(f"{printable(root)} holds {', '.join(files)}; name one as the split, or give the file itself.")
-    chosen = choose_split(list(files), split, root)[0] if len(files) > 1 else next(iter(files))
+    chosen = choose_split(list(files), split, root)[0]
     file = files[chosen]
     tasks = [_task(t, file) for t in read_json(file, "Label Studio")]
     regions = {i: list(_regions(t, file)) for i, (_, t) in enumerate(tasks)}

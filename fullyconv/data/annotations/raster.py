@@ -63,7 +63,7 @@ def coco_polygon(points: Sequence[float], size: Size) -> Region:
     xy = np.asarray(points, np.float64).reshape(-1, 2)
     if len(xy) < 3 or not np.isfinite(xy).all():
         raise DataError(f"A polygon has {len(xy)} points or infinite ones; it needs three finite points (x y).")
-    reach = 10 * max(size)  # beyond it the outline only touches pixels by the clipping below
+    reach = 10 * max(1000, *size)  # farther points are moved to there: no edge may take all memory
     grid = np.trunc(5 * np.clip(xy, -reach, reach) + 0.5).astype(np.int64)
     u, v = (np.concatenate(part) for part in zip(*map(_edge, grid, np.roll(grid, -1, 0)), strict=True))
     step = np.flatnonzero(u[1:] != u[:-1])

@@ -1,0 +1,113 @@
+"""`fullyconv data`: converting, downloading and making data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["data"]
+
+data = typer.Typer(
+    name="data",
+    help="Convert, download or make a data set.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@data.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
+    split: Annotated[list[str] | None, typer.Option(help="A split to write; again for more. Default: all.")] = None,
+    inputs: Annotated[str, typer.Option(help="Modalities to write, such as rgb,depth.")] = "",
+    option: Annotated[list[str] | None, typer.Option("--set", help="An option of the kind: key=value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="{split: pictures} as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Write any data set as plain folders: SPLIT/images, SPLIT/labels (index PNG), classes.txt."""
+    import json
+
+    from fullyconv.cli.evaluate import progress_line
+    from fullyconv.data.convert import convert as write
+
+    names = [n.strip() for n in inputs.split(",") if n.strip()] or None
+    progress = progress_line("converting", quiet)
+    counts = write(source, out, splits=split, inputs=names, progress=progress, **_options(option or []))
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        for name, count in counts.items():
+            print(f"{out}: {name}: {count} pictures")
+
+
+@data.command("download")
+def download(
+    name: Annotated[str, typer.Argument(help="voc2012 voc2011 voc2010 voc2007 sbd camvid ade20k")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder (default: NAME).")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the archive in FOLDER.download.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fetch a public data set by https, check it where its sha256 is published, and unpack it safely."""
+    import sys
+
+    from fullyconv.data.download import SOURCES, fetch
+
+    folder = fetch(name, out or Path(name), keep=keep, progress=None if quiet else _bytes_line())
+    source = SOURCES[name]
+    if source.sha256 is None:
+        print(f"{name}: no sha256 is published for it; https alone vouches for these bytes.", file=sys.stderr)
+    print(f"{name}: terms: {source.terms}", file=sys.stderr)
+    print(f"{source.kind}:{folder}")
+
+
+@data.command("scenes")
+def scenes(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    train: Annotated[int, typer.Option(min=0, help="Training scenes.")] = 200,
+    val: Annotated[int, typer.Option(min=0, help="Validation scenes.")] = 50,
+    height: Annotated[int, typer.Option(min=8, help="Rows.")] = 120,
+    width: Annotated[int, typer.Option(min=8, help="Columns.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
+) -> None:
+    """Make procedural street scenes: pictures, depth, and semantic and geometric labels."""
+    from fullyconv.data import scenes as procedural
+
+    print(f"folder:{procedural.write(out, train=train, val=val, size=(height, width), seed=seed)}")
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """key=value pairs; values are TOML, else text."""
+    import tomllib
+
+    from fullyconv.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} is not key=value; write it like --set order=area.")
+        try:
+            found[key.strip()] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value
+    return found
+
+
+def _bytes_line() -> Any:
+    """Progress in MB on stderr: rewritten on a terminal, else a line every tenth of the way."""
+    import sys
+
+    live, last = sys.stderr.isatty(), -1
+
+    def line(done: int, total: int | None) -> None:
+        nonlocal last
+        tenth = done * 10 // total if total else done >> 26
+        if live or tenth != last:
+            text = f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f}" if total else "")
+            print(f"\r{text}\x1b[K" if live else text, end="" if live and done != total else "\n", file=sys.stderr)
+        last = tenth
+
+    return line
