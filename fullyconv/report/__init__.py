@@ -16,7 +16,7 @@ from fullyconv.files import atomic_write
 from fullyconv.report import charts, words
 from fullyconv.report.gather import Run, address, error_map, read_evaluation, read_run
 
-__all__ = ["render", "write"]
+__all__ = ["fill", "render", "write"]
 
 FIGURES = {
     "mean_iu": ("Mean IU", "intersection over union, averaged over classes"),
@@ -57,10 +57,11 @@ def render(source: Path) -> str:
         values |= _evaluation(*found)
     elif run:
         values["summary"] = _under_way(run, source)
-    return _page(values)
+    return fill("page.html", values)
 
 
-def _page(values: Mapping[str, Any]) -> str:
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """One of this package's pages with its values, style and script inside; every value is escaped."""
     import jinja2
     import markupsafe
 
@@ -72,7 +73,7 @@ def _page(values: Mapping[str, Any]) -> str:
     )
     environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
     style, script = (markupsafe.Markup(part(name)) for name in ("page.css", "page.js"))
-    return environment.from_string(part("page.html")).render(values, style=style, script=script)
+    return environment.from_string(part(template)).render(values, style=style, script=script)
 
 
 def _markup(text: str) -> Any:

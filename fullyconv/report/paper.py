@@ -1,0 +1,241 @@
+"""Measured results beside the published tables: a page with the paper's picture, or Markdown for the documentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from fullyconv.errors import UnknownName, UsageError
+from fullyconv.evaluate.result import Result
+from fullyconv.files import atomic_write
+from fullyconv.report.gather import address, read_evaluation
+from fullyconv.report.published import FOUR, TABLES, Published, Table
+
+__all__ = ["Line", "Measured", "lines", "markdown", "role", "write_paper"]
+
+MEASURED = dict(zip(FOUR, ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu"), strict=True))
+ORDER = ("32s fixed", "32s", "16s", "8s", "8s atonce", "4s")
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """A result with the directory it came from (its predictions may lie there)."""
+
+    result: Result
+    place: Path
+
+    @property
+    def network(self) -> str:
+        return str(self.result.about["model"]["name"])
+
+    @property
+    def role(self) -> str:
+        return role(self.network)
+
+    def column(self, name: str) -> float | None:
+        """A table's column for this result, in percent; None where a result does not hold it."""
+        if name in MEASURED:
+            value = self.result.figure(MEASURED[name])
+        elif name == "geometric accuracy" and "geometric" in self.result.tables:
+            value = self.result.figure("pixel_accuracy", "geometric")
+        else:
+            return None
+        return None if value != value else 100 * value
+
+    def same_data(self, table: Table) -> bool:
+        """Whether it was measured on the very images of a published table, at their own size."""
+        data = self.result.about["data"]
+        same = data["split"] in table.splits and table.images in (0, self.result.images)
+        return same and self.result.about["protocol"] in ("native", "paper") and self.result.average == "present"
+
+
+@final
+@dataclass(frozen=True)
+class Line:
+    """A row to show: published or measured, and for measured ones whether the data are the table's."""
+
+    system: str
+    values: tuple[str, ...]
+    source: str
+    measured: bool = False
+    comparable: bool = False
+
+
+def role(network: str) -> str:
+    """What a network stands for in the tables: "8s", "8s atonce", "32s fixed", "32s rgb-hha", "alexnet", ..."""
+    text = network.lower()
+    for trunk in ("alexnet", "googlenet"):
+        if trunk in text:
+            return trunk
+    stride = re.search(r"fcn(\d+)s", text)
+    if not stride:
+        return ""
+    inputs = {"rgb-hha": r"rgb-hha|color-hha", "rgbd": r"rgbd|color-d\b", "hha": r"hha"}
+    found = next((name for name, pattern in inputs.items() if re.search(pattern, text)), "")
+    flag = next((f for f in ("fixed", "atonce") if f in text), "")
+    return " ".join(part for part in (f"{stride[1]}s", flag, found) if part)
+
+
+def read(paths: Iterable[Path]) -> list[Measured]:
+    """Results in files, evaluation or run directories. `UsageError` when there are none."""
+    found = []
+    for path in paths:
+        kept = read_evaluation(path)
+        found.append(Measured(*kept) if kept else Measured(Result.load(path), path))
+    if not found:
+        raise UsageError("Name the results to set beside the paper's: fullyconv report paper RESULT...")
+    return sorted(found, key=lambda m: (ORDER.index(m.role) if m.role in ORDER else len(ORDER), m.network))
+
+
+def lines(table: Table, measured: Sequence[Measured]) -> list[Line]:
+    """The table's published rows, each followed by the measured networks of its role; then the others on such data."""
+    mine = [m for m in measured if table.kind and m.result.about["data"]["kind"] == table.kind]
+    if table.columns[:1] != FOUR[:1]:  # further tables on the same data show the networks they are about
+        mine = [m for m in mine if m.role in {row.role for row in table.rows}]
+    last = {row.role: i for i, row in enumerate(table.rows) if row.role}
+    out: list[Line] = []
+    for i, row in enumerate(table.rows):
+        out.append(Line(row.system, _printed(row), row.source))
+        if last.get(row.role) == i:
+            out += [_measured(m, table) for m in mine if m.role == row.role]
+    out += [_measured(m, table) for m in mine if m.role not in last]
+    return [line for line in out if not line.measured or set(line.values) != {"–"}]
+
+
+def _printed(row: Published) -> tuple[str, ...]:
+    return tuple("–" if v is None else v if isinstance(v, str) else f"{v:.1f}" for v in row.values)
+
+
+def _measured(m: Measured, table: Table) -> Line:
+    values = tuple("–" if (v := m.column(c)) is None else f"{v:.1f}" for c in table.columns)
+    about, same = m.result.about, m.same_data(table)
+    data = f"{about['data']['name']} {about['data']['split']}, {m.result.images} images, {about['protocol']}"
+    return Line(m.network, values, f"measured here on {data}" + ("" if same else "; other images"), True, same)
+
+
+def elsewhere(measured: Sequence[Measured]) -> list[Table]:
+    """Tables without published rows for measured data that no published table is about, one a data set and split."""
+    known = {t.kind for t in TABLES}
+    others: dict[tuple[str, str, str], list[Measured]] = {}
+    for m in measured:
+        data = m.result.about["data"]
+        if data["kind"] not in known:
+            others.setdefault((data["kind"], data["name"], data["split"]), []).append(m)
+    return [
+        Table(f"{name}, split {split}", kind, (split,), 0, (*FOUR, "geometric accuracy"), ())
+        for kind, name, split in others
+    ]
+
+
+def unmeasured(table: Table, measured: Sequence[Measured]) -> list[str]:
+    """The systems of the table that fullyconv has a network for and that no result was measured on the table's data."""
+    done = {m.role for m in measured if m.result.about["data"]["kind"] == table.kind and m.same_data(table)}
+    return list(dict.fromkeys(r.system for r in table.rows if r.role and r.role not in done))
+
+
+def markdown(measured: Sequence[Measured]) -> str:
+    """docs/results.md: every table with its measured rows in bold, and how each was measured."""
+    text = [
+        "# Results",
+        "",
+        "Generated by `fullyconv report paper RESULT... -o docs/results.md` from Result files. Figures in percent;",
+        "rows in bold were measured with fullyconv, the others are printed where their source says.",
+    ]
+    for table in (*TABLES, *elsewhere(measured)):
+        rows = lines(table, measured) if table.rows else _only(table, measured)
+        text += ["", f"## {table.title}", ""]
+        text += [f"{table.note}", ""] if table.note else []
+        text.append("| | " + " | ".join(table.columns) + " | source |")
+        text.append("|---|" + "---|" * (len(table.columns) + 1))
+        for line in rows:
+            cells = [line.system, *line.values, line.source]
+            text.append("| " + " | ".join(f"**{c}**" if line.measured else c for c in cells) + " |")
+        missing = unmeasured(table, measured) if table.rows else []
+        text += ["", f"Not measured on these images: {', '.join(missing)}."] if missing else []
+    text += [
+        "",
+        "## How they were measured",
+        "",
+        "| network | data | fingerprint | weights sha256 | machine | images/s |",
+    ]
+    text.append("|---|---|---|---|---|---|")
+    text += [_method(m) for m in measured]
+    return "\n".join(text) + "\n"
+
+
+def _only(table: Table, measured: Sequence[Measured]) -> list[Line]:
+    """The measured rows of a data set without published ones."""
+    rows = []
+    for m in measured:
+        data = m.result.about["data"]
+        if data["kind"] == table.kind and f"{data['name']}, split {data['split']}" == table.title:
+            rows.append(_measured(m, table))
+    return rows
+
+
+def _method(m: Measured) -> str:
+    a = m.result.about
+    data, machine = a["data"], f"{a['machine']['processor']}, {a['machine']['device']}"
+    cells = [m.network, f"{data['name']} {data['split']}", data["fingerprint"][:12], a["model"]["sha256"][:12], machine]
+    return f"| {' | '.join(cells)} | {a['images_per_second']} |"
+
+
+def write_paper(paths: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> Path:
+    """Write the tables to `out`: Markdown for a name ending in .md, else one HTML page with the picture as well.
+
+    pictures: names of images to show; by default those that every result's evaluation kept, at most four.
+    """
+    measured = read(paths)
+    text = markdown(measured) if out.suffix == ".md" else _html(measured, pictures)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, text.encode())
+    return out
+
+
+def _html(measured: Sequence[Measured], pictures: Sequence[str]) -> str:
+    from fullyconv.report import fill
+
+    tables: list[dict[str, Any]] = [
+        {
+            "title": t.title,
+            "note": t.note,
+            "columns": t.columns,
+            "lines": lines(t, measured) if t.rows else _only(t, measured),
+            "missing": unmeasured(t, measured) if t.rows else [],
+        }
+        for t in (*TABLES, *elsewhere(measured))
+    ]
+    # Tables with measured rows first: they are what the reader came for.
+    tables.sort(key=lambda t: not any(line.measured for line in t["lines"]))
+    return fill("paper.html", {"tables": tables, "picture": picture(measured, pictures)})
+
+
+def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
+    """The paper's picture: each image's predictions by every kept result, coarse to fine, then truth and input."""
+    kept = [m for m in measured if m.result.analysis.get("gallery")]
+    shown: dict[str, tuple[Measured, dict[str, Any]]] = {}
+    for m in kept:
+        for entry in m.result.analysis["gallery"]:
+            shown.setdefault(entry["name"], (m, entry))
+    if not kept:
+        return None
+    for name in names:
+        if name not in shown:
+            raise UnknownName("kept image", name, shown)
+    chosen = list(names) or list(shown)
+    rows = []
+    for name in chosen:
+        files = [m.place / "predictions" / f"{name}.png" for m in kept]
+        if not all(f.is_file() for f in files):
+            continue
+        m, entry = shown[name]
+        cells = [address(f) for f in files]
+        cells += [address(m.place / entry["files"][what]) for what in ("label", "image")]
+        rows.append({"name": name, "cells": cells})
+    if not rows:
+        return None
+    return {"head": [m.network for m in kept] + ["truth", "image"], "rows": rows if names else rows[:4]}
