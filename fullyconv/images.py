@@ -171,6 +171,34 @@ def _check_png(data: bytes, name: str) -> None:
     raise BadImage(name, f"is cut off after {len(data)} bytes; copy it again.")
 
 
+def _png_rows(data: bytes) -> int:
+    """Bytes of a PNG's rows before compression, each with its filter byte, from the header; Adam7 passes summed."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    depth = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    total = 0
+    for top, down, left, right in passes if interlaced else [(0, 1, 0, 1)]:
+        rows, columns = -(-(height - top) // down), -(-(width - left) // right)
+        total += max(rows, 0) * (1 + (columns * depth + 7) // 8) if columns > 0 else 0
+    return total
+
+
+def _whole_png(picture: PILImage.Image, data: bytes, name: str) -> None:
+    """Pillow leaves rows black that a PNG claims but does not hold; counts them where the last row is black."""
+    if picture.crop((0, picture.height - 1, picture.width, picture.height)).getbbox() is not None:
+        return
+    unpack, at, held, wanted = zlib.decompressobj(), 8, 0, _png_rows(data)
+    while at + 8 <= len(data) and held < wanted and not unpack.eof:
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        part = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        while part and held < wanted and not unpack.eof:
+            held += len(unpack.decompress(part, 1 << 20))
+            part = unpack.unconsumed_tail
+        at += 12 + length
+    if held < wanted:
+        raise BadImage(name, f"holds {held} of the {wanted} bytes its size takes; copy or export it again.")
+
+
 _lock = threading.Lock()
 
 
@@ -225,6 +253,8 @@ def _open(data: bytes, name: str, cap: int) -> PILImage.Image:
         raise BadImage(name, f"claims to be {h}x{w} (HxW) pixels; export it again.")
     if w * h > cap:
         raise _too_large(name, w * h, cap)
+    if kind == "PNG" and _png_rows(data) > 1100 * len(data):  # deflate packs 1032 to 1 at best
+        raise BadImage(name, f"claims {h}x{w} (HxW) pixels, more than its {len(data)} bytes can hold; export it again.")
     return picture
 
 
@@ -233,10 +263,14 @@ def _words(error: Exception) -> str:
     return "unknown or damaged header" if "BytesIO" in text else text[:120]
 
 
-def _decode(picture: PILImage.Image, name: str, cap: int) -> None:
+def _decode(picture: PILImage.Image, data: bytes, name: str, cap: int) -> None:
     try:
         with _limits(cap):
             picture.load()
+        if picture.format == "PNG":
+            _whole_png(picture, data, name)
+    except BadImage:
+        raise
     except Exception as error:
         raise BadImage(name, f"is damaged or cut off ({_words(error)}); copy or export it again.") from error
 
@@ -277,7 +311,7 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
     if mode == "bands" and _stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
         image = _read_wide(picture, data, name, cap)
     else:
-        _decode(picture, name, cap)
+        _decode(picture, data, name, cap)
         image = _rgb(picture, name) if mode == "rgb" else _bands(picture, name)
     return turn(image, _orientation(picture))
 
@@ -351,8 +385,8 @@ def _read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uin
     low: Any = _open(data, name, cap)
     other = raw[:-3] + swap[raw[-3:]]
     low.tile = [t._replace(args=(other, *t.args[1:]) if isinstance(t.args, tuple) else other) for t in low.tile]
-    _decode(picture, name, cap)
-    _decode(low, name, cap)
+    _decode(picture, data, name, cap)
+    _decode(low, data, name, cap)
     wide: NDArray[np.uint16] = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
     return wide
 
@@ -405,7 +439,7 @@ def read_label(source: Source, *, colours: bool = False, max_pixels: int | None 
         raise BadImage(name, "is a JPEG label, whose values are only approximate; export labels as PNG.")
     if _orientation(picture) != 1:
         raise BadImage(name, "is a label with an EXIF orientation; save it again without, turned as its image is.")
-    _decode(picture, name, cap)
+    _decode(picture, data, name, cap)
     if picture.mode in ("RGB", "RGBA") and colours:
         return np.asarray(picture)[..., :3]
     return _ids(picture, data, name)
@@ -423,7 +457,8 @@ def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
             return values
         raise BadImage(name, "has label values outside 0..65535; store ids from 0 up.")
     if picture.mode in ("RGB", "RGBA"):
-        colours = np.unique(np.asarray(picture)[..., :3].reshape(-1, 3), axis=0)
+        some = np.asarray(picture)[:: max(1, picture.height // 512), :: max(1, picture.width // 512), :3]
+        colours = np.unique(some.reshape(-1, 3), axis=0)
         raise BadImage(
             name,
             f"is a colour label ({picture.mode}, {len(colours)} colours, such as {tuple(map(int, colours[-1]))}); "

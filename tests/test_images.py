@@ -225,6 +225,26 @@ def test_any_flipped_bit_of_a_png_picture_is_refused_or_harmless() -> None:
     assert refused > 0.99 * 8 * len(data)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5, 8])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_with_fewer_rows_than_it_claims_is_refused(rows: int, interlaced: bool) -> None:
+    data = encoded(RGB)
+    assert (images.read_image(data) == RGB).all()
+    body = b"".join(b"\0" + row.tobytes() for row in RGB[:rows])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 13, 9, 8, 2, 0, 0, interlaced))
+    short = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    with pytest.raises(BadImage, match=r"holds|damaged"):
+        images.read_image(short)
+
+
+def test_black_pngs_are_whole() -> None:
+    for shape in ((1, 1), (9, 13), (64, 64)):
+        black = np.zeros(shape, np.uint8)
+        np.testing.assert_array_equal(images.read_label(encoded(black)), black)
+        np.testing.assert_array_equal(images.read_label(encoded(black.astype(np.uint16))), black)
+        np.testing.assert_array_equal(images.read_label(encoded(Image.fromarray(black > 0))), black)
+
+
 @pytest.mark.parametrize("size", [(30000, 30000), (13000, 13000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
 def test_bombs_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
     data = png(*size, 8, 0, bytes(4000))
