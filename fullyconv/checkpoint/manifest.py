@@ -23,9 +23,9 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def encode_json(value: Any, what: str) -> bytes:
-    """The one way in which we write JSON; `value` must survive the trip (no NaN, string keys)."""
+    """The one way in which we write JSON (the order of keys is the value's own); `value` must survive the trip (no NaN, string keys)."""
     try:
-        return json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise InternalError(f"{what} holds a value that JSON cannot carry ({error}); please report it.") from error
 

@@ -21,7 +21,7 @@ from fullyconv.checkpoint.manifest import (
     read_manifest,
 )
 from fullyconv.checkpoint.state import pack, unpack
-from fullyconv.errors import DataError, StorageError, UsageError, printable
+from fullyconv.errors import DataError, MissingInput, StorageError, UsageError, printable
 from fullyconv.files import Written, new_directory, remove_stale, require_space, storage_errors, write_file
 
 if TYPE_CHECKING:
@@ -203,9 +203,20 @@ class Stored:
 def read_model(directory: str | os.PathLike[str]) -> Stored:
     """Check a model directory and return it; weights are read on first access of `.tensors`. Needs no torch.
 
+    A link (a run's best or last) is followed once: what is returned is one checkpoint, even if the link moves on.
     Raises MissingInput when there is none, DataError naming the file that is missing, changed or does not fit.
     """
-    where = Path(directory)
+    while True:
+        where = os.path.realpath(directory)
+        try:
+            with storage_errors("Reading", where):
+                return _read_model(Path(where))
+        except (DataError, MissingInput):
+            if os.path.realpath(directory) == where:  # else the link has moved on, and the old checkpoint was pruned
+                raise
+
+
+def _read_model(where: Path) -> Stored:
     files = read_manifest(where)
     for name in (WEIGHTS, CONFIG, PREPROCESSOR):
         if name not in files:

@@ -224,7 +224,10 @@ class RunDirectory:
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line.decode()) for line in lines]
+        except ValueError as error:
+            raise DataError(f"{printable(path)} is damaged ({error}); remove the line or the file.") from error
 
     def _open_log(self) -> int:
         if self._log is None:

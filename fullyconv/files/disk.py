@@ -14,7 +14,6 @@ import secrets
 import socket
 import stat
 import time
-import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, final
@@ -328,7 +327,7 @@ def remove_stale(directory: str | os.PathLike[str], *, older_than: float = _STAL
 
 # Lock
 
-_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+_held: set[Lock] = set()
 
 
 @final
