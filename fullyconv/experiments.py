@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fullyconv import metrics, models, ops
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, UsageError
-from fullyconv.geometry import plain
 
 __all__ = [
     "PAPER_BOUNDS",
@@ -63,10 +62,17 @@ def _stride(layer: nn.Module) -> int:
 def shift_and_stitch(network: nn.Sequential, x: Tensor) -> Tensor:
     """Outputs at every pixel by f^2 passes over shifted inputs, interlaced (f: the network's stride). x N C H W.
 
-    Output (y, x) belongs to the window whose top left pixel is (y, x). The slow twin of `filter_rarefaction`.
+    Output (y, x) belongs to the window whose top left pixel is (y, x). The slow twin of `filter_rarefaction`. Errors:
+    UsageError when the picture does not hold a window at every shift.
     """
-    f = int(np.prod([_stride(layer) for layer in network]))
-    parts = {(i, j): network(x[:, :, i:, j:]) for i in range(f) for j in range(f)}
+    f, field = 1, 1
+    for layer in network:
+        kernel: Any = getattr(layer, "kernel_size", 1)
+        field += ((kernel[0] if isinstance(kernel, tuple) else kernel) - 1) * f
+        f *= _stride(layer)
+    if min(x.shape[2:]) < field + f - 1:
+        raise UsageError(f"Windows of {field} pixels shifted by up to {f - 1} need a side of at least {field + f - 1}.")
+    parts: dict[tuple[int, int], Tensor] = {(i, j): network(x[:, :, i:, j:]) for i in range(f) for j in range(f)}
     rows = sum(parts[i, 0].shape[2] for i in range(f))
     columns = sum(parts[0, j].shape[3] for j in range(f))
     first = parts[0, 0]
@@ -149,7 +155,8 @@ class _Pictures:
 
 def _pictures(data: Dataset, model: models.FCN, size: tuple[int, int], limit: int) -> _Pictures:
     """Up to `limit` pictures, each cropped to `size` at its top left."""
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
     for sample in data:
         if sample.image.shape[0] >= size[0] and sample.image.shape[1] >= size[1] and len(images) < limit:
             label = next(iter(sample.labels.values()))
@@ -193,7 +200,7 @@ def patch_sampling(
             chosen = torch.randint(len(given.images), (max(1, round(batch / p)),), generator=generator)
             labels = given.labels[chosen]
             if p < 1:
-                labels = keep_cells(labels, plain(geometry.stride), p, taxonomy.ignore, generator)
+                labels = keep_cells(labels, int(geometry.stride), p, taxonomy.ignore, generator)
             optimiser.zero_grad(set_to_none=True)
             _loss(model.train(), given.images[chosen], labels, taxonomy.ignore).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -241,7 +248,8 @@ def coarse_labels(label: NDArray[Any], factor: int, classes: int, ignore: int, m
         coarse = np.where(centre == ignore, coarse, centre)
     elif method != "vote":
         raise UsageError(f"{method!r} is no way to downsample labels; choose nearest or vote.")
-    return coarse[row[:, None], column[None, :]]
+    result: NDArray[Any] = coarse[row[:, None], column[None, :]]
+    return result
 
 
 def upper_bounds(

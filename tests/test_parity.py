@@ -27,10 +27,13 @@ def written(tmp_path: Path, name: str, size: tuple[int, int], divide: int, seed:
     return graph, caffe_writer.write(weights, blobs)
 
 
-def thinned(name: str, divide: int) -> models.FCN:
+CREATE = models.create
+
+
+def thinned(name: str, divide: int, classes: int | None = None, **more: object) -> models.FCN:
     """The network with 1 / divide of its hidden channels: the same code, only its weights are smaller."""
     with torch.device("meta"):
-        model = models.create(name)
+        model = CREATE(name, classes, **more)
     for key, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             out = module.out_channels if ".score." in key else module.out_channels // divide

@@ -272,18 +272,19 @@ def convert(
     """
     from fullyconv.models import create
 
-    path = Path(path)
-    model = create(name, classes, heads=heads, taxonomies=taxonomies, quiet=True)
-    if path.suffix == ".caffemodel":
+    path, network = Path(path), parse(name)
+    caffe = path.suffix == ".caffemodel"
+    if caffe:  # the file comes before the network: a bad one is refused before 500 MB are filled
         layers: Layers = {n: layer.blobs for n, layer in read_caffemodel(path).items()}
-        report = load_layers(model, layers, printable(path.name))
     else:
         tensors = read_tensors(path)
         if not _is_pytorch_fcn(tensors):
             model = create(name, classes, heads=heads, taxonomies=taxonomies, weights=path, quiet=True)
             return model.eval()
-        report = load_layers(model, _grouped(tensors), printable(path.name), scales_stored=False)
-    model.preprocessing, data = released_preprocessing(parse(name), name, model.heads)
+        layers = _grouped(tensors)
+    model = create(name, classes, heads=heads, taxonomies=taxonomies, quiet=True)
+    report = load_layers(model, layers, printable(path.name), scales_stored=caffe)
+    model.preprocessing, data = released_preprocessing(network, name, model.heads)
     report.preprocessing = f"the authors (BGR minus the mean of {data})"
     model.report = report
     return model.eval()
