@@ -12,6 +12,7 @@ from fullyconv.cli.compare import compare
 from fullyconv.cli.convert import convert
 from fullyconv.cli.convolutionalise import convolutionalise
 from fullyconv.cli.data import data
+from fullyconv.cli.demo import demo
 from fullyconv.cli.evaluate import evaluate
 from fullyconv.cli.experiment import experiment
 from fullyconv.cli.hha import hha
@@ -23,6 +24,7 @@ from fullyconv.cli.train import train
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
+    "demo": demo,
     "check": check,
     "train": train,
     "evaluate": evaluate,
