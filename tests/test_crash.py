@@ -279,6 +279,7 @@ def killed(path: Path, count: int, work: Callable[[Path, int, Callable[[str], No
     """Kill a forked, saving child `count` times at random moments: (kills in mid-write, bad outcomes, steps made)."""
     rng = random.Random(7)
     middle = bad = acknowledged = 0
+    longest = 0.5  # seconds; follows what a save takes here, so that kills land before, in and after saves
     for _ in range(count):
         read, write = os.pipe()
         child = os.fork()
@@ -292,10 +293,15 @@ def killed(path: Path, count: int, work: Callable[[Path, int, Callable[[str], No
         said = b""
         said = os.read(read, 100)  # the child has begun
         assert said, "the child died of itself"
-        deadline = time.monotonic() + rng.uniform(0, 0.08)
+        start = time.monotonic()
+        deadline = start + rng.uniform(0, longest)
         while (left := deadline - time.monotonic()) > 0:
             if select.select([read], [], [], left)[0]:
                 said += os.read(read, 65536)
+        if done := said.count(b"done"):
+            longest = 0.5 * longest + 0.5 * min(2.0, 4 * (time.monotonic() - start) / done)
+        else:
+            longest = min(2.0, 1.2 * longest)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while more := os.read(read, 65536):

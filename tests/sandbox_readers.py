@@ -1,0 +1,119 @@
+"""Readers that misbehave in every way the sandbox must contain; and honest ones."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+import time
+from typing import Any
+
+import numpy as np
+
+from fullyconv.errors import DataError, MissingInput
+
+
+def honest(path: str, times: int = 1) -> tuple[dict[str, Any], Any]:
+    with open(path, "rb") as file:
+        data = np.frombuffer(file.read(), np.uint8)
+    return {"bytes": np.tile(data, times)}, {"path": path, "times": times}
+
+
+def refuses(path: str) -> dict[str, Any]:
+    raise DataError(f"{path} is not good enough.")
+
+
+def misses(path: str) -> dict[str, Any]:
+    raise MissingInput("nothing there")
+
+
+def fails(path: str) -> dict[str, Any]:
+    raise KeyError("unexpected\x1b[31m")
+
+
+def returns_nonsense(path: str) -> Any:
+    return ["not", "a", "dict"]
+
+
+def eats_memory(path: str) -> dict[str, Any]:
+    return {"x": np.ones(4 << 27)}
+
+
+def eats_time(path: str) -> dict[str, Any]:
+    while True:
+        pass
+
+
+def sleeps(path: str) -> dict[str, Any]:
+    time.sleep(600)
+    return {}
+
+
+def crashes(path: str) -> dict[str, Any]:
+    ctypes.string_at(0)
+    return {}
+
+
+def leaves(path: str) -> dict[str, Any]:
+    os._exit(0)
+
+
+def floods(path: str) -> dict[str, Any]:
+    """More answer than any file of this size can stand for."""
+    page = np.zeros(16 << 20, np.uint8)
+    return {str(i): page for i in range(64)}
+
+
+def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Try everything forbidden through Python and straight through the C library; say what came of each."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder = os.path.dirname(path)
+    name = os.fsencode(folder)
+
+    def raw(result: int) -> str:
+        return "allowed" if result >= 0 else os.strerror(ctypes.get_errno())
+
+    tries = {
+        "python open w": lambda: open(f"{folder}/written", "w"),  # noqa: SIM115
+        "python open a": lambda: open(path, "a"),  # noqa: SIM115
+        "python mkdir": lambda: os.mkdir(f"{folder}/made"),
+        "python unlink": lambda: os.unlink(path),
+        "python rename": lambda: os.rename(path, f"{path}2"),
+        "python symlink": lambda: os.symlink(path, f"{folder}/link"),
+        "python system": lambda: os.system(f"touch {folder}/system"),
+        "python popen": lambda: subprocess.Popen(["touch", f"{folder}/popen"]),
+        "python fork": os.fork,
+        "python socket": lambda: socket.socket().connect(("127.0.0.1", 9)),
+        "python getaddrinfo": lambda: socket.getaddrinfo("localhost", 80),
+        "python kill": lambda: os.kill(os.getppid(), 0),
+        "raw open": lambda: raw(libc.open(name + b"/raw", os.O_CREAT | os.O_WRONLY, 0o600)),
+        "raw open rdwr": lambda: raw(libc.open(os.fsencode(path), os.O_RDWR)),
+        "raw creat": lambda: raw(libc.creat(name + b"/creat", 0o600)),
+        "raw unlink": lambda: raw(libc.unlink(os.fsencode(path))),
+        "raw mkdir": lambda: raw(libc.mkdir(name + b"/rawdir", 0o700)),
+        "raw rename": lambda: raw(libc.rename(os.fsencode(path), name + b"/renamed")),
+        "raw link": lambda: raw(libc.link(os.fsencode(path), name + b"/hard")),
+        "raw chmod": lambda: raw(libc.chmod(os.fsencode(path), 0o777)),
+        "raw truncate": lambda: raw(libc.truncate(os.fsencode(path), 0)),
+        "raw socket": lambda: raw(libc.socket(2, 1, 0)),
+        "raw unix socket": lambda: raw(libc.socket(1, 1, 0)),
+        "raw fork": lambda: raw(libc.fork()),
+        "raw execve": lambda: raw(libc.execve(b"/bin/true", None, None)),
+        "raw kill": lambda: raw(libc.kill(os.getppid(), 0)),
+        "raw ptrace": lambda: raw(libc.ptrace(16, os.getppid(), 0, 0)),
+        "raw rlimit": lambda: raw(libc.setrlimit(9, (ctypes.c_ulong * 2)(1 << 62, 1 << 62))),
+        "raw unshare": lambda: raw(libc.unshare(0x10000000)),
+        "raw memfd exec": lambda: raw(libc.syscall(322, 0, b"", None, None, 0x1000)),
+        "raw io_uring": lambda: raw(libc.syscall(425, 8, ctypes.create_string_buffer(120))),
+        "raw openat2": lambda: raw(libc.syscall(437, -100, name + b"/openat2", ctypes.create_string_buffer(24), 24)),
+        "raw mount": lambda: raw(libc.mount(b"none", name, b"tmpfs", 0, None)),
+    }
+    said = {}
+    for label, attempt in tries.items():
+        try:
+            done = attempt()
+            said[label] = done if isinstance(done, str) else "allowed"
+        except OSError as error:
+            said[label] = str(error)
+    return {}, said
