@@ -342,7 +342,7 @@ def test_stages_start_from_the_scores_of_the_one_before(tmp_path: Path, monkeypa
 
     table = {f"tiny{s}": {"model": f"fcn{s}s-tiny", "name": f"tiny{s}", "lr": 1e-9, "seed": s} for s in (4, 2)}
     monkeypatch.setattr(staged, "published", lambda name: small(**table[name]))
-    recipe = small(stages=("tiny4", "tiny2"), epochs=1)
+    recipe = published.read(None, {"stages": ["tiny4", "tiny2"], "epochs": 1})
     out = fit(recipe, tmp_path / "run")
     assert sorted(p.name for p in out.iterdir()) == ["1-tiny4", "2-tiny2", "best", "last", "recipe.toml"]
     first, second = fc.load(out / "1-tiny4" / "last"), fc.load(out / "last")
@@ -408,8 +408,9 @@ def test_under_a_budget_measurements_are_spaced_by_what_they_took() -> None:
         if planning.measurement_due(plan, state):
             state.measured, state.measuring = state.step, 1.0
             state.elapsed += 1.0
-            state.measured_at, spent = state.elapsed, spent + 1.0
+            state.measured_in_all = spent = spent + 1.0
     assert 5 <= spent <= 0.1 * state.elapsed
+    assert spent + 1.0 <= 0.1 * (state.elapsed + 1.0)  # with the one at the end
     assert state.elapsed + state.measuring == pytest.approx(100, abs=1.2)
 
 

@@ -252,7 +252,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-TIMES = ("elapsed", "measured_at", "measuring")
+TIMES = ("elapsed", "measured_in_all", "measuring")
 
 
 def outcome(out: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +34,7 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits every time, on a GPU too, or an error.")
     ] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
@@ -69,7 +71,30 @@ def train(
         check=check,
         quiet=quiet,
     )
+    if report and not int(os.environ.get("RANK", 0)):
+        _report(target, resolved, data, val, quiet)
     print(target)
+
+
+def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
+    """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
+    from fullyconv.errors import StorageError
+    from fullyconv.evaluate import evaluate
+    from fullyconv.models import load
+    from fullyconv.predict import Predictor
+    from fullyconv.report import write
+    from fullyconv.train.course import open_both
+
+    try:
+        if (out / "best").exists() and not recipe.stages:
+            dataset = open_both(recipe, data, val or None)[1]
+            assert dataset is not None
+            evaluate(Predictor(load(out / "best")), dataset, keep=out / "evaluation")
+        page = write(out)
+        if not quiet:
+            print(f"report: {page}", file=sys.stderr)
+    except StorageError as error:
+        print(f"There is no report: {error}", file=sys.stderr)
 
 
 def _supervised(out: Path) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from fullyconv.data.base import Dataset
+from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
 from fullyconv.train import keeping, measuring, optimisation, planning
 from fullyconv.train.course import Course, prepare, training_mode
@@ -50,6 +51,8 @@ def fit(
     Interrupted or Terminated after a signal, with the step saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    if not isinstance(data, Dataset) and not os.fspath(data):
+        raise UsageError("Name the labelled pictures to learn from: data=PATH, kind:PATH or a Dataset.")
     if recipe.stages:
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:
@@ -80,13 +83,11 @@ def learn(c: Course, stop: Stop) -> None:
             with explained(c, step.batches):
                 outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
-            if keeping.accept(c, outcome, norm, step):
+            if keeping.accept(c, outcome, norm, step, buffers):
                 c.scaler.step(c.optimizer)
                 c.scaler.update()
                 if c.average is not None:
                     optimisation.average_into(c.average, c.model, recipe.ema, state.step)
-            else:
-                keeping.undo(c.model, buffers)
             c.optimizer.zero_grad(set_to_none=True)
             c.clock.lap("backward")
             keeping.advance(c, step)

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fullyconv.errors import DataError, FullyconvError
+from fullyconv.errors import DataError, FullyconvError, StorageError
+from fullyconv.files import atomic_write
 from fullyconv.models import store
 from fullyconv.train import planning, state
 from fullyconv.train.course import Course, training_mode
@@ -33,13 +34,14 @@ def undo(model: Any, buffers: list[Tensor]) -> None:
         b.copy_(before)
 
 
-def accept(c: Course, outcome: Outcome, norm: float, step: Step) -> bool:
-    """Whether the step may be taken. A NaN or infinite loss or gradient is refused, its files are named and written to
-    refused.jsonl, and `max_bad_steps` of them in a row end the run."""
+def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[Tensor]) -> bool:
+    """Whether the step may be taken. A NaN or infinite loss or gradient is refused: `buffers` are put back, its files
+    are named and written to refused.jsonl, and `max_bad_steps` of them in a row end the run."""
     overflow = c.recipe.precision == "fp16" and c.scaler.is_enabled() and math.isfinite(outcome.loss)
     if math.isfinite(outcome.loss) and (math.isfinite(norm) or overflow):
         c.state.refused = 0
         return True
+    undo(c.model, buffers)
     c.state.refused += 1
     what = "loss" if not math.isfinite(outcome.loss) else "gradient"
     files = ", ".join(n for b in step.batches for n in b.names)
@@ -163,6 +165,11 @@ def end(c: Course, stop: Stop) -> None:
     save(c)
     if c.board:
         c.board.close()
+    if c.run is not None:
+        try:
+            atomic_write(c.out / "times.json", json.dumps(c.clock.spent).encode())
+        except StorageError as error:
+            c.display.note(f"times.json is missing: {error}")
     c.display.end(c.clock)
 
 

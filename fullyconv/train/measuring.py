@@ -49,7 +49,7 @@ def _note(c: Course, tables: dict[str, Any]) -> None:
         state.best, state.best_step, state.worse = score, state.step, 0
     state.measuring = c.world.first(c.clock.lap("measure"))
     state.elapsed += state.measuring
-    state.measured_at = state.elapsed
+    state.measured_in_all += state.measuring
     c.tables = tables
     row: dict[str, Any] = {"kind": "measurement", "step": state.step, "split": c.val.split if c.val else ""}
     for head, values in figures.items():

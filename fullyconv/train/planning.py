@@ -64,16 +64,15 @@ def finished(plan: Plan, state: State, early_stop: int) -> bool:
 
 def measurement_due(plan: Plan, state: State) -> bool:
     """Whether to measure after this step. By step counts, so that a resumed run measures where the first would;
-    under a time budget, once the time since the last measurement leaves a measurement its share of it."""
+    under a time budget, once all measurements together stay within their share of the time."""
     if state.measured == state.step:
         return False
     if plan.every:
         return state.step % plan.every == 0
-    passed = state.elapsed - state.measured_at
-    cost = state.measuring or plan.ratio * passed / max(1, state.step - state.measured)
-    return passed * plan.share > cost * (1 - plan.share) and state.step - state.measured >= min(
-        20, plan.steps_per_epoch
-    )
+    cost = state.measuring or plan.ratio * state.elapsed / max(1, state.step)
+    # This one and the one at the end must fit into the share.
+    fits = state.measured_in_all + 2 * cost <= plan.share * (state.elapsed + 2 * cost)
+    return fits and state.step - state.measured >= min(20, plan.steps_per_epoch)
 
 
 def saving_due(plan: Plan, since_save: float) -> bool:

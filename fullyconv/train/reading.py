@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class Reader:
         self.ignore = {head: t.ignore for head, t in dataset.taxonomies.items()}
         self.augmentation = _augmentation(dataset, recipe)
         self.cache: dict[int, Sample] = {}
+        if recipe.cache == "memory" and recipe.workers:
+            self._fill_cache()  # before the processes part, so that they share it
 
     def names(self, indices: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.dataset.records[i].name for i in indices)
@@ -115,6 +118,11 @@ class Reader:
                 return sample
             self.cache[index] = sample
         return self.cache[index]
+
+    def _fill_cache(self) -> None:
+        for index in range(len(self.dataset)):
+            with contextlib.suppress(FullyconvError, OSError):  # it fails again, and counts, in its turn
+                self._read(index)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
         h = max(s.image.shape[0] for s in samples)

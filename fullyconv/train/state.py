@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, final
 
 import torch
@@ -27,8 +27,8 @@ class State:
     position: int = 0  # images of this epoch that were learned
     elapsed: float = 0.0  # seconds learned and measured, which a time budget counts
     measured: int = 0  # step of the last measurement
-    measured_at: float = 0.0  # `elapsed` after it
-    measuring: float = 0.0  # seconds the last measurement took
+    measuring: float = 0.0  # seconds it took
+    measured_in_all: float = 0.0  # seconds all measurements took
     best: float = -1.0  # best mean IU
     best_step: int = 0
     worse: int = 0  # measurements since the best
@@ -103,4 +103,5 @@ def restore(
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The checkpoint does not fit this network or optimiser ({first}); use init_from.") from error
     scaler.load_state_dict(kept["scaler"])
-    return State(**kept["train"])
+    known = {f.name for f in fields(State)}
+    return State(**{key: value for key, value in kept["train"].items() if key in known})

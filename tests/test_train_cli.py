@@ -1,0 +1,114 @@
+"""`fullyconv train` as a user meets it: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_tools import after_step, call
+
+from fullyconv.cli import main
+from fullyconv.recipes import Recipe
+
+TINY = ["--set", "model=fcn2s-tiny", "--set", "epochs=1", "--set", "batch_size=2", "--set", "crop=[16,16]"]
+
+
+def folder(root: Path, count: int = 5, split: bool = True) -> Path:
+    """Pictures with squares, as images/ and labels/."""
+    rng = np.random.default_rng(0)
+    for name in ("train", "val") if split else ("",):
+        for kind in ("images", "labels"):
+            (root / name / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.zeros((18, 20), np.uint8)
+            label[i : i + 7, 3:12] = 1
+            image = (label[..., None] * 120 + rng.integers(0, 90, (18, 20, 3))).astype(np.uint8)
+            Image.fromarray(image).save(root / name / "images" / f"{name}{i}.png")
+            Image.fromarray(label).save(root / name / "labels" / f"{name}{i}.png")
+    return root
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as e:
+        main(["train", *arguments])
+    return int(e.value.code or 0)
+
+
+def test_a_folder_becomes_a_run_whose_place_is_the_only_result(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    data = folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert run(str(data), *TINY) == 0
+    said = capsys.readouterr()
+    assert said.out == "runs/data\n"
+    assert "mean IU" in said.err
+    assert run(str(data), *TINY) == 0
+    assert capsys.readouterr().out == "runs/data-2\n"
+    assert run(str(data), *TINY, "--out", "runs/data") == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys: Any) -> None:
+    assert run(str(folder(tmp_path / "data", 10, split=False)), *TINY, "--out", str(tmp_path / "run")) == 0
+    assert "2 of 10 images are held out" in capsys.readouterr().err
+
+
+def test_the_resolved_recipe_can_be_seen_without_training(capsys: Any) -> None:
+    assert run("--print-config", "--recipe", "voc-fcn16s", "--set", "lr=2e-12") == 0
+    recipe = Recipe(**tomllib.loads(capsys.readouterr().out))
+    assert (recipe.model, recipe.lr, recipe.momentum) == ("voc-fcn16s", 2e-12, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--set", "batchsize=3"], 2, "'batch_size'"),
+        (["--set", "model=fcn8s-vgg61"], 2, "vgg16"),
+        (["--recipe", "nowhere.toml"], 66, "nowhere.toml"),
+        (["--resume", "--out", "nothing-here"], 2, "no run to go on with"),
+    ],
+)
+def test_what_cannot_be_meant_ends_with_one_sentence(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert run(str(folder(tmp_path / "data", 2)), *arguments) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
+    data = folder(tmp_path / "data")
+    (data / "train" / "labels" / "train0.png").unlink()
+    (data / "train" / "images" / "train1.png").write_bytes(b"not a picture")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(data / "val" / "labels" / "val2.png")
+    assert run(str(data), *TINY, "--out", str(tmp_path / "run")) == 65
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("train0", "train1", "val2"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_pictures_at_all_is_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    assert run(str(tmp_path), *TINY, "--out", str(tmp_path / "run")) == 65
+    assert not (tmp_path / "run").exists()
+
+
+def _terminated(data: str, out: str, number: int) -> None:
+    after_step(2, lambda: os.kill(os.getpid(), number))
+    main(["train", data, *TINY, "--out", out, "--quiet"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_resume_takes_the_runs_own_recipe(number: int, code: int, tmp_path: Path) -> None:
+    data, out = str(folder(tmp_path / "data")), tmp_path / "run"
+    assert call(_terminated, data, str(out), int(number)) == code
+    assert (out / "last").resolve().name == "step-2"
+    assert run(data, "--out", str(out), "--resume", "--quiet") == 0
+    assert (out / "last").resolve().name == "step-3"

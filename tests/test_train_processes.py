@@ -1,0 +1,76 @@
+"""Several processes of one run: the same steps, the same figures, and a stop of one is a stop of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_tools import after_step, fit, outcome, pictures, small, start
+
+import fullyconv as fc
+
+
+def _rank(rank: int, size: int, port: int, out: str, keys: dict[str, Any], resume: bool, stop_at: int) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    if stop_at and rank == 1:
+        after_step(stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    fit(small(**keys), Path(out), resume)
+
+
+def together(
+    out: Path, keys: dict[str, Any], resume: bool = False, stop_at: int = 0, size: int = 2
+) -> list[int | None]:
+    """Exit codes of `size` processes that train as torchrun would start them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    run: Callable[[int], Any] = lambda r: start(_rank, r, size, port, str(out), keys, resume, stop_at)  # noqa: E731
+    processes = [run(r) for r in range(size)]
+    for p in processes:
+        p.join(120)
+    return [p.exitcode for p in processes]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = fc.load(out / "last").state_dict()
+    return found
+
+
+@pytest.mark.parametrize("keys", [{"batch_size": 4, "class_weights": "median-frequency"}, {"loss": "image-mean"}])
+def test_two_processes_train_as_one_with_an_uneven_last_batch(keys: dict[str, Any], tmp_path: Path) -> None:
+    # 7 images: the last step of 4 has 3, of 2 has 1, so that the second process has fewer, or none.
+    keys = {"model": "fcn2s-plain", "optimizer": "sgd", "epochs": 2, "lr": 0.05} | keys
+    assert together(tmp_path / "two", keys) == [0, 0]
+    fit(small(**keys), tmp_path / "one")
+    for a, b in zip(weights(tmp_path / "one").values(), weights(tmp_path / "two").values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    rows = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    assert [r.get("order") for r in rows[0]] == [r.get("order") for r in rows[1]]
+
+
+def test_the_measurement_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    assert together(tmp_path / "two", {"epochs": 2}) == [0, 0]
+    row = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])
+    alone = fc.evaluate(fc.Predictor(fc.load(tmp_path / "two" / "last")), pictures(3, "val"))
+    assert row["kind"] == "measurement"
+    assert (row["mean_iu"], row["pixel_accuracy"]) == (alone.mean_iu, alone.pixel_accuracy)
+
+
+def test_a_stop_of_one_is_a_stop_of_all_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    keys = {"epochs": 2, "ema": 0.9, "workers": 2}
+    assert together(tmp_path / "whole", keys) == [0, 0]
+    assert together(tmp_path / "cut", keys, stop_at=3) == [143, 143]
+    assert together(tmp_path / "cut", keys, resume=True) == [0, 0]
+    whole, cut = outcome(tmp_path / "whole"), outcome(tmp_path / "cut")
+    for key, value in whole.items():
+        assert cut[key] == value, key
