@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fullyconv"
 # room -> (layer, torch at import time?). Rooms of one layer are listed in the order in which they may import.
 LAYERS: dict[str, tuple[int, bool]] = {
     "errors": (0, False),
+    "allocator": (0, False),
     "taxonomy": (0, False),
     "preprocessing": (0, False),
     "geometry": (0, False),
@@ -24,6 +25,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "ops": (1, True),
     "metrics": (1, False),
     "checkpoint": (1, False),
+    "hub": (1, False),
     "data": (1, False),
     "models": (2, True),
     "cost": (2, True),

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from fullyconv.allocator import huge_pages
 from fullyconv.errors import FullyconvError, InternalError, Interrupted, StorageError
 
 __all__ = ["app", "main"]
@@ -69,6 +70,7 @@ def _one_error(error: BaseException) -> FullyconvError | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.EXIT_CODES` gives."""
+    huge_pages()  # before a command imports torch
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or bool(os.environ.get("FULLYCONV_DEBUG"))
     arguments = [a for a in arguments if a != "--debug"]

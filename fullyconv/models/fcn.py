@@ -7,7 +7,7 @@ FCN-32s, 16s and 8s are this class with taps (32,), (32, 16) and (32, 16, 8). So
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -128,13 +128,19 @@ class FCN(nn.Module):
             else {}
         )
 
-    def coarse(self, x: Tensor) -> dict[str, Tensor]:
-        """{head: N K h w}: scores of the coarsest tap, upsampled and added to each finer tap's in turn."""
+    def coarse(
+        self, x: Tensor, trunks: Mapping[str, Callable[[Tensor], Mapping[int, Tensor]]] | None = None
+    ) -> dict[str, Tensor]:
+        """{head: N K h w}: scores of the coarsest tap, upsampled and added to each finer tap's in turn.
+
+        `trunks` stand in for the streams' own (`models.prepare`).
+        """
         if x.ndim != 4 or min(x.shape[2:]) < 1:
             raise DataError(f"The network takes images as N x C x H x W with H, W >= 1, not {tuple(x.shape)}.")
         if x.shape[1] != self.preprocessing.channels:
             raise DataError(f"{self.name} takes {self.preprocessing.channels} channels, the batch has {x.shape[1]}.")
-        features = {key: s.trunk(x[:, s.channels]) for key, s in self.streams.items()}  # type: ignore[operator, index]
+        trunks = trunks or {key: s.trunk for key, s in self.streams.items()}  # type: ignore[misc]
+        features = {key: trunks[key](x[:, s.channels]) for key, s in self.streams.items()}  # type: ignore[index]
         return {head: self._fuse(x, head, features) for head in self.heads}
 
     def _fuse(self, x: Tensor, head: str, features: Mapping[str, Mapping[int, Tensor]]) -> Tensor:

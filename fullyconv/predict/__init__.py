@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models import FCN, parse
+from fullyconv.models.prepare import prepare
 from fullyconv.predict.inputs import Image, as_array, resize_image
 from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
 
@@ -43,6 +44,7 @@ class Predictor:
         self.model = model.to(memory_format=torch.channels_last)
         self.device: torch.device = next(model.parameters()).device
         self.precision = _precision(precision, self.device)
+        self._network = prepare(self.model, self.precision)
         self._plan = plan(model, tile)
 
     @property
@@ -123,12 +125,8 @@ class Predictor:
     def _coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
         """window h w C -> {head: coarse scores 1 K h w, float32}."""
         x = torch.from_numpy(self.model.preprocessing(window))[None]
-        with self._autocast():
-            coarse = self.model.coarse(x.to(self.device, memory_format=torch.channels_last))
-        return {h: coarse[h].float() for h in self.heads}
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        coarse = self._network(x.to(self.device, memory_format=torch.channels_last))
+        return {h: coarse[h] for h in self.heads}
 
     def _one_or_all(self, by_head: dict[str, Any]) -> Any:
         return next(iter(by_head.values())) if len(by_head) == 1 else by_head

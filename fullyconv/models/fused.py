@@ -1,0 +1,117 @@
+"""A trunk as a graph of fewer, faster layers: convolutions that fold batch norm, end in ReLU and pack their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from fullyconv.models.trace import _Leaves, trace
+
+__all__ = ["Convolution", "fused"]
+
+
+@final
+class Convolution(nn.Module):
+    """A convolution with what follows it: batch norm in its weights, ReLU in its loop; packed weights on the CPU."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        if norm is not None:
+            mean, variance = norm.running_mean, norm.running_var
+            weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, norm.weight, norm.bias)  # type: ignore[arg-type]
+            weight, bias = weight.detach(), bias.detach()
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.kernel_size, self.in_channels, self.out_channels = conv.kernel_size, conv.in_channels, conv.out_channels
+        self.relu, self.dtype = relu, dtype
+        self.weight = weight  # the network's own where nothing is folded
+        self.bias = None if bias is None else bias.to(dtype)
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor, padding: Sequence[int] | None = None) -> Tensor:
+        """N C H W -> N C' H' W' of `dtype`; `padding` (rows, columns) stands in for the layer's own."""
+        x = x.to(self.dtype)
+        pad = [int(p) for p in (self.padding if padding is None else padding)]
+        if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
+            return self._packed(x, pad)
+        y = F.conv2d(x, self.weight.to(self.dtype), self.bias, self.stride, pad, self.dilation, self.groups)
+        return y.relu_() if self.relu else y
+
+    def _packed(self, x: Tensor, padding: list[int]) -> Tensor:
+        stride, dilation = list(self.stride), list(self.dilation)
+        if self.packed is None:  # the size of the first image chooses the layout; every size is computed right
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight.to(self.dtype), padding, stride, dilation, self.groups, list(x.shape)
+            )
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.packed, self.bias, padding, stride, dilation, self.groups, "relu" if self.relu else "none", [], ""
+        )
+        return y
+
+
+def fused(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+    """`trunk` as a graph of `Convolution`s and its other layers, giving {stride: features} of `strides` alone.
+
+    The other layers are the trunk's own. Raises CannotTrace.
+    """
+    trace(trunk)  # refuses what would be recorded for one size only
+    graph = _Leaves().trace(trunk)
+    modules = dict(trunk.named_modules())
+    root: dict[str, Any] = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers()), **modules}
+    output = next(n for n in graph.nodes if n.op == "output")
+    features = output.args[0]
+    assert isinstance(features, dict), "a trunk returns {stride: features}"
+    output.args = ({s: features[s] for s in strides},)
+    for node in list(graph.nodes):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            root[str(node.target)] = _absorbing(graph, node, modules, dtype)
+    network = fx.GraphModule(root, graph)
+    network.graph.eliminate_dead_code()  # what only other strides need
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
+
+
+def _absorbing(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> Convolution:
+    """The convolution at `node` with the batch norm and the ReLU behind it, which leave the graph."""
+    norm, relu = _norm_of(_only_user(node), modules), False
+    if norm is not None:
+        _remove(graph, node)
+    after = _only_user(node)
+    if after is not None and _is_relu(after, modules):
+        relu = True
+        _remove(graph, node)
+    conv = modules[str(node.target)]
+    assert isinstance(conv, nn.Conv2d)
+    return Convolution(conv, norm, relu, dtype)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _remove(graph: fx.Graph, node: fx.Node) -> None:
+    """Take the only user of `node` out of the graph."""
+    user = next(iter(node.users))
+    user.replace_all_uses_with(node)
+    graph.erase_node(user)
+
+
+def _norm_of(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> nn.BatchNorm2d | None:
+    module = modules.get(str(node.target)) if node is not None and node.op == "call_module" else None
+    return module if type(module) is nn.BatchNorm2d and module.running_mean is not None else None
+
+
+def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) is nn.ReLU
+    return node.target in (F.relu, torch.relu, "relu")
