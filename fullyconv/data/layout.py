@@ -81,7 +81,7 @@ def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[s
     for name in (split, *family):
         if name in found:
             return (name,)
-    if not found:
+    if not any(found):
         raise DataError(f"{printable(root)} has no splits, so no {split!r}; leave the split out.")
     near = nearest(split, list(found))
     error = UnknownName("split", split, found)
