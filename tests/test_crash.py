@@ -239,7 +239,7 @@ def resumes(path: Path, acknowledged: int) -> None:
 
 
 def test_power_loss_between_any_two_calls_loses_no_acknowledged_step(ram: Path) -> None:
-    states, bad = worst_of(recorded(ram, 3), ram / "after", 60, resumes)
+    states, bad = worst_of(recorded(ram, 3), ram / "after", 12, resumes)
     print(f"{states} states of the disk, {bad} bad")
     assert states > 50
     assert bad == 0
@@ -247,7 +247,7 @@ def test_power_loss_between_any_two_calls_loses_no_acknowledged_step(ram: Path) 
 
 @pytest.mark.slow
 def test_every_combination_of_what_a_power_loss_drops_loses_no_acknowledged_step(ram: Path) -> None:
-    states, bad = worst_of(recorded(ram, 4), ram / "after", 20_000, resumes)
+    states, bad = worst_of(recorded(ram, 4), ram / "after", 3_000, resumes)
     print(f"{states} states of the disk, {bad} bad")
     assert states > 200
     assert bad == 0
@@ -263,7 +263,7 @@ def test_power_loss_catches_a_writer_without_fsync(missing: str, ram: Path, monk
             real(self, call, fd)
 
     monkeypatch.setattr(Recorder, "_fsync", fsync)
-    states, bad = worst_of(recorded(ram, 2), ram / "after", 60, resumes)
+    states, bad = worst_of(recorded(ram, 2), ram / "after", 12, resumes)
     assert bad > 0, states
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +55,12 @@ _ALLOWED = {
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 
 
+_BROKEN = (
+    ValueError, zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, IndexError, OverflowError, RuntimeError,
+    struct.error, zlib.error, OSError,
+)  # fmt: skip
+
+
 def is_pickled(path: Path) -> bool:
     """True for PyTorch's formats, False for what looks like safetensors; DataError for all else. Reads 64 bytes."""
     fd = open_regular(path)
@@ -82,7 +90,7 @@ def scan_pickled(path: str) -> dict[str, Any]:
                 file.seek(0)
                 for _ in range(5):  # magic, protocol, system, object, storage keys
                     _scan_pickle(file, path)
-    except (ValueError, zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeError, KeyError, IndexError) as error:
+    except _BROKEN as error:
         raise DataError(f"{printable(path)} is damaged ({printable(error)}); get it anew.") from error
     return {}
 

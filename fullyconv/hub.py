@@ -1,0 +1,76 @@
+"""Model directories on the Hugging Face Hub: nothing is sent or fetched unless asked for. Extra: `hub`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from fullyconv import checkpoint
+from fullyconv.errors import DataError, FullyconvError, MissingExtra, TryAgain, UsageError, printable
+
+__all__ = ["pull", "push"]
+
+FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "canary.safetensors", "MANIFEST.json",
+         "README.md"]  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def push(directory: str | os.PathLike[str], repository: str, *, private: bool = True, message: str = "") -> str:
+    """Send a model directory to `repository` ("owner/name"), made if missing; returns the commit's address.
+
+    The directory is verified first. Training state is not sent: save the model alone (`save_pretrained`), else
+    UsageError. Raises TryAgain when the Hub refuses or is not reached; credentials are huggingface_hub's own.
+    """
+    hub = _hub()
+    stored = checkpoint.verify(directory)
+    if stored.has_state:
+        raise UsageError(f"{printable(directory)} holds training state; save the model alone, then push that.")
+    _check_name(repository)
+    try:
+        api = hub.HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=os.fspath(stored.directory),
+            allow_patterns=FILES,
+            commit_message=message or f"fullyconv model {stored.config.get('name', '')}".strip(),
+        )
+    except Exception as error:  # the client's errors have no common base
+        raise _refused("Sending to", repository, error) from error
+    return str(commit.commit_url)
+
+
+def pull(repository: str, *, revision: str | None = None) -> Path:
+    """Fetch a model directory from the Hub into its cache and verify every byte; returns the directory.
+
+    Give a commit as `revision` to be sure of the version. Raises DataError when it is no whole fullyconv model.
+    """
+    hub = _hub()
+    _check_name(repository)
+    try:
+        found = hub.snapshot_download(repository, revision=revision, allow_patterns=FILES)
+    except Exception as error:
+        raise _refused("Fetching", repository, error) from error
+    try:
+        return checkpoint.verify(found).directory
+    except FullyconvError as error:
+        raise DataError(f"{printable(repository)} is no whole fullyconv model: {error}") from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra("The Hugging Face Hub", "hub", "huggingface_hub") from error
+    return huggingface_hub
+
+
+def _check_name(repository: str) -> None:
+    if not _NAME.fullmatch(repository):
+        raise UsageError(f"{printable(repository)!r} is not a repository; write owner/name.")
+
+
+def _refused(action: str, repository: str, error: Exception) -> TryAgain:
+    return TryAgain(f"{action} {printable(repository)} failed ({printable(str(error)[:300])}); check name and login.")
