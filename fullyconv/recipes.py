@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     # The network
     model: str = _key("fcn8s-mobilenet_v2", "Network by name, fcn{32s,16s,8s,4s}-TRUNK; `fullyconv models` lists them.")
     weights: str = _key("", 'File with the trunk\'s weights; "imagenet" downloads them; empty learns from scratch.')
-    init_from: str = _key("", "Run or model directory whose tensors of the same name and shape are copied first.")
+    init_from: str = _key("", "Run or model directory to start from by net surgery; two streams: RUN,RUN.")
     padding: Literal["", "paper", "same"] = _key("", "Border handling; empty takes the network's default.")
     options: dict[str, Any] = _key({}, "Further arguments of `models.create`, as an inline table.")
     preprocessing: dict[str, Any] = _key({}, "channels, range, mean, std of weights that come without a sidecar.")

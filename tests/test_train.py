@@ -9,6 +9,7 @@ import signal
 import time
 import tomllib
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fullyconv import train as training
 from fullyconv.data.loader import order
 from fullyconv.errors import DataError, FullyconvError, Interrupted, MissingInput, StorageError, UsageError
 from fullyconv.recipes import Recipe, read
+from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import keeping, memory, optimisation, planning
 from fullyconv.train.course import held_out, median_frequency
 from fullyconv.train.display import Clock, Display, duration
@@ -227,6 +229,21 @@ def test_a_run_learns_and_leaves_what_is_needed(tmp_path: Path) -> None:
     assert "drawn" in card
 
 
+def test_time_is_counted_once(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    out = fit(small(epochs=2, val_every=0.25), tmp_path / "run")
+    state = json.loads((out / "last" / "state.json").read_text())["state"]["train"]
+    assert 0 < state["measuring"] <= state["measured_in_all"] <= state["elapsed"] <= time.perf_counter() - begin
+
+
+def test_classes_that_differ_between_learning_and_measuring_are_refused(tmp_path: Path) -> None:
+    val = replace(pictures(3, "val"), taxonomies={"semantic": Taxonomy(("a", "c", "b"))})
+    with pytest.raises(DataError, match=r"differ at id 1: \('b',\) against \('c',\)"):
+        fit(small(), tmp_path / "run", val=val)
+    numbered = replace(val, taxonomies={"semantic": Taxonomy.numbered(CLASSES)})
+    fit(small(epochs=1), tmp_path / "run", val=numbered)
+
+
 def test_two_runs_with_one_seed_are_equal_to_the_bit_and_another_seed_is_not(tmp_path: Path) -> None:
     keys = {"ema": 0.9, "seed": 5}
     first, second = (outcome(fit(small(**keys), tmp_path / n)) for n in ("a", "b"))
@@ -292,8 +309,6 @@ def test_an_unreadable_image_ends_the_run_or_is_replaced_and_counted(tmp_path: P
 
 
 def test_a_vanished_folder_ends_the_run_at_once(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     def gone(index: int) -> None:
         if index:
             raise FileNotFoundError(2, "No such file", "x.png")

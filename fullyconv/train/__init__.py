@@ -85,9 +85,9 @@ def learn(c: Course, stop: Stop) -> None:
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
             if keeping.accept(c, outcome, norm, step, buffers):
                 c.scaler.step(c.optimizer)
-                c.scaler.update()
                 if c.average is not None:
                     optimisation.average_into(c.average, c.model, recipe.ema, state.step)
+            c.scaler.update()
             c.optimizer.zero_grad(set_to_none=True)
             c.clock.lap("backward")
             keeping.advance(c, step)

@@ -23,9 +23,10 @@ from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingExtra, StorageError, UnknownName, UsageError
 from fullyconv.files import atomic_write
-from fullyconv.models.weights import load_into
+from fullyconv.models.surgery import init_from
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
+from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import planning, state
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.optimisation import optimizer_for
@@ -57,7 +58,6 @@ class Course:
     about: dict[str, Any]
     display: Display
     clock: Clock = field(default_factory=Clock)
-    tables: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     unlogged: int = 0  # rows that the disk refused
     saved: int = -1  # step of the last checkpoint
     board: Any = None  # TensorBoard's writer
@@ -148,7 +148,24 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
             )
         if dataset is not None and not dataset.taxonomies:
             raise DataError(f"The split {dataset.split!r} of {dataset.root} has no labels; give it label maps.")
+    if val is not None:
+        _refuse_other_classes(train, val)
     return train, val
+
+
+def _refuse_other_classes(train: Dataset, val: Dataset) -> None:
+    """DataError unless label k means the same in both; classes that are only numbered may be any."""
+    for head in train.taxonomies.keys() & val.taxonomies.keys():
+        ours, theirs = train.taxonomies[head].names, val.taxonomies[head].names
+        numbered = Taxonomy.numbered(len(ours)).names
+        if ours != theirs and not (len(ours) == len(theirs) and numbered in (ours, theirs)):
+            k = next(
+                (k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+            )
+            raise DataError(
+                f"The {head} classes to learn ({len(ours)}) and to measure ({len(theirs)}) differ at id {k}: "
+                f"{ours[k : k + 1]} against {theirs[k : k + 1]}; give both the same classes.txt."
+            )
 
 
 def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> Dataset | None:
@@ -175,9 +192,8 @@ def held_out(dataset: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset | N
     val = [r for r in dataset.records if place(r) <= limit]
     train = [r for r in dataset.records if place(r) > limit]
     note = f"There is no val split: {len(val)} of {len(dataset)} images are held out to be measured."
-    return replace(dataset, records=train, notes=(*dataset.notes, note)), replace(
-        dataset, records=val, split="held-out"
-    )
+    learned = replace(dataset, records=train, notes=(*dataset.notes, note))
+    return learned, replace(dataset, records=val, split="held-out")
 
 
 def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
@@ -199,10 +215,7 @@ def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
         **recipe.options,
     )
     if recipe.init_from:
-        stored = read_model(_model_directory(recipe.init_from))
-        report = load_into(model, stored.tensors, recipe.init_from)
-        if model.preprocessing.channels == len(stored.preprocessor["order"]):
-            model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+        report = init_from(model, [_model_directory(path) for path in recipe.init_from.split(",")])
         if not quiet:
             print(report, file=sys.stderr)
     if recipe.batch_norm == "unfold":
@@ -296,7 +309,7 @@ def _board(recipe: Recipe, out: Path, world: World) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard = true", "tensorboard", "tensorboard") from error
-    return SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(out / "tensorboard"))
 
 
 def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict[str, Tensor | None]:

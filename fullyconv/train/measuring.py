@@ -48,9 +48,8 @@ def _note(c: Course, tables: dict[str, Any]) -> None:
     if score == score and score > state.best:  # a NaN never becomes the best
         state.best, state.best_step, state.worse = score, state.step, 0
     state.measuring = c.world.first(c.clock.lap("measure"))
-    state.elapsed += state.measuring
+    state.elapsed += c.world.first(c.clock.since_mark())
     state.measured_in_all += state.measuring
-    c.tables = tables
     row: dict[str, Any] = {"kind": "measurement", "step": state.step, "split": c.val.split if c.val else ""}
     for head, values in figures.items():
         row |= {(k if head == main else f"heads.{head}.{k}"): v for k, v in values.items()}

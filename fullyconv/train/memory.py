@@ -1,15 +1,16 @@
-"""When the GPU's memory is not enough: say what would be."""
+"""When the GPU refuses a step: say what its memory would hold, or which operation cannot be repeated."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from fullyconv.errors import FullyconvError
+from fullyconv.errors import FullyconvError, UsageError
 from fullyconv.train.step import Batch, gradients
 
 __all__ = ["advice", "explained", "one_image"]
@@ -19,13 +20,20 @@ GIB = float(1 << 30)
 
 @contextmanager
 def explained(c: Any, batches: Sequence[Batch]) -> Iterator[None]:
-    """Turn an out-of-memory error inside into a sentence that says what fits: one image is tried and measured."""
+    """Turn an out-of-memory error inside into a sentence that says what fits (one image is tried and measured), and
+    torch's refusal under `deterministic` into one that names the operation."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        pass
-    else:
         return
+    except torch.OutOfMemoryError:
+        pass  # what follows runs outside the handler, which would keep the failed step's tensors
+    except RuntimeError as error:
+        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if not found:
+            raise
+        raise UsageError(
+            f"{found[1]} cannot be repeated to the bit on this device; train without --deterministic or on the CPU."
+        ) from error
     most = max(len(b.images) for b in batches)
     h, w = batches[0].images.shape[1:3]
     what = f"The GPU's memory is not enough for {most} images of {h}x{w} at a time; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any, final
@@ -41,12 +40,11 @@ class Stop:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.signal:
+            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the live display hid the cursor
             os._exit(128 + number)
         self.signal = number
         # os.write, because the handler may have interrupted a print.
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopping: saving this step (again to leave now)\n"
-        )
+        os.write(2, b"\nstopping: saving this step (again to leave now)\n")
 
     def error(self, saved: str) -> FullyconvError:
         """What to raise once everything is saved; `saved` says where."""
