@@ -1,0 +1,67 @@
+"""Every published layout and labelling format is learned and measured for two steps, from its owners' files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_annotations as tools
+import test_corpora as corpora
+from training_tools import Recipe
+
+from fullyconv.data import hha, open_dataset, scenes
+from fullyconv.images import encode_png
+from fullyconv.train import fit
+
+pytestmark = pytest.mark.slow
+
+
+def annotated(kind: str) -> Callable[[Path], object]:
+    def write(root: Path) -> object:
+        square = [tools.SQUARE[i : i + 2] for i in range(0, 8, 2)]
+        if kind == "coco":
+            return tools.write_coco(root, [{"category_id": 1, "segmentation": [tools.SQUARE]}])
+        if kind == "labelme":
+            return tools.write_labelme(root, "x", [tools.shape("car", "polygon", square)])
+        if kind == "cvat":
+            return tools.write_cvat(root, tools.cvat_polygon("car", tools.SQUARE, 0))
+        return tools.write_labelstudio(root, [tools.result("polygon", "car", points=tools.percent(tools.SQUARE))])
+
+    return write
+
+
+FORMATS = {kind: annotated(kind) for kind in ("coco", "labelme", "cvat", "labelstudio")}
+
+
+def learn(spec: str, root: Path, model: str = "fcn4s-tiny", **options: object) -> dict[str, float]:
+    """The measurements of a run of two steps that learns and is measured on the same split."""
+    inputs = ("rgb", "depth") if model.endswith("-rgbd") else ("rgb", "hha") if "hha" in model else None
+    data = open_dataset(spec, inputs=inputs)
+    recipe = Recipe.model_validate(
+        {"model": model, "steps": 2, "batch_size": 1, "crop": (32, 32), "device": "cpu", "seed": 1, **options}
+    )
+    out = fit(recipe, data=data, val=data, out=root / "run", check=False, quiet=True)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return dict(next(row for row in reversed(rows) if any("mean_iu" in key for key in row)))
+
+
+@pytest.mark.parametrize("kind", [*corpora.WRITERS, *FORMATS])
+def test_each_layout_is_learned_and_measured(kind: str, tmp_path: Path) -> None:
+    {**corpora.WRITERS, **FORMATS}[kind](tmp_path / "data")
+    measured = learn(f"{kind}:{tmp_path / 'data'}", tmp_path)
+    assert any(key.endswith("mean_iu") and 0 <= value <= 1 for key, value in measured.items())
+    if kind == "siftflow":
+        assert any("geometric" in key for key in measured)
+
+
+@pytest.mark.parametrize("model", ["fcn4s-tiny-rgbd", "fcn4s-tiny-rgb-hha"])
+def test_scenes_are_learned_with_depth_fused_early_and_hha_fused_late(model: str, tmp_path: Path) -> None:
+    root = scenes.write(tmp_path / "data", train=2, val=0, size=(48, 64))
+    for file in (root / "train/depth").iterdir():
+        picture = hha.encode(hha.read_depth(file), scenes.camera((48, 64)))
+        (root / "train/hha").mkdir(exist_ok=True)
+        (root / "train/hha" / file.name).write_bytes(encode_png(picture))
+    measured = learn(f"folder:{root}", tmp_path, model)
+    assert any("geometric" in key for key in measured)
