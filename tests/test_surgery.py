@@ -112,7 +112,7 @@ def test_two_sources_for_one_stream_and_strangers_are_refused() -> None:
     with pytest.raises(DataError, match="no tensor in common"):
         transplant(target, {"a": {"x.weight": torch.ones(1)}})
     state = colour.state_dict()
-    state["streams.rgb.trunk.features.2.weight"] = torch.ones(3, 3)
+    state["streams.rgb.trunk.features.2.weight"] = torch.ones(5, 5)
     with pytest.raises(DataError, match=r"features\.2"):
         transplant(target, {"a": state})
 
