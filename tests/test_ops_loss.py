@@ -151,6 +151,28 @@ def test_labels_of_any_integer_type_give_the_same_loss(dtype: torch.dtype) -> No
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+def test_neither_scores_nor_labels_are_written_to(impl: str) -> None:
+    scores, labels = case(5, (1, 4, 5, 5), (20, 20))
+    before = scores.clone(), labels.clone()
+    for options in ({}, {"weight": torch.ones(4), "top_k": 0.5, "label_smoothing": 0.1}):
+        value_and_gradient(scores, labels, 4, 2, **options, impl=impl)
+    assert torch.equal(scores, before[0])
+    assert torch.equal(labels, before[1])
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("ignore", [-156, 259, 65535])
+def test_an_ignore_value_beyond_a_byte_ignores_no_byte(impl: str, ignore: int) -> None:
+    scores, labels = case(5, (1, 200, 3, 3), (20, 20))
+    labels = labels.clamp(max=199).to(torch.uint8)
+    labels[0, 0] = ignore % 256 if ignore % 256 < 200 else 3
+    for top_k in (None, 0.5):
+        found = ops.upsample_cross_entropy(scores, labels, 8, 4, ignore=ignore, top_k=top_k, impl=impl)
+        exact = ops.upsample_cross_entropy(scores, labels.long(), 8, 4, ignore=-1, top_k=top_k, impl="reference")
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_large_scores_neither_overflow_nor_vanish() -> None:
     scores, labels = case(6, (1, 5, 6, 6), (40, 40))
     for impl in FAST:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fullyconv.ops.fused import Engine, Total
-from fullyconv.ops.loss import Loss
+from fullyconv.ops.loss import Loss, labelled
 from fullyconv.ops.sampling import Sampling, fold, window
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
@@ -118,7 +118,7 @@ def total(
         value += (each if share is None else each * strip.of(share)).sum(dtype=torch.float64)
         weight += part.sum(dtype=torch.float64)
         if slope is not None:
-            valid = (strip.of(labels) != loss.ignore).to(cells.dtype)
+            valid = labelled(strip.of(labels), loss.ignore).to(cells.dtype)
             shares = valid if share is None else valid * strip.of(share)
             strip.add_gradient(slope, _gradient(log_share, index, part, shares, loss))
     folded = None if slope is None else fold(slope, sampling)
@@ -130,8 +130,8 @@ ENGINE = Engine(losses, total)
 
 def _values(log_share: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """Each pixel's loss, its class's weight (0 where ignored), its class (0 where ignored); n S W."""
-    valid = labels != loss.ignore
-    index = labels.to(torch.int64).masked_fill_(~valid, 0)
+    valid = labelled(labels, loss.ignore)
+    index = labels.to(torch.int64).masked_fill(~valid, 0)
     own = valid.to(log_share.dtype) if loss.weight is None else loss.weight[index] * valid
     each = log_share.gather(1, index[:, None])[:, 0] * own * (loss.label_smoothing - 1)
     if loss.label_smoothing:

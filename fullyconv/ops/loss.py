@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fullyconv.errors import DataError
 
-__all__ = ["Loss", "Reduction", "bad_label", "check_values", "kept", "reduce_losses", "weight_of"]
+__all__ = ["Loss", "Reduction", "bad_label", "check_values", "kept", "labelled", "reduce_losses", "weight_of"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -38,26 +38,31 @@ def bad_label(value: int, classes: int, ignore: int) -> DataError:
 
 def check_values(labels: Tensor, classes: int, ignore: int) -> None:
     """Raises DataError for a label that is neither a class nor `ignore`."""
-    # uint16 cannot be compared in torch, and uint8 cannot be compared with an ignore value outside its range.
     wide = labels if labels.dtype in (torch.int64, torch.int32) else labels.to(torch.int32)
     bad = (wide != ignore) & ((wide < 0) | (wide >= classes))
     if bool(bad.any()):
         raise bad_label(int(wide[bad][0]), classes, ignore)
 
 
+def labelled(labels: Tensor, ignore: int) -> Tensor:
+    """Where a label counts: not `ignore`, compared as numbers whatever the type. Same shape, bool."""
+    # uint16 cannot be compared in torch, and a number beyond uint8 must not wrap around to a class.
+    return (labels if labels.dtype in (torch.int64, torch.int32) else labels.to(torch.int32)) != ignore
+
+
 def weight_of(labels: Tensor, loss: Loss) -> Tensor:
     """Each pixel's weight in the mean's denominator: its class's, 0 where ignored. N H W."""
-    valid = labels != loss.ignore
+    valid = labelled(labels, loss.ignore)
     if loss.weight is None:
         return valid.to(torch.float32)
-    return loss.weight[labels.masked_fill(~valid, 0)] * valid
+    return loss.weight[labels.to(torch.int64).masked_fill(~valid, 0)] * valid
 
 
 def kept(each: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     """Pixels that count: not ignored and, with `top_k`, whose loss is at least that of the k-th hardest. N H W
     bool.
     """
-    valid = labels != loss.ignore
+    valid = labelled(labels, loss.ignore)
     if loss.top_k is None or not bool(valid.any()):
         return valid
     losses = each.detach()[valid]

@@ -144,7 +144,9 @@ def _beyond(scores: Tensor, sampling: Sampling, columns: int) -> Tensor:
     for dim, axis, spare in ((2, sampling.rows, 0), (3, sampling.columns, columns)):
         index = torch.arange(axis.first, axis.last + 2 + spare, device=scores.device)
         scores = scores.index_select(dim, index.clamp(0, axis.cells - 1))
-    return scores if sampling.border == "replicate" else torch.zeros_like(scores)
+    if sampling.border == "replicate":
+        return scores
+    return scores.masked_fill(torch.ones((), dtype=torch.bool, device=scores.device), 0)  # zero, yet differentiable
 
 
 def _inside(axis: Axis) -> tuple[int, int]:
