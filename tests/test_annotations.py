@@ -170,6 +170,24 @@ def test_overlap_order_is_what_is_asked_for_and_is_said(tmp_path: Path) -> None:
             open_dataset(f"coco:{tmp_path}", **option)
 
 
+def test_official_file_names_answer_to_plain_splits(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}])
+    (tmp_path / "annotations/instances_train2017.json").write_bytes(file.read_bytes())
+    (tmp_path / "val2017").rename(tmp_path / "images")
+    for split, name in (("val", "val2017"), (None, "train2017"), ("train2017", "train2017")):
+        assert open_dataset(f"coco:{tmp_path}", split).split == name
+    with pytest.raises(UnknownName, match="val2017"):
+        open_dataset(f"coco:{tmp_path}", "test")
+
+
+def test_a_category_called_background_is_class_zero(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, [{"category_id": 18, "segmentation": [SQUARE]}])
+    file.write_text(file.read_text().replace('"dog"', '"Background"'))
+    data = open_dataset(tmp_path)
+    assert data.taxonomy.names == ("background", "person")
+    assert not data[0].labels["semantic"].any()
+
+
 def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
     write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE, INNER]}])
     assert np.array_equal(open_dataset(tmp_path)[0].labels["semantic"] == 1, oracle(SQUARE))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data._street import LAWN, PAVEMENT, ROAD, SKY, Array, Solid, Street, draw_solids, draw_street, noise
 from fullyconv.errors import UsageError
+from fullyconv.images import encode_label, encode_png
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["GEOMETRIC", "SEMANTIC", "Scene", "camera", "render", "write"]
@@ -304,16 +305,11 @@ def write(directory: Path | str, *, train: int, val: int, size: tuple[int, int] 
 
 
 def _write_scene(folder: Path, name: str, scene: Scene) -> None:
-    from PIL import Image
-
-    for part, array, taxonomy in (
-        ("images", scene.image, None),
-        ("depth", scene.depth, None),
-        ("labels", scene.semantic, SEMANTIC),
-        ("labels-geometric", scene.geometric, GEOMETRIC),
+    for part, data in (
+        ("images", encode_png(scene.image)),
+        ("depth", encode_png(scene.depth)),
+        ("labels", encode_label(scene.semantic, SEMANTIC.palette)),
+        ("labels-geometric", encode_label(scene.geometric, GEOMETRIC.palette)),
     ):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(array)
-        if taxonomy is not None:
-            picture.putpalette([v for colour in taxonomy.palette for v in colour])
-        picture.save(folder / part / f"{name}.png", compress_level=3)
+        (folder / part / f"{name}.png").write_bytes(data)

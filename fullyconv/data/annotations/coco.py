@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,8 @@ def open_coco(
             f"{printable(root)} holds no COCO annotations: looked for *.json and annotations/*.json with images, "
             f"annotations and categories; {looked_at(root)}; export them as COCO."
         )
-    chosen = choose_split(list(files), split, root) if len(files) > 1 or split not in (None, "all") else tuple(files)
+    wished = next((s for s in files if re.fullmatch(rf"{re.escape(split or 'train')}\d*", s)), split)  # val: val2017
+    chosen = choose_split(list(files), wished, root) if len(files) > 1 or split not in (None, "all") else tuple(files)
     if len(chosen) > 1:
         raise DataError(
             f"{printable(root)} holds {', '.join(chosen)}; name one split, since each has its own categories."

@@ -26,12 +26,14 @@ IGNORED = -1
 
 def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None) -> tuple[Taxonomy, dict[str, int]]:
     """A taxonomy of background and `names` in their order, and name -> id; a class named background is class 0."""
-    rest = [n for n in dict.fromkeys(names) if n.lower() not in (BACKGROUND, "_background_")]
+    listed = list(dict.fromkeys(names))
+    nothing = [n for n in listed if n.lower() in (BACKGROUND, "_background_")]
+    rest = [n for n in listed if n not in nothing]
     every = (BACKGROUND, *rest)
     default = voc_palette(len(every))
     palette = tuple((colours or {}).get(n, default[k]) for k, n in enumerate(every))
     ids = {n: k for k, n in enumerate(every)}
-    return Taxonomy(every, palette), {**ids, "_background_": 0}
+    return Taxonomy(every, palette), {**ids, **dict.fromkeys((*nothing, "_background_"), 0)}
 
 
 def paint(size: Size, regions: Iterable[tuple[int, Region]], taxonomy: Taxonomy) -> NDArray[Any]:
