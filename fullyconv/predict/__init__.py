@@ -17,7 +17,7 @@ from torch import Tensor
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models import FCN, parse
 from fullyconv.models.prepare import prepare
-from fullyconv.predict.inputs import Image, as_array, resize_image
+from fullyconv.predict.inputs import Image, as_array, refuse_scaled, resize_image
 from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
@@ -118,6 +118,7 @@ class Predictor:
 
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         array = as_array(image, self.inputs)
+        refuse_scaled(array, float(self.model.preprocessing.mean_pixel().max()))
         with torch.inference_mode(), evaluating(self.model):
             size = (array.shape[0], array.shape[1])
             return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError
 
-__all__ = ["Image", "as_array", "resize_image"]
+__all__ = ["Image", "as_array", "refuse_scaled", "resize_image"]
 
 Image = Any  # H W C array, PIL image, or {modality: one of these}
 
@@ -33,6 +33,13 @@ def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError("The image holds NaN or infinite values; replace them before labelling it.")
     return array
+
+
+def refuse_scaled(array: NDArray[Any], mean: float) -> None:
+    """`DataError` for a floating image within 0..1 where the network's mean pixel shows that it was trained on 0..255:
+    it would be taken for an almost black picture, silently."""
+    if array.dtype.kind == "f" and mean > 2 and 0 < array.max() <= 1 and array.min() >= 0:
+        raise DataError("The image lies within 0..1 but this network takes 0..255; multiply it by 255.")
 
 
 def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

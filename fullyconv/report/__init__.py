@@ -163,7 +163,13 @@ def _matrix(result: Result) -> dict[str, Any]:
         ]
         rows.append({"name": names[i], "colour": result.taxonomy.palette[i], "cells": cells})
     head = [{"name": names[j], "colour": result.taxonomy.palette[j]} for j in columns]
-    return {"rows": rows, "head": head, "left_out": sum(1 for k in range(len(names)) if table[k].sum()) - len(shown)}
+    longest = max((len(h["name"]) for h in head), default=0)
+    return {
+        "rows": rows,
+        "head": head,
+        "longest": longest,
+        "left_out": sum(1 for k in range(len(names)) if table[k].sum()) - len(shown),
+    }
 
 
 def _pairs(result: Result, place: Path) -> list[dict[str, Any]]:
