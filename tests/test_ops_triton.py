@@ -95,6 +95,7 @@ def test_without_gpu_and_interpreter_the_reason_is_given(monkeypatch: pytest.Mon
         ops.choose("upsample_argmax", torch.zeros(1, 2, 3, 3), "triton")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreted run")
 def test_the_kernels_equal_the_reference_under_the_interpreter() -> None:
     done = subprocess.run(
