@@ -166,5 +166,12 @@ def _layers(model: FCN, height: int, width: int) -> Any:
 
 
 def _costs(model: FCN, height: int, width: int, batch: int, device: str) -> dict[str, Any]:
-    """What prediction and a training step cost, estimated before anything runs."""
-    return {}
+    """What prediction and a training step cost, estimated before anything runs (`cost.estimate`)."""
+    from fullyconv.cost import estimate
+
+    found = {}
+    for what, training in (("prediction", False), ("training_step", True)):
+        cost = estimate(model, height, width, batch, training=training, device=device)
+        found[f"{what}_gflop"] = round(cost.flops / 1e9, 1)
+        found[f"{what}_peak_mib"] = round(cost.peak_bytes / 2**20)
+    return found
