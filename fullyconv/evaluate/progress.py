@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullyconv.evaluate.keep import viewable
-from fullyconv.files import atomic_write
-from fullyconv.images import encode_png
+from fullyconv.evaluate.keep import jpeg, viewable
+from fullyconv.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
@@ -23,11 +22,11 @@ SIDE = 240
 def draw(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, images: int = 4) -> list[Path]:
     """Draw `images` evenly spaced images of `dataset` under the main head's colours, at most 240 pixels a side.
 
-    Writes directory/epochEEE.E-NAME.png, which the report lines up over time; returns the files.
+    Writes directory/epochEEEE.EE-NAME.jpg, which the report lines up over time; returns the files.
     """
     from PIL import Image
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     head = next(iter(predictor.heads))
     palette = np.asarray(predictor.model.taxonomies[head].palette, np.uint16)
     files = []
@@ -38,6 +37,6 @@ def draw(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, 
         picture = Image.fromarray(mixed)
         picture.thumbnail((SIDE, SIDE))
         name = dataset.records[index].name.replace("/", "_")
-        files.append(directory / f"epoch{epoch:07.2f}-{name}.png")
-        atomic_write(files[-1], encode_png(np.asarray(picture)))
+        files.append(directory / f"epoch{epoch:07.2f}-{name}.jpg")
+        atomic_write(files[-1], jpeg(np.asarray(picture), 85))
     return files

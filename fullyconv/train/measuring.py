@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from fullyconv import metrics
+from fullyconv.errors import StorageError
 from fullyconv.evaluate import class_figures, evaluate
+from fullyconv.evaluate.progress import draw
 from fullyconv.predict import Predictor
 from fullyconv.train.course import Course
 from fullyconv.train.signals import Stop
@@ -35,7 +37,18 @@ def measure(c: Course, stop: Stop) -> None:
         c.clock.lap("measure")
         return
     tables = {h: c.world.sum(torch.from_numpy(t).to(c.world.device)).cpu().numpy() for h, t in result.tables.items()}
+    _draw(c, predictor)
     _note(c, tables)
+
+
+def _draw(c: Course, predictor: Predictor) -> None:
+    """A few validation images as the network sees them now, for the report; a full disk costs them, not the run."""
+    if c.run is None or c.val is None:
+        return
+    try:
+        draw(predictor, c.val, c.out / "progress", c.state.epoch + c.state.position / len(c.train))
+    except StorageError as error:
+        c.display.note(f"The pictures of this measurement are missing: {error}")
 
 
 def _note(c: Course, tables: dict[str, Any]) -> None:
