@@ -158,6 +158,24 @@ def test_ids_from_one_without_class_names_are_pointed_out(data: Path) -> None:
     assert "ids-start-at-one" in {f.kind for f in check(data)}
 
 
+def test_a_set_whose_ids_all_start_at_one_is_moved_as_a_whole(data: Path, tmp_path: Path) -> None:
+    for file in data.rglob("labels/*.png"):
+        values = np.array(Image.open(file))
+        some = np.where(values == 3, 2, values) if file.stem < "p010" else values  # class 3 is not in all
+        faults.save(some + 1, file)
+    found = examine(data)
+    assert sum(f.kind == "off-by-one-ids" for f in found.findings) == 31
+    repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
+    fixed = open_dataset(tmp_path / "fixed")
+    truth = faults.scene(0)[1]
+    np.testing.assert_array_equal(fixed[0].labels["semantic"], np.where(truth == 3, 2, truth))
+
+
+def test_files_that_a_list_takes_from_elsewhere_are_no_links(data: Path) -> None:
+    (data / "val" / "list.csv").write_text("image,label\n../train/images/p000.png,../train/labels/p000.png\n")
+    assert "symlink-outside" not in {f.kind for f in check(data / "val" / "list.csv")}
+
+
 def test_colour_labels_without_a_table_are_shown_and_warned_of(data: Path) -> None:
     (data / "classes.txt").unlink()
     for file in data.rglob("labels/*.png"):

@@ -27,7 +27,7 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         return
     total: NDArray[np.int64] = np.sum(list(totals.values()), axis=0)
     where = [datasets[0].root]
-    if (total > 0).sum() == 1 and len(taxonomy) <= 2:
+    if (total > 0).sum() == 1:
         yield finding(
             "one-class",
             where,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def strays(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    roots = {d.split: os.path.realpath(d.root) for d in datasets}
+    roots = {d.split: (d.root, os.path.realpath(d.root)) for d in datasets}
     for record in facts:
         for file in dict.fromkeys([*(i.file for i in record.inputs), *(la.file for la in record.labels)]):
             try:
@@ -36,8 +37,9 @@ def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterato
                 yield finding("non-utf8-name", [file], "the name is not valid UTF-8", 1)
             if not file.name.replace("\N{SOFT HYPHEN}", "").isprintable() and _encodable(file.name):
                 yield finding("odd-name", [file], "the name holds control characters", 1)
-            real = os.path.realpath(file)
-            if os.path.commonpath([real, roots[record.split]]) != roots[record.split]:
+            real, root = os.path.realpath(file), roots[record.split]
+            inside = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root[0]))
+            if inside and not Path(real).is_relative_to(root[1]):
                 yield finding("symlink-outside", [file], f"it is a link out of the data set, to {printable(real)}", 1)
     for dataset in datasets:
         folded = defaultdict(list)
@@ -143,8 +145,14 @@ def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
         for head, taxonomy in dataset.taxonomies.items():
             coding = coding_of(dataset, head)
             here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
+            mapped, ignore = bool(coding and coding.values), taxonomy.ignore
+            values = {v for r in facts for la in r.labels if la.head == head for v in la.stored} - {ignore}
+            moved = not mapped and len(taxonomy) in values and 0 not in values and max(values) == len(taxonomy)
             for facts_ in here:
-                yield from _label(facts_, len(taxonomy), taxonomy.ignore, bool(coding and coding.values))
+                if moved and facts_.stored:
+                    yield _off_by_one(facts_, len(taxonomy), ignore)
+                else:
+                    yield from _label(facts_, len(taxonomy), ignore, mapped)
             if coding and coding.colours and any("no colour table" in n for n in dataset.notes):
                 files = [la.file for la in here if la.colours][:1]
                 message = f"the labels are colours without a table: one class for each of {len(taxonomy)} colours"
@@ -185,13 +193,19 @@ def _refused(facts: LabelFacts, classes: int, ignore: int) -> Finding:
     value, pixels, row, column = facts.outside
     ids = {v for v in facts.stored if v != ignore}
     if 0 not in ids and max(ids) == classes:
-        message = f"its ids are {min(ids)}..{max(ids)} where the classes are 0..{classes - 1}"
-        return finding("off-by-one-ids", [facts.file], message, pixels, value, (row, column))
+        return _off_by_one(facts, classes, ignore)
     message = (
         f"the value {value} is no class (0..{classes - 1}, {ignore} ignored): {pixels} pixels, the first at row {row}, "
         f"column {column}"
     )
     return finding("id-out-of-range", [facts.file], message, pixels, value, (row, column))
+
+
+def _off_by_one(facts: LabelFacts, classes: int, ignore: int) -> Finding:
+    ids = [v for v in facts.stored if v != ignore] or [ignore]
+    message = f"its ids are {min(ids)}..{max(ids)}, they start at 1 where the classes are 0..{classes - 1}"
+    place = facts.outside[2:] if facts.outside else None
+    return finding("off-by-one-ids", [facts.file], message, sum(facts.stored.values()), max(ids), place)
 
 
 def _content(facts: LabelFacts) -> Iterator[Finding]:
