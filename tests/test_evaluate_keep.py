@@ -12,10 +12,11 @@ from test_predict import Tiny
 
 from fullyconv.errors import UsageError
 from fullyconv.evaluate import Result, evaluate
-from fullyconv.evaluate.keep import BINS, Tallies, around, find_suspect, image_iu, shrunk, typical, viewable
+from fullyconv.evaluate.keep import BAND, BINS, Tallies, around, find_suspect, image_iu, shrunk, typical, viewable
 from fullyconv.evaluate.regions import border_band, box, components
 from fullyconv.evaluate.statistics import costly_pairs, counts, interval, resample
 from fullyconv.images import read_image, read_label
+from fullyconv.metrics import boundary_f_scores
 from fullyconv.predict import Predictor
 
 
@@ -89,10 +90,13 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
     assert tallies.sizes[:, 3].sum() == sum(wrong[region == r].mean() <= 0.5 for r in kept)
     error = 0.0
     for b in range(BINS):
-        here = valid & (np.clip((sure * BINS).astype(int), 0, BINS - 1) == b)
+        here = valid & (np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1) == b)
         if here.any():
             error += here.sum() / valid.sum() * abs((~wrong[here]).mean() - sure[here].mean())
     assert tallies.to_json()["calibration"]["error"] == pytest.approx(error, abs=1e-5)
+    assert tallies.to_json()["border"]["f_score"] == pytest.approx(
+        np.nanmean(boundary_f_scores(label, said, 3, 255, BAND))
+    )
 
 
 def test_a_kept_evaluation_is_the_plain_one_with_pictures(tmp_path: Path) -> None:

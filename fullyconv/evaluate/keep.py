@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv import metrics
 from fullyconv.evaluate.regions import border_band, box, components
-from fullyconv.evaluate.result import ImageTables, Result
+from fullyconv.evaluate.result import ImageTables, Result, number
 from fullyconv.evaluate.statistics import costly_pairs
 from fullyconv.files import atomic_write
 from fullyconv.images import encode_label, read_image, read_label
@@ -56,7 +57,8 @@ class Tallies:
     """Integer counts that need pixels, over the images added so far (main head).
 
     band: K x 2 x 2 [class, near a border?, wrong?] pixels. sizes: len(SIZES) - 1 x 3 [regions, pixels, wrong pixels]
-    and `found`, regions at least half right. calibration: BINS x 2 [pixels, right] and `sure`, sums of confidence.
+    and `found`, regions at least half right. boundary: K x 2 [sum of boundary F-scores, images with the class].
+    calibration: BINS x 2 [pixels, right] and `sure`, sums of confidence.
     """
 
     classes: int
@@ -64,12 +66,14 @@ class Tallies:
     sizes: NDArray[np.int64] = field(init=False)
     calibration: NDArray[np.int64] = field(init=False)
     sure: NDArray[np.float64] = field(init=False)
+    boundary: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.band = np.zeros((self.classes, 2, 2), np.int64)
         self.sizes = np.zeros((len(SIZES) - 1, 4), np.int64)
         self.calibration = np.zeros((BINS, 2), np.int64)
         self.sure = np.zeros(BINS)
+        self.boundary = np.zeros((self.classes, 2))
 
     def add(self, label: NDArray[Any], said: NDArray[Any], confidence: NDArray[np.float32], ignore: int) -> None:
         """Count one image: label, said and confidence H W."""
@@ -78,14 +82,12 @@ class Tallies:
         near = border_band(label, radius).astype(np.int64)
         cell = (label.astype(np.int64) * 2 + near) * 2 + wrong
         self.band += np.bincount(cell[valid], minlength=self.band.size).reshape(self.band.shape)
-        self._add_calibration(wrong[valid] == 0, confidence[valid])
+        table = metrics.calibration_table(label, said, np.minimum(confidence, 1), ignore, BINS)
+        self.calibration += table[:, [0, 2]].astype(np.int64)
+        self.sure += table[:, 1]
+        scores = metrics.boundary_f_scores(label, said, self.classes, ignore, BAND)
+        self.boundary += np.stack([np.nan_to_num(scores), ~np.isnan(scores)], axis=1)
         self._add_sizes(label, wrong, valid)
-
-    def _add_calibration(self, right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> None:
-        bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
-        self.calibration[:, 0] += np.bincount(bins, minlength=BINS)
-        self.calibration[:, 1] += np.bincount(bins[right], minlength=BINS)
-        self.sure += np.bincount(bins, weights=confidence, minlength=BINS)
 
     def _add_sizes(self, label: NDArray[Any], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
         region, number = components(label)
@@ -99,16 +101,16 @@ class Tallies:
             self.sizes[:, column] += np.bincount(bucket, weights=weight, minlength=len(self.sizes)).astype(np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        share = self.calibration[:, 0] / max(int(self.calibration[:, 0].sum()), 1)
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(self.calibration[:, 1] - self.sure) / self.calibration[:, 0]
+        table = np.column_stack([self.calibration[:, 0], self.sure, self.calibration[:, 1]])
+        seen = self.boundary[:, 1] > 0
+        f_score = float((self.boundary[seen, 0] / self.boundary[seen, 1]).mean()) if seen.any() else None
         return {
-            "border": {"half_width": BAND, "pixels": self.band.tolist()},
+            "border": {"half_width": BAND, "pixels": self.band.tolist(), "f_score": f_score},
             "sizes": {"limits": list(SIZES), "regions": self.sizes.tolist()},
             "calibration": {
                 "bins": self.calibration.tolist(),
                 "confidence": self.sure.tolist(),
-                "error": float(np.nansum(share * gap)),
+                "error": number(metrics.expected_calibration_error(table)),
             },
         }
 
