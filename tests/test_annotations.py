@@ -21,6 +21,8 @@ from fullyconv.data import open_dataset
 from fullyconv.data.annotations.raster import coco_counts, coco_polygon, from_counts, label_studio_brush
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2
+
 H, W = 30, 40
 SQUARE = [5.0, 5.0, 20.0, 5.0, 20.0, 18.0, 5.0, 18.0]
 INNER = [8.0, 8.0, 14.0, 8.0, 14.0, 12.0, 8.0, 12.0]
