@@ -36,7 +36,7 @@ def together(
     run: Callable[[int], Any] = lambda r: start(_rank, r, size, port, str(out), keys, resume, stop_at)  # noqa: E731
     processes = [run(r) for r in range(size)]
     for p in processes:
-        p.join(120)
+        p.join(250)
     return [p.exitcode for p in processes]
 
 

@@ -220,7 +220,7 @@ def start(function: Callable[..., Any], *arguments: Any) -> Any:
     return process
 
 
-def call(function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> int:
+def call(function: Callable[..., Any], *arguments: Any, timeout: float = 280) -> int:
     """Exit code of `function(*arguments)` in a child: 0, an error's own code, 99 for any other exception, -signal."""
     process = start(function, *arguments)
     process.join(timeout)

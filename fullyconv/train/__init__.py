@@ -57,7 +57,7 @@ def fit(
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:
         world = stack.enter_context(join(recipe.device))
-        display = stack.enter_context(Display(quiet=quiet or world.rank > 0))
+        display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
         course = prepare(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
         learn(course, stack.enter_context(Stop()))
     return Path(out)

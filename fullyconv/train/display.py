@@ -61,11 +61,14 @@ class Clock:
 
 @final
 class Display:
-    """Progress on `stream` (stderr): live on a terminal, else a line every `every` seconds. `quiet`: notes alone."""
+    """Progress on `stream` (stderr): live on a terminal, else a line every `every` seconds. `quiet`: notes alone;
+    `silent`: nothing (the other processes of a run)."""
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, every: float = 10.0) -> None:
+    def __init__(
+        self, *, quiet: bool = False, silent: bool = False, stream: TextIO | None = None, every: float = 10.0
+    ) -> None:
         self.stream = stream or sys.stderr
-        self.quiet, self.every = quiet, every
+        self.quiet, self.silent, self.every = quiet or silent, silent, every
         self._shown = 0.0
         self._images: deque[tuple[float, int]] = deque(maxlen=50)
         self._live: Any = None
@@ -86,6 +89,8 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line that stays."""
+        if self.silent:
+            return
         if self._live is not None:
             self._live.console.print(text, markup=False, soft_wrap=True)
         else:
