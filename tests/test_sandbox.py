@@ -287,8 +287,8 @@ EARLY: dict[str, Callable[[Path], None]] = {
     "directory offset lies": patched(b"PK\x05\x06", 16, struct.pack("<I", 1 << 30)),
     "index twice": twice,
     "climbs out": with_entries(**{"a__..__..__x": b"1"}),
-    "absolute": with_entries(**{"__etc__x": b"1"}),
-    "backslashes": with_entries(**{"a__..\\..\\x": b"1"}),
+    "absolute": lambda path: torch_zip(path, pickled({"w": tensor()}), {"/etc/x": b"1"}),
+    "backslashes": lambda path: torch_zip(path, pickled({"w": tensor()}), {"a/..\\..\\x": b"1"}),
     "TorchScript code": with_entries(**{"a__code__x.py": b"def f(): pass"}),
     "TorchScript constants": with_entries(**{"a__constants.pkl": pickled(())}),
     "exported program": with_entries(**{"a__models__model.json": b"{}"}),
@@ -315,7 +315,7 @@ EARLY: dict[str, Callable[[Path], None]] = {
     "safetensors with a lying header": lambda path: path.write_bytes(
         struct.pack("<Q", 1 << 40) + b"{" + bytes(9)) and None,
     "safetensors beyond its end": lambda path: path.write_bytes(
-        struct.pack("<Q", 60) + b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(60) + bytes(8)) and None,
+        struct.pack("<Q", 60) + b'{"w":{"dtype":"U8","shape":[36],"data_offsets":[0,36]}}'.ljust(60) + bytes(8)) and 0,
 }  # fmt: skip
 
 LATE: dict[str, Callable[[Path], None]] = {
@@ -338,7 +338,7 @@ LATE: dict[str, Callable[[Path], None]] = {
     "stack underflow": raw(b"\x80\x02R."),
     "memo of nothing": raw(b"\x80\x02h\x63."),
     "old format, storage of 2^50 elements": lambda path: torch_old(path, pickled({"w": tensor(count=1 << 50)})),
-    "old format, storage cut": lambda path: torch_old(path, pickled({"w": tensor()}), tail=struct.pack("<q", 4) + b"xx"),
+    "old format, storage cut": lambda path: torch_old(path, pickled({"w": tensor()}), tail=bytes([4, 0, 0, 0, 0, 0])),
 }  # fmt: skip
 
 
