@@ -161,7 +161,7 @@ def pytorch_fcn(path: Path, blobs: deploy_graphs.Blobs, wrap: bool) -> Path:
     return path
 
 
-@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("wrap", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_pytorch_fcn_checkpoint_is_the_same_network(thin_networks, tmp_path, wrap) -> None:
     blobs = drawn("voc-fcn16s")
     caffe = convert(caffe_writer.write(tmp_path / "net.caffemodel", blobs), "voc-fcn16s")
