@@ -146,5 +146,8 @@ def test_what_is_no_length_of_time(text: str) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    assert recipes.key_table() in (ROOT / "docs" / "train.md").read_text()
+    page = (ROOT / "docs" / "train.md").read_text()
+    assert recipes.key_table() in page
+    for name in recipes.names():
+        assert f"| `{name}` | {recipes.published(name).source} |" in page
     assert all(field.description for field in Recipe.model_fields.values())
