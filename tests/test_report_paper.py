@@ -136,3 +136,11 @@ def test_the_command_writes_markdown_by_suffix(tmp_path: Path, capsys: pytest.Ca
     assert not stop.value.code
     assert (tmp_path / "results.md").read_text().startswith("# Results")
     assert capsys.readouterr().out == f"{tmp_path}/results.md\n"
+
+
+def test_the_documented_results_are_generated_from_the_committed_ones(tmp_path: Path) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    written = write_paper(sorted((docs / "results").glob("*.json")), tmp_path / "results.md")
+    assert written.read_text() == (docs / "results.md").read_text(), (
+        "run: fullyconv report paper docs/results/*.json -o docs/results.md"
+    )
