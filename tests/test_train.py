@@ -229,6 +229,15 @@ def test_a_run_learns_and_leaves_what_is_needed(tmp_path: Path) -> None:
     assert "drawn" in card
 
 
+def test_an_ended_run_goes_on_under_a_longer_recipe_and_stays_ended_under_its_own(tmp_path: Path) -> None:
+    out = fit(small(epochs=1), tmp_path / "run")
+    before = outcome(out)
+    assert outcome(fit(small(epochs=1), out, resume=True)) == before
+    fit(small(epochs=2), out, resume=True)
+    state = json.loads((out / "last" / "state.json").read_text())["state"]["train"]
+    assert (state["step"], state["measured"], state["finished"]) == (8, 8, True)
+
+
 def test_time_is_counted_once(tmp_path: Path) -> None:
     begin = time.perf_counter()
     out = fit(small(epochs=2, val_every=0.25), tmp_path / "run")

@@ -85,6 +85,7 @@ def advance(c: Course, step: Step) -> None:
     """Move the state past a step."""
     s, ticket = c.state, step.ticket
     s.step += 1
+    s.finished = False  # a longer recipe goes on with a run that had ended
     seconds = c.clock.since_mark()
     s.elapsed += c.world.first(seconds) if c.plan.budget else seconds
     s.epoch, s.position = ticket.epoch, ticket.position + len(ticket.everyone)
@@ -159,7 +160,7 @@ def end(c: Course, stop: Stop) -> None:
         return
     if c.val is not None and c.state.measured != c.state.step:
         measure(c, stop)
-        if stop:
+        if c.state.measured != c.state.step:  # a signal came
             end(c, stop)
     c.state.finished = True
     save(c)
