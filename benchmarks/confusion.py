@@ -2,8 +2,8 @@
 
     python benchmarks/confusion.py [--rounds 30] [--json FILE]
 
-Rivals: torch.bincount over masked int64 pairs, the original release's fast_hist (numpy), scikit-learn, and torchmetrics where
-it is installed. Medians of interleaved calls; every rival's table is checked against ours first.
+Rivals: torch.bincount over masked int64 pairs, the original release's fast_hist (numpy), scikit-learn, and
+torchmetrics where installed. Medians of interleaved calls; every rival's table is checked against ours first.
 """
 
 from __future__ import annotations
