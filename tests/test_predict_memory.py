@@ -12,8 +12,9 @@ import torch
 from test_predict import Tiny
 from test_predict_tiles import trained
 
+from fullyconv.cost import Live
 from fullyconv.errors import UsageError
-from fullyconv.predict.memory import Live, parse_size, peak_bytes, resident, tile_for
+from fullyconv.predict.memory import parse_size, peak_bytes, resident, tile_for
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("800MB", 8 * 10**8), ("1.5g", 15 * 10**8), ("77", 77)])

@@ -21,17 +21,26 @@ class Convolution(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype) -> None:
         super().__init__()
+        self._parts = (conv, norm)  # a tuple, so that the network's own layers do not become this one's children
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.kernel_size, self.in_channels, self.out_channels = conv.kernel_size, conv.in_channels, conv.out_channels
+        self.relu, self.dtype = relu, dtype
+        self.weights: tuple[Tensor, Tensor | None] | None = None
+        self.packed: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def packed_bytes(self) -> int:
+        """What the packed weights take."""
+        return self._parts[0].weight.numel() * self.dtype.itemsize
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) with batch norm in them; the network's own where nothing is folded or converted."""
+        conv, norm = self._parts
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
         if norm is not None:
             mean, variance = norm.running_mean, norm.running_var
             weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, norm.weight, norm.bias)  # type: ignore[arg-type]
-            weight, bias = weight.detach(), bias.detach()
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.kernel_size, self.in_channels, self.out_channels = conv.kernel_size, conv.in_channels, conv.out_channels
-        self.relu, self.dtype = relu, dtype
-        self.weight = weight  # the network's own where nothing is folded
-        self.bias = None if bias is None else bias.to(dtype)
-        self.packed: Tensor | None = None
+        return weight.detach().to(self.dtype), None if bias is None else bias.detach().to(self.dtype)
 
     def forward(self, x: Tensor, padding: Sequence[int] | None = None) -> Tensor:
         """N C H W -> N C' H' W' of `dtype`; `padding` (rows, columns) stands in for the layer's own."""
@@ -39,17 +48,20 @@ class Convolution(nn.Module):
         pad = [int(p) for p in (self.padding if padding is None else padding)]
         if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
             return self._packed(x, pad)
-        y = F.conv2d(x, self.weight.to(self.dtype), self.bias, self.stride, pad, self.dilation, self.groups)
+        if self.weights is None:
+            self.weights = self._folded()
+        y = F.conv2d(x, *self.weights, self.stride, pad, self.dilation, self.groups)
         return y.relu_() if self.relu else y
 
     def _packed(self, x: Tensor, padding: list[int]) -> Tensor:
         stride, dilation = list(self.stride), list(self.dilation)
         if self.packed is None:  # the size of the first image chooses the layout; every size is computed right
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight.to(self.dtype), padding, stride, dilation, self.groups, list(x.shape)
-            )
+            weight, bias = self._folded()
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self.packed = reorder(weight, padding, stride, dilation, self.groups, list(x.shape)), bias
+        weight, bias = self.packed
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, self.bias, padding, stride, dilation, self.groups, "relu" if self.relu else "none", [], ""
+            x, weight, bias, padding, stride, dilation, self.groups, "relu" if self.relu else "none", [], ""
         )
         return y
 

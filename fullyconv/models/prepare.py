@@ -8,16 +8,16 @@ The slow twin is `model.coarse` itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fullyconv.errors import InternalError
 from fullyconv.models.fcn import FCN
-from fullyconv.models.fused import fused
+from fullyconv.models.fused import Convolution, fused
 from fullyconv.models.trace import CannotTrace
 from fullyconv.models.window import Windowed
 
@@ -45,6 +45,7 @@ class Prepared:
         self.model, self.precision, self.window = model, precision, window
         self._trunks: dict[str, Features] | None = None
         self._networks: list[fx.GraphModule] = []
+        self._windows: list[Windowed] = []
         self._state: tuple[Any, ...] | None = None
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
@@ -55,10 +56,15 @@ class Prepared:
         with _autocast(x, DTYPES[self.precision]):
             return {head: s.float() for head, s in self.model.coarse(x).items()}
 
-    def layers(self) -> Iterator[nn.Module]:
-        """The layers that run, once the network was called; none where it is called as it is."""
-        for network in self._networks:
-            yield from network.modules()
+    @property
+    def packed_bytes(self) -> int:
+        """What packed weights take on the CPU, once the network was called."""
+        return sum(m.packed_bytes for n in self._networks for m in n.modules() if isinstance(m, Convolution))
+
+    @property
+    def background_bytes(self) -> int:
+        """What is kept of empty images."""
+        return sum(w.held_bytes for w in self._windows)
 
     def _ready(self) -> dict[str, Features] | None:
         """The prepared trunks, made at the first call and again when a weight changed; None: the network as it is."""
@@ -70,7 +76,7 @@ class Prepared:
         return self._trunks
 
     def _prepared(self) -> dict[str, Features] | None:
-        self._networks = []
+        self._networks, self._windows = [], []
         if not isinstance(self.model, FCN):
             return None
         model, dtype = self.model, DTYPES[self.precision]
@@ -79,8 +85,11 @@ class Prepared:
         except CannotTrace:
             return None
         self._networks = list(networks.values())
-        windowed = self.window and model.border == "fade"
-        return {key: _features(Windowed(n) if windowed else n, dtype) for key, n in networks.items()}
+        if not self.window or model.border != "fade":
+            return {key: _features(n, dtype) for key, n in networks.items()}
+        windows = {key: Windowed(n) for key, n in networks.items()}
+        self._windows = list(windows.values())
+        return {key: _features(w, dtype) for key, w in windows.items()}
 
 
 def _state(model: Any) -> tuple[Any, ...]:

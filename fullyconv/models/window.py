@@ -153,6 +153,11 @@ class Windowed:
             for key, name in self.outputs.items()
         }
 
+    @property
+    def held_bytes(self) -> int:
+        """What the backgrounds take."""
+        return sum(m.numel() * m.element_size() for maps in self._backgrounds.values() for m in maps.values())
+
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of H x W pixels; the last 64 sizes' are kept."""
         size = (height, width)

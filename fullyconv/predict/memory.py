@@ -1,22 +1,19 @@
-"""How large a tile fits into memory: measured on the network itself, on two small windows, not guessed."""
+"""How large a tile fits into memory: by what the network's own run on two small windows would take."""
 
 from __future__ import annotations
 
 import math
 import re
-import weakref
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from fullyconv.cost import working_bytes
 from fullyconv.errors import UsageError
 from fullyconv.predict.tiling import plan
 
-__all__ = ["Live", "parse_size", "peak_bytes", "resident", "tile_for"]
+__all__ = ["parse_size", "peak_bytes", "resident", "tile_for"]
 
 PROBES = (256, 512)
 # What tensors' sizes do not show, measured on CPU (768 to 1024 pixels, resnet18: 1.8 times the tensors' bytes a pixel):
@@ -47,45 +44,11 @@ def resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@final
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensor storages alive while it is entered; `peak` is the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf)
-        return out
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen or not size:
-            return
-        self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
 def peak_bytes(model: Any, side: int) -> int:
-    """Bytes of tensors alive at once while the network scores a side x side window, its input included."""
-    image = np.zeros((side, side, model.preprocessing.channels), np.uint8)
-    x = torch.from_numpy(model.preprocessing(image))[None].to(next(model.parameters()).device)
-    live = Live()
-    with torch.no_grad(), live:
-        model.coarse(x.clone())
-    return live.peak + 2 * x.numel() * 4
+    """Bytes of tensors alive at once, beside the weights, while the network scores a side x side window; nothing is
+    computed (`fullyconv.cost`). The picture's array, before it becomes the network's input, is counted too."""
+    picture: int = side * side * model.preprocessing.channels * 4
+    return working_bytes(model, side, side) + picture
 
 
 def tile_for(model: Any, budget: int) -> int:
