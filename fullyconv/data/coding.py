@@ -71,10 +71,11 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
     if label.ndim == 3:
         return _from_colours(label, coding, file)
     if coding.values:
-        ids: NDArray[Any] = coding.value_table[label]
-        if (ids < 0).any():
-            raise _no_class(file, f"value {label[ids < 0][0]}", ids < 0, coding.taxonomy)
-        return ids.astype(coding.dtype)
+        ids: NDArray[Any] = coding.value_table.astype(coding.dtype).take(label)
+        bad = (coding.value_table < 0).take(label)
+        if bad.any():
+            raise _no_class(file, f"value {label[bad][0]}", bad, coding.taxonomy)
+        return ids
     return check_ids(label, coding.taxonomy, file)
 
 
