@@ -231,7 +231,7 @@ def _where(analysis: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "borders": _markup(charts.bars(borders, "share of wrong pixels along borders and inside regions")),
         "half_width": analysis["border"]["half_width"],
-        "f_score": analysis["border"]["f_score"],
+        "f_score": analysis["border"].get("f_score"),  # None in evaluations kept before it was counted
         "near": float(table[1].sum() / max(int(table.sum()), 1)),
         "sizes": _markup(charts.bars(sizes, "share of regions found, by size")),
         "calibration": _markup(charts.reliability(bins)),
