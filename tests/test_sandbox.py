@@ -339,7 +339,8 @@ LATE: dict[str, Callable[[Path], None]] = {
     "rebuild called with nothing": raw(pickled({"w": Call("torch._utils _rebuild_tensor_v2")})),
     "stack underflow": raw(b"\x80\x02R."),
     "memo of nothing": raw(b"\x80\x02h\x63."),
-    "old format, storage of 2^50 elements": lambda path: torch_old(path, pickled({"w": tensor(count=1 << 50, old=True)})),
+    "old format, storage of 2^50 elements": lambda path: torch_old(
+        path, pickled({"w": tensor(count=1 << 50, old=True)})),
     "old format, storage cut": lambda path: torch_old(
         path, pickled({"w": tensor(old=True)}), tail=bytes([4, 0, 0, 0, 0, 0])
     ),
