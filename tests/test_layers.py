@@ -39,6 +39,8 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "__main__": (6, False),
 }
 ORDER = list(LAYERS)
+# Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
+COMPILED = {"fullyconv.metrics.kernels"}
 
 
 def modules() -> dict[str, Path]:
@@ -90,7 +92,9 @@ def test_a_room_imports_only_rooms_below_it(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in modules() if room(m) in LAYERS and not LAYERS[room(m)][1]])
 def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
     heavy = {"torch", "torchvision", "timm", "numba", "cv2", "scipy", "h5py"}
-    assert not heavy & {n.split(".")[0] for n in imported(modules()[module], top_only=True)}
+    names = imported(modules()[module], top_only=True)
+    assert not COMPILED & names
+    assert module in COMPILED or not heavy & {n.split(".")[0] for n in names}
 
 
 def test_no_import_cycle_between_modules() -> None:
