@@ -63,9 +63,9 @@ def test_memory_grows_with_the_area_and_the_batch(training: bool) -> None:
     model = shapes_alone("fcn8s-resnet18")
     one, four, batch = (
         estimate(model, side, side, batch=n, training=training).working_bytes
-        for side, n in ((256, 1), (512, 1), (256, 4))
+        for side, n in ((512, 1), (1024, 1), (512, 4))
     )
-    least = 2.2 if training else 3.3  # gradients of the weights stay as they are
+    least = 2.7 if training else 3.3  # gradients of the weights stay as they are
     assert least < four / one < 4.2
     assert least < batch / one < 4.2
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import fullyconv as fc
 from fullyconv.errors import InternalError
+from fullyconv.models.cone import axis, background_side
 from fullyconv.models.fcn import FCN
 from fullyconv.models.fused import Convolution, fused
 from fullyconv.models.prepare import prepare
 from fullyconv.models.trace import trace
-from fullyconv.models.window import Windowed, axis, background_side
+from fullyconv.models.window import Windowed
 
 PAPER = ["fcn8s-vgg16", "fcn32s-alexnet", "fcn8s-googlenet"]
 
