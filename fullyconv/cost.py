@@ -25,9 +25,10 @@ from fullyconv.models.prepare import prepare
 __all__ = ["Cost", "Live", "estimate", "working_bytes"]
 
 MIB = 1 << 20
-# Resident bytes of a process that has imported torch and fullyconv and computed one convolution (measured; see
-# docs/performance.md): interpreter, libraries, thread pools. On a GPU: the context and its libraries' workspaces.
-RUNTIME = {"cpu": 330 * MIB, "cuda": 600 * MIB}
+# Resident bytes of a process that has imported torch, fullyconv and numba and labelled a tiny picture: interpreter,
+# libraries, compiled kernels (measured with torch 2.15 on Linux). On a GPU: the context and its libraries' workspaces
+# (not measured).
+RUNTIME = {"cpu": 750 * MIB, "cuda": 600 * MIB}
 Optimizer = Literal["sgd", "adamw"]
 
 
