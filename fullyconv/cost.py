@@ -28,7 +28,7 @@ MIB = 1 << 20
 # Resident bytes of a process that has imported torch, fullyconv and numba and labelled a tiny picture: interpreter,
 # libraries, compiled kernels (measured with torch 2.15 on Linux). On a GPU: the context and its libraries' workspaces
 # (not measured).
-RUNTIME = {"cpu": 750 * MIB, "cuda": 600 * MIB}
+RUNTIME = {"cpu": 720 * MIB, "cuda": 600 * MIB}
 Optimizer = Literal["sgd", "adamw"]
 
 
