@@ -23,7 +23,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def encode_json(value: Any, what: str) -> bytes:
-    """The one way in which we write JSON (the order of keys is the value's own); `value` must survive the trip (no NaN, string keys)."""
+    """JSON as we write it, keys in the order given. `value` must survive the trip (no NaN, string keys)."""
     try:
         return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
     except (TypeError, ValueError) as error:

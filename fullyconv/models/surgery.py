@@ -116,7 +116,8 @@ def _fitted(name: str, value: Tensor, target: Tensor) -> tuple[Tensor | None, st
 def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> LoadReport:
     """Start `model` from one or more model directories (`--init-from RUN`, or `RUN,RUN` for two streams).
 
-    Preprocessing comes along with the weights, channel by channel; channels without a source keep the network's own. Errors: those of `checkpoint.read_model` and `transplant`.
+    Preprocessing comes along with the weights, channel by channel; channels without a source keep the network's own.
+    Errors: those of `checkpoint.read_model` and `transplant`.
     """
     if isinstance(directories, str):
         directories = directories.split(",")
