@@ -71,7 +71,7 @@ def test_one_folder_without_splits_and_subfolders_in_it(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert [r.name for r in dataset.records] == ["more/p3", "more/p4", "more/p5", "p0", "p1", "p2"]
     assert dataset.split == ""
-    with pytest.raises(DataError, match="no splits"):
+    with pytest.raises(UnknownName, match="no splits"):
         open_dataset(tmp_path, "val")
 
 

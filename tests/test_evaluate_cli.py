@@ -153,3 +153,14 @@ def test_predict_refuses_to_overwrite_its_input_or_to_mix_names(
     assert run(capsys, "predict", model, tmp_path / "none.png", "-o", tmp_path)[0] == 66
     assert run(capsys, "predict", model, tmp_path, "-o", tmp_path / "x")[0] == 66
     assert "--input" in run(capsys, "predict", model, picture, "-o", tmp_path, "--input", "depth=x")[2]
+
+
+def test_a_set_without_splits_is_measured_whole_and_that_is_said_unless_a_split_was_named(
+    model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "evaluate", model, f"folder:{data / 'train'}", "--json")
+    assert (code, json.loads(out)["images"]) == (0, 3)
+    assert "has no splits: all 3 images are measured" in err
+    code, _, err = run(capsys, "evaluate", model, f"folder:{data / 'train'}", "--split", "val")
+    assert code == 2
+    assert "has no splits, so no 'val'" in err

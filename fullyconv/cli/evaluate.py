@@ -16,7 +16,9 @@ __all__ = ["evaluate", "model_directory", "predictor", "progress_line", "table"]
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model or run directory.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
-    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    split: Annotated[
+        str, typer.Option(help="Which split to measure; val by default, all where there are none.", show_default=False)
+    ] = "",
     protocol: Annotated[
         str, typer.Option(help="native, paper, or resized:SIDE (shorter side, as peers do).")
     ] = "native",
@@ -38,12 +40,11 @@ def evaluate(
     """Measure a model: the paper's four figures, each class, and what was measured how."""
     import json
 
-    from fullyconv.data import open_dataset
     from fullyconv.evaluate import evaluate as measure
     from fullyconv.files import atomic_write
 
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
-    dataset = open_dataset(data, split, inputs=ready.inputs)
+    dataset = _dataset(data, split, ready.inputs)
     line = progress_line("evaluating", quiet)
     for note in () if quiet else dataset.notes:
         say(note)
@@ -54,6 +55,21 @@ def evaluate(
         out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, text.encode())
     print(text if as_json else table(result))
+
+
+def _dataset(data: str, split: str, inputs: Any) -> Any:
+    """The split that was named; else val, or all of a set that is one whole (said: it holds what was learned from)."""
+    from fullyconv.data import open_dataset
+    from fullyconv.data.layout import NoSplits
+
+    try:
+        return open_dataset(data, split or "val", inputs=inputs)
+    except NoSplits:
+        if split:
+            raise
+    found = open_dataset(data, "all", inputs=inputs)
+    say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
+    return found
 
 
 def predictor(model: str, *, device: str, tile: int, max_memory: str, precision: str) -> Any:

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
 
@@ -67,6 +68,15 @@ def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[s
     return found, twice
 
 
+@final
+class NoSplits(UnknownName):
+    """A split was asked of a data set that is one whole."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__("split", split, [])
+        self.args = (f"{printable(root)} has no splits, so no {split!r}; leave the split out, or use 'all'.",)
+
+
 def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[str, ...]:
     """The splits meant by `split`: None is "train" if found, else all; "all" is all; "val" also finds "valid".
 
@@ -82,7 +92,7 @@ def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[s
         if name in found:
             return (name,)
     if not any(found):
-        raise DataError(f"{printable(root)} has no splits, so no {split!r}; leave the split out.")
+        raise NoSplits(root, split)
     near = nearest(split, list(found))
     error = UnknownName("split", split, found)
     error.args = (
