@@ -515,3 +515,17 @@ def test_a_second_ctrl_c_leaves_within_two_seconds(tmp_path: Path) -> None:
     process.join(2.0)
     assert process.exitcode == 130
     assert fc.load(tmp_path / "run" / "last") is not None
+
+
+def test_the_networks_input_leaves_the_stored_images_alone_and_takes_read_only_ones() -> None:
+    from fullyconv.preprocessing import Preprocessing
+    from fullyconv.train.step import network_input
+
+    preprocessing = Preprocessing((0, 1, 2), 0.5, (1.0, 2.0, 3.0), (2.0, 2.0, 4.0))
+    for dtype in (np.float32, np.uint8, np.uint16):
+        images = np.arange(2 * 3 * 4 * 3).reshape(2, 3, 4, 3).astype(dtype)
+        before = images.copy()
+        images.flags.writeable = False
+        x = network_input(images, preprocessing, torch.device("cpu"))
+        assert np.array_equal(images, before)
+        assert np.allclose(x.numpy(), preprocessing(images), atol=1e-6)

@@ -48,6 +48,8 @@ def network_input(images: NDArray[Any], preprocessing: Preprocessing, device: to
     Equal to `Preprocessing.__call__` up to rounding, but on the device and without another copy of the batch.
     """
     stored = images.astype(np.int32) if images.dtype == np.uint16 else images
+    if not stored.flags.writeable:  # a buffer from a worker: torch takes writable arrays only
+        stored = stored.copy()
     x = torch.from_numpy(stored).to(device, non_blocking=True).permute(0, 3, 1, 2)
     if preprocessing.order != tuple(range(x.shape[1])):
         x = x[:, list(preprocessing.order)]
@@ -60,7 +62,7 @@ def network_input(images: NDArray[Any], preprocessing: Preprocessing, device: to
         x = x * preprocessing.scale
         x[:, at] = logs
         return (x - mean).div_(std)
-    return x.mul_(preprocessing.scale / std).sub_(mean / std)
+    return x.mul(preprocessing.scale / std).sub_(mean / std)  # not in place: x may be the caller's float32 array
 
 
 def gradients(
