@@ -88,6 +88,19 @@ class TorchvisionFCN(nn.Module):
         return F.interpolate(self.head(self.features(x)), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class Padded(nn.Module):
+    """A network that takes multiples of 32 only, fed as its users must: padded below and right, the scores cut."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        scores: torch.Tensor = self.network(F.pad(x, (0, -width % 32, 0, -height % 32)))
+        return scores[..., :height, :width]
+
+
 def variants(trunk: str, batch: Batch) -> dict[str, Callable[[], object]]:
     finest = 16 if trunk.startswith("squeezenet") else 32
     found = {
@@ -99,7 +112,7 @@ def variants(trunk: str, batch: Batch) -> dict[str, Callable[[], object]]:
     try:
         import segmentation_models_pytorch as smp
 
-        found["smp FPN, stride 4, fp32"] = plain(smp.FPN(trunk, encoder_weights=None, classes=CLASSES), batch)
+        found["smp FPN, stride 4, fp32"] = plain(Padded(smp.FPN(trunk, encoder_weights=None, classes=CLASSES)), batch)
     except ImportError:
         print("segmentation_models_pytorch is not installed; its row is left out", file=sys.stderr)
     return found
