@@ -18,7 +18,7 @@ from fullyconv.cli.supervise import newest_step, supervise
 STEPS = 12  # of three epochs of 7 images in steps of 2; measured after 4, 8 and 12
 
 # place -> when, early, in the middle or late: steps (the first; in mid-epoch; the last), measurements, new bests
-PLACES = {"after_step": (1, 6, 12), "in_step": (1, 7, 12), "in_measurement": (1, 2, 3), "between_links": (1, 1, 2)}
+PLACES = {"after_step": (1, 6, 12), "in_step": (1, 7, 12), "in_measurement": (1, 1, 2), "between_links": (1, 1, 2)}
 COLUMNS: dict[str, tuple[Any, ...]] = {
     "place": tuple(PLACES),
     "when": (0, 1, 2),
