@@ -16,9 +16,9 @@ from fullyconv.predict.tiling import plan
 __all__ = ["parse_size", "peak_bytes", "resident", "tile_for"]
 
 PROBES = (256, 512)
-# What tensors' sizes do not show, measured on CPU (768 to 1024 pixels, resnet18: 1.8 times the tensors' bytes a
-# pixel, squeezenet more): convolution workspaces and the allocator's gaps grow with the window; repacked weights and code compiled for every
-# new shape do not.
+# What tensors' sizes do not show, measured on CPU (768 to 1024 pixels; resnet18: 1.8 times the tensors' bytes a
+# pixel, squeezenet more): convolution workspaces and the allocator's gaps grow with the window; repacked weights and
+# code compiled for every new shape do not.
 SLACK, COMPILED = 2.4, 200 * 2**20
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
