@@ -112,3 +112,8 @@ def test_a_signal_saves_the_step_and_resume_takes_the_runs_own_recipe(number: in
     assert (out / "last").resolve().name == "step-2"
     assert run(data, "--out", str(out), "--resume", "--quiet") == 0
     assert (out / "last").resolve().name == "step-3"
+
+
+def test_init_from_is_the_recipes_key(capsys: Any) -> None:
+    assert run("--print-config", "--init-from", "runs/fcn32s") == 0
+    assert Recipe(**tomllib.loads(capsys.readouterr().out)).init_from == "runs/fcn32s"

@@ -21,6 +21,12 @@ def train(
     out: Annotated[str, typer.Option(help="Run directory; runs/KIND by default.", show_default=False)] = "",
     time: Annotated[str, typer.Option(help="Wall-clock budget such as 30m.", show_default=False)] = "",
     val: Annotated[str, typer.Option(help="Data to measure on, if not a split of DATA.", show_default=False)] = "",
+    init_from: Annotated[
+        str,
+        typer.Option(
+            help="Start from this run or model directory (two, comma between, for two streams).", show_default=False
+        ),
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     allow_changed: Annotated[
         list[str] | None,
@@ -44,6 +50,8 @@ def train(
     changes = dict(recipes.setting(text) for text in settings or [])
     if time:
         changes["time"] = time
+    if init_from:
+        changes["init_from"] = init_from
     if deterministic:
         changes["deterministic"] = True
     if resume and not out:
