@@ -7,7 +7,6 @@ holes. Numpy arrays and torch CPU tensors both go in; the header part needs no t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, InternalError, StorageError, printable
-from fullyconv.files import Written, open_regular, require_space, storage_errors, write_file
+from fullyconv.files import Sha256, Written, open_regular, require_space, storage_errors, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +79,7 @@ def stored_size(tensors: Mapping[str, Any]) -> int:
 def save(
     path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> Written:
-    """Write numpy arrays or torch CPU tensors to a new file, fsynced; memory: one tensor at most is copied.
+    """Write numpy arrays or torch CPU tensors to a new file, fsynced; memory: two tensors at most are copied.
 
     Raises StorageError when the disk is too small (before anything is written) or fails.
     """
@@ -198,25 +197,27 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None, numpy: bool
     header = read_header(path)
     fd = open_regular(path)
     try:
-        with storage_errors("Reading", path):
-            return _load(fd, path, header, sha256, numpy)
+        with storage_errors("Reading", path), Sha256() as digest:
+            tensors = _load(fd, path, header, None if sha256 is None else digest, numpy)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise DataError(
+                    f"{printable(path)} is damaged: its sha256 is not the recorded one; restore it from a copy."
+                )
+            return tensors
     finally:
         os.close(fd)
 
 
-def _load(fd: int, path: str | os.PathLike[str], header: Header, sha256: str | None, numpy: bool) -> dict[str, Any]:
+def _load(fd: int, path: str | os.PathLike[str], header: Header, digest: Sha256 | None, numpy: bool) -> dict[str, Any]:
     order = sorted(header.tensors.items(), key=lambda item: (item[1].begin, item[1].end))
-    digest = hashlib.sha256() if sha256 is not None else None
     start = min((info.begin for info in header.tensors.values()), default=header.size)
     if digest is not None:
-        digest.update(os.pread(fd, start, 0))
+        digest.update(memoryview(os.pread(fd, start, 0)))
     os.lseek(fd, start, os.SEEK_SET)
     tensors: dict[str, Any] = {}
     for name, info in order:
         tensors[name], memory = _empty(info, numpy)
         _fill(fd, path, memory, digest)
-    if digest is not None and digest.hexdigest() != sha256:
-        raise DataError(f"{printable(path)} is damaged: its sha256 is not the recorded one; restore it from a copy.")
     return {name: tensors[name] for name in header.tensors}
 
 
@@ -233,7 +234,7 @@ def _empty(info: TensorInfo, numpy: bool) -> tuple[Any, memoryview]:
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _fill(fd: int, path: str | os.PathLike[str], memory: memoryview, digest: hashlib._Hash | None) -> None:
+def _fill(fd: int, path: str | os.PathLike[str], memory: memoryview, digest: Sha256 | None) -> None:
     while memory:
         count = os.readv(fd, [memory[: 4 << 20]])
         if not count:

@@ -56,6 +56,11 @@ def same_step(run: RunDirectory) -> None:
     )
 
 
+def large_step(run: RunDirectory) -> None:
+    """The save under test: tensors so large that they are hashed by a second thread and written in pieces."""
+    save(run, 3, best=True, size=disk.CHUNK // 4 + 1000)
+
+
 def calls_of(template: Path, path: Path, work: Save) -> list[str]:
     shim = Shim(fresh(template, path))
     with RunDirectory(path) as run:
@@ -86,7 +91,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("work", "new"), [(next_step, 3), (same_step, 2)])
+@pytest.mark.parametrize(("work", "new"), [(next_step, 3), (same_step, 2), (large_step, 3)])
 def test_death_at_every_call_of_a_save_leaves_the_old_or_the_new(
     work: Save, new: int, template: Path, ram: Path
 ) -> None:
@@ -117,7 +122,9 @@ def test_death_at_every_call_of_a_save_leaves_the_old_or_the_new(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO", *(pytest.param(f, marks=SLOW) for f in ("EROFS", "EDQUOT"))])
 @pytest.mark.parametrize("shim", [Shim, pytest.param(Lasting, marks=SLOW)])
-@pytest.mark.parametrize(("work", "new"), [(next_step, 3), pytest.param(same_step, 2, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("work", "new"), [(next_step, 3), *(pytest.param(*w, marks=SLOW) for w in ((same_step, 2), (large_step, 3)))]
+)
 def test_an_error_at_every_call_of_a_save_leaves_the_old_or_the_new(
     work: Save, new: int, shim: type[Shim], fault: str, template: Path, ram: Path
 ) -> None:

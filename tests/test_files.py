@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import signal
 import stat
+import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from fullyconv import files
 from fullyconv.errors import DataError, MissingInput, StorageError, TryAgain
-from fullyconv.files import disk
+from fullyconv.files import disk, streaming
 
 
 def left_over(directory: Path) -> list[str]:
@@ -65,6 +67,48 @@ def test_write_file_reports_the_size_and_sha256_of_what_it_wrote(
     assert path.read_bytes() == whole
     assert written == (len(whole), hashlib.sha256(whole).hexdigest())
     assert files.sha256_file(path) == written.sha256
+
+
+LARGE = (disk.CHUNK + 3, 5, streaming.WORTH_A_THREAD, 2 * disk.CHUNK, streaming.WORTH_A_THREAD - 1, disk.CHUNK)
+
+
+@pytest.mark.parametrize("writeback", [True, False])
+def test_large_chunks_hashed_in_a_second_thread_give_the_same_sum(
+    writeback: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not writeback:  # as on macOS
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    pieces = [random.Random(i).randbytes(size) for i, size in enumerate(LARGE)]
+    threads = threading.active_count()
+    written = files.write_file(tmp_path / "f", pieces)
+    whole = b"".join(pieces)
+    assert (tmp_path / "f").read_bytes() == whole
+    assert written == (len(whole), hashlib.sha256(whole).hexdigest())
+    assert threading.active_count() == threads
+
+
+def test_a_chunk_is_hashed_while_it_is_written(tmp_path: Path) -> None:
+    """The first write waits for the hashing to have begun elsewhere: hashed first or afterwards, it would fail."""
+    begun, real = threading.Event(), streaming.Sha256._hash
+
+    def hashing(self: streaming.Sha256, view: memoryview) -> None:
+        begun.set()
+        real(self, view)
+
+    def write(fd: int, data: memoryview) -> int:
+        assert begun.wait(10)
+        return len(data)
+
+    with mock.patch.object(streaming.Sha256, "_hash", hashing), mock.patch.object(os, "write", write):
+        files.write_file(tmp_path / "f", [bytes(streaming.WORTH_A_THREAD)])
+
+
+def test_a_write_that_fails_while_its_bytes_are_hashed_leaves_no_thread(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    refuse = mock.Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+    with mock.patch.object(os, "write", refuse), pytest.raises(StorageError, match="Input/output"):
+        files.write_file(tmp_path / "f", [bytes(3 * disk.CHUNK)])
+    assert threading.active_count() == threads
 
 
 def test_write_file_goes_on_after_a_short_write(tmp_path: Path) -> None:

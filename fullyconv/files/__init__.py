@@ -33,6 +33,7 @@ from fullyconv.files.disk import (
     sync_directory,
     write_file,
 )
+from fullyconv.files.streaming import Sha256
 
 if TYPE_CHECKING:
     from fullyconv.files.archives import extract
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Lock",
+    "Sha256",
     "Written",
     "atomic_write",
     "download",

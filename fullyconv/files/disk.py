@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, TryAgain, printable
+from fullyconv.files.streaming import CHUNK, Chunk, Sha256, begin_writeback, pieces
 
 __all__ = [
     "Lock",
@@ -38,9 +39,7 @@ __all__ = [
     "write_file",
 ]
 
-Chunk = bytes | bytearray | memoryview
 PREFIX = ".fullyconv-tmp-"  # everything unfinished is named so; `remove_stale` sweeps what a killed process left
-CHUNK = 4 << 20
 _STALE_AFTER = 60.0  # seconds; covers the instant between making a temporary directory and locking it
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -138,29 +137,29 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def write_file(
     path: str | os.PathLike[str], chunks: Iterable[Chunk], *, exclusive: bool = True, sync: bool = True
 ) -> Written:
-    """Write `chunks` to a new file and fsync it; its directory entry is the caller's to fsync. Hashes on the way."""
+    """Write `chunks` to a new file and fsync it; its directory entry is the caller's to fsync. Hashes meanwhile."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else os.O_TRUNC)
-    with storage_errors("Writing", path):
+    with storage_errors("Writing", path), Sha256() as digest:
         fd = os.open(path, flags, 0o666)
         try:
-            digest, size = hashlib.sha256(), 0
-            for chunk in chunks:
-                size += _write_all(fd, memoryview(chunk).cast("B"), digest)
+            size = begun = 0
+            for piece in pieces(chunks, digest):
+                size += _write_all(fd, piece)
+                if size - begun >= CHUNK:
+                    begin_writeback(fd, begun, size)
+                    begun = size
             if sync:
                 os.fsync(fd)
         finally:
             os.close(fd)
-    return Written(size, digest.hexdigest())
+        return Written(size, digest.hexdigest())
 
 
-def _write_all(fd: int, data: memoryview, digest: hashlib._Hash) -> int:
-    """Write every byte, hashing each piece while it is in the cache."""
-    for start in range(0, len(data), CHUNK):
-        piece = data[start : start + CHUNK]
-        digest.update(piece)
-        while piece:
-            piece = piece[os.write(fd, piece) :]
-    return len(data)
+def _write_all(fd: int, data: memoryview) -> int:
+    size = len(data)
+    while data:
+        data = data[os.write(fd, data) :]
+    return size
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:
