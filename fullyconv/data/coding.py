@@ -22,6 +22,7 @@ from fullyconv.taxonomy import Taxonomy
 __all__ = ["Coding", "check_ids", "infer_coding", "read_classes", "read_coded"]
 
 Colour = tuple[int, int, int]
+_PACK = np.array([65536, 256, 1], np.float32)  # (r, g, b) -> one number; below 2^24 every integer is a float32
 
 
 @final
@@ -51,6 +52,18 @@ class Coding:
         return table
 
     @cached_property
+    def byte_table(self) -> bytes:
+        """256 entries as `bytes.translate` takes them: stored byte -> id, `len(taxonomy)` where there is none.
+
+        Empty where that number is no free byte: then `value_table` serves.
+        """
+        free = len(self.taxonomy)
+        if self.taxonomy.ignore > 255 or free > 255 or free == self.taxonomy.ignore:
+            return b""
+        table = self.value_table[:256]
+        return np.where(table < 0, free, table).astype(np.uint8).tobytes()
+
+    @cached_property
     def colour_table(self) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
         """(m, key by slot, id by slot): every packed colour has a slot of its own modulo m, so a lookup is one step."""
         keys = {r << 16 | g << 8 | b: k for (r, g, b), k in self.colours.items()}
@@ -70,13 +83,7 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
     label = images.read_label(file, colours=bool(coding.colours))
     if label.ndim == 3:
         return _from_colours(label, coding, file)
-    if coding.values:
-        ids: NDArray[Any] = coding.value_table.astype(coding.dtype).take(label)
-        bad = (coding.value_table < 0).take(label)
-        if bad.any():
-            raise _no_class(file, f"value {label[bad][0]}", bad, coding.taxonomy)
-        return ids
-    return check_ids(label, coding.taxonomy, file)
+    return _from_values(label, coding, file) if coding.values else check_ids(label, coding.taxonomy, file)
 
 
 def check_ids(label: NDArray[Any], taxonomy: Taxonomy, file: Path) -> NDArray[Any]:
@@ -89,17 +96,28 @@ def check_ids(label: NDArray[Any], taxonomy: Taxonomy, file: Path) -> NDArray[An
     return label
 
 
+def _from_values(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+    ids: NDArray[Any]
+    if label.dtype == np.uint8 and coding.byte_table:  # five times as fast as indexing
+        ids = np.frombuffer(label.tobytes().translate(coding.byte_table), np.uint8).reshape(label.shape)
+        bad = ids == len(coding.taxonomy)
+    else:
+        ids = coding.value_table.astype(coding.dtype).take(label)
+        bad = (coding.value_table < 0).take(label)
+    if bad.any():
+        raise _no_class(file, f"value {label[bad][0]}", bad, coding.taxonomy)
+    return ids
+
+
 def _from_colours(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
     m, key_of, id_of = coding.colour_table
-    packed = label[..., 0].astype(np.int32) << 16
-    packed |= label[..., 1].astype(np.int32) << 8
-    packed |= label[..., 2]
+    packed = (label.astype(np.float32) @ _PACK).astype(np.int32)
     slot = packed % m
-    unknown = key_of[slot] != packed
+    unknown = key_of.take(slot) != packed
     if unknown.any():
         colour = tuple(int(v) for v in label[unknown][0])
         raise _no_class(file, f"colour {colour}", unknown, coding.taxonomy)
-    ids: NDArray[Any] = id_of[slot].astype(coding.dtype)
+    ids: NDArray[Any] = id_of.astype(coding.dtype).take(slot)
     return ids
 
 
@@ -233,7 +251,7 @@ def _stored(file: Path) -> tuple[str, Iterable[Any]]:
         return "nothing", ()
     if label.ndim == 2:
         return "values", np.flatnonzero(np.bincount(label.ravel())).tolist()
-    packed = label.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    packed = (label.astype(np.float32) @ _PACK).astype(np.int32)
     return "colours", [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed)[:300].tolist()]
 
 

@@ -1,0 +1,40 @@
+"""The one decoder and encoder of pictures and label maps; everything that reads a picture reads it here.
+
+What a file is, its first bytes decide, never its suffix: PNG, JPEG, WebP, TIFF and BMP are read, the rest is refused.
+A file is opened without ever blocking (FIFOs and devices are refused), checked against a pixel cap before it is
+decoded, and decoded whole or not at all: every failure is a `BadImage` (or `MissingInput`) that names the file.
+
+picture          `read_image(mode="rgb")`: H W 3 uint8             `read_image(mode="bands")`: H W C as stored
+1, L, P          grey repeated / palette applied                   1, L: one band; P: its colours
+LA, PA, RGBA     alpha dropped                                     alpha is the last band
+16-bit           scaled: the high byte (never clipped to 255)      uint16
+CMYK, YCbCr      converted to RGB                                  CMYK: four bands
+32-bit, float    refused: no range is known                        float32 (integers up to 65535: uint16)
+EXIF             turned as viewers show it                         the same
+animated, pages  the first frame                                   the first frame
+"""
+
+from __future__ import annotations
+
+from fullyconv.images.labels import encode_label, encode_png, read_label, write_label
+from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap
+from fullyconv.images.opening import read_bytes
+from fullyconv.images.reading import ImageInfo, image_info, image_size, read_image, read_palette, turn
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "BadImage",
+    "ImageInfo",
+    "encode_label",
+    "encode_png",
+    "image_info",
+    "image_size",
+    "pixel_cap",
+    "read_bytes",
+    "read_image",
+    "read_label",
+    "read_palette",
+    "turn",
+    "write_label",
+]

@@ -1,0 +1,42 @@
+"""What is read at all: formats, the caps on pixels and bytes, and the error for everything else."""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+from fullyconv.errors import DataError, printable
+
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "BadImage", "Source", "pixel_cap", "too_large"]
+
+Source = str | os.PathLike[str] | bytes
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+MAX_PIXELS = 89_478_485  # 256 MiB of RGB: Pillow's own warning level
+MAX_BYTES = 2**31
+MAX_SIDE = 1 << 20  # no picture is a million pixels long; such headers are lies
+
+
+@final
+class BadImage(DataError):
+    """A file that is not a readable picture: `file`, and the `reason` without the file's name."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        self.file, self.reason = file, reason
+        super().__init__(f"{printable(file)}: {reason}")
+
+
+def pixel_cap() -> int:
+    """The largest number of pixels a picture may have: $FULLYCONV_MAX_PIXELS or `MAX_PIXELS`."""
+    text = os.environ.get("FULLYCONV_MAX_PIXELS", "")
+    if not text:
+        return MAX_PIXELS
+    if not text.isdigit() or int(text) < 1:
+        raise DataError(f"FULLYCONV_MAX_PIXELS is {text!r}; give a whole number of pixels, such as {MAX_PIXELS}.")
+    return int(text)
+
+
+def too_large(name: str, pixels: object, cap: int) -> BadImage:
+    return BadImage(
+        name,
+        f"has {pixels} pixels, more than the {cap} that are read; cut it into tiles, or raise FULLYCONV_MAX_PIXELS.",
+    )

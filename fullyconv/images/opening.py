@@ -1,0 +1,152 @@
+"""From a path or bytes to an open picture: what the file is, whether it may be decoded, and decoding it whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from fullyconv.errors import MissingInput, StorageError, printable
+from fullyconv.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, Source, too_large
+from fullyconv.images.png import check_chunks, check_rows, row_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+__all__ = ["decode", "name_of", "open_picture", "orientation_of", "read_bytes", "words"]
+
+
+def name_of(source: Source) -> str:
+    return "the picture" if isinstance(source, bytes) else os.fspath(source)
+
+
+def read_bytes(source: Source) -> bytes:
+    """The bytes of a regular file that starts like a picture; never blocks, never reads what it will refuse."""
+    if isinstance(source, bytes):
+        return source
+    name = os.fspath(source)
+    try:
+        handle = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingInput(f"{printable(name)} does not exist; check the path.") from error
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ELOOP:
+            raise BadImage(name, "is a link to itself; replace it by the file.") from error
+        raise MissingInput(f"{printable(name)} cannot be opened ({error}); check its name and rights.") from error
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(handle)
+        raise BadImage(name, "is not a regular file (a folder, pipe or device); give a picture file.")
+    with os.fdopen(handle, "rb") as file:
+        if info.st_size > MAX_BYTES:
+            raise BadImage(name, f"is {info.st_size} bytes large, more than {MAX_BYTES}; that is no single picture.")
+        try:
+            _sniff(file.peek(16)[:16], name)
+            return file.read()
+        except OSError as error:
+            raise StorageError(f"{printable(name)} cannot be read ({error.strerror}); check the disk.") from error
+
+
+def _sniff(data: bytes, name: str) -> str:
+    """The format by the first bytes; refuses all that is not in `FORMATS`."""
+    if not data:
+        raise BadImage(name, "is empty (0 bytes); copy it again from its source.")
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data[:2] == b"BM":
+        return "BMP"
+    known = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"PK\3\4": "a zip archive", b"\0\0\0": "HEIC, AVIF or JPEG 2000"}
+    what = next((v for k, v in known.items() if data.startswith(k)), "none of these by its content")
+    if data.lstrip()[:1] in (b"<", b"{"):
+        what = "text (a web page or an error message saved under a picture's name?)"
+    raise BadImage(name, f"is {what}; PNG, JPEG, WebP, TIFF and BMP are read: convert it.")
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def _limits(cap: int) -> Iterator[None]:
+    """Pillow's own bomb check at `cap`: below its default the warning is an error, above it the limit is lifted."""
+    from PIL import Image
+
+    if cap <= MAX_PIXELS:
+        yield
+        return
+    with _lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, cap
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _pillow() -> None:
+    from PIL import Image
+
+    key = ("error", None, Image.DecompressionBombWarning, None, 0)
+    if key not in warnings.filters:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
+    """The picture with its header read and checked, its pixels not yet decoded."""
+    from PIL import Image
+
+    kind = _sniff(data, name)
+    if kind == "PNG":
+        check_chunks(data, name)
+    _pillow()
+    try:
+        with _limits(cap):
+            picture = Image.open(BytesIO(data), formats=[kind])
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise too_large(name, f"over {MAX_PIXELS}", cap) from error
+    except Exception as error:  # Pillow's readers raise a dozen kinds on damaged files
+        raise BadImage(name, f"cannot be read as {kind} ({words(error)}); copy or export it again.") from error
+    w, h = picture.size
+    if w < 1 or h < 1 or max(w, h) > MAX_SIDE:
+        raise BadImage(name, f"claims to be {h}x{w} (HxW) pixels; export it again.")
+    if w * h > cap:
+        raise too_large(name, w * h, cap)
+    if kind == "PNG" and row_bytes(data) > 1100 * len(data):  # deflate packs 1032 to 1 at best
+        raise BadImage(name, f"claims {h}x{w} (HxW) pixels, more than its {len(data)} bytes can hold; export it again.")
+    return picture
+
+
+def words(error: Exception) -> str:
+    text = printable(error).strip() or type(error).__name__
+    return "unknown or damaged header" if "BytesIO" in text else text[:120]
+
+
+def decode(picture: PILImage.Image, data: bytes, name: str, cap: int) -> None:
+    try:
+        with _limits(cap):
+            picture.load()
+        if picture.format == "PNG":
+            check_rows(picture, data, name)
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(name, f"is damaged or cut off ({words(error)}); copy or export it again.") from error
+
+
+def orientation_of(picture: PILImage.Image) -> int:
+    """EXIF orientation 1..8; a damaged or absent tag counts as 1."""
+    try:
+        value = picture.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,0 +1,171 @@
+"""Pictures as arrays, their headers and their palettes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.images.limits import BadImage, Source, pixel_cap
+from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes, words
+from fullyconv.images.png import plain_samples
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+__all__ = ["ImageInfo", "image_info", "image_size", "integers", "read_image", "read_palette", "turn"]
+
+
+@final
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a picture's header says. `size` (H, W) is as displayed, `stored` as written; they differ by EXIF turns."""
+
+    format: str
+    mode: str  # Pillow's name of the pixel layout
+    bits: int  # per channel as stored
+    size: tuple[int, int]
+    stored: tuple[int, int]
+    orientation: int  # EXIF 1..8
+    frames: int  # 2 stands for "more than one"
+    lossy: bool
+
+
+def turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """`image` H W ... as a viewer shows it: EXIF orientation 1..8."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image if orientation == 1 else np.ascontiguousarray(image)
+
+
+def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pixels: int | None = None) -> NDArray[Any]:
+    """The picture in a file or in bytes as displayed: H W 3 uint8 RGB, or with mode="bands" H W C as stored.
+
+    Raises `BadImage` (not a picture of the formats read, damaged, cut off, over `max_pixels`, not a regular file) or
+    `MissingInput`. The table at the top of this module says what becomes of every kind of pixel.
+    """
+    cap, name = max_pixels or pixel_cap(), name_of(source)
+    data = read_bytes(source)
+    if (quick := plain_samples(data, cap, colours=(2,))) is not None:
+        return quick
+    picture = open_picture(data, name, cap)
+    image: NDArray[Any]
+    if mode == "bands" and _stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
+        image = _read_wide(picture, data, name, cap)
+    else:
+        decode(picture, data, name, cap)
+        image = _rgb(picture, name) if mode == "rgb" else _bands(picture, name)
+    return turn(image, orientation_of(picture))
+
+
+def _rgb(picture: PILImage.Image, name: str) -> NDArray[np.uint8]:
+    if picture.mode == "RGB":
+        return np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        grey = (integers(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if picture.mode in ("I", "F", "LAB", "HSV"):
+        raise BadImage(
+            name, f"has {picture.mode} pixels, whose range is not known; export it with 8 or 16 bits a channel."
+        )
+    try:
+        return np.asarray(picture.convert("RGB"))
+    except Exception as error:
+        raise BadImage(name, f"cannot be shown in colour ({words(error)}); export it as RGB.") from error
+
+
+def _bands(picture: PILImage.Image, name: str) -> NDArray[Any]:
+    try:
+        if picture.mode in ("P", "PA", "1", "YCbCr"):
+            picture = picture.convert({"P": "RGB", "PA": "RGBA", "1": "L", "YCbCr": "RGB"}[picture.mode])
+        image = integers(picture) if picture.mode.startswith("I") else np.asarray(picture)
+    except Exception as error:
+        raise BadImage(name, f"cannot be read by bands ({words(error)}); export it again.") from error
+    return image if image.ndim == 3 else image[..., None]
+
+
+def integers(picture: PILImage.Image) -> NDArray[Any]:
+    """A 16- or 32-bit picture H W as native uint16 where it fits, else float32."""
+    values = np.asarray(picture)
+    if values.dtype.kind == "u":
+        return values.astype(np.uint16, copy=False)
+    return values.astype(np.uint16 if values.min() >= 0 and values.max() <= 65535 else np.float32)
+
+
+def _stored_bits(picture: PILImage.Image, data: bytes) -> int:
+    """Bits per channel as stored; Pillow keeps only the high byte of 16-bit colour."""
+    if picture.format == "PNG":
+        return data[24]
+    if picture.format == "TIFF":
+        bits: Any = getattr(picture, "tag_v2", {}).get(258, (8,))
+        return int(bits[0] if isinstance(bits, tuple) else bits)
+    if picture.mode.startswith("I;16"):
+        return 16
+    return {"1": 1, "I": 32, "F": 32}.get(picture.mode, 8)
+
+
+def _read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
+    """A 16-bit colour picture as uint16: decoded once for the high and once for the low bytes.
+
+    Pillow unpacks such files to 8 bits by taking one byte of two: the high one of the file's byte order. Told the
+    other byte order it takes the low one.
+    """
+    raw = picture.tile[0].args if picture.tile else None
+    raw = raw[0] if isinstance(raw, tuple) else raw
+    swap = {"16B": "16L", "16L": "16B"}
+    if (
+        not isinstance(raw, str)
+        or raw[-3:] not in swap
+        or picture.mode == "LA"
+        or picture.tile[0].codec_name == "libtiff"
+    ):
+        raise BadImage(
+            name,
+            f"holds 16-bit {picture.mode} in a layout that is read as 8 bits only; save it as uncompressed TIFF, "
+            "or as PNG with 3 or 4 channels.",
+        )
+    low: Any = open_picture(data, name, cap)
+    other = raw[:-3] + swap[raw[-3:]]
+    low.tile = [t._replace(args=(other, *t.args[1:]) if isinstance(t.args, tuple) else other) for t in low.tile]
+    decode(picture, data, name, cap)
+    decode(low, data, name, cap)
+    wide: NDArray[np.uint16] = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
+    return wide
+
+
+def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
+    """Format, layout and sizes from the header; the pixels are not decoded."""
+    data, name = read_bytes(source), name_of(source)
+    picture = open_picture(data, name, max_pixels or pixel_cap())
+    orientation = orientation_of(picture)
+    stored = (picture.height, picture.width)
+    size = stored
+    if orientation >= 5:  # Pillow gives a TIFF's size as displayed, the others' as stored
+        turned = (picture.width, picture.height)
+        size, stored = (stored, turned) if picture.format == "TIFF" else (turned, stored)
+    try:
+        frames = 2 if getattr(picture, "is_animated", False) else 1
+    except Exception:
+        frames = 1
+    kind = picture.format or ""
+    lossy = kind == "JPEG" or (kind == "WEBP" and b"VP8L" not in data[:64])
+    bits = _stored_bits(picture, data)
+    return ImageInfo(kind, picture.mode, bits, size, stored, orientation, frames, lossy)
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """(H, W) of the picture as displayed, from its header."""
+    return image_info(source).size
+
+
+def read_palette(source: Source) -> tuple[tuple[int, int, int], ...]:
+    """The colours (R, G, B) by index of a palette file; () for one without."""
+    picture = open_picture(read_bytes(source), name_of(source), pixel_cap())
+    flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
+    return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))

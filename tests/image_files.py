@@ -1,0 +1,62 @@
+"""Picture files as bytes: encoded by Pillow, written by hand, and damaged."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def encoded(array: NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = BytesIO()
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, *more: bytes) -> bytes:
+    """A PNG written by hand: colour type 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA; rows with filter bytes."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flips, overwrites, cuts, repeats or joins; half of the time PNG checksums are set right, to get deeper."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.integers(len(out)))
+        match int(rng.integers(5)):
+            case 0:
+                out[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                out[at : at + 4] = rng.bytes(4)
+            case 2:
+                del out[at : at + int(rng.integers(1, 30))]
+            case 3:
+                out[at:at] = out[at : at + int(rng.integers(1, 30))]
+            case _:
+                out[at : at + 4] = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"][int(rng.integers(3))]
+        if not out:
+            return b""
+    return mended(bytes(out)) if rng.random() < 0.5 else bytes(out)
+
+
+def mended(data: bytes) -> bytes:
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return data
+    out, at = bytearray(data), 8
+    while at + 12 <= len(out):
+        end = at + 12 + int.from_bytes(out[at : at + 4], "big")
+        if end > len(out):
+            break
+        out[end - 4 : end] = struct.pack(">I", zlib.crc32(out[at + 4 : end - 4]))
+        at = end
+    return bytes(out)
