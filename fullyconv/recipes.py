@@ -10,7 +10,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -51,7 +51,11 @@ class Recipe(BaseModel):
     options: dict[str, Any] = _key({}, "Further arguments of `models.create`, as an inline table.")
     preprocessing: dict[str, Any] = _key({}, "channels, range, mean, std of weights that come without a sidecar.")
     inputs: tuple[str, ...] = _key((), "Modalities in the network's order; empty takes what its name says.")
-    heads: tuple[str, ...] = _key((), "Label heads to learn; empty takes all the data set has.")
+    heads: tuple[str, ...] | dict[str, dict[str, Any] | Literal[False]] = _key(
+        (),
+        "Label heads to learn, by name (empty takes all the data set has), or a table of those to add: "
+        "`{from, map}` makes one from another, `{folder, classes}` reads one; `false` leaves one out.",
+    )
     frozen_trunk: bool = _key(False, "Learn the score layers only (the paper's 32s-fixed).")
     batch_norm: Literal["train", "frozen", "unfold"] = _key(
         "train",
@@ -75,7 +79,9 @@ class Recipe(BaseModel):
     batch_size: int = _key(4, "Images a step, all processes together.", ge=1)
     accumulate: int = _key(1, "Passes a step's images are split into, to save memory.", ge=1)
     workers: int = _key(0, "Processes that read and transform images; 0 does it in a thread.", ge=0, le=64)
-    cache: Literal["none", "memory"] = _key("none", "Keep decoded images in memory.")
+    cache: Literal["none", "memory", "disk"] = _key(
+        "none", "Keep decoded images in memory, or in one file in the run (RUN/cache) until it has ended."
+    )
     on_bad_sample: Literal["fail", "skip"] = _key("fail", "An image that cannot be read ends the run or is replaced.")
     max_bad: float = _key(0.01, "With skip: share of images that may be bad before the run ends.", ge=0, le=1)
     worker_timeout: float = _key(60.0, "Seconds without an answer after which a worker counts as hung.", gt=0)
@@ -196,15 +202,28 @@ def published(name: str) -> Recipe:
 def read(recipe: str | Path | None = None, settings: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
     """The recipe of that name or in that file (None: the defaults) with `settings` on top.
 
-    `settings` are a mapping, or texts `key=value` whose value is read as TOML, else as a string. A length among them
-    (epochs, steps, time) replaces the recipe's. Raises UnknownName for a key or recipe that does not exist,
-    UsageError for a value that does not fit, MissingInput for a file that is not there.
+    `settings` are a mapping, or texts `key=value` whose value is read as TOML, else as a string; `heads.NAME=value` is
+    one entry of a table. A length among them (epochs, steps, time) replaces the recipe's. Raises UnknownName for a key
+    or recipe that does not exist, UsageError for a value that does not fit, MissingInput for a file that is not there.
     """
     values, where = _read_table(recipe)
     changes = dict(settings) if isinstance(settings, Mapping) else dict(map(setting, settings))
     if any(key in changes for key in DURATION):
         values = {key: value for key, value in values.items() if key not in DURATION}
-    return _build({**values, **changes}, where)
+    for key, value in changes.items():
+        values = _changed(values, key.split("."), value)
+    return _build(values, where)
+
+
+def _changed(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """`table` with the entry at `path` (keys from the outside in) set to `value`."""
+    key, *inner = path
+    if inner:
+        old = table.get(key) or {}
+        if not isinstance(old, Mapping):
+            raise UsageError(f"{key} = {old!r} is no table, so {'.'.join(path)} cannot be set; set {key} as a whole.")
+        value = _changed(old, inner, value)
+    return {**table, key: value}
 
 
 def _read_table(recipe: str | Path | None) -> tuple[dict[str, Any], str]:

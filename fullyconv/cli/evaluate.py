@@ -44,7 +44,7 @@ def evaluate(
     from fullyconv.files import atomic_write
 
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
-    dataset = _dataset(data, split, ready.inputs)
+    dataset = _dataset(data, split, ready)
     line = progress_line("evaluating", quiet)
     for note in () if quiet else dataset.notes:
         say(note)
@@ -57,19 +57,23 @@ def evaluate(
     print(text if as_json else table(result))
 
 
-def _dataset(data: str, split: str, inputs: Any) -> Any:
-    """The split that was named; else val, or all of a set that is one whole (said: it holds what was learned from)."""
+def _dataset(data: str, split: str, ready: Any) -> Any:
+    """The split that was named, with the inputs and heads that the network learned; else val, or all of a set that is
+    one whole (said: it holds what was learned from)."""
     from fullyconv.data import open_dataset
+    from fullyconv.data.derive import add_again
     from fullyconv.data.layout import NoSplits
 
+    origin = getattr(ready.model, "origin", {})
+    inputs = tuple(origin.get("inputs") or ()) or ready.inputs
     try:
-        return open_dataset(data, split or "val", inputs=inputs)
+        found = open_dataset(data, split or "val", inputs=inputs)
     except NoSplits:
         if split:
             raise
-    found = open_dataset(data, "all", inputs=inputs)
-    say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
-    return found
+        found = open_dataset(data, "all", inputs=inputs)
+        say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
+    return add_again(found, origin.get("heads") or {})
 
 
 def predictor(model: str, *, device: str, tile: int, max_memory: str, precision: str) -> Any:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["info", "models"]
 
 GRAMMAR = (
-    "Names: fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-hha|-rgb-hha]; TRUNK is one above or timm:NAME."
+    "Names: fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha]; "
+    "TRUNK is one above or timm:NAME."
 )
 
 

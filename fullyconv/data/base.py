@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ class Dataset:
     inputs: tuple[str, ...] = ("rgb",)
     notes: tuple[str, ...] = ()  # what the reader decided ("classes inferred from the labels: 0..10"), said to the user
     strays: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
+    added: Mapping[str, Any] = field(default_factory=dict)  # head -> how it joined the data's own (see `open_dataset`)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,6 +103,8 @@ class Dataset:
         digest.update(repr((self.kind, self.split, self.inputs)).encode())
         for head, taxonomy in self.taxonomies.items():
             digest.update(repr((head, taxonomy.names, taxonomy.ignore)).encode())
+        if self.added:
+            digest.update(json.dumps(self.added).encode())
         for r in self.records:
             files = sorted([*r.inputs.items(), *r.labels.items()])
             digest.update(repr((r.name, [(k, p.name, p.stat().st_size) for k, p in files])).encode())

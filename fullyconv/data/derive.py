@@ -16,7 +16,9 @@ from fullyconv.data.layout import list_files, stems
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
 from fullyconv.taxonomy import Taxonomy, voc_palette
 
-__all__ = ["choose_heads", "choose_inputs", "mapping_table"]
+__all__ = ["add_again", "choose_heads", "choose_inputs", "mapping_table"]
+
+WAYS = "{from, map}, {folder}, {folder, classes}, or false to leave it out"
 
 
 def choose_inputs(dataset: Dataset, inputs: Sequence[str] | None) -> Dataset:
@@ -39,15 +41,42 @@ def choose_heads(dataset: Dataset, heads: Mapping[str, Any] | Sequence[str] | No
     if not isinstance(heads, Mapping):
         return _keep(dataset, heads)
     for head, how in heads.items():
-        if how is None or how == {}:
+        if not how:
             _known(dataset, head)
-        elif isinstance(how, Mapping) and how.keys() == {"from", "map"}:
-            dataset = _derived(dataset, head, str(how["from"]), how["map"])
-        elif isinstance(how, Mapping) and how.keys() <= {"folder", "classes"} and "folder" in how:
-            dataset = _from_folder(dataset, head, str(how["folder"]), how.get("classes"))
         else:
-            raise UsageError(f"The head {head!r} is given as {how!r}; give {{from, map}} or {{folder}}.")
+            dataset = _add(dataset, head, how)
+    left_out = [head for head, how in heads.items() if how is False]
+    return _keep(dataset, [h for h in dataset.taxonomies if h not in left_out]) if left_out else dataset
+
+
+def add_again(dataset: Dataset, added: Mapping[str, Any]) -> Dataset:
+    """`dataset` with the heads that were added to the data a network learned from (`Dataset.added`).
+
+    One that these data cannot give is left to the data's own of that name, or left out; a note says so.
+    """
+    for head, how in added.items():
+        source = how.get("from")
+        if source in dataset.taxonomies or (source is None and (dataset.root / str(how.get("folder"))).is_dir()):
+            dataset = _add(dataset, head, how)
+            continue
+        missing = f"{source} labels" if source is not None else f"folder {how.get('folder')}"
+        instead = "the data's own is taken" if head in dataset.taxonomies else "that head is left out"
+        note = f"{head} cannot be had as it was learned (no {missing} here): {instead}."
+        dataset = replace(dataset, notes=(*dataset.notes, note))
     return dataset
+
+
+def _add(dataset: Dataset, head: str, how: Any) -> Dataset:
+    if not isinstance(how, Mapping):
+        raise UsageError(f"The head {head!r} is given as {how!r}; give {WAYS}.")
+    for key in how:
+        if key not in ("from", "map", "folder", "classes"):
+            raise UnknownName(f"key of the head {head!r}", str(key), ("from", "map", "folder", "classes"))
+    if how.keys() == {"from", "map"}:
+        return _derived(dataset, head, str(how["from"]), how["map"])
+    if "folder" in how and how.keys() <= {"folder", "classes"}:
+        return _from_folder(dataset, head, str(how["folder"]), how.get("classes"))
+    raise UsageError(f"The head {head!r} is given by {', '.join(how)}; give {WAYS}.")
 
 
 def _known(dataset: Dataset, head: str) -> None:
@@ -58,7 +87,8 @@ def _known(dataset: Dataset, head: str) -> None:
 def _keep(dataset: Dataset, heads: Sequence[str]) -> Dataset:
     for head in heads:
         _known(dataset, head)
-    return replace(dataset, taxonomies={h: dataset.taxonomies[h] for h in heads})
+    added = {h: how for h, how in dataset.added.items() if h in heads}
+    return replace(dataset, taxonomies={h: dataset.taxonomies[h] for h in heads}, added=added)
 
 
 # ---- by a map --------------------------------------------------------------------------------------------------
@@ -68,13 +98,17 @@ def mapping_table(source: Taxonomy, groups: Mapping[str, Sequence[str] | str]) -
     """The taxonomy of `groups` {new name: old names | "*"} and the table old value -> new id (65536 entries).
 
     "*" takes every old class that no other group names. Old classes in no group, and ignored pixels, are ignored.
-    Raises UnknownName for an old name that is not there and UsageError for one that is taken twice.
+    Raises UnknownName for an old name that is not there, UsageError for one that is taken twice or for no table.
     """
+    if not isinstance(groups, Mapping):
+        raise UsageError(f'A map is a table of new classes, not {groups!r}; write {{sky = ["sky"], other = "*"}}.')
     taken: dict[str, int] = {}
     for k, (name, olds) in enumerate(groups.items()):
+        if not isinstance(olds, str | list | tuple):
+            raise UsageError(f'The class {name!r} is made from {olds!r}; give a class, a list of classes, or "*".')
         for old in [olds] if isinstance(olds, str) else olds:
             if old != "*" and old not in source.names:
-                raise UnknownName(f"class to make {name!r} from", old, source.names)
+                raise UnknownName(f"class to make {name!r} from", str(old), source.names)
             if old in taken:
                 raise UsageError(f"The class {old!r} is mapped twice; give each to one group.")
             taken[old] = k
@@ -122,6 +156,7 @@ def _derived(dataset: Dataset, head: str, source: str, groups: Mapping[str, Any]
         taxonomies={**dataset.taxonomies, head: taxonomy},
         read_labels=_Derived(dataset.read_labels, head, source, table),
         notes=(*dataset.notes, note),
+        added={**dataset.added, head: {"from": source, "map": dict(groups)}},
     )
 
 
@@ -170,6 +205,7 @@ def _from_folder(dataset: Dataset, head: str, folder: str, classes: Any) -> Data
         taxonomies={**dataset.taxonomies, head: coding.taxonomy},
         read_labels=_Beside(dataset.read_labels, head, coding),
         notes=(*dataset.notes, *notes),
+        added={**dataset.added, head: {"folder": folder} | ({"classes": str(classes)} if classes else {})},
     )
 
 

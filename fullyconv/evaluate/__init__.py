@@ -148,6 +148,7 @@ def describe(
         "model": {
             "name": getattr(predictor.model, "name", type(predictor.model).__name__),
             "sha256": digest(predictor),
+            **({"training": origin} if (origin := getattr(predictor.model, "origin", {})) else {}),
         },
         "protocol": protocol,
         "average": average,

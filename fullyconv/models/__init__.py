@@ -190,5 +190,6 @@ def load(directory: str | Path) -> FCN:
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if network.trunk.startswith("timm:") else "meta"):
         model = _build(name, network, heads, padding)
     model.taxonomies = taxonomies
+    model.origin = dict(config.get("training") or {})
     model.preprocessing = Preprocessing.from_json(stored.preprocessor)
     return store.restore(model, stored)

@@ -110,6 +110,7 @@ class FCN(nn.Module):
         self.name, self.heads, self.taps, self.border = name, dict(heads), tuple(taps), border
         self.preprocessing, self.options = preprocessing, dict(options or {})
         self.report: Any = None  # what loading weights did, where weights were loaded
+        self.origin: dict[str, Any] = {}  # how it was learned, as JSON: `train` writes it, config.json keeps it
         self.taxonomies = {head: Taxonomy.numbered(k) for head, k in heads.items()}
         self.streams = nn.ModuleDict(streams)
         maps, self.exact = next(iter(streams.values())).trunk.maps()

@@ -1,4 +1,4 @@
-"""Networks by name: the grammar `fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-hha|-rgb-hha]` and the
+"""Networks by name: the grammar `fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha]` and the
 networks of the paper as rows of one table."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __all__ = ["INPUTS", "NETWORKS", "Network", "parse"]
 INPUTS: dict[str, tuple[str, ...]] = {
     "": ("rgb",),
     "-rgbd": ("rgb", "depth"),
+    "-depth": ("depth",),
     "-hha": ("hha",),
     "-rgb-hha": ("rgb", "hha"),
 }
@@ -44,7 +45,7 @@ class Network:
 
 
 PATTERN = re.compile(
-    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-hha)?"
+    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha)?"
 )
 CVPR, TPAMI, RELEASED = "CVPR 2015", "TPAMI 2017", "released weights"
 _VOC, _CONTEXT, _NYUD = {"semantic": 21}, {"semantic": 60}, {"semantic": 40}

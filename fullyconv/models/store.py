@@ -63,6 +63,7 @@ def config_json(model: FCN) -> dict[str, Any]:
     names = next(iter(model.taxonomies.values())).names
     return {
         **model.config(),
+        **({"training": model.origin} if model.origin else {}),
         "model_type": "fullyconv",
         "id2label": {str(i): n for i, n in enumerate(names)},
         "label2id": {n: i for i, n in enumerate(names)},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,15 +22,13 @@ from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingExtra, StorageError, UnknownName, UsageError
 from fullyconv.files import atomic_write
-from fullyconv.models.surgery import init_from
-from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train import planning, state
+from fullyconv.train import caching, planning, state
 from fullyconv.train.display import Clock, Display
+from fullyconv.train.network import network, network_name
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.reading import window
-from fullyconv.train.unfold import unfold
 from fullyconv.train.world import World
 
 __all__ = ["Course", "prepare", "training_mode"]
@@ -93,9 +90,13 @@ def prepare(
     train, val = checked(recipe, data, val, display) if check else open_both(recipe, data, val)
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
-    model = _network(recipe, train, quiet=display.quiet)
+    model = network(recipe, train, quiet=display.quiet)
     about = state.identity(model, train)
     run = _directory(recipe, out, resume, world, stack)
+    train = caching.on_disk(recipe, train, out, world, display)
+    val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
+    if run is not None and recipe.cache == "disk":
+        caching.drop(out, but=(train,) if val is None else (train, val))
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
@@ -131,7 +132,7 @@ def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Data
 
 def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
-    inputs = recipe.inputs or models.parse(recipe.model).inputs
+    inputs = recipe.inputs or models.parse(network_name(recipe)).inputs
     options: dict[str, Any] = {"inputs": inputs, "heads": recipe.heads or None}
     train = data if isinstance(data, Dataset) else _split(data, recipe, "split", options)
     assert train is not None
@@ -194,41 +195,6 @@ def held_out(dataset: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset | N
     note = f"There is no val split: {len(val)} of {len(dataset)} images are held out to be measured."
     learned = replace(dataset, records=train, notes=(*dataset.notes, note))
     return learned, replace(dataset, records=val, split="held-out")
-
-
-def _network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
-    """The recipe's network with the data's classes."""
-    if recipe.loss == "sum" and not recipe.weights and not recipe.init_from:
-        raise UsageError(
-            f"{recipe.name or 'This recipe'} (summed loss, rate {recipe.lr:g}) learns nothing from random weights; "
-            "start it from trained ones: --set weights=FILE (the trunk's), or --set init_from=RUN."
-        )
-    preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
-    model = models.create(
-        recipe.model,
-        weights=recipe.weights or None,
-        padding=recipe.padding or None,
-        preprocessing=preprocessing,
-        taxonomies=train.taxonomies,
-        seed=recipe.seed,
-        quiet=quiet,
-        **recipe.options,
-    )
-    if recipe.init_from:
-        report = init_from(model, [_model_directory(path) for path in recipe.init_from.split(",")])
-        if not quiet:
-            print(report, file=sys.stderr)
-    if recipe.batch_norm == "unfold":
-        unfold(model, train)
-    if recipe.frozen_trunk:
-        for p in model.trunk_parameters():
-            p.requires_grad_(False)
-    return model
-
-
-def _model_directory(path: str) -> Path:
-    """A run's last model, or the model directory itself."""
-    return Path(path, "last") if Path(path, "last").is_dir() else Path(path)
 
 
 def training_mode(model: Any, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fullyconv.errors import DataError, FullyconvError, StorageError
 from fullyconv.files import atomic_write
 from fullyconv.models import store
-from fullyconv.train import planning, state
+from fullyconv.train import caching, planning, state
 from fullyconv.train.course import Course, training_mode
 from fullyconv.train.measuring import measure
 from fullyconv.train.reading import Step
@@ -131,7 +131,8 @@ def save(c: Course, *, alone: bool = False) -> None:
             card=card(c),
             canary={"input": x, **scores},
             state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
-            best=c.state.best_step == c.state.step and c.state.measured == c.state.step,
+            # What is never measured has no best but its last.
+            best=c.val is None or (c.state.best_step == c.state.step and c.state.measured == c.state.step),
         )
         training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
     if not alone:
@@ -157,6 +158,7 @@ def end(c: Course, stop: Stop) -> None:
             save(c)
         raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
     if c.state.finished:
+        _drop_cache(c)
         return
     if c.val is not None and c.state.measured != c.state.step:
         measure(c, stop)
@@ -164,6 +166,7 @@ def end(c: Course, stop: Stop) -> None:
             end(c, stop)
     c.state.finished = True
     save(c)
+    _drop_cache(c)
     if c.board:
         c.board.close()
     if c.run is not None:
@@ -172,6 +175,11 @@ def end(c: Course, stop: Stop) -> None:
         except StorageError as error:
             c.display.note(f"times.json is missing: {error}")
     c.display.end(c.clock)
+
+
+def _drop_cache(c: Course) -> None:
+    if c.run is not None and c.recipe.cache == "disk":
+        caching.drop(c.out)
 
 
 def card(c: Course) -> str:

@@ -114,7 +114,7 @@ class Reader:
     def _read(self, index: int) -> Sample:
         if index not in self.cache:
             sample = self.dataset[index]
-            if self.recipe.cache == "none":
+            if self.recipe.cache != "memory":
                 return sample
             self.cache[index] = sample
         return self.cache[index]
