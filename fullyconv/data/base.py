@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.data import heartbeat
 from fullyconv.errors import DataError
 from fullyconv.taxonomy import Taxonomy
 
@@ -71,7 +72,7 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         image = self.image(index)
-        labels = {head: self.read_labels(record, head) for head in self.taxonomies}
+        labels = {head: self._label(record, head) for head in self.taxonomies}
         for head, label in labels.items():
             if label.shape != image.shape[:2]:
                 raise DataError(
@@ -83,13 +84,21 @@ class Dataset:
     def image(self, index: int) -> NDArray[Any]:
         """The inputs of record `index`, concatenated along C: H W C."""
         record = self.records[index]
-        planes = [self.read_input(record, modality) for modality in self.inputs]
+        planes = [self._input(record, modality) for modality in self.inputs]
         if len(planes) == 1:
             return planes[0]
         sizes = {p.shape[:2] for p in planes}
         if len(sizes) > 1:
             raise DataError(f"{record.name}: its inputs {self.inputs} differ in size ({sorted(sizes)}); align them.")
         return np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
+
+    def _input(self, record: Record, modality: str) -> NDArray[Any]:
+        heartbeat.at(record.inputs.get(modality, record.name))
+        return self.read_input(record, modality)
+
+    def _label(self, record: Record, head: str) -> NDArray[Any]:
+        heartbeat.at(record.labels.get(head, record.name))
+        return self.read_labels(record, head)
 
     @property
     def taxonomy(self) -> Taxonomy:

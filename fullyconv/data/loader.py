@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import connection, get_context
-from typing import Any, Generic, TypeVar, final
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import EXIT_CODES, FullyconvError, InternalError, TryAgain
+from fullyconv.data import heartbeat
+from fullyconv.data.workers import TICK, Watch, Workers, hung
+from fullyconv.errors import printable
 
 __all__ = ["Workers", "order", "ordered_map"]
 
@@ -45,13 +44,14 @@ def ordered_map(
     workers: int = 0,
     *,
     ahead: int = 2,
-    timeout: float = 60.0,
+    timeout: float = 10.0,
     describe: Callable[[Item], str] = str,
 ) -> Generator[Made, None, None]:
     """make(item) for each item, in order, made ahead of time by `workers` processes (0: one thread of this process).
 
-    An error of `make` is raised here, in its turn. timeout: seconds without an answer after which a worker counts
-    as hung. describe: names an item's files for an error. Processes need os.fork; elsewhere a thread does the work.
+    An error of `make` is raised here, in its turn. timeout: seconds that a reader may be at one file (`heartbeat.at`),
+    while it is waited for, before it counts as hung. describe: names an item for an error. Processes need os.fork;
+    elsewhere a thread does the work.
     """
     if workers == 0 or not hasattr(os, "fork"):
         yield from _by_thread(make, items, ahead, timeout, describe)
@@ -74,7 +74,7 @@ def _by_thread(
     done: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     closed = threading.Event()
     doing = [""]
-    since = [time.monotonic()]
+    slot = heartbeat.Slot()
 
     def put(kind: str, value: Any) -> None:
         while not closed.is_set():
@@ -82,14 +82,16 @@ def _by_thread(
                 done.put((kind, value), timeout=0.1)
                 return
             except queue.Full:
-                since[0] = time.monotonic()
+                slot.move_on("")
 
     def work() -> None:
+        heartbeat.live_in(slot)
         try:
             for item in items:
                 if closed.is_set():
                     return
-                doing[0], since[0] = describe(item), time.monotonic()
+                doing[0] = describe(item)
+                slot.move_on("")
                 put("made", make(item))
             put("end", None)
         except BaseException as error:
@@ -99,12 +101,7 @@ def _by_thread(
     thread.start()
     try:
         while True:
-            try:
-                kind, value = done.get(timeout=min(timeout, 1.0))
-            except queue.Empty:
-                if time.monotonic() - since[0] > timeout:
-                    raise _hung("The reading thread", timeout, doing[0]) from None
-                continue
+            kind, value = _wait(done, Watch(slot), timeout, doing)
             if kind == "end":
                 return
             if kind == "error":
@@ -112,141 +109,19 @@ def _by_thread(
             yield value
     finally:
         closed.set()
-        thread.join(timeout=1.0)
+        thread.join(timeout=0.2)
 
 
-@final
-class Workers(Generic[Item, Made]):
-    """Forked processes that run `make`, each with a pipe of its own; the kernel tells when one dies."""
-
-    def __init__(
-        self, make: Callable[[Item], Made], count: int, timeout: float = 60.0, describe: Callable[[Item], str] = str
-    ) -> None:
-        context = get_context("fork")
-        self.timeout, self.describe = timeout, describe
-        self.pipes: list[connection.Connection] = []
-        self.processes: list[Any] = []
-        self.tasks: list[deque[tuple[int, Item]]] = [deque() for _ in range(count)]
-        self.since = [time.monotonic()] * count
-        self.finished: dict[int, tuple[str, Any]] = {}
-        for number in range(count):
-            ours, theirs = context.Pipe()
-            siblings = [*self.pipes, ours]
-            process = context.Process(
-                target=_serve, args=(make, theirs, siblings), daemon=True, name=f"fullyconv-worker-{number}"
-            )
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def __enter__(self) -> Workers[Item, Made]:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for pipe in self.pipes:
-            pipe.close()
-        for process in self.processes:
-            process.join(timeout=0.2)
-            if process.is_alive():
-                process.kill()  # a stopped process ignores everything else
-                process.join()
-
-    def give(self, ticket: int, item: Item) -> None:
-        """Hand `item` to the worker whose turn it is."""
-        number = ticket % len(self.pipes)
-        if not self.tasks[number]:
-            self.since[number] = time.monotonic()
-        self.tasks[number].append((ticket, item))
-        try:
-            self.pipes[number].send((ticket, item))
-        except OSError:
-            raise self._dead(number) from None
-
-    def take(self, ticket: int) -> Made:
-        """The result of `ticket`, waited for; raises what `make` raised, or says which worker died or hung."""
-        while ticket not in self.finished:
-            self._receive()
-        kind, value = self.finished.pop(ticket)
-        if kind == "made":
-            return value  # type: ignore[no-any-return]
-        raise value
-
-    def _receive(self) -> None:
-        """Wait for an answer, a death, or the next deadline."""
-        busy = [n for n, tasks in enumerate(self.tasks) if tasks]
-        deadline = min(self.since[n] for n in busy) + self.timeout
-        wait_for = [self.pipes[n] for n in busy] + [self.processes[n].sentinel for n in busy]
-        ready = set(connection.wait(wait_for, timeout=max(0.0, deadline - time.monotonic())))
-        for n in busy:
-            if self.pipes[n] in ready:
-                self._read(n)
-            elif self.processes[n].sentinel in ready:
-                raise self._dead(n)
-            elif time.monotonic() - self.since[n] > self.timeout:
-                raise _hung(f"Worker {n} (process {self.processes[n].pid})", self.timeout, self._reading(n))
-
-    def _read(self, number: int) -> None:
-        try:
-            ticket, kind, value = self.pipes[number].recv()
-        except (EOFError, OSError):
-            raise self._dead(number) from None
-        self.tasks[number].popleft()
-        self.since[number] = time.monotonic()
-        self.finished[ticket] = (kind, value)
-
-    def _reading(self, number: int) -> str:
-        return self.describe(self.tasks[number][0][1]) if self.tasks[number] else "nothing"
-
-    def _dead(self, number: int) -> TryAgain:
-        process = self.processes[number]
-        process.join(timeout=1.0)
-        code = process.exitcode
-        cause = f"exit code {code}"
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            memory = "; out of memory?" if name == "SIGKILL" else ""
-            cause = f"killed by {name}{memory}"
-        return TryAgain(
-            f"Worker {number} (process {process.pid}) died ({cause}) while reading {self._reading(number)}; "
-            "continue with --resume, with fewer workers if memory is short."
-        )
-
-
-def _hung(who: str, timeout: float, files: str) -> TryAgain:
-    return TryAgain(
-        f"{who} gave no answer for {timeout:g} s while reading {files}; check that the disk or the mount answers, "
-        "then continue with --resume."
-    )
-
-
-def _portable(error: Exception) -> Exception:
-    """`error` as one that survives the pipe: our errors as the class that has their exit code, others as a report."""
-    if isinstance(error, FullyconvError):
-        return next(cls for cls in type(error).__mro__ if cls in EXIT_CODES)(str(error))
-    if isinstance(error, OSError):
-        return error
-    if isinstance(error, MemoryError):
-        return TryAgain("A worker ran out of memory; continue with --resume, with fewer workers or a smaller crop.")
-    return InternalError(f"A worker failed: {traceback.format_exc()}")
-
-
-def _serve(make: Callable[[Any], Any], pipe: connection.Connection, siblings: Sequence[connection.Connection]) -> None:
-    """A worker's life: answer until the other end of the pipe closes, also by the parent's death."""
-    for other in siblings:  # inherited ends would keep the pipes of a dead parent open
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _wait(done: queue.Queue[tuple[str, Any]], watch: Watch, timeout: float, doing: list[str]) -> tuple[str, Any]:
+    """The reading thread's next answer, or an error that names the file it hangs at."""
+    tick = min(TICK, timeout / 4)
     while True:
+        start = time.monotonic()
         try:
-            ticket, item = pipe.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        try:
-            answer = (ticket, "made", make(item))
-        except Exception as error:
-            answer = (ticket, "error", _portable(error))
-        try:
-            pipe.send(answer)
-        except OSError:
-            os._exit(0)
+            return done.get(timeout=tick)
+        except queue.Empty:
+            watch.waited(time.monotonic() - start)
+        if watch.silent > timeout - 2 * tick:
+            file = printable(watch.slot.where)
+            files = f"{file} (of {doing[0]})" if file and file != doing[0] else doing[0]
+            raise hung("The reading thread", f"has not moved on for {timeout:g} s", files)
