@@ -391,6 +391,30 @@ def test_pictures_are_written_without_metadata() -> None:
         assert b"eXIf" not in data
 
 
+def jpeg_claiming(size: int, **options: Any) -> bytes:
+    """A grey JPEG of 64x64 whose header says `size` squared."""
+    data = bytearray(encoded(np.full((64, 64), 128, np.uint8), "JPEG", **options))
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    data[at + 5 : at + 9] = struct.pack(">HH", size, size)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_more_pixels_than_its_bytes_can_hold_is_refused_undecoded(progressive: bool) -> None:
+    start = time.process_time()
+    with pytest.raises(BadImage, match=r"9000x9000 \(HxW\) pixels, more than its \d+ bytes can hold"):
+        images.read_image(jpeg_claiming(9000, progressive=progressive))
+    assert time.process_time() - start < 0.1
+
+
+@pytest.mark.parametrize("quality", [1, 100])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_flattest_jpeg_there_is_is_still_read(progressive: bool, quality: int) -> None:
+    flat = np.full((4000, 4000), 255, np.uint8)
+    data = encoded(flat, "JPEG", quality=quality, progressive=progressive, optimize=True)
+    assert images.read_image(data).shape[:2] == (4000, 4000)
+
+
 # ---- fuzz ------------------------------------------------------------------------------------------------------
 
 

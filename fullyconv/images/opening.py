@@ -121,7 +121,10 @@ def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
         raise BadImage(name, f"claims to be {h}x{w} (HxW) pixels; export it again.")
     if w * h > cap:
         raise too_large(name, w * h, cap)
-    if kind == "PNG" and row_bytes(data) > 1100 * len(data):  # deflate packs 1032 to 1 at best
+    lying = row_bytes(data) > 1100 * len(data) if kind == "PNG" else False  # deflate packs 1032 to 1 at best
+    if kind == "JPEG":  # a bit at least for each 8x8 block, and libjpeg makes up for missing ones without a word
+        lying = w * h > 512 * len(data)
+    if lying:
         raise BadImage(name, f"claims {h}x{w} (HxW) pixels, more than its {len(data)} bytes can hold; export it again.")
     return picture
 
