@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fullyconv.models.convolving import Layer, Way, copied_bytes, way_of
 from fullyconv.models.trace import _Leaves, trace
 
 __all__ = ["Convolution", "fused"]
@@ -17,21 +18,25 @@ __all__ = ["Convolution", "fused"]
 
 @final
 class Convolution(nn.Module):
-    """A convolution with what follows it: batch norm in its weights, ReLU in its loop; packed weights on the CPU."""
+    """A convolution with what follows it: batch norm in its weights, ReLU in its loop; on the CPU the quickest way."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype, from_zero_up: bool = False
+    ) -> None:
         super().__init__()
         self._parts = (conv, norm)  # a tuple, so that the network's own layers do not become this one's children
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.kernel_size, self.in_channels, self.out_channels = conv.kernel_size, conv.in_channels, conv.out_channels
         self.relu, self.dtype = relu, dtype
+        self.layer = Layer(conv.stride, conv.dilation, conv.groups, relu, from_zero_up, self._plain)
         self.weights: tuple[Tensor, Tensor | None] | None = None
-        self.packed: tuple[Tensor, Tensor | None] | None = None
+        self.way: Way | None = None
 
     @property
     def packed_bytes(self) -> int:
-        """What the packed weights take."""
-        return self._parts[0].weight.numel() * self.dtype.itemsize
+        """What copies of the weights take on the CPU."""
+        conv, norm = self._parts
+        return copied_bytes(conv.weight, self.dtype, self.layer, norm is not None)
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) with batch norm in them; the network's own where nothing is folded or converted."""
@@ -47,23 +52,19 @@ class Convolution(nn.Module):
         x = x.to(self.dtype)
         pad = [int(p) for p in (self.padding if padding is None else padding)]
         if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
-            return self._packed(x, pad)
+            if self.way is None:
+                self.way = way_of(*self._folded(), self.layer)
+            return self.way(x, pad)
         if self.weights is None:
             self.weights = self._folded()
-        y = F.conv2d(x, *self.weights, self.stride, pad, self.dilation, self.groups)
-        return y.relu_() if self.relu else y
+        return self._convolved(x, pad, *self.weights)
 
-    def _packed(self, x: Tensor, padding: list[int]) -> Tensor:
-        stride, dilation = list(self.stride), list(self.dilation)
-        if self.packed is None:  # the size of the first image chooses the layout; every size is computed right
-            weight, bias = self._folded()
-            reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed = reorder(weight, padding, stride, dilation, self.groups, list(x.shape)), bias
-        weight, bias = self.packed
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, padding, stride, dilation, self.groups, "relu" if self.relu else "none", [], ""
-        )
-        return y
+    def _plain(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        return self._convolved(x, padding, *self._folded())
+
+    def _convolved(self, x: Tensor, padding: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = F.conv2d(x, weight, bias, self.stride, list(padding), self.dilation, self.groups)
+        return y.relu_() if self.relu else y
 
 
 def fused(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> fx.GraphModule:
@@ -85,7 +86,7 @@ def fused(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.f
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            root[str(node.target)] = _absorbing(graph, node, modules, dtype)
+            root[str(node.target)] = _absorbing(graph, node, modules, dtype, root)
     network = fx.GraphModule(root, graph)
     network.graph.eliminate_dead_code()  # what only other strides need
     network.delete_all_unused_submodules()
@@ -93,8 +94,11 @@ def fused(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.f
     return network
 
 
-def _absorbing(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> Convolution:
-    """The convolution at `node` with the batch norm and the ReLU behind it, which leave the graph."""
+def _absorbing(
+    graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype, done: Mapping[str, Any]
+) -> Convolution:
+    """The convolution at `node` with the batch norm and the ReLU behind it, which leave the graph; `done`: the layers
+    as they are made, those before it replaced already."""
     norm, relu = _norm_of(_only_user(node), modules), False
     if norm is not None:
         _remove(graph, node)
@@ -104,7 +108,21 @@ def _absorbing(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module],
         _remove(graph, node)
     conv = modules[str(node.target)]
     assert isinstance(conv, nn.Conv2d)
-    return Convolution(conv, norm, relu, dtype)
+    return Convolution(conv, norm, relu, dtype, _never_negative(node.all_input_nodes[0], modules, done))
+
+
+def _never_negative(node: fx.Node, modules: Mapping[str, nn.Module], done: Mapping[str, Any]) -> bool:
+    """Whether what comes out of `node` begins at 0: a ReLU, or poolings and joins of such."""
+    if node.op == "placeholder" or node.op == "output":
+        return False
+    layer = done.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(layer, Convolution):
+        return layer.relu
+    if _is_relu(node, modules):
+        return True
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d) or node.target is torch.cat:
+        return all(_never_negative(n, modules, done) for n in node.all_input_nodes)
+    return False
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

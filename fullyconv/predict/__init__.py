@@ -41,8 +41,9 @@ class Predictor:
 
     def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
         refuse_untrained(model)
-        self.model = model.to(memory_format=torch.channels_last)
         self.device: torch.device = next(model.parameters()).device
+        # On the CPU `prepare` lays weights out itself; to do so here would copy fc6.
+        self.model = model if self.device.type == "cpu" else model.to(memory_format=torch.channels_last)
         self.precision = _precision(precision, self.device)
         self._network = prepare(self.model, self.precision)
         self._plan = plan(model, tile)
@@ -136,11 +137,16 @@ class Predictor:
 def refuse_untrained(model: Any) -> None:
     """`DataError` when a head's score weights, or all weights of the trunk, are exactly 0: it would label at random."""
     scores = [p for p in model.head_parameters() if p.ndim == 4 and p.shape[2:] == (1, 1)]
-    if scores and not any(bool(p.detach().any()) for p in scores):
+    if scores and not any(_any(p) for p in scores):
         raise DataError("The score layers were never trained (every weight is 0); train the network or load weights.")
     trunk = [p for p in model.trunk_parameters() if p.ndim > 1]
-    if trunk and not any(bool(p.detach().any()) for p in trunk):
+    if trunk and not any(_any(p) for p in trunk):
         raise DataError("Every weight of the trunk is 0, so all images look alike to it; load its weights.")
+
+
+def _any(weight: Any) -> bool:
+    """Whether a number is not 0; looked at in parts, since torch's own `any` copies what it is asked about."""
+    return any(bool(part.any()) for part in weight.detach().flatten().split(1 << 16))
 
 
 @contextmanager

@@ -1,0 +1,199 @@
+"""Three ways to convolve on the CPU without gradients, each of what one of them is quickest for.
+
+`Packed`: the weights laid out for the processor once instead of in every call. `Product`: weights that are too large
+for that (fc6's 411 MB) stay where they are, and the windows are laid out as a matrix instead. `Digits`: float32 by
+products of bytes, which some processors do sixteen times as fast. All take x N C H W and padding (rows, columns) and
+give what `F.conv2d` (and `relu_`) would, up to rounding; `F.conv2d` is the slow twin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fullyconv.ops import digits
+
+__all__ = ["Digits", "Layer", "Packed", "Product", "Way", "choose", "copied_bytes", "has_byte_products", "way_of"]
+
+HUGE = 1 << 24  # numbers in a weight from which it is not copied: fc6 and fc7
+POSITIONS = 512  # windows laid out at a time by `Product`: 51 MB for fc6
+TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
+MOST_TERMS = (2**31 - 1) // (255 * 128)  # beyond, sums of byte products could leave 32 bits
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """What a convolution does beside its numbers. plain: itself by `F.conv2d` (x, padding) -> y, for what a way leaves
+    out; from_zero_up: whether no number it is given is negative."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    relu: bool
+    from_zero_up: bool
+    plain: Callable[[Tensor, Sequence[int]], Tensor]
+
+
+def choose(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> type[Packed] | type[Product] | type[Digits]:
+    """The way for weights of this shape C' C h w: by layer and processor alone, so that the same picture gives the same
+    bits."""
+    if layer.groups == 1 and math.prod(shape) >= HUGE:
+        return Product
+    sums = math.prod(shape[1:])
+    if dtype == torch.float32 and layer.groups == 1 and layer.from_zero_up and TERMS <= sums <= MOST_TERMS:
+        return Digits if has_byte_products() else Packed
+    return Packed
+
+
+def way_of(weight: Tensor, bias: Tensor | None, layer: Layer) -> Way:
+    """The chosen way with these weights, batch norm folded into them."""
+    way = choose(weight.shape, weight.dtype, layer)
+    if way is Digits and not bool(weight.isfinite().all()):
+        way = Packed
+    return way(weight, bias, layer)
+
+
+def copied_bytes(weight: Tensor, dtype: torch.dtype, layer: Layer, folded: bool) -> int:
+    """What the chosen way holds beside the network's own `weight`; `folded`: batch norm is put into it."""
+    way, own = choose(weight.shape, dtype, layer), dtype == weight.dtype and not folded
+    itemsize = 3 if way is Digits else 0 if way is Product and own else dtype.itemsize
+    return itemsize * weight.numel()
+
+
+def has_byte_products() -> bool:
+    """Whether this processor has matrix instructions for bytes (Intel's AMX), so that `Digits` pays."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()) and hasattr(
+        torch.ops.onednn, "qconv2d_pointwise"
+    )
+
+
+@final
+class Packed:
+    """oneDNN's convolution with weights in its own layout, chosen by the size of the first image."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
+        self.weight, self.bias, self.layer, self.packed = weight, bias, layer, False
+
+    def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        stride, dilation, groups = list(self.layer.stride), list(self.layer.dilation), self.layer.groups
+        pad = list(padding)
+        if not self.packed:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self.weight = reorder(self.weight, pad, stride, dilation, groups, list(x.shape))
+            self.packed = True
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, pad, stride, dilation, groups, "relu" if self.layer.relu else "none", [], ""
+        )
+        return y
+
+
+@final
+class Product:
+    """The convolution as a product of the weights, as they lie, with a matrix of windows, some rows at a time."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
+        self.kernel, self.bias, self.layer = weight.shape[2:], bias, layer
+        # both are views of the weights: the matrix' columns are in the order in which they lie
+        self.inner = weight.is_contiguous(memory_format=torch.channels_last)
+        self.matrix = (weight.permute(0, 2, 3, 1) if self.inner else weight).reshape(len(weight), -1)
+
+    def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        if any(padding):
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        stride, dilation = self.layer.stride, self.layer.dilation
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel, strict=True)]
+        rows, columns = ((s - r) // step + 1 for s, r, step in zip(x.shape[2:], reach, stride, strict=True))
+        y = x.new_empty((len(x), len(self.matrix), rows, columns)).contiguous(memory_format=torch.channels_last)
+        together = max(1, POSITIONS // (len(x) * columns))
+        for row in range(0, rows, together):
+            last = min(row + together, rows)
+            seen = x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]]
+            y[:, :, row:last] = self._some(seen, reach).view(len(x), last - row, columns, -1).permute(0, 3, 1, 2)
+        return y.relu_() if self.layer.relu else y
+
+    def _some(self, x: Tensor, reach: Sequence[int]) -> Tensor:
+        """(windows of x, in the order of images, rows, columns) x output channels."""
+        stride, dilation = self.layer.stride, self.layer.dilation
+        windows = x.unfold(2, reach[0], stride[0]).unfold(3, reach[1], stride[1])  # N C rows columns kh kw
+        windows = windows[..., :: dilation[0], :: dilation[1]]
+        order = (0, 2, 3, 4, 5, 1) if self.inner else (0, 2, 3, 1, 4, 5)
+        return F.linear(windows.permute(order).reshape(-1, self.matrix.shape[1]), self.matrix, self.bias)
+
+
+@final
+class Digits:
+    """float32 by exact products of bytes: numbers and weights are cut into three digits (24 bits), the six largest of
+    the nine products of digits are summed in 32-bit integers each, and added up from the smallest.
+
+    What is left out and rounded off is of the size of what float32 sums lose: the result is as near to float64's as a
+    float32 convolution's is (tests hold that). For x >= 0 only, as behind ReLU; where x is not finite float32 is used.
+    """
+
+    ORDER = ((2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0))  # digits of x and of the weights, smallest first
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
+        self.bias, self.layer, self.packed = bias, layer, False
+        self.scale, self.parts = weight_digits(weight)
+        self.sums = [part.sum((1, 2, 3), dtype=torch.float32) for part in self.parts]
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.ones = torch.ones(len(weight))
+
+    def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        scale = digits.scale_of(x)
+        if scale is None:
+            return self.layer.plain(x, padding)
+        cut = digits.split(x, scale, padding)
+        if not self.packed:
+            pack = torch.ops.onednn.qconv_prepack
+            stride, dilation, shape = list(self.layer.stride), list(self.layer.dilation), list(cut[0].shape)
+            self.parts = [pack(p, self.ones, 1.0, 0, stride, [0, 0], dilation, 1, shape) for p in self.parts]
+            self.packed = True
+        y: Tensor | None = None
+        for of_x, of_weight in self.ORDER:
+            unit = (256.0 ** (4 - of_x - of_weight) / (scale * self.scale)).float()
+            last = (of_x, of_weight) == (0, 0)
+            # digits below the first are stored 128 too high: take 128 times the sum of the weights away again
+            bias = -digits.MIDDLE * self.sums[of_weight] * unit if of_x else self.bias if last else None
+            y = self._add(y, cut[of_x], self.parts[of_weight], unit, bias, last and self.layer.relu)
+        assert y is not None
+        return y
+
+    def _add(
+        self, y: Tensor | None, x: Tensor, weight: Tensor, unit: Tensor, bias: Tensor | None, relu: bool
+    ) -> Tensor:
+        """y + unit * (x convolved with weight) + bias."""
+        stride, dilation = list(self.layer.stride), list(self.layer.dilation)
+        inputs = (x, 1.0, 0, weight, unit, self.zeros)
+        layer = (bias, stride, [0, 0], dilation, 1, 1.0, 0, torch.float32)
+        convolve = torch.ops.onednn.qconv2d_pointwise
+        after = "relu" if relu else "none"
+        if y is None:
+            first: Tensor = convolve(*inputs, *layer, after, [], "")
+            return first
+        added: Tensor = convolve.binary(*inputs, y, *layer, 1.0, 0, "sum", 1.0, after, [], "")
+        return added
+
+
+def weight_digits(weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """(scale float64 C', three digits int8 C' C h w, highest first) with weight = (2^16 d0 + 2^8 d1 + d2) / scale for
+    each output channel, up to rounding at 2^-23 of its largest weight.
+    """
+    largest = weight.abs().amax((1, 2, 3)).double()
+    scale = torch.where(largest > 0, 127.49 * 65536 / largest.clamp(min=1e-300), torch.ones_like(largest))
+    rest = torch.round(weight.double() * scale.view(-1, 1, 1, 1)).to(torch.int32)
+    parts = []
+    for _ in range(2):
+        digit = ((rest + 128) & 255) - 128
+        parts.append(digit.to(torch.int8))
+        rest = (rest - digit) >> 8
+    return scale, [rest.to(torch.int8), parts[1], parts[0]]
+
+
+Way = Packed | Product | Digits
