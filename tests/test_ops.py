@@ -194,21 +194,52 @@ def test_labels_are_bytes_up_to_255_classes_and_two_bytes_beyond(impl: str) -> N
         assert_same_labels(labels, ops.upsample(scores, (24, 32), 8, 4, "replicate"))
 
 
-def test_pruning_drops_classes_and_no_pixel_changes() -> None:
-    from fullyconv.ops import kernels
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), classes=st.integers(1, 40), levels=st.sampled_from([0, 2, 5]))
+def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, levels: int) -> None:
+    from fullyconv.ops import kernels, numba
 
-    scores = scores_like(7, (1, 21, 33, 33), smooth=True)
-    scores[:, 4, :12] += 30  # one class wins a whole area
-    full = ops.upsample(scores, (264, 264), 8, 4, "replicate", "reference")
-    assert_same_labels(ops.upsample_argmax(scores, (264, 264), 8, 4, "replicate", "numba"), full)
-    cells = scores[0].numpy()
-    above, below = (cells[:, row].argmax(0).astype(np.uint16) for row in (20, 21))
-    some = np.zeros(21, np.int64)
-    found = kernels._candidates(cells, 20, 0, above, below, np.empty(256, np.float32), np.empty(21, np.bool_), some)
-    pixels = ops.upsample(scores[:, :, 20:22, :17], (8, 128), 8, 8, "replicate", "reference").argmax(1)
-    assert 0 < found < 21
-    assert set(pixels.unique().tolist()) <= set(some[:found].tolist())
-    assert kernels._same(np.full(40, 4, np.uint16), np.full(40, 4, np.uint16), 0)
+    scores = scores_like(seed, (1, classes, 2, 17), smooth=True)
+    if levels:  # equal scores abound
+        scores = (scores * levels / 16).round()
+    # Two rows of cells are one band, 17 columns one block: pixels between them, corners included.
+    sampling = ops._sampling(scores, (9, 129), 8, Fraction(15, 2), "replicate")
+    plan = numba._plan(scores, sampling)
+    work = kernels.scratch(plan, np.uint8)
+    for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
+        kernels.fetch(numba._flat(scores), 0, row, plan, cells)
+        kernels._winners(cells, classes, plan.columns, winner)
+        assert np.array_equal(winner[:17], scores[0, :, row].argmax(0).numpy())
+    columns = plan.columns
+    mixed = kernels._rivals(work.above, work.below, columns, 0, work.upper, work.lower, work.rival, work.least)
+    found = kernels._candidates(plan, work, work.above, work.below, 0, mixed)
+    pixels = ops.upsample(scores.double(), (9, 129), 8, Fraction(15, 2), "replicate", "reference").argmax(1)[0]
+    kept = 0
+    for q in range(16):
+        winners = set(pixels[:8, 8 * q : 8 * q + 8].unique().tolist())
+        if mixed >> q & 1:
+            chosen = work.some[work.chosen[: kernels._select(work.alive, found, q, work.chosen)]].tolist()
+            assert chosen == sorted(set(chosen))
+            kept += len(chosen)
+        else:
+            chosen = [int(work.upper[q])]
+        assert winners <= set(chosen)
+    assert kept <= classes * int(mixed).bit_count()
+
+
+def test_pruning_leaves_few_classes_of_smooth_scores() -> None:
+    from fullyconv.ops import kernels, numba
+
+    scores = scores_like(7, (1, 21, 33, 33), smooth=True)[:, :, 20:22, :17].contiguous()
+    plan = numba._plan(scores, ops._sampling(scores, (8, 128), 8, 8, "replicate"))
+    work = kernels.scratch(plan, np.uint8)
+    for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
+        kernels.fetch(numba._flat(scores), 0, row, plan, cells)
+        kernels._winners(cells, 21, plan.columns, winner)
+    mixed = kernels._rivals(work.above, work.below, plan.columns, 0, work.upper, work.lower, work.rival, work.least)
+    found = kernels._candidates(plan, work, work.above, work.below, 0, mixed)
+    assert 0 < int(mixed).bit_count() < 16
+    assert 1 < found < 21 - 6
 
 
 @pytest.mark.parametrize("impl", ["reference", *FAST])

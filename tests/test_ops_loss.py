@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import threading
 from typing import Any
 
@@ -183,14 +184,15 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
 
 
 def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fullyconv.ops import numba, sampling
+    from fullyconv.ops import loss_kernels
 
     scores, labels = case(7, (1, 4, 5, 5), (20, 20))
-    monkeypatch.setattr(numba, "fold", lambda *a: pytest.fail("a gradient was folded"))
+    monkeypatch.setattr(loss_kernels, "add_spill", lambda *a: pytest.fail("a gradient was summed"))
     ops.upsample_cross_entropy(scores, labels, 4, 2, impl="numba")
     with torch.no_grad():
         ops.upsample_cross_entropy(scores.requires_grad_(), labels, 4, 2, impl="numba")
-    assert sampling.fold is not numba.fold
+    with pytest.raises(pytest.fail.Exception, match="a gradient was summed"):
+        ops.upsample_cross_entropy(scores, labels, 4, 2, impl="numba")
 
 
 def test_bad_options_are_refused_in_words() -> None:
@@ -225,6 +227,38 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         torch.set_num_threads(before)
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+def test_python_threads_compute_what_openmps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = results()
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+        assert all(torch.equal(a, b) for a, b in zip(expected, results(), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU OpenMP is torch's on Linux")
+def test_the_threads_are_those_that_torch_keeps_awake() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = threading.Barrier(3)
+        seen: set[int] = set()
+
+        def task(index: int) -> None:
+            seen.add(threading.get_native_id())
+            together.wait(60)
+
+        threads.run_on_openmp(task, 3)
+        first = set(seen)
+        assert len(first) == 3
+        threads.run_on_openmp(task, 3)
+        assert seen == first
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_server_threads_may_call_at_the_same_time() -> None:
@@ -279,8 +313,9 @@ def test_an_error_in_one_part_of_the_work_reaches_the_caller() -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            with pytest.raises(ValueError, match="three"):
-                threads.run(task, 8)
+            for run in (threads.run, threads.run_on_pool):
+                with pytest.raises(ValueError, match="three"):
+                    run(task, 8)
     finally:
         torch.set_num_threads(before)
     done: list[int] = []

@@ -1,18 +1,21 @@
 # mypy: disable-error-code="untyped-decorator"
-"""Numba kernels for the CPU: labels, confidence and cross entropy of bilinearly upsampled scores, block by block.
+"""Numba kernels for the CPU: labels and confidence of bilinearly upsampled scores, cell by cell.
 
-All take `cells`, one image's coarse window K x R x Q (`sampling.window`, its columns padded to a multiple of 16, plus
-1), in which every pixel is a convex combination of four neighbours. A "band" is the rows of pixels between two rows
-of cells; a "block" is 16 intervals of a band. Within a block the pixels of one phase (the same distance to the cell
-on their left) are 16 neighbours with one weight: a `Vector`. So any stride vectorises, and one phase's scores stay in
-the first-level cache.
+All take the coarse scores N K h w as they are and a `Plan`; what lies beyond the map is made while a row of cells is
+copied next to the processor (`fetch`): a row of 16 m + 1 columns in which every pixel is a convex combination of four
+neighbours. A "band" is the rows of pixels between two rows of cells, an "interval" the pixels of a band between two
+cells, a "block" 16 intervals.
 
-Nothing here depends on the number of threads: each call owns its bands.
+Exact pruning: bilinear interpolation is a convex combination, so a class that wins all four corners of an interval
+wins all of it, and a class below another at all four corners wins nowhere between them. Only classes that are left
+are computed, 16 pixels at a time.
+
+Nothing here depends on the number of threads: each task owns its bands, and threads draw tasks from one counter.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -20,340 +23,356 @@ import numpy as np
 from fullyconv.ops.vectors import (
     WIDTH,
     at_least,
+    beaten,
+    copy,
+    copy_eight,
     exp,
     load,
-    log,
     maximum,
     spread,
     store,
     store_integers,
+    take_ticket,
     where_greater,
 )
 
-__all__ = ["confidence_bands", "label_bands", "loss_bands"]
+__all__ = ["Plan", "Scratch", "confidences", "fetch", "jit", "labels", "scratch"]
 
 F32 = np.float32
-_jit: Any = numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+# Without numba's memory management (_nrt) nothing can be allocated in a kernel, and nothing counts references: counters
+# that all threads write to took half the time. So each thread is given a `Scratch`.
+_njit: Any = numba.njit  # whose annotations do not know _nrt
+jit = _njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", _nrt=False)
 
 
-@_jit
-def _winners(cells: Any, row: Any, winner: Any) -> None:
-    """The first largest class of each cell in a row (in the order of `cells`' columns, the last one apart)."""
-    last = cells.shape[2] - 1
-    for column in range(0, last, WIDTH):
-        best = load(cells[0, row], column)
+class Plan(NamedTuple):
+    """Where the pixels lie, as the kernels want it (see `fullyconv.ops.numba`)."""
+
+    tasks: Any  # T x 3 int64: image, first band, last band (not included)
+    ticket: Any  # one int64: the next task
+    shape: Any  # of the coarse map: classes, rows, columns
+    size: Any  # of the image: rows, columns
+    first: Any  # coarse row and column of the window's first cell
+    lead: Any  # phases of the first pixel
+    columns: Any  # cells in a row of the window: 16 m + 1
+    stride: Any
+    fade: Any  # whether zero lies outside the map, or its nearest cell
+    rows: Any  # phases: weights of the second row, float32
+    across: Any  # phases: weights of the second column
+    lanes_y: Any  # weight of the second row for each pixel of an interval, in the order of a tile
+    lanes_x: Any  # weight of the second column, for 16 pixels of each chunk
+    pitch: Any  # pixels from one row to the next in a tile
+
+
+class Scratch(NamedTuple):
+    """What a thread computes in."""
+
+    above: Any  # K x columns: a row of cells
+    below: Any  # and the next
+    upper: Any  # columns: the class that wins each cell of the row above
+    lower: Any
+    rival: Any  # 4 x 4 x 16 and
+    least: Any  # 16: see `_rivals`
+    some: Any  # K: candidates of a block, ascending
+    alive: Any  # K: bits of the intervals for which each is one
+    plane: Any  # K x 4 x 16: their scores, see `_keep`
+    chosen: Any  # K + 1: numbers of one interval's candidates
+    tile: Any  # labels of one interval
+    best: Any  # their scores
+    share: Any  # their softmax
+    line: Any  # labels of one row of pixels
+
+
+def scratch(plan: Plan, dtype: Any) -> Scratch:
+    """For `labels` (of that dtype) and `confidences`."""
+    classes, columns = plan.shape[0], plan.columns
+    pixels = plan.lanes_x.size // WIDTH * plan.lanes_y.size
+    above, below, plane = (np.empty(classes * n, np.float32) for n in (columns, columns, 4 * WIDTH))
+    upper, lower = np.empty(columns, np.uint16), np.empty(columns, np.uint16)
+    rival, least = np.empty(16 * WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    some, alive, chosen = np.empty(classes, np.int64), np.empty(classes, np.int64), np.arange(classes + 1)
+    tile, line = np.empty(pixels, dtype), np.empty(columns * plan.stride + WIDTH, dtype)
+    best, share = np.empty(pixels, np.float32), np.empty(pixels, np.float32)
+    return Scratch(above, below, upper, lower, rival, least, some, alive, plane, chosen, tile, best, share, line)
+
+
+@jit
+def fetch(scores: Any, n: Any, row: Any, plan: Any, out: Any) -> None:
+    """Row `row` of the window of image n, border rule applied: out[k * columns + q]. scores: flat."""
+    (classes, height, width), columns = plan.shape, plan.columns
+    y, x = plan.first[0] + row, plan.first[1]
+    if plan.fade and not 0 <= y < height:
+        for i in range(classes * columns):
+            out[i] = F32(0)
+        return
+    y = min(max(y, 0), height - 1)
+    low = min(max(-x, 0), columns)
+    high = min(max(width - x, low), columns)
+    for k in range(classes):
+        line, to = ((n * classes + k) * height + y) * width, k * columns
+        left = F32(0) if plan.fade else scores[line]
+        right = F32(0) if plan.fade else scores[line + width - 1]
+        for q in range(low):
+            out[to + q] = left
+        copy(scores, line + x + low, out, to + low, high - low)
+        for q in range(high, columns):
+            out[to + q] = right
+
+
+@jit
+def _winners(cells: Any, classes: Any, columns: Any, winner: Any) -> None:
+    """The first largest class of each cell in a row."""
+    for column in range(0, columns - 1, WIDTH):
+        best = load(cells, column)
         index = spread(F32(0))
-        for k in range(1, cells.shape[0]):
-            v = load(cells[k, row], column)
+        for k in range(1, classes):
+            v = load(cells, k * columns + column)
             index = where_greater(v, best, spread(F32(k)), index)
             best = maximum(v, best)
         store_integers(index, winner, column)
-    winner[last] = np.argmax(cells[:, row, last])
+    last = columns - 1
+    winner[last] = 0
+    for k in range(1, classes):
+        if cells[k * columns + last] > cells[winner[last] * columns + last]:
+            winner[last] = k
 
 
-@_jit
-def _same(above: Any, below: Any, column: Any) -> Any:
-    """Whether one class wins every corner of the block's intervals."""
-    first = above[column]
-    other = 0
-    for q in range(column, column + WIDTH + 1):
-        other |= (above[q] != first) | (below[q] != first)
-    return other == 0
+@jit
+def _fill_pure(plan: Any, n: Any, band: Any, winner: Any, line: Any, image: Any) -> None:
+    """Every pixel of a band := the class that wins the cell on its upper left; right where it wins the interval."""
+    stride, (height, width) = plan.stride, plan.size
+    q = 0
+    while q < plan.columns - 1:
+        run = q + 1
+        while run < plan.columns - 1 and winner[run] == winner[q]:
+            run += 1
+        label = spread(F32(winner[q]))
+        for x in range(q * stride, run * stride, WIDTH):  # what is too much the next run overwrites
+            store_integers(label, line, x)
+        q = run
+    top = band * stride - plan.lead[0]
+    for y in range(max(top, 0), min(top + stride, height)):
+        copy(line, plan.lead[1], image, (n * height + y) * width, width)
 
 
-@_jit
-def _corner_scores(cells: Any, row: Any, column: Any, above: Any, below: Any, rival: Any) -> None:
-    """rival[64 a + 16 b + q]: score at corner b of interval q of the class that wins its corner a."""
+@jit
+def _rivals(above: Any, below: Any, columns: Any, column: Any, upper: Any, lower: Any, rival: Any, least: Any) -> Any:
+    """Bits of the block's intervals that no class wins whole.
+
+    rival[64 a + 16 b + q]: score at corner b of interval q of the class that wins corner a. least[q]: what a class must
+    reach somewhere to win a pixel: the highest of the four's lowest corners.
+    """
+    mixed = 0
     for q in range(WIDTH):
         x = column + q
+        least[q] = F32(np.inf)
+        if upper[x] == upper[x + 1] == lower[x] == lower[x + 1]:
+            continue
+        mixed |= 1 << q
+        floor = F32(-np.inf)
         for a in range(4):
-            k = above[x + (a & 1)] if a < 2 else below[x + (a & 1)]
-            for b in range(4):
-                rival[64 * a + 16 * b + q] = cells[k, row + (b >> 1), x + (b & 1)]
+            k = upper[x + a] if a < 2 else lower[x + a - 2]
+            at = k * columns + x
+            s0, s1, s2, s3 = above[at], above[at + 1], below[at], below[at + 1]
+            to = 64 * a + q
+            rival[to], rival[to + 16], rival[to + 32], rival[to + 48] = s0, s1, s2, s3
+            floor = max(floor, min(min(s0, s1), min(s2, s3)))
+        least[q] = floor
+    return mixed
 
 
-@_jit
-def _survives(cells: Any, k: Any, row: Any, column: Any, rival: Any) -> Any:
-    """Whether class k may win some pixel: in some interval no corner's winner is at least as high at all four
-    corners.
+@jit
+def _keep(above: Any, below: Any, at: Any, k: Any, bits: Any, found: Any, some: Any, alive: Any, plane: Any) -> None:
+    """Class k as candidate number `found`: its plane over 16 intervals, score = p0 + x p1 + y (p2 + x p3)."""
+    c0, c1, c2, c3 = load(above, at), load(above, at + 1), load(below, at), load(below, at + 1)
+    across = c1 - c0
+    to = found * 4 * WIDTH
+    store(c0, plane, to)
+    store(across, plane, to + WIDTH)
+    store(c2 - c0, plane, to + 2 * WIDTH)
+    store((c3 - c2) - across, plane, to + 3 * WIDTH)
+    some[found] = k
+    alive[found] = bits
+
+
+@jit
+def _candidates(plan: Any, work: Any, above: Any, below: Any, column: Any, mixed: Any) -> Any:
+    """Classes that may win a pixel of the block's mixed intervals, ascending, with the bits of those; returns how
+    many.
     """
-    c0, c1 = load(cells[k, row], column), load(cells[k, row], column + 1)
-    c2, c3 = load(cells[k, row + 1], column), load(cells[k, row + 1], column + 1)
-    beaten = 0
-    for a in range(0, 4 * 64, 64):
-        upper = at_least(load(rival, a), c0) & at_least(load(rival, a + 16), c1)
-        beaten |= upper & at_least(load(rival, a + 32), c2) & at_least(load(rival, a + 48), c3)
-    return beaten != (1 << WIDTH) - 1
-
-
-@_jit
-def _candidates(cells: Any, row: Any, column: Any, above: Any, below: Any, rival: Any, alive: Any, some: Any) -> Any:
-    """Classes that can win a pixel of this block, ascending, into `some`; returns how many.
-
-    Exact: bilinear interpolation is a convex combination, so a class that is nowhere above another at the four
-    corners is nowhere above it between them. On noise every class survives and the block is simply computed in full.
-    """
-    alive[:] = False
-    for q in range(column, column + WIDTH + 1):
-        alive[above[q]] = True
-        alive[below[q]] = True
-    _corner_scores(cells, row, column, above, below, rival)
-    found = 0
-    for k in range(cells.shape[0]):
-        if alive[k] or _survives(cells, k, row, column, rival):
-            some[found] = k
+    found, rival = 0, work.rival
+    floor = load(work.least, 0)
+    for k in range(plan.shape[0]):
+        at = k * plan.columns + column
+        c0, c1, c2, c3 = load(above, at), load(above, at + 1), load(below, at), load(below, at + 1)
+        bits = at_least(maximum(maximum(c0, c1), maximum(c2, c3)), floor)
+        if bits == 0:
+            continue
+        lost = beaten(rival, 0, c0, c1, c2, c3) | beaten(rival, 64, c0, c1, c2, c3)
+        lost |= beaten(rival, 128, c0, c1, c2, c3) | beaten(rival, 192, c0, c1, c2, c3)
+        bits &= mixed & ~lost
+        if bits != 0:
+            _keep(above, below, at, k, bits, found, work.some, work.alive, work.plane)
             found += 1
     return found
 
 
-@_jit
-def _expand(cells: Any, row: Any, column: Any, t: Any, some: Any, found: Any, base: Any, slope: Any) -> None:
-    """16 pixels of one phase, some classes: base their scores on the band's upper edge, slope what the lower edge
-    adds.
-    """
-    t = spread(t)
+@jit
+def _select(alive: Any, found: Any, q: Any, chosen: Any) -> Any:
+    """Numbers of the candidates of interval q, ascending; returns how many."""
+    count = 0
     for c in range(found):
-        above, below = cells[some[c], row], cells[some[c], row + 1]
-        left, lower = load(above, column), load(below, column)
-        left = left + t * (load(above, column + 1) - left)
-        lower = lower + t * (load(below, column + 1) - lower)
-        store(left, base, c * WIDTH)
-        store(lower - left, slope, c * WIDTH)
+        chosen[count] = c
+        count += (alive[c] >> q) & 1
+    return count
 
 
-@_jit
-def _label_block(
-    cells: Any, band: Any, column: Any, phases: Any, some: Any, found: Any, base: Any, slope: Any, tile: Any
+@jit
+def _label_tile(plan: Any, plane: Any, q: Any, some: Any, chosen: Any, count: Any, tile: Any, best: Any) -> None:
+    """Label and score of every pixel of interval q, 16 at a time, in the order of a tile."""
+    groups = plan.lanes_y.size // WIDTH
+    for chunk in range(plan.lanes_x.size // WIDTH):
+        x = load(plan.lanes_x, chunk * WIDTH)
+        to = chunk * groups
+        g = 0
+        while g + 4 <= groups:
+            _label_four(plane, q, some, chosen, count, x, plan.lanes_y, g * WIDTH, tile, best, (to + g) * WIDTH)
+            g += 4
+        while g < groups:
+            _label_one(plane, q, some, chosen, count, x, plan.lanes_y, g * WIDTH, tile, best, (to + g) * WIDTH)
+            g += 1
+
+
+@jit
+def _label_one(
+    plane: Any, q: Any, some: Any, chosen: Any, count: Any, x: Any, ys: Any, g: Any, tile: Any, best: Any, to: Any
 ) -> None:
-    """tile[i, j, q] = label of the pixel at row phase i, column phase j, interval q."""
-    for j in range(phases[1].size):
-        _expand(cells, band, column, phases[1][j], some, found, base, slope)
-        for i in range(phases[0].size):
-            t = spread(phases[0][i])
-            best = load(base, 0) + t * load(slope, 0)
-            index = spread(F32(some[0]))
-            for c in range(1, found):
-                v = load(base, c * WIDTH) + t * load(slope, c * WIDTH)
-                index = where_greater(v, best, spread(F32(some[c])), index)
-                best = maximum(v, best)
-            store_integers(index, tile[i, j], 0)
+    y = load(ys, g)
+    high, index = spread(F32(-np.inf)), spread(F32(0))
+    for i in range(count):
+        c = chosen[i]
+        at = c * 4 * WIDTH + q
+        base = spread(plane[at]) + x * spread(plane[at + WIDTH])
+        slope = spread(plane[at + 2 * WIDTH]) + x * spread(plane[at + 3 * WIDTH])
+        v = base + y * slope
+        index = where_greater(v, high, spread(F32(some[c])), index)
+        high = maximum(v, high)
+    store_integers(index, tile, to)
+    store(high, best, to)
 
 
-@_jit
-def _paste(tile: Any, top: Any, left: Any, image: Any) -> None:
-    """A block's tile -> its pixels in the image, cropped; (top, left) is its first pixel, perhaps outside."""
-    stride = tile.shape[0]
-    for y in range(max(top, 0), min(top + stride, image.shape[0])):
-        rows = tile[y - top]
-        if left >= 0 and left + WIDTH * stride <= image.shape[1]:
-            inside = image[y, left : left + WIDTH * stride].reshape(WIDTH, stride)
-            for q in range(WIDTH):
-                for j in range(stride):
-                    inside[q, j] = rows[j, q]
-            continue
-        for x in range(max(left, 0), min(left + WIDTH * stride, image.shape[1])):
-            q = (x - left) // stride
-            image[y, x] = rows[x - left - q * stride, q]
-
-
-@_jit
-def label_bands(cells: Any, phases: Any, lead: Any, first: Any, last: Any, labels: Any) -> None:
-    """Labels of the bands [first, last). phases, lead: (rows, columns); labels H W uint8 or uint16."""
-    stride, columns, classes = phases[0].size, cells.shape[2], cells.shape[0]
-    base, slope = np.empty(classes * WIDTH, np.float32), np.empty(classes * WIDTH, np.float32)
-    above, below = np.empty(columns, np.uint16), np.empty(columns, np.uint16)
-    rival, alive, some = np.empty(256, np.float32), np.empty(classes, np.bool_), np.empty(classes, np.int64)
-    tile = np.empty((stride, stride, WIDTH), labels.dtype)
-    _winners(cells, first, below)
-    for band in range(first, last):
-        above, below = below, above
-        _winners(cells, band + 1, below)
-        top = band * stride - lead[0]
-        for column in range(0, columns - 1, WIDTH):
-            left = column * stride - lead[1]
-            if _same(above, below, column):
-                right = min(left + WIDTH * stride, labels.shape[1])
-                labels[max(top, 0) : min(top + stride, labels.shape[0]), max(left, 0) : right] = above[column]
-                continue
-            found = _candidates(cells, band, column, above, below, rival, alive, some)
-            _label_block(cells, band, column, phases, some, found, base, slope, tile)
-            _paste(tile, top, left, labels)
-
-
-@_jit
-def confidence_bands(cells: Any, phases: Any, lead: Any, first: Any, last: Any, labels: Any, confidence: Any) -> None:
-    """Labels as `label_bands`, and the softmax probability of each: H W float32."""
-    stride, columns, classes = phases[0].size, cells.shape[2], cells.shape[0]
-    base, slope = np.empty(classes * WIDTH, np.float32), np.empty(classes * WIDTH, np.float32)
-    every = np.arange(classes)
-    tile = np.empty((stride, stride, WIDTH), labels.dtype)
-    share = np.empty((stride, stride, WIDTH), np.float32)
-    for band in range(first, last):
-        top = band * stride - lead[0]
-        for column in range(0, columns - 1, WIDTH):
-            _label_block(cells, band, column, phases, every, classes, base, slope, tile)
-            for j in range(stride):
-                _expand(cells, band, column, phases[1][j], every, classes, base, slope)
-                for i in range(stride):
-                    t = spread(phases[0][i])
-                    best = _highest(base, slope, t, classes)
-                    total = spread(F32(0))
-                    for k in range(classes):
-                        total = total + exp(load(base, k * WIDTH) + t * load(slope, k * WIDTH) - best)
-                    store(spread(F32(1)) / total, share[i, j], 0)
-            left = column * stride - lead[1]
-            _paste(tile, top, left, labels)
-            _paste(share, top, left, confidence)
-
-
-@_jit
-def _highest(base: Any, slope: Any, t: Any, classes: Any) -> Any:
-    best = load(base, 0) + t * load(slope, 0)
-    for k in range(1, classes):
-        best = maximum(load(base, k * WIDTH) + t * load(slope, k * WIDTH), best)
-    return best
-
-
-@_jit
-def _labels_of(labels: Any, y: Any, x: Any, stride: Any, classes: Any, ignore: Any, mine: Any, count: Any) -> Any:
-    """mine[q] = class of pixel (y, x + q stride), -1 where there is none; returns how many count. count[1]: bad
-    labels.
-    """
-    valid = 0
-    for q in range(WIDTH):
-        mine[q] = -1
-        if 0 <= x + q * stride < labels.shape[1]:
-            value = np.int64(labels[y, x + q * stride])
-            if 0 <= value < classes and value != ignore:
-                mine[q] = value
-                valid += 1
-            elif value != ignore:
-                count[1] += 1
-                count[2] = value
-    return valid
-
-
-@_jit
-def _exponentials(base: Any, slope: Any, t: Any, best: Any, classes: Any, power: Any) -> Any:
-    """power[k] = exp(score - best); returns their sum."""
-    total = spread(F32(0))
-    for k in range(classes):
-        e = exp(load(base, k * WIDTH) + t * load(slope, k * WIDTH) - best)
-        store(e, power, k * WIDTH)
-        total = total + e
-    return total
-
-
-@_jit
-def _smooth_part(base: Any, slope: Any, t: Any, extra: Any) -> Any:
-    """Sum over classes of extra_k score_k."""
-    total = spread(F32(0))
-    for k in range(extra.size):
-        total = total + spread(extra[k]) * (load(base, k * WIDTH) + t * load(slope, k * WIDTH))
-    return total
-
-
-@_jit
-def _gradient_part(power: Any, scale: Any, share: Any, extra: Any, t: Any, high: Any, low: Any) -> None:
-    """Add the softmax's part of the gradient (and label smoothing's) to the band's upper and lower edge."""
-    rest = spread(F32(1)) - t
-    for k in range(high.size // WIDTH):
-        g = load(power, k * WIDTH) * scale
-        if extra.size:
-            g = g - spread(extra[k]) * share
-        store(load(high, k * WIDTH) + rest * g, high, k * WIDTH)
-        store(load(low, k * WIDTH) + t * g, low, k * WIDTH)
-
-
-@_jit
-def _fold(high: Any, low: Any, t: Any, column: Any, band: Any, upper: Any, lower: Any) -> None:
-    """Spread the gradient of one phase's pixels on the two cells each reads, in the rows above and below."""
-    t = spread(t)
-    rest = spread(F32(1)) - t
-    for k in range(upper.shape[0]):
-        for part, row in ((high, upper[k]), (low, lower[k])):
-            g = load(part, k * WIDTH)
-            store(load(row, column) + rest * g, row, column)
-            store(load(row, column + 1) + t * g, row, column + 1)
-
-
-@_jit
-def loss_bands(
-    cells: Any,
-    phases: Any,
-    lead: Any,
-    first: Any,
-    last: Any,
-    labels: Any,
-    ignore: Any,
-    weight: Any,
-    extra: Any,
-    pixel_weight: Any,
-    losses: Any,
-    gradient: Any,
-    spill: Any,
-    total: Any,
-    count: Any,
+@jit
+def _label_four(
+    plane: Any, q: Any, some: Any, chosen: Any, count: Any, x: Any, ys: Any, g: Any, tile: Any, best: Any, to: Any
 ) -> None:
-    """Cross entropy of the bands [first, last) of one image.
+    """`_label_one` four times: one class's plane is read once for 64 pixels."""
+    y0, y1, y2, y3 = load(ys, g), load(ys, g + WIDTH), load(ys, g + 2 * WIDTH), load(ys, g + 3 * WIDTH)
+    h0, i0 = spread(F32(-np.inf)), spread(F32(0))
+    h1, i1, h2, i2, h3, i3 = h0, i0, h0, i0, h0, i0
+    for i in range(count):
+        c = chosen[i]
+        at = c * 4 * WIDTH + q
+        base = spread(plane[at]) + x * spread(plane[at + WIDTH])
+        slope = spread(plane[at + 2 * WIDTH]) + x * spread(plane[at + 3 * WIDTH])
+        k = spread(F32(some[c]))
+        v0, v1, v2, v3 = base + y0 * slope, base + y1 * slope, base + y2 * slope, base + y3 * slope
+        i0, i1 = where_greater(v0, h0, k, i0), where_greater(v1, h1, k, i1)
+        i2, i3 = where_greater(v2, h2, k, i2), where_greater(v3, h3, k, i3)
+        h0, h1, h2, h3 = maximum(v0, h0), maximum(v1, h1), maximum(v2, h2), maximum(v3, h3)
+    store_integers(i0, tile, to)
+    store_integers(i1, tile, to + WIDTH)
+    store_integers(i2, tile, to + 2 * WIDTH)
+    store_integers(i3, tile, to + 3 * WIDTH)
+    store(h0, best, to)
+    store(h1, best, to + WIDTH)
+    store(h2, best, to + 2 * WIDTH)
+    store(h3, best, to + 3 * WIDTH)
 
-    weight: K, a class's factor for its own label; extra: K or empty, label smoothing's factor of every class.
-    pixel_weight: H W or empty; losses: H W or empty, each pixel's loss; gradient: K R Q or empty, of the sum of
-    pixel_weight times loss: rows first .. last - 1 are added to, row `last` goes to `spill`, K Q, so that no two
-    calls write the same row. total[0]: that sum; total[1:]: each class's shares; count: labelled pixels, bad labels,
-    one bad label.
+
+@jit
+def _paste(plan: Any, tile: Any, n: Any, band: Any, interval: Any, image: Any) -> None:
+    """A tile -> its pixels in the flat image, cropped."""
+    stride, (height, width) = plan.stride, plan.size
+    top, left = band * stride - plan.lead[0], interval * stride - plan.lead[1]
+    chunk = plan.lanes_y.size
+    whole = left >= 0 and left + stride <= width and stride % 8 == 0
+    for y in range(max(top, 0), min(top + stride, height)):
+        at, to = (y - top) * plan.pitch, (n * height + y) * width + left
+        if whole:
+            for x in range(0, stride, 8):
+                copy_eight(tile, (x >> 4) * chunk + at + (x & 15), image, to + x)
+        else:
+            for x in range(max(-left, 0), min(stride, width - left)):
+                image[to + x] = tile[(x >> 4) * chunk + at + (x & 15)]
+
+
+@jit
+def labels(scores: Any, plan: Any, work: Any, images: Any) -> None:
+    """Labels N H W (uint8 or uint16, flat) of the tasks that this thread draws; scores N K h w, flat."""
+    classes, columns = plan.shape[0], plan.columns
+    above, below, upper, lower = work.above, work.below, work.upper, work.lower
+    task = take_ticket(plan.ticket)
+    while task < len(plan.tasks):
+        n, first, last = plan.tasks[task]
+        fetch(scores, n, first, plan, below)
+        _winners(below, classes, columns, lower)
+        for band in range(first, last):
+            above, below, upper, lower = below, above, lower, upper
+            fetch(scores, n, band + 1, plan, below)
+            _winners(below, classes, columns, lower)
+            _fill_pure(plan, n, band, upper, work.line, images)
+            for column in range(0, columns - 1, WIDTH):
+                mixed = _rivals(above, below, columns, column, upper, lower, work.rival, work.least)
+                if mixed == 0:
+                    continue
+                found = _candidates(plan, work, above, below, column, mixed)
+                for q in range(WIDTH):
+                    if (mixed >> q) & 1:
+                        count = _select(work.alive, found, q, work.chosen)
+                        _label_tile(plan, work.plane, q, work.some, work.chosen, count, work.tile, work.best)
+                        _paste(plan, work.tile, n, band, column + q, images)
+        task = take_ticket(plan.ticket)
+
+
+@jit
+def _share(plan: Any, plane: Any, q: Any, classes: Any, best: Any, share: Any) -> None:
+    """1 / sum over classes of exp(score - best): the softmax of the best, in the order of a tile."""
+    groups = plan.lanes_y.size // WIDTH
+    for chunk in range(plan.lanes_x.size // WIDTH):
+        x = load(plan.lanes_x, chunk * WIDTH)
+        for g in range(groups):
+            y = load(plan.lanes_y, g * WIDTH)
+            to = (chunk * groups + g) * WIDTH
+            high, total = load(best, to), spread(F32(0))
+            for k in range(classes):
+                at = k * 4 * WIDTH + q
+                base = spread(plane[at]) + x * spread(plane[at + WIDTH])
+                slope = spread(plane[at + 2 * WIDTH]) + x * spread(plane[at + 3 * WIDTH])
+                total = total + exp(base + y * slope - high)
+            store(spread(F32(1)) / total, share, to)
+
+
+@jit
+def confidences(scores: Any, plan: Any, work: Any, images: Any, shares: Any) -> None:
+    """Labels as `labels`, and the softmax probability of each, N H W float32, flat; every class is computed, so
+    `work.chosen` has to count 0, 1, 2, ... as it does when made.
     """
-    stride, columns, classes = phases[0].size, cells.shape[2], cells.shape[0]
-    base, slope = np.empty(classes * WIDTH, np.float32), np.empty(classes * WIDTH, np.float32)
-    power, every = np.empty(classes * WIDTH, np.float32), np.arange(classes)
-    high, low = np.empty(classes * WIDTH, np.float32), np.empty(classes * WIDTH, np.float32)
-    mine, share = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.float32)
-    picked, factor, each = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    spread_weight = extra.sum()
-    for band in range(first, last):
-        upper = gradient[:, min(band, gradient.shape[1]), :]
-        lower = spill if band + 1 == last else gradient[:, min(band + 1, gradient.shape[1]), :]
-        top = band * stride - lead[0]
-        for column in range(0, columns - 1, WIDTH):
-            for j in range(stride):
-                _expand(cells, band, column, phases[1][j], every, classes, base, slope)
-                high[:], low[:] = F32(0), F32(0)
-                touched = False
-                for y in range(max(top, 0), min(top + stride, labels.shape[0])):
-                    x = column * stride + j - lead[1]
-                    valid = _labels_of(labels, y, x, stride, classes, ignore, mine, count)
-                    if valid == 0:
-                        continue
-                    count[0] += valid
-                    touched = True
-                    t = phases[0][y - top]
-                    for q in range(WIDTH):
-                        k = max(mine[q], 0)
-                        picked[q] = base[k * WIDTH + q] + t * slope[k * WIDTH + q]
-                        share[q] = F32(0)
-                        if mine[q] >= 0:
-                            share[q] = pixel_weight[y, x + q * stride] if pixel_weight.size else F32(1)
-                            total[1 + k] += share[q]
-                        factor[q] = weight[k]
-                    best = _highest(base, slope, spread(t), classes)
-                    sums = _exponentials(base, slope, spread(t), best, classes, power)
-                    own, shares = load(factor, 0), load(share, 0)
-                    both = own + spread(spread_weight)
-                    value = (best - load(picked, 0) + log(sums)) * own
-                    if extra.size:
-                        mean = _smooth_part(base, slope, spread(t), extra)
-                        value = value + (best + log(sums)) * spread(spread_weight) - mean
-                    store(value, each, 0)
-                    for q in range(WIDTH):
-                        total[0] += np.float64(share[q]) * each[q]
-                        if losses.size and mine[q] >= 0:
-                            losses[y, x + q * stride] = each[q]
-                    if gradient.size:
-                        scale = shares * both / sums
-                        _gradient_part(power, scale, shares, extra, spread(t), high, low)
-                        for q in range(WIDTH):
-                            g, k = share[q] * factor[q], max(mine[q], 0)
-                            high[k * WIDTH + q] -= (F32(1) - t) * g
-                            low[k * WIDTH + q] -= t * g
-                if touched and gradient.size:
-                    _fold(high, low, phases[1][j], column, band, upper, lower)
+    classes, columns = plan.shape[0], plan.columns
+    above, below = work.above, work.below
+    task = take_ticket(plan.ticket)
+    while task < len(plan.tasks):
+        n, first, last = plan.tasks[task]
+        fetch(scores, n, first, plan, below)
+        for band in range(first, last):
+            above, below = below, above
+            fetch(scores, n, band + 1, plan, below)
+            for column in range(0, columns - 1, WIDTH):
+                for k in range(classes):
+                    _keep(above, below, k * columns + column, k, 0, k, work.some, work.alive, work.plane)
+                for q in range(WIDTH):
+                    if (column + q) * plan.stride - plan.lead[1] < plan.size[1]:
+                        _label_tile(plan, work.plane, q, work.some, work.chosen, classes, work.tile, work.best)
+                        _share(plan, work.plane, q, classes, work.best, work.share)
+                        _paste(plan, work.tile, n, band, column + q, images)
+                        _paste(plan, work.share, n, band, column + q, shares)
+        task = take_ticket(plan.ticket)

@@ -1,55 +1,49 @@
-"""Labels, confidence and loss on the CPU by compiled kernels: cuts the work into bands and hands them to the threads.
+"""Labels, confidence and loss on the CPU by compiled kernels: cuts the work into tasks and sets the threads to them.
 
 Imported on first use only, as importing numba takes a third of a second. Kernels are compiled once per user and
-machine (numba's cache on disk) and run on `threads`' pool.
+machine (numba's cache on disk) and run on the threads that `threads` gives.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fullyconv.ops import chunked, kernels, threads
+from fullyconv.ops import chunked, kernels, loss_kernels, threads
 from fullyconv.ops.fused import Engine, Total
+from fullyconv.ops.kernels import Plan
 from fullyconv.ops.loss import Loss, bad_label
-from fullyconv.ops.sampling import Sampling, fold, window
+from fullyconv.ops.loss_kernels import Wanted
+from fullyconv.ops.sampling import Axis, Sampling
 from fullyconv.ops.vectors import WIDTH
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
 
-# Full scores are bound by writing them: two matrix products are as good as it gets.
+# Full scores are bound by writing them: nothing compiled here does it quicker.
 upsample = chunked.upsample
 
-NOTHING = np.empty((0, 0), np.float32)
+NOTHING = np.empty(0, np.float32)
 
 
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
     """N H W of `dtype` (uint8 or uint16)."""
-    work = _Work(scores, sampling)
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
-    out = labels.numpy()
-
-    def one(n: int, first: int, last: int, task: int) -> None:
-        kernels.label_bands(work.cells[n], work.phases, work.lead, first, last, out[n])
-
-    work.run(one)
+    plan, cells, out = _plan(scores, sampling), _flat(scores), _flat(labels)
+    _run(plan, lambda: kernels.labels(cells, plan, kernels.scratch(plan, out.dtype), out))
     return labels
 
 
 def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """N H W of `dtype` and N H W float32."""
-    work = _Work(scores, sampling)
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     confidence = torch.empty((len(scores), *sampling.size))
-    out, share = labels.numpy(), confidence.numpy()
-
-    def one(n: int, first: int, last: int, task: int) -> None:
-        kernels.confidence_bands(work.cells[n], work.phases, work.lead, first, last, out[n], share[n])
-
-    work.run(one)
+    plan, cells, out, shares = _plan(scores, sampling), _flat(scores), _flat(labels), _flat(confidence)
+    _run(plan, lambda: kernels.confidences(cells, plan, kernels.scratch(plan, out.dtype), out, shares))
     return labels, confidence
 
 
@@ -70,30 +64,68 @@ def total(
 ENGINE = Engine(losses, total)
 
 
-class _Work:
-    """The coarse window laid out for the kernels, and how it is cut: by the map's shape alone, never by the
-    threads.
+def _flat(values: Tensor) -> Any:
+    return values.detach().contiguous().view(-1).numpy()
+
+
+def _run(plan: Plan, kernel: Callable[[], None]) -> None:
+    """Let every thread draw tasks until none is left."""
+    threads.run(lambda _: kernel(), min(torch.get_num_threads(), len(plan.tasks)))
+
+
+def _plan(scores: Tensor, sampling: Sampling) -> Plan:
+    images, classes, height, width = scores.shape
+    return _layout(sampling, images)._replace(ticket=np.zeros(1, np.int64), shape=(classes, height, width))
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(sampling: Sampling, images: int) -> Plan:
+    """All that follows from the sizes alone; without ticket and shape."""
+    rows, columns, stride = sampling.rows, sampling.columns, sampling.stride
+    down, across = (np.array(axis.phases(), np.float32) for axis in (rows, columns))
+    cells = columns.last - columns.first + 2
+    lanes_y, lanes_x, pitch = _lanes(down, across)
+    return Plan(
+        tasks=_tasks(rows, images),
+        ticket=None,
+        shape=None,
+        size=sampling.size,
+        first=(rows.first, columns.first),
+        lead=(rows.lead, columns.lead),
+        columns=cells + (1 - cells) % WIDTH,
+        stride=stride,
+        fade=sampling.border == "fade",
+        rows=down,
+        across=across,
+        lanes_y=lanes_y,
+        lanes_x=lanes_x,
+        pitch=pitch,
+    )
+
+
+def _tasks(rows: Axis, images: int) -> Any:
+    """(image, first band, last band) of every task: by the map's shape alone, never by the threads.
+
+    Gradients of cells beyond the map go to the row at its edge: only one task may have them, so no cut is made there.
     """
+    bands = rows.last - rows.first + 1
+    depth = max(1, min(8, bands * images // 24))
+    cuts = [cut for cut in range(depth, bands, depth) if 1 <= rows.first + cut < rows.cells]
+    ranges = list(zip([0, *cuts], [*cuts, bands], strict=True))
+    return np.array([(n, first, last) for n in range(images) for first, last in ranges], np.int64).reshape(-1, 3)
 
-    def __init__(self, scores: Tensor, sampling: Sampling) -> None:
-        self.columns = sampling.columns.last - sampling.columns.first + 2
-        cells = window(scores.detach(), sampling, (1 - self.columns) % WIDTH)
-        self.cells = cells.contiguous().numpy()
-        self.phases = tuple(np.array(a.phases(), np.float32) for a in (sampling.rows, sampling.columns))
-        self.lead = (sampling.rows.lead, sampling.columns.lead)
-        self.bands = cells.shape[2] - 1
-        self.depth = max(1, min(8, self.bands * len(cells) // 32))
-        self.parts = -(-self.bands // self.depth)
-        self.tasks = self.parts * len(cells)
 
-    def run(self, one: Any) -> None:
-        """one(image, first band, last band, task) for every task."""
+def _lanes(down: Any, across: Any) -> tuple[Any, Any, int]:
+    """The pixels of one interval as vectors of 16: weights of the second row and column, and a row's pitch.
 
-        def task(index: int) -> None:
-            n, part = divmod(index, self.parts)
-            one(n, part * self.depth, min((part + 1) * self.depth, self.bands), index)
-
-        threads.run(task, self.tasks)
+    Up to stride 16 a vector holds as many whole rows as fit; beyond, a row takes several vectors ("chunks").
+    """
+    stride = len(down)
+    pitch = min(WIDTH, 1 << (stride - 1).bit_length())
+    rows, chunks = WIDTH // pitch, -(-stride // WIDTH)
+    y, x = np.zeros(-(-stride // rows) * rows, np.float32), np.zeros(chunks * pitch, np.float32)
+    y[:stride], x[:stride] = down, across
+    return np.repeat(y, pitch), x if chunks > 1 else np.tile(x, rows), pitch
 
 
 def _pass(
@@ -103,58 +135,40 @@ def _pass(
     loss: Loss,
     share: Tensor | None,
     each: Tensor | None,
-    wanted: bool,
+    gradient: bool,
 ) -> Total:
-    work = _Work(scores, sampling)
-    images, classes, _, columns = work.cells.shape
-    truth = _native(labels)
+    plan, cells = _plan(scores, sampling), _flat(scores)
+    classes, _, width = plan.shape
     own, extra = _factors(loss, classes)
-    shares = NOTHING if share is None else share.detach().to(torch.float32).contiguous().numpy()
-    values = NOTHING if each is None else each.numpy()
-    gradient = np.zeros(work.cells.shape if wanted else (images, 0, 0, 0), np.float32)
-    spill = np.zeros((work.tasks, classes, columns) if wanted else (work.tasks, 0, 0), np.float32)
-    sums, counts = np.zeros((work.tasks, 1 + classes)), np.zeros((work.tasks, 3), np.int64)
-
-    def one(n: int, first: int, last: int, task: int) -> None:
-        kernels.loss_bands(
-            work.cells[n],
-            work.phases,
-            work.lead,
-            first,
-            last,
-            truth[n],
-            loss.ignore,
-            own,
-            extra,
-            shares if share is None else shares[n],
-            values if each is None else values[n],
-            gradient[n],
-            spill[task],
-            sums[task],
-            counts[task],
-        )
-
-    work.run(one)
-    if counts[:, 1].any():
-        bad = counts[np.flatnonzero(counts[:, 1])[0], 2]
-        raise bad_label(int(bad), classes, loss.ignore)
-    if wanted:
-        for task in range(work.tasks):
-            n, part = divmod(task, work.parts)
-            gradient[n, :, min((part + 1) * work.depth, work.bands)] += spill[task]
-    weights = np.ones(classes) if loss.weight is None else loss.weight.double().numpy()
-    sum_of = sums.sum(0)
+    slope = torch.zeros(scores.shape) if gradient else torch.empty(0)
+    wanted = Wanted(
+        labels=_flat(_native(labels)),
+        ignore=loss.ignore,
+        weight=own,
+        extra=extra,
+        pixel_weight=NOTHING if share is None else _flat(share.to(torch.float32)),
+        losses=NOTHING if each is None else _flat(each),
+        gradient=_flat(slope),
+        spill=np.zeros(len(plan.tasks) * classes * width if gradient else 0, np.float32),
+        sums=np.zeros((len(plan.tasks), 2)),
+        counts=np.zeros((len(plan.tasks), 2), np.int64),
+    )
+    _run(plan, lambda: loss_kernels.losses(cells, plan, loss_kernels.scratch(plan, gradient), wanted))
+    if wanted.counts[:, 0].any():
+        raise bad_label(int(wanted.counts[wanted.counts[:, 0] > 0][0, 1]), classes, loss.ignore)
+    if gradient:
+        loss_kernels.add_spill(plan, wanted.spill, wanted.gradient)
+    value, weight = wanted.sums.sum(0)
     return Total(
-        torch.tensor(sum_of[0], dtype=torch.float32),
-        torch.tensor(float(sum_of[1:] @ weights), dtype=torch.float64),
-        fold(torch.from_numpy(gradient)[..., : work.columns], sampling) if wanted else None,
+        torch.tensor(value, dtype=torch.float32),
+        torch.tensor(weight / (1 - loss.label_smoothing), dtype=torch.float64),
+        slope if gradient else None,
     )
 
 
-def _native(labels: Tensor) -> Any:
-    """Labels as a contiguous array of a type that a kernel is compiled for: uint8, uint16, int64."""
-    known = (torch.uint8, torch.uint16, torch.int64)
-    return (labels if labels.dtype in known else labels.to(torch.int64)).contiguous().numpy()
+def _native(labels: Tensor) -> Tensor:
+    """Labels of a type that a kernel is compiled for: uint8, uint16, int64."""
+    return labels if labels.dtype in (torch.uint8, torch.uint16, torch.int64) else labels.to(torch.int64)
 
 
 def _factors(loss: Loss, classes: int) -> tuple[Any, Any]:

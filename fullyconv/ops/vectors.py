@@ -14,9 +14,24 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending
-from numba.core import types
+from numba.core import cgutils, types
 
-__all__ = ["WIDTH", "at_least", "exp", "load", "log", "maximum", "spread", "store", "store_integers", "where_greater"]
+__all__ = [
+    "WIDTH",
+    "at_least",
+    "beaten",
+    "copy",
+    "copy_eight",
+    "exp",
+    "load",
+    "log",
+    "maximum",
+    "spread",
+    "store",
+    "store_integers",
+    "take_ticket",
+    "where_greater",
+]
 
 WIDTH = 16
 # numba's own annotations describe these as seen from plain Python, not from a kernel.
@@ -156,6 +171,63 @@ def at_least(typingctx: Any, a: Any, b: Any) -> Any:
     return types.int64(_vector, _vector), generate
 
 
+@intrinsic
+def beaten(typingctx: Any, scores: Any, place: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """A 16-bit integer with bit i set where a, b, c and d all lie below what `scores` holds for them at `place`, + 16,
+    + 32 and + 48.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lower = None
+        for corner in range(4):
+            index = builder.add(args[1], ir.Constant(args[1].type, corner * WIDTH))
+            pointer = _pointer(context, builder, scores, args[0], index, _FLOATS)
+            under = builder.fcmp_ordered("<", args[2 + corner], builder.load(pointer, align=4))
+            lower = under if lower is None else builder.and_(lower, under)
+        return builder.zext(builder.bitcast(lower, ir.IntType(WIDTH)), ir.IntType(64))
+
+    return types.int64(scores, types.intp, _vector, _vector, _vector, _vector), generate
+
+
+@intrinsic
+def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any) -> Any:
+    """target[to : to + count] = source[at : at + count], contiguous 1-D arrays of one type, apart; no bounds check."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        item = context.get_data_type(source.dtype)
+        begin = _pointer(context, builder, source, args[0], args[1], item)
+        goal = _pointer(context, builder, target, args[2], args[3], item)
+        size = source.dtype.bitwidth // 8
+        cgutils.raw_memcpy(builder, goal, begin, args[4], size)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def copy_eight(typingctx: Any, source: Any, at: Any, target: Any, to: Any) -> Any:
+    """target[to : to + 8] = source[at : at + 8], both contiguous 1-D arrays of one type; no bounds check."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eight = ir.VectorType(context.get_data_type(source.dtype), 8)
+        value = builder.load(_pointer(context, builder, source, args[0], args[1], eight), align=1)
+        builder.store(value, _pointer(context, builder, target, args[2], args[3], eight), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), generate
+
+
+@intrinsic
+def take_ticket(typingctx: Any, counter: Any) -> Any:
+    """The next whole number: returns counter[0] (int64) and adds one, as one step for all threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = context.make_array(counter)(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
 class _Builder:
     """Vector arithmetic while IR is being generated, to write polynomials as one does on paper."""
 
@@ -181,9 +253,10 @@ def exp(typingctx: Any, x: Any) -> Any:
         make = _Builder(builder)
         floor = _constant(-87.0)
         value = builder.select(builder.fcmp_ordered(">", args[0], floor), args[0], floor)
-        # Adding 1.5 * 2^23 rounds to a whole number; no flag here, or LLVM might fold it away.
+        # Adding 1.5 * 2^23 rounds to a whole number n, and leaves it in the lowest bits; no flag on the difference, or
+        # LLVM might fold it away.
         magic = _constant(12582912.0)
-        shifted = builder.fadd(builder.fmul(value, _constant(1.44269504088896341)), magic)
+        shifted = make.multiply_add(value, _constant(1.44269504088896341), magic)
         n = builder.fsub(shifted, magic)
         r = make.multiply_add(n, _constant(-0.693359375), value)
         r = make.multiply_add(n, _constant(2.12194440e-4), r)
@@ -199,8 +272,9 @@ def exp(typingctx: Any, x: Any) -> Any:
             ),
         )
         p = make.multiply_add(p, builder.fmul(r, r), builder.fadd(r, _constant(1.0)))
-        power = builder.shl(builder.add(builder.fptosi(n, _INTEGERS), _whole(127)), _whole(23))
-        return builder.fmul(p, builder.bitcast(power, _FLOATS))
+        # p lies in [0.7, 1.42]: times 2^n is n more in its exponent.
+        exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _whole(23))
+        return builder.bitcast(builder.add(builder.bitcast(p, _INTEGERS), exponent), _FLOATS)
 
     return _vector(_vector), generate
 
