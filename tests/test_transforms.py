@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import faults
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fullyconv.data import transforms
 from fullyconv.data.base import Sample
 from fullyconv.data.batches import collate
 from fullyconv.data.transforms import Augmentation, Draw, augment, augment_plainly, colour_matrix, draw, generator
@@ -50,15 +53,39 @@ def test_no_label_value_appears_and_shapes_agree(a: Augmentation, seed: int, siz
         assert after.image.shape == (*a.crop, 3)
 
 
-@given(augmentations, st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
-def test_the_quick_way_equals_the_plain_way(a: Augmentation, seed: int) -> None:
-    a = Augmentation(**{**a.__dict__, "rotation": 0.0})
-    quick = augment(sample(seed % 5), a, generator(1, 2, seed), fill=FILL, ignore=IGNORE)
-    plain = augment_plainly(sample(seed % 5), a, generator(1, 2, seed), fill=FILL, ignore=IGNORE)
+def both_ways(before: Sample, a: Augmentation, seed: int) -> tuple[Sample, Sample]:
+    fill = [*FILL, 7][: before.image.shape[2]]
+    quick = augment(before, a, generator(1, 2, seed), fill=fill, ignore=IGNORE)
+    plain = augment_plainly(before, a, generator(1, 2, seed), fill=fill, ignore=IGNORE)
     for head in quick.labels:
         np.testing.assert_array_equal(quick.labels[head], plain.labels[head])
-    assert np.abs(quick.image.astype(int) - plain.image).max() <= (3 if a.brightness or a.saturation else 1)
+    return quick, plain
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@given(augmentations, st.integers(0, 2**31), st.sampled_from([(60, 80), (1, 1), (7, 31), (33, 1)]), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_the_quick_way_equals_the_plain_way_to_the_last_bit(
+    compiled: bool, a: Augmentation, seed: int, size: tuple[int, int], channels: int
+) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    before = sample(seed % 5, size)
+    before = dataclasses.replace(before, image=before.image[..., [0, 1, 2, 0][:channels]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "can_scale", lambda: compiled)
+        quick, plain = both_ways(before, dataclasses.replace(a, rotation=0.0), seed)
+    np.testing.assert_array_equal(quick.image, plain.image)
+
+
+@given(augmentations, st.integers(0, 2**31), st.sampled_from([np.uint16, np.float32]))
+@settings(max_examples=60, deadline=None)
+def test_wide_values_differ_from_the_plain_way_by_rounding_only(a: Augmentation, seed: int, dtype: type) -> None:
+    before = sample(seed % 5)
+    before = dataclasses.replace(before, image=before.image.astype(dtype) * 100)
+    a = dataclasses.replace(a, rotation=0.0, brightness=0.0, saturation=0.0)
+    quick, plain = both_ways(before, a, seed)
+    assert np.abs(quick.image.astype(float) - plain.image).max() <= 200, "of 25500"
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:

@@ -2,8 +2,8 @@
 
 What happens to a sample is drawn from (seed, epoch, sample index) alone (`generator`), so the same bytes come out of
 any number of workers. Labels are only ever taken from the nearest pixel, centre to centre, so no new value appears.
-`augment` computes only the pixels that remain after the crop; `augment_plainly` is its twin that scales the whole
-picture, pads it and cuts.
+`augment` computes only the pixels that remain after the crop, bytes in compiled code (`scaling`); `augment_plainly` is
+its twin that scales the whole picture with Pillow, pads it and cuts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Sample
+from fullyconv.data.scaling import as_values, axis, can_scale, nearest_index, scaled_image, scaled_label
 from fullyconv.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,14 +119,17 @@ def augment(
 
     fill: the value of each channel where there is no picture (`Preprocessing.mean_pixel()`); ignore: {head: value}.
     """
-    drawn = draw(augmentation, rng)
+    drawn, nearest = draw(augmentation, rng), augmentation.nearest
     window = _window(sample.image.shape[:2], augmentation.crop, drawn)
     if drawn.angle:
-        image, labels = _turned(sample, window, drawn, fill, ignore, augmentation.nearest)
+        image, labels = _mirrored(*_turned(sample, window, drawn, fill, ignore, nearest), drawn)
+    elif window.scaled != sample.image.shape[:2] and sample.image.dtype == np.uint8 and not nearest and can_scale():
+        image, labels = _in_one_step(sample, window, drawn, fill, ignore)
     else:
-        image = _cut(sample.image, window, fill, augmentation.nearest)
+        image = _cut(sample.image, window, fill, nearest)
         labels = {head: _cut_label(label, window, ignore[head]) for head, label in sample.labels.items()}
-    return _finish(sample.name, image, labels, drawn, augmentation.colour)
+        image, labels = _mirrored(image, labels, drawn)
+    return Sample(sample.name, _coloured(image, drawn, augmentation.colour), labels)
 
 
 def augment_plainly(
@@ -140,12 +144,13 @@ def augment_plainly(
     drawn = draw(augmentation, rng)
     w = _window(sample.image.shape[:2], augmentation.crop, drawn)
     image = _resize(sample.image, (0, 0, *sample.image.shape[:2]), w.scaled, augmentation.nearest)
-    rows = _nearest_index(w.scaled[0], sample.image.shape[0])
-    columns = _nearest_index(w.scaled[1], sample.image.shape[1])
+    rows = nearest_index(np.arange(w.scaled[0]), w.scaled[0], sample.image.shape[0])
+    columns = nearest_index(np.arange(w.scaled[1]), w.scaled[1], sample.image.shape[1])
     labels = {head: label[rows][:, columns] for head, label in sample.labels.items()}
-    image = _paste(image, w, np.asarray(fill))
-    labels = {head: _paste(label, w, np.asarray(ignore[head])) for head, label in labels.items()}
-    return _finish(sample.name, image, labels, drawn, augmentation.colour)
+    image = _paste(image, w, fill)
+    labels = {head: _paste(label, w, ignore[head]) for head, label in labels.items()}
+    image, labels = _mirrored(image, labels, drawn)
+    return Sample(sample.name, _coloured(image, drawn, augmentation.colour), labels)
 
 
 # ---- where -----------------------------------------------------------------------------------------------------
@@ -174,54 +179,57 @@ def _place(whole: int, part: int, share: float) -> int:
     return step if room >= 0 else -step
 
 
-def _paste(image: NDArray[Any], w: _Window, fill: NDArray[Any]) -> NDArray[Any]:
+def _paste(image: NDArray[Any], w: _Window, fill: Any) -> NDArray[Any]:
     """The window of `image` (already scaled), padded with `fill`."""
     (t, left), (h, width) = w.corner, w.size
     part = image[max(t, 0) : t + h, max(left, 0) : left + width]
     if part.shape[:2] == w.size:
         return part
     out = np.empty((*w.size, *image.shape[2:]), image.dtype)
-    out[...] = _as(fill, image.dtype)
+    out[...] = as_values(fill, image.dtype)
     out[max(-t, 0) : max(-t, 0) + part.shape[0], max(-left, 0) : max(-left, 0) + part.shape[1]] = part
     return out
-
-
-def _as(fill: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """`fill` as `dtype`: rounded and kept in range for integers."""
-    if np.issubdtype(dtype, np.integer):
-        return np.clip(np.round(fill), 0, np.iinfo(dtype).max).astype(dtype)
-    return fill.astype(dtype)
 
 
 # ---- scale and cut ---------------------------------------------------------------------------------------------
 
 
+def _in_one_step(
+    sample: Sample, w: _Window, drawn: Draw, fill: Any, ignore: Mapping[str, int]
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Bytes scaled, cut, padded and mirrored by one compiled pass each for the picture and its labels."""
+    h, width = sample.image.shape[:2]
+    rows = axis(h, w.scaled[0], w.corner[0], w.size[0], drawn.flip_vertical)
+    columns = axis(width, w.scaled[1], w.corner[1], w.size[1], drawn.flip)
+    labels = {head: scaled_label(label, rows, columns, ignore[head]) for head, label in sample.labels.items()}
+    return scaled_image(sample.image, rows, columns, fill), labels
+
+
 def _cut(image: NDArray[Any], w: _Window, fill: Any, nearest: Sequence[int]) -> NDArray[Any]:
-    """The window of `image` scaled, computing no other pixels."""
+    """The window of `image` scaled. Wide values compute no other pixels; bytes do, so that Pillow, whose windows have
+    32-bit corners, gives the very bytes of the compiled way.
+    """
     if w.scaled == image.shape[:2]:
-        return _paste(image, w, np.asarray(fill))
+        return _paste(image, w, fill)
+    if image.dtype == np.uint8:
+        return _paste(_resize(image, (0, 0, *image.shape[:2]), w.scaled, nearest), w, fill)
     (t, left), (h, width) = w.corner, w.size
     t0, t1 = max(t, 0), min(t + h, w.scaled[0])
     l0, l1 = max(left, 0), min(left + width, w.scaled[1])
     sy, sx = image.shape[0] / w.scaled[0], image.shape[1] / w.scaled[1]
     box = (t0 * sy, l0 * sx, min(t1 * sy, image.shape[0]), min(l1 * sx, image.shape[1]))
     part = _resize(image, box, (t1 - t0, l1 - l0), nearest)
-    return _paste(part, _Window(part.shape[:2], (min(t, 0), min(left, 0)), w.size), np.asarray(fill))
+    return _paste(part, _Window(part.shape[:2], (min(t, 0), min(left, 0)), w.size), fill)
 
 
 def _cut_label(label: NDArray[Any], w: _Window, ignore: int) -> NDArray[Any]:
     if w.scaled == label.shape:
-        return _paste(label, w, np.asarray(ignore))
+        return _paste(label, w, ignore)
     (t, left), (h, width) = w.corner, w.size
-    rows = _nearest_index(w.scaled[0], label.shape[0])[max(t, 0) : t + h]
-    columns = _nearest_index(w.scaled[1], label.shape[1])[max(left, 0) : left + width]
+    rows = nearest_index(np.arange(max(t, 0), min(t + h, w.scaled[0])), w.scaled[0], label.shape[0])
+    columns = nearest_index(np.arange(max(left, 0), min(left + width, w.scaled[1])), w.scaled[1], label.shape[1])
     part = label[rows].take(columns, axis=1)
-    return _paste(part, _Window(part.shape, (min(t, 0), min(left, 0)), w.size), np.asarray(ignore))
-
-
-def _nearest_index(scaled: int, size: int) -> NDArray[np.int64]:
-    """For each scaled row (or column) the stored one whose area holds its centre."""
-    return ((2 * np.arange(scaled, dtype=np.int64) + 1) * size) // (2 * scaled)
+    return _paste(part, _Window(part.shape, (min(t, 0), min(left, 0)), w.size), ignore)
 
 
 def _resize(
@@ -287,7 +295,7 @@ def _affine(values: NDArray[Any], matrix: _Matrix, size: tuple[int, int], fill: 
 
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     flat = (*matrix[0], *matrix[1])
-    value = float(_as(np.asarray(fill), values.dtype))
+    value = float(as_values(fill, values.dtype))
     colour = int(value) if values.dtype == np.uint8 else value
     plane = _plane(values).transform((size[1], size[0]), Image.Transform.AFFINE, flat, how, fillcolor=colour)
     return _unplane(plane, values.dtype).astype(values.dtype, copy=False)
@@ -296,12 +304,10 @@ def _affine(values: NDArray[Any], matrix: _Matrix, size: tuple[int, int], fill: 
 # ---- mirror and colour -----------------------------------------------------------------------------------------
 
 
-def _finish(name: str, image: NDArray[Any], labels: Mapping[str, NDArray[Any]], drawn: Draw, colour: int) -> Sample:
-    image = _mirror(image, drawn)
-    labels = {head: _mirror(label, drawn) for head, label in labels.items()}
-    if colour == 3 and image.shape[2] >= 3 and (drawn.brightness, drawn.contrast, drawn.saturation) != (1, 1, 1):
-        image = _recolour(image, drawn)
-    return Sample(name, image, labels)
+def _mirrored(
+    image: NDArray[Any], labels: Mapping[str, NDArray[Any]], drawn: Draw
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    return _mirror(image, drawn), {head: _mirror(label, drawn) for head, label in labels.items()}
 
 
 def _mirror(values: NDArray[Any], drawn: Draw) -> NDArray[Any]:
@@ -311,6 +317,12 @@ def _mirror(values: NDArray[Any], drawn: Draw) -> NDArray[Any]:
     # Whole pixels are copied as one item: five times as fast as a channel at a time.
     whole = values.view(f"V{values.itemsize * values.shape[2]}") if values.ndim == 3 else values
     return np.ascontiguousarray(whole[:, ::-1]).view(values.dtype).reshape(values.shape)
+
+
+def _coloured(image: NDArray[Any], drawn: Draw, colour: int) -> NDArray[Any]:
+    if colour != 3 or image.shape[2] < 3 or (drawn.brightness, drawn.contrast, drawn.saturation) == (1, 1, 1):
+        return image
+    return _recolour(image, drawn)
 
 
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
