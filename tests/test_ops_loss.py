@@ -128,6 +128,19 @@ def test_top_k_keeps_the_hardest_share_of_the_labelled_pixels(impl: str) -> None
 
 
 @pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_second_backward_pass_over_a_kept_graph_adds_the_same_gradient(impl: str, reduction: Any) -> None:
+    scores, labels = case(3, (1, 4, 5, 5), (20, 20))
+    leaf = scores.requires_grad_()
+    loss = ops.upsample_cross_entropy(leaf, labels, 4, 2, reduction=reduction, top_k=0.5, impl=impl).sum() * 3
+    loss.backward(retain_graph=True)
+    assert leaf.grad is not None
+    once = leaf.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(leaf.grad, 2 * once)
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
 def test_a_mean_over_no_pixel_is_zero_with_zero_gradient(impl: str) -> None:
     scores, labels = case(3, (1, 4, 5, 5), (20, 20))
     for options in ({}, {"top_k": 0.5}, {"label_smoothing": 0.1}):

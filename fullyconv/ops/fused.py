@@ -64,19 +64,22 @@ class _Fused(torch.autograd.Function):
             ctx.redo = (scores, labels, sampling, loss, engine, share)
             return each
         total = engine.total(scores, labels, sampling, loss, share, wanted)
-        ctx.redo, ctx.gradient = None, total.gradient
-        if loss.reduction == "sum":
-            return total.loss
-        scale = torch.where(total.weight > 0, 1 / total.weight, torch.zeros_like(total.weight))
-        if total.gradient is not None:
-            ctx.gradient = total.gradient.mul_(scale.to(total.gradient))
+        scale = torch.ones_like(total.weight)
+        if loss.reduction == "mean":
+            scale = torch.where(total.weight > 0, 1 / total.weight, torch.zeros_like(total.weight))
+        ctx.redo = (scores, labels, sampling, loss, engine, share)
+        ctx.scale, ctx.gradient = scale, total.gradient
         return total.loss * scale.to(total.loss)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
-        if ctx.redo is None:
-            return ctx.gradient * outer, *NOTHING
         scores, labels, sampling, loss, engine, share = ctx.redo
-        share = outer if share is None else outer * share
-        return engine.total(scores, labels, sampling, loss, share, True).gradient, *NOTHING
+        if loss.reduction == "none":
+            share = outer if share is None else outer * share
+            return engine.total(scores, labels, sampling, loss, share, True).gradient, *NOTHING
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # given away by an earlier backward pass over the same graph
+            gradient = engine.total(scores, labels, sampling, loss, share, True).gradient
+        # In place, and no longer held here: autograd then keeps this very tensor instead of a copy.
+        return gradient.mul_((ctx.scale * outer).to(gradient)), *NOTHING
