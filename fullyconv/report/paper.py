@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,11 +13,17 @@ from fullyconv.evaluate.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.report.gather import address, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
+from fullyconv.report.standins import StandIn, stand_ins
 
 __all__ = ["Line", "Measured", "lines", "markdown", "role", "write_paper"]
 
 MEASURED = dict(zip(FOUR, ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu"), strict=True))
-ORDER = ("32s fixed", "32s", "16s", "8s", "8s atonce", "4s")
+ORDER = ("32s fixed", "32s", "16s", "8s", "16s atonce", "8s atonce", "4s")
+TRIED = (
+    "Where it says *tried*, the paper's comparison was repeated on other images with other networks: the figures "
+    "cannot be set against the printed ones, the order can. A stage is learned on top of those before it, as in the "
+    "paper. Intervals resample the images; they do not cover another training with another seed."
+)
 
 
 @final
@@ -33,8 +39,47 @@ class Measured:
         return str(self.result.about["model"]["name"])
 
     @property
+    def training(self) -> Mapping[str, Any]:
+        """How it was learned, as its run wrote it down; empty for other models."""
+        found: Mapping[str, Any] = self.result.about["model"].get("training") or {}
+        return found
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.result.about["data"].get("inputs", ()))
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """The networks that it was started from, first to last."""
+        return tuple(self.training.get("from", ()))
+
+    @property
     def role(self) -> str:
-        return role(self.network)
+        """Its network's role, with what the run knows: a fixed trunk, or skips learned at once instead of in stages."""
+        found = role(self.network)
+        if self.training.get("frozen_trunk") and "fixed" not in found:
+            return found.replace("32s", "32s fixed")
+        atonce = bool(self.training) and not self.started and self.inputs == ("rgb",) and found in ("16s", "8s")
+        return f"{found} atonce" if atonce else found
+
+    def role_in(self, table: Table) -> str:
+        """The role, or the plain one where the table does not tell stages apart."""
+        return self.role if any(r.role == self.role for r in table.rows) else self.role.removesuffix(" atonce")
+
+    @property
+    def label(self) -> str:
+        """The network and how it was learned, in a few words."""
+        if not self.training:
+            return self.network
+        stages = ", then ".join(s for name in self.started if (s := role(name)))
+        how = [
+            "trunk fixed" if self.training.get("frozen_trunk") else "",
+            f"from {stages}" if self.started else "",
+            "at once" if self.role.endswith("atonce") else "",
+            " + ".join(self.result.tables) if len(self.result.tables) > 1 else "",
+            str(self.training.get("length", "")),
+        ]
+        return f"{self.network} ({', '.join(part for part in how if part)})"
 
     def column(self, name: str) -> float | None:
         """A table's column for this result, in percent; None where a result does not hold it."""
@@ -95,14 +140,14 @@ def lines(table: Table, measured: Sequence[Measured]) -> list[Line]:
     """The table's published rows, each followed by the measured networks of its role; then the others on such data."""
     mine = [m for m in measured if table.kind and m.result.about["data"]["kind"] == table.kind]
     if table.columns[:1] != FOUR[:1]:  # further tables on the same data show the networks they are about
-        mine = [m for m in mine if m.role in {row.role for row in table.rows}]
+        mine = [m for m in mine if m.role_in(table) in {row.role for row in table.rows}]
     last = {row.role: i for i, row in enumerate(table.rows) if row.role}
     out: list[Line] = []
     for i, row in enumerate(table.rows):
         out.append(Line(row.system, _printed(row), row.source))
         if last.get(row.role) == i:
-            out += [_measured(m, table) for m in mine if m.role == row.role]
-    out += [_measured(m, table) for m in mine if m.role not in last]
+            out += [_measured(m, table) for m in mine if m.role_in(table) == row.role]
+    out += [_measured(m, table) for m in mine if m.role_in(table) not in last]
     return [line for line in out if not line.measured or set(line.values) != {"–"}]
 
 
@@ -114,7 +159,7 @@ def _measured(m: Measured, table: Table) -> Line:
     values = tuple("–" if (v := m.column(c)) is None else f"{v:.1f}" for c in table.columns)
     about, same = m.result.about, m.same_data(table)
     data = f"{about['data']['name']} {about['data']['split']}, {m.result.images} images, {about['protocol']}"
-    return Line(m.network, values, f"measured here on {data}" + ("" if same else "; other images"), True, same)
+    return Line(m.label, values, f"measured here on {data}" + ("" if same else "; other images"), True, same)
 
 
 def elsewhere(measured: Sequence[Measured]) -> list[Table]:
@@ -133,7 +178,7 @@ def elsewhere(measured: Sequence[Measured]) -> list[Table]:
 
 def unmeasured(table: Table, measured: Sequence[Measured]) -> list[str]:
     """The systems of the table that fullyconv has a network for and that no result was measured on the table's data."""
-    done = {m.role for m in measured if m.result.about["data"]["kind"] == table.kind and m.same_data(table)}
+    done = {m.role_in(table) for m in measured if m.result.about["data"]["kind"] == table.kind and m.same_data(table)}
     return list(dict.fromkeys(r.system for r in table.rows if r.role and r.role not in done))
 
 
@@ -144,6 +189,7 @@ def markdown(measured: Sequence[Measured]) -> str:
         "",
         "Generated by `fullyconv report paper RESULT... -o docs/results.md` from Result files. Figures in percent;",
         "rows in bold were measured with fullyconv, the others are printed where their source says.",
+        *([f"\n{TRIED}"] if any(stand_ins(t, measured) for t in TABLES) else []),
     ]
     for table in (*TABLES, *elsewhere(measured)):
         rows = lines(table, measured) if table.rows else _only(table, measured)
@@ -156,6 +202,8 @@ def markdown(measured: Sequence[Measured]) -> str:
             text.append("| " + " | ".join(f"**{c}**" if line.measured else c for c in cells) + " |")
         missing = unmeasured(table, measured) if table.rows else []
         text += ["", f"Not measured on these images: {', '.join(missing)}."] if missing else []
+        for found in stand_ins(table, measured):
+            text += _tried(found)
     text += [
         "",
         "## How they were measured",
@@ -165,6 +213,17 @@ def markdown(measured: Sequence[Measured]) -> str:
     text.append("|---|---|---|---|---|---|")
     text += [_method(m) for m in measured]
     return "\n".join(text) + "\n"
+
+
+def _tried(found: StandIn) -> list[str]:
+    """A stand-in as Markdown."""
+    text = ["", f"### {found.title}", "", "| | " + " | ".join(found.columns) + " | network |"]
+    text.append("|---|" + "---|" * (len(found.columns) + 1))
+    for name, values, label in found.rows:
+        *own, published = values
+        cells = [*(f"**{c}**" for c in (name, *own)), published, label]
+        text.append(f"| {' | '.join(cells)} |")
+    return [*text, "", *(f"- {line}" for line in found.verdicts)]
 
 
 def _only(table: Table, measured: Sequence[Measured]) -> list[Line]:
@@ -180,7 +239,7 @@ def _only(table: Table, measured: Sequence[Measured]) -> list[Line]:
 def _method(m: Measured) -> str:
     a = m.result.about
     data, machine = a["data"], f"{a['machine']['processor']}, {a['machine']['device']}"
-    cells = [m.network, f"{data['name']} {data['split']}", data["fingerprint"][:12], a["model"]["sha256"][:12], machine]
+    cells = [m.label, f"{data['name']} {data['split']}", data["fingerprint"][:12], a["model"]["sha256"][:12], machine]
     return f"| {' | '.join(cells)} | {a['images_per_second']} |"
 
 
@@ -206,12 +265,13 @@ def _html(measured: Sequence[Measured], pictures: Sequence[str]) -> str:
             "columns": t.columns,
             "lines": lines(t, measured) if t.rows else _only(t, measured),
             "missing": unmeasured(t, measured) if t.rows else [],
+            "tried": stand_ins(t, measured),
         }
         for t in (*TABLES, *elsewhere(measured))
     ]
     # Tables with measured rows first: they are what the reader came for.
-    tables.sort(key=lambda t: not any(line.measured for line in t["lines"]))
-    return fill("paper.html", {"tables": tables, "picture": picture(measured, pictures)})
+    tables.sort(key=lambda t: not (t["tried"] or any(line.measured for line in t["lines"])))
+    return fill("paper.html", {"tables": tables, "about_tried": TRIED, "picture": picture(measured, pictures)})
 
 
 def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
@@ -238,4 +298,4 @@ def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any
         rows.append({"name": name, "cells": cells})
     if not rows:
         return None
-    return {"head": [m.network for m in kept] + ["truth", "image"], "rows": rows if names else rows[:4]}
+    return {"head": [m.label for m in kept] + ["truth", "image"], "rows": rows if names else rows[:4]}
