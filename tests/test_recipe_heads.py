@@ -144,7 +144,11 @@ def test_evaluate_gives_figures_for_every_head_without_being_told(two_heads: Pat
 def test_predict_and_report_show_the_derived_head(two_heads: Path, street: Path, tmp_path: Path, capsys: Any) -> None:
     said(capsys, "predict", str(two_heads), str(street / "val" / "images"), "-o", str(tmp_path / "p"), "--quiet")
     assert read_label(tmp_path / "p" / "surface" / "00000.png").max() <= 2
-    assert "surface" in (two_heads / "report.html").read_text()
+    page = (two_heads / "report.html").read_text()
+    assert page.count('alt="surface prediction of') == 2
+    assert "IU of every class of the surface head" in page
+    assert "All that follows is about the semantic head." in page
+    assert "surface derived from semantic" in page
 
 
 def test_a_saved_copy_of_the_model_still_knows(two_heads: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fullyconv.evaluate.statistics import Interval, Resampled, costly_pairs, cou
 from fullyconv.files import atomic_write
 from fullyconv.report import charts, words
 from fullyconv.report.gather import Run, address, error_map, read_evaluation, read_run
+from fullyconv.report.heads import heads, learned
 
 __all__ = ["fill", "render", "write"]
 
@@ -117,7 +118,7 @@ def _evaluation(result: Result, place: Path) -> dict[str, Any]:
             "gallery": [_picture(g, place, result) for g in result.analysis.get("gallery", [])],
             "suspects": [_picture(s, place, result) for s in result.analysis.get("suspects", [])],
             "about": _about(result),
-            "heads": _heads(result),
+            "heads": [{**h, "bars": h["bars"] and _markup(h["bars"])} for h in heads(result, place)],
             "legend": [
                 {"name": n, "colour": c} for n, c in zip(result.taxonomy.names, result.taxonomy.palette, strict=True)
             ],
@@ -239,11 +240,6 @@ def _where(analysis: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _heads(result: Result) -> list[dict[str, Any]]:
-    """The figures of every head, where there are several."""
-    return [{"name": h, **result.figures(h)} for h in result.tables] if len(result.tables) > 1 else []
-
-
 def _about(result: Result) -> list[tuple[str, str]]:
     """What was measured and how, as (term, words)."""
     a = result.about
@@ -252,19 +248,25 @@ def _about(result: Result) -> list[tuple[str, str]]:
     size = "images and labels at their own size" if native else "images and labels resized (labels nearest)"
     averaging = "classes that occur in the truth" if result.average == "present" else "all classes, unseen ones as 0"
     augmented = f"mean over {' and '.join(a['tta'])}" if a["tta"] else "no augmentation"
+    how = learned(a["model"].get("training") or {})
     return [
         ("Data", f"{data['name']} ({data['kind']}), split {data['split']}, {result.images} of {data['of']} images"),
         ("Fingerprint", data["fingerprint"]),
         ("Model", f"{a['model']['name']}, weights sha256 {a['model']['sha256']}"),
+        *([("Learned", how)] if how else []),
         ("Protocol", f"{a['protocol']}: {size}"),
         ("Means over", averaging),
         ("Ignored label", ", ".join(f"{h}: {v}" for h, v in a["ignore"].items())),
         ("Computed in", f"{_tiling(a['tiling'])}; {a['precision']}; {augmented}"),
         ("Intervals", "bootstrap over images, 1,000 draws, 95 %; too narrow where images are frames of one video"),
-        ("Machine", f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"),
+        ("Machine", f"{machine['processor']}, {_number(machine['cores'], 'core')}, {machine['device']}"),
         ("Speed", f"{a['images_per_second']} images/s, {a['seconds']} s in all"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in a["versions"].items())),
     ]
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _tiling(tiling: Mapping[str, Any]) -> str:

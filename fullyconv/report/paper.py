@@ -22,7 +22,8 @@ ORDER = ("32s fixed", "32s", "16s", "8s", "16s atonce", "8s atonce", "4s")
 TRIED = (
     "Where it says *tried*, the paper's comparison was repeated on other images with other networks: the figures "
     "cannot be set against the printed ones, the order can. A stage is learned on top of those before it, as in the "
-    "paper. Intervals resample the images; they do not cover another training with another seed."
+    "paper. Intervals resample the images (too narrow where these are frames of one video); they do not cover another "
+    "training with another seed."
 )
 
 

@@ -1,0 +1,62 @@
+"""What the page says of a network's further heads, and of how the network was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fullyconv.evaluate.result import Result, class_figures
+from fullyconv.report import charts
+from fullyconv.report.gather import address
+
+__all__ = ["heads", "learned"]
+
+SHOWN = 4  # predictions of each further head
+
+
+def heads(result: Result, place: Path) -> list[dict[str, Any]]:
+    """Every head's figures where there are several, main head first; of the further ones also the classes and, from a
+    kept evaluation, some predictions."""
+    if len(result.tables) == 1:
+        return []
+    rows: list[dict[str, Any]] = [{"name": h, **result.figures(h), "bars": None, "pictures": []} for h in result.tables]
+    for row in rows[1:]:
+        row |= _further(result, str(row["name"]), place)
+    return rows
+
+
+def _further(result: Result, head: str, place: Path) -> dict[str, Any]:
+    taxonomy = result.taxonomies[head]
+    seen = [c for c in class_figures(result.tables[head], taxonomy) if c["pixels"]]
+    bars = [
+        charts.Bar(c["name"], c["iu"], None, None, taxonomy.palette[c["id"]], f"{c['name']}: IU {100 * c['iu']:.1f}")
+        for c in sorted(seen, key=lambda c: -c["iu"])
+    ]
+    names = [entry["name"] for entry in result.analysis.get("gallery", [])][:SHOWN]
+    files = [(name, place / f"predictions-{head}" / f"{name}.png") for name in names]
+    return {
+        "bars": charts.bars(bars, f"IU of every class of the {head} head"),
+        "pictures": [{"name": name, "prediction": address(file)} for name, file in files if file.is_file()],
+    }
+
+
+def learned(training: Mapping[str, Any]) -> str:
+    """How the network was learned, in a line; empty where its model does not say."""
+    if not training:
+        return ""
+    stages = ", then ".join(training.get("from", ()))
+    parts = [
+        str(training.get("recipe") or "settings of its own"),
+        f"{training['length']} of {training['images']} images" if training.get("length") else "",
+        f"inputs {', '.join(training.get('inputs', ()))}",
+        f"from {stages}" if stages else "",
+        f"weights {training['weights']}" if training.get("weights") else "",
+        "trunk fixed" if training.get("frozen_trunk") else "",
+        *(_added(head, how) for head, how in (training.get("heads") or {}).items()),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _added(head: str, how: Mapping[str, Any]) -> str:
+    return f"{head} derived from {how['from']}" if "from" in how else f"{head} from {how.get('folder')}"
