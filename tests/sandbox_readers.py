@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -117,3 +119,63 @@ def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         except OSError as error:
             said[label] = str(error)
     return {}, said
+
+
+def moody(path: str, mood: str, **arguments: Any) -> Any:
+    """Any of these readers by name, and the process that it runs in."""
+    if mood == "process":
+        return {}, os.getpid()
+    return globals()[mood](path, **arguments)
+
+
+def tries_in_a_stream(path: str) -> Iterator[tuple[bytes, bytes]]:
+    """A file named after each forbidden thing that was allowed, and one for the things that were not."""
+    said = attempts(path)[1]
+    for label, outcome in said.items():
+        if outcome == "allowed":
+            yield b"F", json.dumps(label).encode()
+    yield b"F", json.dumps(f"refused {sum(outcome != 'allowed' for outcome in said.values())}").encode()
+
+
+def frame_too_long(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'"a"'
+    yield b"C", bytes(2 << 20)
+
+
+def frame_unknown(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'"a"'
+    yield b"?", b""
+
+
+def frame_content_first(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"C", b"x"
+
+
+def frame_name_no_json(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b"\xff{"
+
+
+def frame_name_no_text(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'{"..": 1}'
+
+
+def frame_climbs(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'"../../x"'
+
+
+def frame_error_no_json(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"X", b"\0\1"
+
+
+def stream_leaves(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'"a"'
+    os._exit(0)
+
+
+def stream_crashes(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", b'"a"'
+    ctypes.string_at(0)
+
+
+def stream_eats_memory(path: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"F", bytes(1 << 40)

@@ -530,7 +530,7 @@ def test_damaged_mat_files_are_named(tmp_path: Path) -> None:
 
 def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sbd(tmp_path, {"train": ["a"], "val": ["b"]}, some(1, 21))
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
     with pytest.raises(MissingExtra, match=r"fullyconv\[mat\]"):
         _ = open_dataset(f"sbd:{tmp_path}")[0]
 

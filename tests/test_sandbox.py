@@ -477,4 +477,4 @@ def read_back(form: str, weights: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    assert sandbox.__all__ == ["read_foreign_weights", "run"]
+    assert sandbox.__all__ == ["Session", "extract", "read_foreign_weights", "run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from fullyconv.data.coding import Coding, check_ids, read_coded
 from fullyconv.data.folder import read_modality
 from fullyconv.data.layout import choose_split, looked_at
 from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
+from fullyconv.sandbox import Session
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 FileOf = Callable[[str], Path]
+_matlab = Session("fullyconv.sandbox.matlab:read_variable")  # one confined child a process, for all .mat files
 
 
 def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
@@ -148,24 +151,15 @@ def apply_values(values: NDArray[Any], coding: Coding, file: Path) -> NDArray[An
 
 
 def read_mat(file: Path, path: str) -> NDArray[Any]:
-    """The variable `path` ("S", or "GTcls.Segmentation" for a field of a struct) of a MATLAB file (not v7.3).
+    """The variable `path` ("S", or "GTcls.Segmentation" for a field of a struct) of a MATLAB file (not v7.3), read in
+    a confined child process.
 
     Raises MissingExtra (SciPy), MissingInput, or DataError for a file that is damaged or lacks the variable.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingExtra(f"Reading {file.name}", "mat", "scipy") from error
-    name, *fields = path.split(".")
+    if importlib.util.find_spec("scipy") is None:
+        raise MissingExtra(f"Reading {file.name}", "mat", "scipy")
     if not file.is_file():
         raise MissingInput(f"{printable(file)} does not exist; unpack the set again.")
-    try:
-        value = loadmat(file, variable_names=[name])[name]
-        for key in fields:
-            value = value[key][0, 0]
-    except Exception as error:  # scipy raises a dozen kinds on damaged files
-        raise DataError(
-            f"{printable(file)} holds no {path!r} that can be read ({type(error).__name__}: {printable(error)[:100]}); "
-            "unpack it again."
-        ) from error
-    return np.asarray(value)
+    values, _ = _matlab.ask(file, {"variable": path})
+    found: NDArray[Any] = values["value"]
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 from urllib.parse import urlsplit
 
-from fullyconv import files
+from fullyconv import files, sandbox
 from fullyconv.errors import UnknownName, UsageError, printable
 
 __all__ = ["ELSEWHERE", "SOURCES", "Source", "fetch"]
@@ -90,7 +90,7 @@ def fetch(
     unless `keep`. DIRECTORY/SOURCE.json records address, sha256 and terms. `allow_http` is for tests on this machine.
 
     Raises UnknownName, UsageError (`directory` exists; a corpus to be had elsewhere), and what `files.download` and
-    `files.extract` raise: DataError (other bytes, an archive that leaves its folder), TryAgain, StorageError.
+    `sandbox.extract` raise: DataError (other bytes, an archive that leaves its folder), TryAgain, StorageError.
     """
     target = Path(directory)
     if name in ELSEWHERE and name not in sources:
@@ -112,7 +112,7 @@ def fetch(
     )
     digest = files.sha256_file(archive)
     try:
-        files.extract(archive, target)
+        sandbox.extract(archive, target)
     except UsageError:
         raise
     except Exception:

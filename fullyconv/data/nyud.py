@@ -10,8 +10,8 @@ The inputs are rgb, depth (millimetres, 0 = missing) and hha (computed from dept
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -27,8 +27,11 @@ from fullyconv.data.folder import read_modality
 from fullyconv.data.layout import choose_split, merge_splits, read_lines
 from fullyconv.data.taxonomies import NYUD40, NYUD894
 from fullyconv.errors import DataError, MissingExtra, printable
+from fullyconv.sandbox import Session
 
 __all__ = ["open_nyud", "recognise"]
+
+_hdf5 = Session("fullyconv.sandbox.matlab:read_hdf5")  # one confined child a process
 
 _SOURCE = (
     "get nyud.tar.gz from dl.caffe.berkeleyvision.org (Gupta's folders) or nyu_depth_v2_labeled.mat from "
@@ -130,9 +133,7 @@ def _file(root: Path) -> Path | None:
 
 def _open_file(file: Path, split: str | None, root: Path, mapping: str | Path | None) -> Dataset:
     values = _read_mapping(Path(mapping)) if mapping is not None else NYUD894
-    with _hdf5(file) as stored:
-        _check(stored, file)
-        count = stored["images"].shape[0]
+    count = _count(file)
     splits = _file_splits(file.parent, count)
     if not splits and split not in (None, "all"):
         raise DataError(f"{printable(file)} does not say which frames are {split!r}: {_SPLITS_SOURCE}.")
@@ -185,19 +186,18 @@ class _Frames:
     coding: Coding
 
     def __call__(self, record: Record, modality: str) -> NDArray[Any]:
-        with _hdf5(self.file) as stored:
-            i = _frame(record)
-            if modality == "rgb":
-                return np.ascontiguousarray(stored["images"][i].transpose(2, 1, 0))
-            depth = stored["depths"][i].T.astype(np.float64)
-            if modality == "depth":
-                return np.asarray(depth[..., None] * 1000, np.float32)
-            raw = stored["rawDepths"][i].T if "rawDepths" in stored else depth
+        if modality == "rgb":
+            return np.ascontiguousarray(_read(self.file, ("images",), _frame(record))["images"].transpose(2, 1, 0))
+        names = ("depths",) if modality == "depth" else ("depths", "rawDepths")
+        stored = _read(self.file, names, _frame(record))
+        depth = stored["depths"].T.astype(np.float64)
+        if modality == "depth":
+            return np.asarray(depth[..., None] * 1000, np.float32)
+        raw = stored["rawDepths"].T if "rawDepths" in stored else depth
         return hha.encode(depth, hha.read_camera("nyud", (depth.shape[0], depth.shape[1])), raw)
 
     def labels(self, record: Record, head: str) -> NDArray[Any]:
-        with _hdf5(self.file) as stored:
-            values = stored["labels"][_frame(record)].T
+        values = _read(self.file, ("labels",), _frame(record))["labels"].T
         return apply_values(np.asarray(values), self.coding, self.file)
 
 
@@ -205,32 +205,34 @@ def _frame(record: Record) -> int:
     return int(record.name.rpartition("img_")[2]) - _FIRST
 
 
-@contextmanager
-def _hdf5(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The file open for reading; opened anew each time, so that worker processes share no handle."""
+def _ask(file: Path, arguments: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, list[int]]]:
+    """Frames and shapes of the official file, read in a confined child."""
+    if importlib.util.find_spec("h5py") is None:
+        raise MissingExtra(f"Reading {file.name}", "mat", "h5py")
     try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra(f"Reading {file.name}", "mat", "h5py") from error
-    try:
-        stored = h5py.File(file, "r")
-    except OSError as error:
-        raise DataError(
-            f"{printable(file)} cannot be read as HDF5 ({printable(error)[:80]}); it must be the 2.8 GB original, "
-            f"whole: {_SOURCE}."
-        ) from error
-    with stored:
-        yield stored
+        found, info = _hdf5.ask(file, arguments)
+    except DataError as error:
+        raise DataError(f"{error}; it must be the 2.8 GB original, whole: {_SOURCE}.") from error
+    return found, info["shapes"]
 
 
-def _check(stored: Mapping[str, Any], file: Path) -> None:
-    missing = [name for name in ("images", "depths", "labels") if name not in stored]
+def _read(file: Path, names: Sequence[str], frame: int) -> dict[str, NDArray[Any]]:
+    return _ask(file, {"names": list(names), "index": frame})[0]
+
+
+def _count(file: Path) -> int:
+    """How many frames the file has, after checking that it is laid out as published."""
+    shapes = _ask(file, {"names": []})[1]
+    missing = [name for name in ("images", "depths", "labels") if name not in shapes]
     if missing:
         raise DataError(
-            f"{printable(file)} has no {', '.join(missing)}, it holds {', '.join(sorted(stored))[:100]}; {_SOURCE}."
+            f"{printable(file)} has no {', '.join(missing)}, it holds {printable(', '.join(sorted(shapes)))[:100]}; "
+            f"{_SOURCE}."
         )
-    if stored["images"].ndim != 4 or stored["images"].shape[0] != stored["labels"].shape[0]:
+    images, labels = shapes["images"], shapes["labels"]
+    if len(images) != 4 or not labels or images[0] != labels[0]:
         raise DataError(
-            f"{printable(file)}: images has the shape {stored['images'].shape} and labels {stored['labels'].shape}; "
+            f"{printable(file)}: images has the shape {tuple(images)} and labels {tuple(labels)}; "
             f"expected N 3 W H and N W H: {_SOURCE}."
         )
+    return images[0]

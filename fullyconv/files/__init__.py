@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic write, directory swap, lock; verified download and safe extraction.
+"""Files that are whole or absent: atomic write, directory swap, lock; verified download.
 
     atomic_write(path, data)                 the old bytes or the new bytes, never a mixture, also after power loss
     with new_directory(target) as temporary: write into `temporary`; it becomes `target` in one rename, or vanishes
@@ -7,7 +7,6 @@
     sha256_file(path)                        lower-case hex
     require_space(directory, needed)         StorageError before anything is written
     download(url, path, size=, sha256=)      https, resumable; nothing unverified ever stands at `path`
-    extract(archive, directory)              zip/tar: regular files and folders inside `directory`, or nothing
 
 Every function raises errors of `fullyconv.errors` alone: StorageError (exit 74) for what the disk refused, MissingInput
 (66) for what is not there, DataError (65) for what is not what it should be, TryAgain (75) for a held lock.
@@ -36,7 +35,6 @@ from fullyconv.files.disk import (
 from fullyconv.files.streaming import Sha256
 
 if TYPE_CHECKING:
-    from fullyconv.files.archives import extract
     from fullyconv.files.fetch import download
 
 __all__ = [
@@ -45,7 +43,6 @@ __all__ = [
     "Written",
     "atomic_write",
     "download",
-    "extract",
     "make_directory",
     "new_directory",
     "open_regular",
@@ -62,13 +59,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Archives and the network are loaded when they are asked for: most programs need neither."""
+    """The network is loaded when it is asked for: most programs need none."""
     if name == "download":
         from fullyconv.files.fetch import download
 
         return download
-    if name == "extract":
-        from fullyconv.files.archives import extract
-
-        return extract
     raise AttributeError(f"module 'fullyconv.files' has no attribute {name!r}")

@@ -1,7 +1,12 @@
 """What runs in the child: import the reader, confine, limit, read, answer. No foreign byte is read before.
 
-Started as  python -I -S -c "...; main()"  with a JSON job on stdin and an open file for the answer. Exit codes:
-0 the answer is a safetensors file, 3 it is a JSON error, anything else a crash.
+Started as  python -I -S -c "...; main()"  with a JSON job as the first line on stdin and the descriptors it names.
+Kinds of jobs:
+
+once     one answer into the open file `answer`. Exit codes: 0 a safetensors file, 3 a JSON error, else a crash.
+session  one such answer for each further line on stdin, each announced on the pipe `said` as DONE or REFUSED.
+stream   the reader yields (kind, bytes), which go as frames into the pipe `answer` (`FRAME`; the last one is END or
+         ERROR).
 """
 
 from __future__ import annotations
@@ -11,15 +16,21 @@ import importlib
 import json
 import os
 import resource
+import signal
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fullyconv import tensorfile
 from fullyconv.errors import FullyconvError, InternalError
 from fullyconv.sandbox import seccomp
 
-__all__ = ["main"]
+__all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main"]
+
+FRAME = struct.Struct("=cQ")  # kind, length of what follows
+END, ERROR = b"E", b"X"
+DONE, REFUSED = b"D", b"R"
 
 _EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.", "ftplib.",
            "http.", "urllib.", "smtplib.", "os.kill", "webbrowser.", "ctypes.set_exception")  # fmt: skip
@@ -30,38 +41,65 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 def main() -> None:
     """Do the job on stdin and leave without any clean-up that foreign data could have bent."""
-    job = json.load(sys.stdin)
-    answer: int = job["answer"]
+    job = json.loads(sys.stdin.buffer.readline())
+    code = 0
     try:
         function = _reader(job["function"])
         _confine(job)
-        code = _answer(function(job["path"], **job["arguments"]), answer)
+        if job["kind"] == "session":
+            code = _serve(function, job)
+        elif job["kind"] == "stream":
+            _stream(function(job["path"], **job["arguments"]), job["answer"])
+        else:
+            _answer(function(job["path"], **job["arguments"]), job["answer"])
     except BaseException as error:
-        code = _explain(error, answer)
+        told = _explain(error)
+        if job["kind"] == "stream":
+            _frame(job["answer"], ERROR, told)
+        else:
+            os.lseek(job["answer"], 0, os.SEEK_SET)
+            _write(job["answer"], told + b"\n")
+        code = 3
     os._exit(code)
+
+
+def _serve(function: Callable[..., Any], job: dict[str, Any]) -> int:
+    """Answer line after line. A refusal of our own is an answer like another; any other error is the last one."""
+    while line := sys.stdin.buffer.readline():
+        request = json.loads(line)
+        os.lseek(job["answer"], 0, os.SEEK_SET)
+        signal.alarm(job["seconds"])  # ends this process, also when nobody waits for it any more
+        try:
+            _answer(function(request["path"], **request["arguments"]), job["answer"])
+        except BaseException as error:
+            os.lseek(job["answer"], 0, os.SEEK_SET)
+            _write(job["answer"], _explain(error) + b"\n")
+            if not isinstance(error, FullyconvError):
+                return 3
+            os.write(job["said"], REFUSED)
+        else:
+            os.write(job["said"], DONE)
+        signal.alarm(0)
+    return 0
 
 
 def _confine(job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["output"], job["output"]))
-    resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"] + 5))
-    sys.addaudithook(_hook(job["may_write"]))
+    if job["kind"] != "session":
+        resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"] + 5))
+    sys.addaudithook(_refuse)
     _limit_memory(job["memory"])
     if seccomp.supported():
-        seccomp.confine(may_write=job["may_write"])
+        seccomp.confine()
 
 
-def _hook(may_write: bool) -> Any:
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     """Python's own refusals: the second wall on Linux, the only one elsewhere."""
-    refused = _EVENTS if may_write else _EVENTS + _CHANGES
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(refused):
-            raise PermissionError(f"a reader of foreign files may not do {event}")
-        if event == "open" and not may_write and isinstance(arguments[2], int) and arguments[2] & _WRITING:
-            raise PermissionError("a reader of foreign files may not open a file for writing")
-
-    return hook
+    if event.startswith(_EVENTS + _CHANGES):
+        raise PermissionError(f"a reader of foreign files may not do {event}")
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
+        raise PermissionError("a reader of foreign files may not open a file for writing")
 
 
 def _reader(name: str) -> Callable[..., Any]:
@@ -82,20 +120,32 @@ def _limit_memory(extra: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, mapped + extra))
 
 
-def _answer(result: Any, answer: int) -> int:
+def _answer(result: Any, answer: int) -> None:
     tensors, info = result if isinstance(result, tuple) else (result, None)
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise InternalError("A reader of foreign files must return a dict of tensors by name; please report it.")
     for chunk in tensorfile.chunks(tensors, {"info": json.dumps(info)}):
-        piece = memoryview(chunk)
-        while piece:
-            piece = piece[os.write(answer, piece) :]
-    return 0
+        _write(answer, chunk)
 
 
-def _explain(error: BaseException, answer: int) -> int:
+def _stream(frames: Iterator[tuple[bytes, bytes]], answer: int) -> None:
+    for kind, content in frames:
+        _frame(answer, kind, content)
+    _frame(answer, END, b"")
+
+
+def _frame(answer: int, kind: bytes, content: bytes) -> None:
+    _write(answer, FRAME.pack(kind, len(content)))
+    _write(answer, content)
+
+
+def _write(fd: int, content: bytes | memoryview) -> None:
+    piece = memoryview(content)
+    while piece:
+        piece = piece[os.write(fd, piece) :]
+
+
+def _explain(error: BaseException) -> bytes:
     """Name and sentence of the error; only those of our own tree keep their class."""
     ours = isinstance(error, FullyconvError)
-    told = {"ours": ours, "class": type(error).__name__, "message": str(error)[:2000]}
-    os.pwrite(answer, json.dumps(told).encode() + b"\n", 0)
-    return 3
+    return json.dumps({"ours": ours, "class": type(error).__name__, "message": str(error)[:2000]}).encode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ from fullyconv.sandbox import seccomp
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["read_foreign_weights", "run"]
+__all__ = [
+    "end", "error_of", "explanation", "foreign_file", "read_foreign_weights", "result_of", "run", "start", "tell",
+    "told_error",
+]  # fmt: skip
 
 MEMORY_FLOOR = 256 << 20  # bytes that even a reader of a tiny file may take above its imports
 _ENTRY = "import sys; sys.path[:] = {paths!r}; from fullyconv.sandbox.child import main; main()"
@@ -33,7 +37,6 @@ def run(
     memory: int | None = None,
     seconds: int = 120,
     numpy: bool = False,
-    may_write: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Call "module:function"(path, **arguments) in a confined child; returns ({name: tensor}, JSON info or None).
 
@@ -41,58 +44,99 @@ def run(
     `imports` of the function names modules that it needs loaded before it is confined. Errors of ours come back as
     they were raised; a crash, a breach of a limit or any other exception is a DataError naming the file.
     """
+    where, size = foreign_file(path)
+    job = {
+        "kind": "once", "function": function, "path": os.path.abspath(where), "arguments": dict(arguments or {}),
+        "memory": memory if memory is not None else 4 * size + MEMORY_FLOOR, "seconds": seconds,
+        "output": 4 * size + MEMORY_FLOOR,
+    }  # fmt: skip
+    with tempfile.TemporaryFile() as answer:
+        process = start({**job, "answer": answer.fileno()}, [answer.fileno()])
+        try:
+            process.wait(timeout=4 * seconds + 60)
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"Reading {printable(where)} took over {4 * seconds + 60} s, so it was stopped.") from error
+        finally:
+            end(process)
+        if process.returncode != 0:
+            raise error_of(process.returncode, explanation(answer.fileno()), where)
+        return result_of(answer.fileno(), where, numpy)
+
+
+def foreign_file(path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """The file and its size. MissingInput when there is none, UsageError where nothing can be confined."""
     where = Path(path)
     if not where.is_file():
         raise MissingInput(f"There is no file {printable(where)}; check the path.")
     if sys.platform == "linux" and not seccomp.supported():
         raise UsageError("This processor's system calls cannot be confined, so foreign files are not read here.")
-    size = where.stat().st_size
-    job = {
-        "function": function, "path": os.path.abspath(where), "arguments": dict(arguments or {}),
-        "memory": memory if memory is not None else 4 * size + MEMORY_FLOOR, "seconds": seconds,
-        "output": 4 * size + MEMORY_FLOOR, "may_write": may_write,
-    }  # fmt: skip
-    with tempfile.TemporaryFile() as answer:
-        code = _child({**job, "answer": answer.fileno()}, answer.fileno(), seconds, where)
-        if code != 0:
-            raise _error(code, answer.fileno(), where)
-        return _result(answer.fileno(), where, numpy)
+    return where, where.stat().st_size
 
 
-def _child(job: dict[str, Any], answer: int, seconds: int, path: Path) -> int:
-    """Start the child, hand it the job, wait; its exit code."""
+def start(job: Mapping[str, Any], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A child with `job` as its first line; its stdin stays open for more. `descriptors` are handed on."""
     paths = [str(Path(__file__).resolve().parents[2]), *(entry for entry in sys.path if entry)]
     kept = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
     environment = {k: v for k, v in os.environ.items() if k in kept}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
+    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                    "LC_ALL": "C.UTF-8"}  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-c", _ENTRY.format(paths=paths)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        pass_fds=[answer], env=environment, start_new_session=True, cwd="/",
+        pass_fds=descriptors, env=environment, start_new_session=True, cwd="/",
     )  # fmt: skip
     try:
-        process.communicate(json.dumps(job).encode(), timeout=4 * seconds + 60)
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"Reading {printable(path)} took over {4 * seconds + 60} s, so it was stopped.") from error
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode
+        tell(process, job)
+    except OSError as error:
+        end(process)
+        raise TryAgain(f"The process that reads foreign files could not start ({error}); try again.") from error
+    return process
 
 
-def _error(code: int, answer: int, path: Path) -> FullyconvError:
-    """What went wrong in the child, as an error that names the file."""
-    if code == -signal.SIGXCPU or code == -signal.SIGKILL:
+def tell(process: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+    """Hand the child one line."""
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.flush()
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Make sure that the child is gone; its exit code."""
+    process.kill()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):  # what was buffered for a child that is gone
+            process.stdin.close()
+    return process.wait()
+
+
+def explanation(answer: int) -> bytes:
+    """What a child that failed wrote into its answer."""
+    return os.pread(answer, 65536, 0).split(b"\n")[0]
+
+
+def error_of(code: int, told: bytes, path: Path) -> FullyconvError:
+    """What went wrong in a child that left with `code` and, perhaps, the explanation `told`."""
+    if code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM):
         return DataError(f"{printable(path)} was refused: reading it took too long or too much memory.")
     if code < 0:
         name = signal.Signals(-code).name
         return DataError(f"{printable(path)} was refused: it crashed its reader ({name}), in a process of its own.")
+    if code == 0:
+        return DataError(f"{printable(path)} was refused: its reader gave no whole answer; get it anew.")
+    found = told_error(told, path) if code == 3 else None
+    return found or TryAgain(
+        f"The process that reads {printable(path)} could not start or left early (code {code}); try again."
+    )
+
+
+def told_error(told: bytes, path: Path) -> FullyconvError | None:
+    """The child's explanation as an error that names the file; None when it is none."""
     try:
-        told = json.loads(os.pread(answer, 65536, 0).split(b"\n")[0])
-        kind, message = str(told["class"]), str(told["message"])
-        known = getattr(errors, kind, None) if told["ours"] else None
+        found = json.loads(told)
+        kind, message = str(found["class"]), str(found["message"])
+        known = getattr(errors, kind, None) if found["ours"] else None
     except (ValueError, KeyError, TypeError):
-        return TryAgain(f"The process that reads {printable(path)} could not start (code {code}); try again.")
+        return None
     if isinstance(known, type) and issubclass(known, FullyconvError):
         rebuilt = known.__new__(known)
         Exception.__init__(rebuilt, message)
@@ -102,7 +146,8 @@ def _error(code: int, answer: int, path: Path) -> FullyconvError:
     return DataError(f"{printable(path)} could not be read ({kind}: {printable(message[:300])}); get it anew.")
 
 
-def _result(answer: int, path: Path, numpy: bool) -> tuple[dict[str, Any], Any]:
+def result_of(answer: int, path: Path, numpy: bool) -> tuple[dict[str, Any], Any]:
+    """The tensors and the info of a whole answer, checked like any safetensors file."""
     link = f"/dev/fd/{answer}"
     try:
         header = tensorfile.read_header(link)

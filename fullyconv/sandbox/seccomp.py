@@ -67,18 +67,16 @@ def supported() -> bool:
     return sys.platform == "linux" and platform.machine() in _ARCHES and sys.maxsize > 2**32
 
 
-def confine(*, may_write: bool = False) -> None:
+def confine() -> None:
     """From here on this process (every thread) has no network, starts no program and changes no file, for good.
 
-    `may_write` leaves ordinary file creation and removal allowed (for extraction). Raises OSError when the kernel
-    refuses.
+    Raises OSError when the kernel refuses.
     """
     which, _ = _ARCHES[platform.machine()]
-    refused = [*_NETWORK.values(), *_PROGRAMS.values(), *_NEVER.values(), *(() if may_write else _CHANGES.values())]
+    refused = [*_NETWORK.values(), *_PROGRAMS.values(), *_NEVER.values(), *_CHANGES.values()]
     program = _refuse([n[which] for n in refused if n[which] is not None], errno.EPERM)
     program += _refuse([n[which] for n in _ABSENT.values()], errno.ENOSYS)
-    if not may_write:
-        program += _refuse_argument(_OPEN[which], 1, _WRITING) + _refuse_argument(_OPENAT[which], 2, _WRITING)
+    program += _refuse_argument(_OPEN[which], 1, _WRITING) + _refuse_argument(_OPENAT[which], 2, _WRITING)
     program += _allow_only(_CLONE[which], 0, _CLONE_THREAD, _JSET)
     program += _allow_only(_TGKILL[which], 0, os.getpid(), _JEQ)
     program += [(_JGE, 0, 1, _NEWEST + 1), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]

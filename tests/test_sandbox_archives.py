@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fullyconv import files
+from fullyconv import sandbox
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UsageError
 
 CONTENT = {"a.txt": b"one", "folder/b.bin": bytes(range(256)) * 40, "folder/deep/c": b""}
@@ -39,7 +39,7 @@ def test_an_archive_unpacks_to_its_files(kind: str, tmp_path: Path) -> None:
         zip_of(archive, list(CONTENT.items()))
     else:
         tar_of(archive, list(CONTENT.items()), kind)
-    names = files.extract(archive, tmp_path / "out")
+    names = sandbox.extract(archive, tmp_path / "out")
     assert sorted(names) == sorted(CONTENT)
     for name, data in CONTENT.items():
         assert (tmp_path / "out" / name).read_bytes() == data
@@ -49,7 +49,7 @@ def test_modes_and_owners_are_not_taken_over(tmp_path: Path) -> None:
     info = tarfile.TarInfo("tool")
     info.mode, info.uid = 0o6777, 12345
     tar_of(tmp_path / "a.tar", [(info, b"x")])
-    files.extract(tmp_path / "a.tar", tmp_path / "out")
+    sandbox.extract(tmp_path / "a.tar", tmp_path / "out")
     found = (tmp_path / "out" / "tool").stat()
     assert not found.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IXUSR | stat.S_IWOTH)
     assert found.st_uid == os.getuid()
@@ -130,7 +130,7 @@ def test_a_hostile_archive_leaves_nothing_anywhere(name: str, tmp_path: Path) ->
     archive = tmp_path / "in" / "archive"
     HOSTILE[name](archive)
     with pytest.raises(FullyconvError) as caught:
-        files.extract(archive, tmp_path / "outer" / "out")
+        sandbox.extract(archive, tmp_path / "outer" / "out")
     assert isinstance(caught.value, DataError), caught.value
     assert str(archive) in str(caught.value)
     assert str(caught.value).isprintable()
@@ -140,16 +140,16 @@ def test_a_hostile_archive_leaves_nothing_anywhere(name: str, tmp_path: Path) ->
 
 def test_more_entries_than_allowed_are_refused(tmp_path: Path) -> None:
     repeated(tmp_path / "a.zip")
-    assert len(files.extract(tmp_path / "a.zip", tmp_path / "all", max_entries=300)) == 300
+    assert len(sandbox.extract(tmp_path / "a.zip", tmp_path / "all", max_entries=300)) == 300
     with pytest.raises(DataError, match="more than 299 entries"):
-        files.extract(tmp_path / "a.zip", tmp_path / "some", max_entries=299)
+        sandbox.extract(tmp_path / "a.zip", tmp_path / "some", max_entries=299)
     assert not (tmp_path / "some").exists()
 
 
 def test_a_missing_archive_and_an_existing_directory_are_said(tmp_path: Path) -> None:
     with pytest.raises(MissingInput):
-        files.extract(tmp_path / "none.zip", tmp_path / "out")
+        sandbox.extract(tmp_path / "none.zip", tmp_path / "out")
     zip_of(tmp_path / "a.zip", [("a", b"")])
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="exists already"):
-        files.extract(tmp_path / "a.zip", tmp_path / "out")
+        sandbox.extract(tmp_path / "a.zip", tmp_path / "out")

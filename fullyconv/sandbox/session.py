@@ -1,0 +1,128 @@
+"""A child that stays: for data sets of thousands of foreign files, where a process for each would cost more than
+reading it. A process and each of its forked workers has a child of its own; it ends with them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from fullyconv.errors import DataError, printable
+from fullyconv.sandbox.child import DONE, REFUSED
+from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, result_of, start, tell, told_error
+
+__all__ = ["Session"]
+
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@final
+class _Child:
+    """One running child: its answers come in `answer`, each announced by a byte from `said`."""
+
+    def __init__(self, function: str, memory: int, seconds: int) -> None:
+        self.answer = tempfile.TemporaryFile()  # noqa: SIM115 (closed by let_go)
+        self.said, said = os.pipe()
+        number = self.answer.fileno()
+        job = {"kind": "session", "function": function, "answer": number, "said": said, "memory": memory,
+               "output": memory, "seconds": seconds}  # fmt: skip
+        try:
+            self.process = start(job, [number, said])
+        except BaseException:
+            self.let_go()
+            raise
+        finally:
+            os.close(said)
+
+    def close(self) -> int:
+        """End it; its exit code."""
+        self.let_go()
+        return end(self.process)
+
+    def let_go(self) -> None:
+        os.close(self.said)
+        self.answer.close()
+
+
+@final
+class Session:
+    """`ask(path, ...)` calls one reader function in a confined child that serves many files, one after the other.
+
+    memory: bytes above what the reader's imports cost, for every answer and in all; seconds: for one file. After a
+    crash or a breach of a limit the child is replaced. Thread-safe; a forked process starts a child of its own.
+    """
+
+    def __init__(self, function: str, *, memory: int = 1 << 30, seconds: int = 60) -> None:
+        self._function, self._memory, self._seconds = function, memory, seconds
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        _open.add(self)
+
+    def ask(self, path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        """({name: numpy array}, JSON info) as `sandbox.run` gives them, with its errors."""
+        where, _ = foreign_file(path)
+        with self._lock:
+            if self._child is None:
+                self._child = _Child(self._function, self._memory, self._seconds)
+            child, failed = self._child, True
+            try:
+                os.ftruncate(child.answer.fileno(), 0)
+                with contextlib.suppress(BrokenPipeError):  # it is gone: its code says why
+                    tell(child.process, {"path": os.path.abspath(where), "arguments": dict(arguments)})
+                said = self._heard(child, where)
+                if said == DONE:
+                    return result_of(child.answer.fileno(), where, numpy=True)
+                refusal = told_error(explanation(child.answer.fileno()), where) if said == REFUSED else None
+                if refusal is not None:
+                    failed = False
+                    raise refusal
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(timeout=10)
+                child.process.kill()
+                raise error_of(child.process.wait(), explanation(child.answer.fileno()), where)
+            except BaseException:
+                if failed:
+                    self._child = None
+                    child.close()
+                raise
+
+    def _heard(self, child: _Child, where: Path) -> bytes:
+        """What the child says, b"" when it is gone; DataError when it says nothing for too long."""
+        if not select.select([child.said], [], [], 2 * self._seconds + 60)[0]:
+            raise DataError(f"Reading {printable(where)} took too long, so it was stopped; get it anew.")
+        return os.read(child.said, 1)
+
+    def close(self) -> None:
+        """End the child; the next `ask` starts another."""
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # half made, or at the interpreter's end
+            self.close()
+
+    def _forget(self) -> None:
+        """In a forked process: the child is the parent's; drop our ends, so that it ends with the parent."""
+        child, self._child, self._lock = self._child, None, threading.Lock()
+        if child is not None:
+            child.let_go()
+            with contextlib.suppress(OSError):
+                os.close(child.process.stdin.fileno())  # type: ignore[union-attr]
+            child.process.returncode = 0  # not ours to wait for
+
+
+def _forget_children() -> None:
+    for session in list(_open):
+        session._forget()
+
+
+os.register_at_fork(after_in_child=_forget_children)
