@@ -126,6 +126,33 @@ def test_binary_labels_of_0_and_255_are_named_with_the_mapping(data: Path) -> No
     assert set(np.unique(open_dataset(data)[0].labels["semantic"])) == {0, 1}
 
 
+def test_binary_labels_are_recognised_beside_smoothed_ones_and_no_class_is_made_of_the_smoothing(data: Path) -> None:
+    (data / "classes.txt").unlink()
+    files = sorted(data.rglob("labels/*.png"))
+    for file in files:
+        faults.save(np.where(np.array(Image.open(file)) > 0, 255, 0).astype(np.uint8), file)
+    for file in files[:2]:
+        label = Image.open(file)
+        small = label.resize((label.width // 3, label.height // 3), Image.Resampling.BILINEAR)
+        small.resize(label.size, Image.Resampling.BILINEAR).save(file)
+    kinds = [f.kind for f in check(data)]
+    assert (kinds.count("interpolated-label"), kinds.count("binary-0-255")) == (2, len(files) - 2)
+    assert not {"rare-class", "unused-class"} & set(kinds)
+
+
+def test_colours_that_blend_are_blamed_on_the_file_that_has_most(data: Path) -> None:
+    (data / "classes.txt").unlink()
+    files = sorted(data.rglob("labels/*.png"))
+    noise = np.random.default_rng(0).integers(0, 256, (*np.array(Image.open(files[3])).shape, 3), dtype=np.uint8)
+    for file in files:
+        faults.save(np.zeros((*np.array(Image.open(file)).shape, 3), np.uint8), file)
+    faults.save(noise, files[3])
+    (found,) = check(data)
+    assert found.kind == "no-data"
+    assert str(files[3]) in found.message
+    assert "without smoothing" in found.message
+
+
 def test_classes_missing_unused_and_rare_are_counted(data: Path) -> None:
     (data / "classes.txt").write_text("\n".join([*faults.NAMES, "nowhere"]))
     for file in (data / "val" / "labels").iterdir():
@@ -309,7 +336,7 @@ def test_the_command_writes_a_sheet_without_anything_from_outside(
     assert "http" not in page
     assert "\x1b" not in page + out
     assert "id-out-of-range" in out
-    assert "1 errors" in out
+    assert "1 error," in out
 
 
 # ---- real data -------------------------------------------------------------------------------------------------

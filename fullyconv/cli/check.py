@@ -63,8 +63,13 @@ def text(found: Checked) -> str:
         lines += [f"  ... and {len(some) - 5} more (--json lists all)"] if len(some) > 5 else []
         lines.append(f"  -> {some[0].remedy}")
     errors = sum(f.level == "error" for f in found.findings)
-    lines.append(f"{errors} errors, {len(found.findings) - errors} warnings")
+    warnings = len(found.findings) - errors
+    lines.append(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    lines += [f"note: {note}" for note in dict.fromkeys(note for d in found.datasets for note in d.notes)]
     return "\n".join(lines + (summary_lines(found.summary) if found.summary else []))
+
+
+_CLASSES = 50  # shown at most
 
 
 def summary_lines(s: Any) -> list[str]:
@@ -79,6 +84,8 @@ def summary_lines(s: Any) -> list[str]:
     for head, table in s.heads.items():
         if "pixels" in table:
             lines.append(f"{head}: {len(table['classes'])} classes, {table['ignored']:.2%} of the pixels ignored")
-            rows = zip(table["classes"], table["frequency"], table["median_frequency_weights"], strict=True)
-            lines += [f"  {share:8.3%}  weight {weight:7.3f}  {name}" for name, share, weight in rows]
+            rows = list(zip(table["frequency"], table["median_frequency_weights"], table["classes"], strict=True))
+            shown = rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: -row[0])[: _CLASSES - 10]
+            lines += [f"  {share:8.3%}  weight {weight:7.3f}  {name}" for share, weight, name in shown]
+            lines += [f"  ... and {len(rows) - len(shown)} rarer ones (--json lists all)"] if shown != rows else []
     return [*lines, "settings to start from: " + ", ".join(f"{k}={v}" for k, v in s.recipe.items())]

@@ -36,6 +36,8 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         )
     if total[0] == 0 and len(total) > 2 and taxonomy.names[0] == "class 0":
         yield finding("ids-start-at-one", where, f"the {head} ids are 1..{len(total) - 1}; 0 never occurs", 0, 0)
+    if any(la.blended > 0.5 for some in labels.values() for la in some) and taxonomy.names[0] == "class 0":
+        return  # the classes were taken from interpolated labels: that is to be mended first
     for k in np.flatnonzero(total == 0).tolist():
         yield finding("unused-class", where, f"the {head} class {k} ({taxonomy.names[k]}) occurs nowhere", 0, k)
     yield from _rare(labels, total, taxonomy.names, head, where)

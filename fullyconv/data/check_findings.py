@@ -40,7 +40,7 @@ class Finding:
 
 
 KINDS: dict[str, tuple[Level, str]] = {
-    "no-data": ("error", "Put pictures into images/ and label maps of the same names into labels/."),
+    "no-data": ("error", "Mend this first: nothing else can be checked before."),
     "no-labels": ("error", "Add label maps of the pictures' names in labels/; without them nothing can be learned."),
     "missing-file": ("error", "Correct the list, or put the file back."),
     "empty-file": ("error", "Copy the file again from its source, or take the pair away."),
@@ -67,7 +67,10 @@ KINDS: dict[str, tuple[Level, str]] = {
     "all-ignored-label": ("warning", "Label something in it, or take the pair away."),
     "constant-label": ("warning", "Check that the picture really shows one class only."),
     "near-empty-foreground": ("warning", "Use class weights (class_weights = 'median-frequency') or smaller crops."),
-    "unused-class": ("warning", "Remove the class from classes.txt, or add pictures of it."),
+    "unused-class": (
+        "warning",
+        "Add pictures of it, or list the other classes alone in classes.txt (name = value).",
+    ),
     "rare-class": ("warning", "Use class weights, or add pictures of it."),
     "class-missing-from-val": ("warning", "Move pictures of it into val: there its score means nothing."),
     "class-missing-from-train": ("warning", "Move pictures of it into train: it cannot be learned."),

@@ -25,13 +25,16 @@ _SIDE = 160  # pixels of a crop
 _PICTURES = 8  # per kind
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h2 small{font-weight:normal;color:#666} .error{color:#a40000} .warning{color:#8a5a00} .info{color:#444}
-figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top;width:22rem}
-img{image-rendering:pixelated;margin-right:4px}
+:root{color-scheme:light dark;--error:#a40000;--warning:#8a5a00}
+@media(prefers-color-scheme:dark){:root{--error:#ff8a80;--warning:#ffc460}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
+h1,li,.facts td{overflow-wrap:anywhere}
+h2 small{font-weight:normal;opacity:.7} .error{color:var(--error)} .warning{color:var(--warning)}
+figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top;width:22rem;max-width:100%}
+img{image-rendering:pixelated;margin-right:4px;max-width:47%;height:auto}
 figcaption{font-size:13px;overflow-wrap:anywhere} table{border-collapse:collapse}
 td,th{padding:.2rem .8rem;text-align:right}
-td:first-child,th:first-child{text-align:left} .swatch{display:inline-block;width:.9em;height:.9em;margin-right:.4em}
+td:first-child,th:first-child,.facts td{text-align:left} td:first-child{padding-left:0}
 """
 
 
@@ -45,7 +48,8 @@ def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> s
         parts.append(_summary(summary))
     name = html.escape(printable(title))
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Check of {name}</title><style>{_STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>Check of {name}</title><style>{_STYLE}</style>'
         f"<h1>Check of {name}</h1>{''.join(parts)}</html>\n"
     )
 
@@ -99,7 +103,8 @@ def _summary(s: Summary) -> str:
         ("settings to start from", ", ".join(f"{k} = {v}" for k, v in s.recipe.items())),
     ]
     facts = "".join(f"<tr><td>{html.escape(a)}<td>{html.escape(b)}" for a, b in rows)
-    return f"<h2>What training will meet</h2><table>{facts}</table>" + "".join(_head(*h) for h in s.heads.items())
+    heads = "".join(_head(*h) for h in s.heads.items())
+    return f'<h2>What training will meet</h2><table class="facts">{facts}</table>{heads}'
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -39,9 +39,9 @@ def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> It
             if files[0].resolve() == files[1].resolve() and a.split == b.split:
                 continue
             kind = "duplicate-in-split" if a.split == b.split else "duplicate-across-splits"
-            where = f"of {a.split}" if a.split == b.split else f"({a.split}) of {b.split}"
+            where = "" if a.split == b.split else f", which is in {b.split}, this one in {a.split}"
             twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label"
-            yield finding(kind, files, f"it is the same picture as {printable(files[1])} {where}{twist}", len(same))
+            yield finding(kind, files, f"it is the same picture as {printable(files[1])}{where}{twist}", len(same))
 
 
 def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) 
             for i, j in np.argwhere(alike):
                 a, b = part[i], others[j]
                 if a.pixels != b.pixels:
-                    message = f"it ({name_a}) looks almost like {printable(b.file)} of {name_b}"
+                    message = f"it looks almost like {printable(b.file)}, which is in {name_b}, this one in {name_a}"
                     yield finding("near-duplicate-across-splits", [a.file, b.file], message, 1)
 
 

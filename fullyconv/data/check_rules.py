@@ -147,19 +147,26 @@ def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
             here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
             mapped, ignore = bool(coding and coding.values), taxonomy.ignore
             values = {v for r in facts for la in r.labels if la.head == head for v in la.stored} - {ignore}
+            binary = not mapped and ignore == 255 and (len(taxonomy) <= 2 or _all_binary(here))
             moved = not mapped and len(taxonomy) in values and 0 not in values and max(values) == len(taxonomy)
             for facts_ in here:
                 if moved and facts_.stored:
                     yield _off_by_one(facts_, len(taxonomy), ignore)
                 else:
-                    yield from _label(facts_, len(taxonomy), ignore, mapped)
+                    yield from _label(facts_, len(taxonomy), ignore, mapped=mapped, binary=binary)
             if coding and coding.colours and any("no colour table" in n for n in dataset.notes):
                 files = [la.file for la in here if la.colours][:1]
                 message = f"the labels are colours without a table: one class for each of {len(taxonomy)} colours"
                 yield finding("colours-inferred", files, message, len(here), len(taxonomy))
 
 
-def _label(facts: LabelFacts, classes: int, ignore: int, mapped: bool) -> Iterator[Finding]:
+def _all_binary(labels: Sequence[LabelFacts]) -> bool:
+    """Whether all labels but the interpolated ones hold 0 and 255 alone, and both occur."""
+    clean = [set(la.stored) for la in labels if la.stored and la.blended <= 0.5]
+    return bool(clean) and set().union(*clean) == {0, 255}
+
+
+def _label(facts: LabelFacts, classes: int, ignore: int, *, mapped: bool, binary: bool) -> Iterator[Finding]:
     file, stored = [facts.file], facts.stored
     if facts.info and facts.info.format == "JPEG":
         yield finding("jpeg-label", file, "it is a JPEG, whose values are only approximate", 1)
@@ -168,7 +175,7 @@ def _label(facts: LabelFacts, classes: int, ignore: int, mapped: bool) -> Iterat
         message = f"{facts.blended:.0%} of its rare values lie between their neighbours: it was interpolated"
         yield finding("interpolated-label", file, message, len(stored), f"{len(stored)} values")
         return
-    if not mapped and classes <= 2 and 255 in stored and set(stored) <= {0, 255} and ignore == 255:
+    if binary and 255 in stored and set(stored) <= {0, 255}:
         message = "its values are 0 and 255, and 255 would be ignored" if 0 in stored else "its only value is 255"
         yield finding("binary-0-255", file, message, stored[255], "0, 255")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -217,7 +217,8 @@ def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, .
     values = {v for kind, vs in found if kind == "values" for v in vs}
     colours = {v for kind, vs in found if kind == "colours" for v in vs}
     if colours and not values:
-        return _from_seen_colours(sorted(colours), head)
+        most = max(range(len(files)), key=lambda i: len(found[i][1]))
+        return _from_seen_colours(sorted(colours), head, files[most], len(found[most][1]))
     ignore = {v for v in (255, 65535) if v in values and (v == 65535 or max(values) == 255)}
     ids = sorted(values - ignore)
     classes = max(ids, default=0) + 1
@@ -230,11 +231,14 @@ def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, .
     return Coding(taxonomy), (note + "name them in a classes.txt, one a line.",)
 
 
-def _from_seen_colours(colours: Sequence[Colour], head: str) -> tuple[Coding, tuple[str, ...]]:
+def _from_seen_colours(
+    colours: Sequence[Colour], head: str, worst: Path, its_colours: int
+) -> tuple[Coding, tuple[str, ...]]:
     if len(colours) > 256:
         raise DataError(
-            f"The {head} labels are in colour and hold over 256 different colours (blended edges or JPEG?); list the "
-            "classes in classes.txt (name r g b)."
+            f"The {head} labels are in colour and hold over 256 different colours, {printable(worst)} alone "
+            f"{its_colours} (blended edges or JPEG?); export them without smoothing, or list the classes in "
+            "classes.txt (name r g b)."
         )
     taxonomy = Taxonomy(tuple(f"rgb {r} {g} {b}" for r, g, b in colours), tuple(colours))
     shown = ", ".join(f"{k} = {c}" for k, c in enumerate(colours[:12])) + (" ..." if len(colours) > 12 else "")
@@ -244,7 +248,7 @@ def _from_seen_colours(colours: Sequence[Colour], head: str) -> tuple[Coding, tu
     )
 
 
-def _stored(file: Path) -> tuple[str, Iterable[Any]]:
+def _stored(file: Path) -> tuple[str, Sequence[Any]]:
     try:
         label = images.read_label(file, colours=True)
     except FullyconvError:
@@ -252,7 +256,7 @@ def _stored(file: Path) -> tuple[str, Iterable[Any]]:
     if label.ndim == 2:
         return "values", np.flatnonzero(np.bincount(label.ravel())).tolist()
     packed = (label.astype(np.float32) @ _PACK).astype(np.int32)
-    return "colours", [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed)[:300].tolist()]
+    return "colours", [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed)[:5000].tolist()]
 
 
 def _palette(file: Path) -> tuple[Colour, ...]:
