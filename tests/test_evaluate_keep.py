@@ -10,13 +10,13 @@ import pytest
 from test_evaluate import SIZES, TWO, dataset
 from test_predict import Tiny
 
+from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluate import Result, evaluate
 from fullyconv.evaluate.keep import BAND, BINS, Tallies, around, find_suspect, image_iu, shrunk, typical, viewable
 from fullyconv.evaluate.regions import border_band, box, components
 from fullyconv.evaluate.statistics import costly_pairs, counts, interval, resample
 from fullyconv.images import read_image, read_label
-from fullyconv.metrics import boundary_f_scores
 from fullyconv.predict import Predictor
 
 
@@ -95,7 +95,7 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
             error += here.sum() / valid.sum() * abs((~wrong[here]).mean() - sure[here].mean())
     assert tallies.to_json()["calibration"]["error"] == pytest.approx(error, abs=1e-5)
     assert tallies.to_json()["border"]["f_score"] == pytest.approx(
-        np.nanmean(boundary_f_scores(label, said, 3, 255, BAND))
+        np.nanmean(metrics.boundary_f_scores(label, said, 3, 255, BAND))
     )
 
 
@@ -189,6 +189,23 @@ def test_bootstrap_intervals_hold_the_figure_and_shrink_with_images(tmp_path: Pa
         widths.append(found.high - found.low)
     assert widths[1] < widths[0]
     assert interval(np.array([np.nan])).low is None
+
+
+@pytest.mark.parametrize("average", ["present", "all"])
+def test_figures_resampled_at_once_are_those_of_tables_resampled_one_by_one(tmp_path: Path, average: str) -> None:
+    result = evaluate(Predictor(Tiny()), dataset(tmp_path, SIZES * 3), average=average)
+    tables = [i.table(result.head, len(result.taxonomy)) for i in result.per_image]
+    quick = resample([counts(result)], average)[0]
+    slow = metrics.bootstrap(tables, metrics.pixel_accuracy)
+    found = interval(quick.pixel_accuracy)
+    assert (found.low, found.high) == (pytest.approx(slow.low), pytest.approx(slow.high))
+    weights = metrics.draws(len(tables))
+    for b in (0, 1, 500, 999):
+        table = np.tensordot(weights[b], np.stack(tables), 1)
+        assert quick.pixel_accuracy[b] == pytest.approx(metrics.pixel_accuracy(table))
+        ratio = metrics.per_class(table).iu
+        held = ~np.isnan(ratio) & ((result.confusion.sum(1) > 0) | (average == "all"))
+        assert quick.mean_iu[b] == pytest.approx(ratio[held].mean())
 
 
 def test_the_cost_of_a_pair_is_what_mending_it_gains() -> None:

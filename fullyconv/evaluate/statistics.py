@@ -10,19 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.evaluate.result import Result
+from fullyconv.metrics import Interval, draws, interval
 
 __all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "interval", "resample"]
 
 Floats = NDArray[np.float64]
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The middle 95 % of a bootstrap distribution; None where nothing could be measured."""
-
-    low: float | None
-    high: float | None
 
 
 @final
@@ -38,8 +30,7 @@ class Counts:
 @final
 @dataclass(frozen=True)
 class Resampled:
-    """Figures of `RESAMPLES` bootstrap samples of the images: iu B x K (NaN: class absent), mean_iu and
-    pixel_accuracy B."""
+    """Figures of B bootstrap samples of the images: iu B x K (NaN: class absent), mean_iu and pixel_accuracy B."""
 
     iu: Floats
     mean_iu: Floats
@@ -72,13 +63,12 @@ def counts(result: Result, head: str | None = None) -> Counts:
 
 
 def resample(images: Sequence[Counts], average: str = "present", seed: int = 0) -> list[Resampled]:
-    """Bootstrap over images (drawn with replacement, `RESAMPLES` times), the same draws for every member of `images`.
+    """`metrics.bootstrap` of all these figures at once, the same draws for every member of `images`.
 
     Means are over the classes in the truth of the whole set ("present"), or over all that are seen at all ("all"), as
-    far as a draw holds them. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    far as a draw holds them.
     """
-    n = images[0].hit.shape[0]
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    weights = draws(images[0].hit.shape[0], seed=seed).astype(np.float64)
     return [_resampled(weights, c, average) for c in images]
 
 
@@ -92,15 +82,6 @@ def _resampled(weights: Floats, c: Counts, average: str) -> Resampled:
     with np.errstate(invalid="ignore"):
         mean = np.where(seen, counted, 0).sum(1) / seen.sum(1)
     return Resampled(iu, mean, accuracy)
-
-
-def interval(values: Floats) -> Interval:
-    """The 2.5th to 97.5th percentile of the values that are numbers."""
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return Interval(None, None)
-    low, high = np.percentile(values, (2.5, 97.5))
-    return Interval(float(low), float(high))
 
 
 def costly_pairs(table: NDArray[Any], average: str = "present") -> list[Pair]:

@@ -11,7 +11,7 @@ Besides the table: figures of boundaries, of calibration, and bootstrap interval
 
 from __future__ import annotations
 
-from fullyconv.metrics.bootstrap import Interval, bootstrap, paired_bootstrap
+from fullyconv.metrics.bootstrap import Interval, bootstrap, draws, interval, paired_bootstrap
 from fullyconv.metrics.boundary import (
     boundary_counts,
     boundary_f_scores,
@@ -43,8 +43,10 @@ __all__ = [
     "boundary_iou",
     "calibration_table",
     "confusion",
+    "draws",
     "expected_calibration_error",
     "frequency_weighted_iu",
+    "interval",
     "mean_accuracy",
     "mean_iu",
     "paired_bootstrap",

@@ -1,5 +1,8 @@
-"""How far a figure would move on other images of the same kind: bootstrap over images (Efron 1979, percentile
-intervals).
+"""How far a figure would move on other images of the same kind: bootstrap over images, percentile intervals (Efron and
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+`draws` and `interval` are the two steps between which any figures may be computed; `bootstrap` and `paired_bootstrap`
+do it for one figure of a table, table by table.
 """
 
 from __future__ import annotations
@@ -13,35 +16,49 @@ import numpy.typing as npt
 
 from fullyconv.errors import UsageError
 
-__all__ = ["Interval", "bootstrap", "paired_bootstrap"]
+__all__ = ["RESAMPLES", "Interval", "bootstrap", "draws", "interval", "paired_bootstrap"]
 
 Figure = Callable[[npt.NDArray[np.int64]], float]
 Tables = npt.NDArray[np.int64]
+RESAMPLES = 1000
 
 
 @final
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all images, the interval that holds `level` of its resamples, and the share of them above 0."""
+    """The middle 95 % (or another level) of a bootstrap distribution; None where nothing could be measured."""
 
-    value: float
-    low: float
-    high: float
-    level: float
-    above_zero: float
+    low: float | None
+    high: float | None
 
 
-def bootstrap(tables: Any, figure: Figure, samples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+def draws(count: int, samples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.int64]:
+    """samples x count: how often each of `count` images is in a draw of `count` images with replacement.
+
+    The same for the same arguments: two models measured on the same images are resampled alike.
+    """
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
+
+
+def interval(values: Any, level: float = 0.95) -> Interval:
+    """What holds the middle `level` of the values that are numbers: floats of any shape."""
+    numbers = np.asarray(values, np.float64)
+    numbers = numbers[~np.isnan(numbers)]
+    if not numbers.size:
+        return Interval(None, None)
+    low, high = np.percentile(numbers, (50 * (1 - level), 50 * (1 + level)))
+    return Interval(float(low), float(high))
+
+
+def bootstrap(tables: Any, figure: Figure, samples: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval:
     """Interval of figure(sum of tables) over resampled images. tables: M x K x K int64, one an image; figure: table
     -> float.
     """
-    stack = _stack(tables)
-    drawn = [figure(table) for table in _resampled(stack, samples, seed)]
-    return _interval(figure(stack.sum(0)), drawn, level)
+    return interval([figure(table) for table in _resampled(_stack(tables), samples, seed)], level)
 
 
 def paired_bootstrap(
-    first: Any, second: Any, figure: Figure, samples: int = 1000, level: float = 0.95, seed: int = 0
+    first: Any, second: Any, figure: Figure, samples: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Interval of figure(second) - figure(first), both resampled with the same images: M x K x K tables each, in one
     order.
@@ -52,8 +69,7 @@ def paired_bootstrap(
     if len(one) != len(two):
         raise UsageError(f"{len(one)} and {len(two)} tables cannot be paired; give one a piece for the same images.")
     pairs = zip(_resampled(one, samples, seed), _resampled(two, samples, seed), strict=True)
-    drawn = [figure(b) - figure(a) for a, b in pairs]
-    return _interval(figure(two.sum(0)) - figure(one.sum(0)), drawn, level)
+    return interval([figure(b) - figure(a) for a, b in pairs], level)
 
 
 def _stack(tables: Any) -> Tables:
@@ -64,17 +80,5 @@ def _stack(tables: Any) -> Tables:
 
 
 def _resampled(stack: Tables, samples: int, seed: int) -> Iterator[Tables]:
-    """Tables of `samples` sets of M images drawn with replacement; the same draws for the same seed and M."""
-    random = np.random.default_rng(seed)
-    count = len(stack)
-    for _ in range(samples):
-        times = np.bincount(random.integers(0, count, count), minlength=count)
+    for times in draws(len(stack), samples, seed):
         yield np.tensordot(times, stack, 1)
-
-
-def _interval(value: float, drawn: list[float], level: float) -> Interval:
-    seen = np.asarray(drawn)[~np.isnan(drawn)]
-    if not seen.size:
-        return Interval(value, float("nan"), float("nan"), level, float("nan"))
-    low, high = np.quantile(seen, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), level, float((seen > 0).mean()))
