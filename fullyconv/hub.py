@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv import checkpoint
-from fullyconv.errors import DataError, FullyconvError, MissingExtra, TryAgain, UsageError, printable
+from fullyconv.errors import DataError, FullyconvError, MissingExtra, MissingInput, TryAgain, UsageError, printable
 
-__all__ = ["pull", "push"]
+__all__ = ["local", "pull", "push"]
 
 FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "canary.safetensors", "MANIFEST.json",
          "README.md"]  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ADDRESS = re.compile(r"hf:/{1,2}([^@]*)(?:@(.*))?")  # one slash is what a Path leaves of two
 
 
 def push(directory: str | os.PathLike[str], repository: str, *, private: bool = True, message: str = "") -> str:
@@ -42,15 +43,34 @@ def push(directory: str | os.PathLike[str], repository: str, *, private: bool = 
     return str(commit.commit_url)
 
 
+def local(model: str | os.PathLike[str]) -> Path:
+    """The directory of `model`: itself, or, for "hf://owner/name" or "hf://owner/name@revision", fetched by `pull`.
+
+    Only this prefix asks for the Hub. Raises MissingInput when there is no such directory, and what `pull` raises.
+    """
+    name = os.fspath(model)
+    if address := _ADDRESS.fullmatch(name):
+        return pull(address[1], revision=address[2])
+    path = Path(model)
+    if not path.is_dir():
+        hint = f"; on the Hugging Face Hub it is hf://{name}" if _NAME.fullmatch(name) and "/" in name else ""
+        raise MissingInput(
+            f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote{hint}."
+        )
+    return path
+
+
 def pull(repository: str, *, revision: str | None = None) -> Path:
     """Fetch a model directory from the Hub into its cache and verify every byte; returns the directory.
 
-    Give a commit as `revision` to be sure of the version. Raises DataError when it is no whole fullyconv model.
+    Give a commit as `revision` to be sure of the version. With FULLYCONV_OFFLINE set, only what was fetched before is
+    used. Raises DataError when it is no whole fullyconv model, TryAgain when the Hub refuses or is not reached.
     """
     hub = _hub()
     _check_name(repository)
+    offline = bool(os.environ.get("FULLYCONV_OFFLINE"))
     try:
-        found = hub.snapshot_download(repository, revision=revision, allow_patterns=FILES)
+        found = hub.snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=offline)
     except Exception as error:
         raise _refused("Fetching", repository, error) from error
     try:

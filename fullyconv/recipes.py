@@ -84,7 +84,7 @@ class Recipe(BaseModel):
     )
     on_bad_sample: Literal["fail", "skip"] = _key("fail", "An image that cannot be read ends the run or is replaced.")
     max_bad: float = _key(0.01, "With skip: share of images that may be bad before the run ends.", ge=0, le=1)
-    worker_timeout: float = _key(10.0, "Seconds at one file after which a waited-for worker counts as hung.", gt=0)
+    worker_timeout: float = _key(10.0, "Seconds standing still at one file after which a worker counts as hung.", gt=0)
 
     # Loss
     loss: Literal["mean", "sum", "image-mean"] = _key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 import types
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import fullyconv as fc
 from fullyconv import checkpoint, hub
-from fullyconv.errors import DataError, MissingExtra, TryAgain, UsageError
+from fullyconv.cli.evaluate import model_directory
+from fullyconv.errors import DataError, MissingExtra, MissingInput, TryAgain, UsageError
 
 
 def client(store: Path) -> Any:
@@ -33,13 +37,21 @@ def client(store: Path) -> Any:
             copy(Path(folder_path), store / repo_id, allow_patterns)
             return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
 
-    def snapshot_download(repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        repo_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False
+    ) -> str:
+        asked.append((repo_id, revision))
+        cache = store / "cache" / repo_id
+        if local_files_only and not cache.exists():
+            raise RuntimeError("offline")
         if not (store / repo_id).exists():
             raise RuntimeError("404 Client Error\nnot found")
-        copy(store / repo_id, store / "cache", allow_patterns)
-        return str(store / "cache")
+        if not local_files_only:
+            copy(store / repo_id, cache, allow_patterns)
+        return str(cache)
 
-    return types.SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
+    asked: list[tuple[str, str | None]] = []
+    return types.SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download, asked=asked)
 
 
 @pytest.fixture
@@ -94,3 +106,96 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtra, match=r"fullyconv\[hub\]"):
         hub.pull("me/net")
+
+
+# fc.load("hf://owner/name")
+
+
+@pytest.fixture
+def published(store: Path, tmp_path: Path) -> Path:
+    """A small network on the Hub, as me/net."""
+    torch.manual_seed(0)
+    network = fc.create("fcn16s-squeezenet1_0", 3)
+    hub.push(network.save_pretrained(tmp_path / "local"), "me/net")
+    return tmp_path / "local"
+
+
+def asked() -> list[tuple[str, str | None]]:
+    return sys.modules["huggingface_hub"].asked  # type: ignore[attr-defined,no-any-return]
+
+
+def test_load_fetches_a_model_that_is_asked_for_by_its_hub_address(published: Path) -> None:
+    expected = fc.load(published).state_dict()
+    assert asked() == []
+    for address in ("hf://me/net", "hf://me/net@abc123", model_directory("hf://me/net")):
+        found = fc.load(address).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert asked() == [("me/net", None), ("me/net", "abc123"), ("me/net", None)]
+
+
+def test_nothing_is_fetched_unless_the_address_says_so(published: Path) -> None:
+    with pytest.raises(MissingInput, match="hf://me/net"):
+        fc.load("me/net")
+    with pytest.raises(MissingInput):
+        fc.load("https://huggingface.co/me/net")
+    assert asked() == []
+
+
+def test_a_fetched_model_is_verified_like_a_local_one(published: Path, store: Path) -> None:
+    weights = store / "me" / "net" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match=r"me/net is no whole fullyconv model: .*model\.safetensors"):
+        fc.load("hf://me/net")
+
+
+def test_a_fetched_model_must_give_the_scores_stored_with_it(published: Path, store: Path, tmp_path: Path) -> None:
+    stored = checkpoint.read_model(published)
+    assert stored.canary is not None
+    canary = {name: tensor + (name != "input") for name, tensor in stored.canary.items()}
+    checkpoint.write_model(
+        tmp_path / "forged", tensors=stored.tensors, config=stored.config, preprocessor=stored.preprocessor,
+        card="", canary=canary,
+    )  # fmt: skip
+    hub.push(tmp_path / "forged", "me/forged")
+    with pytest.raises(DataError, match="scores stored with it"):
+        fc.load("hf://me/forged")
+
+
+def test_offline_only_what_was_fetched_before_is_used(
+    published: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULLYCONV_OFFLINE", "1")
+    with pytest.raises(TryAgain, match="offline"):
+        fc.load("hf://me/net")
+    assert not (store / "cache").exists()
+    monkeypatch.delenv("FULLYCONV_OFFLINE")
+    fc.load("hf://me/net")
+    monkeypatch.setenv("FULLYCONV_OFFLINE", "1")
+    assert fc.load("hf://me/net").name == "fcn16s-squeezenet1_0"
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://a/b/c", "hf://../x", "hf://me/net space"])
+def test_an_address_that_names_no_repository_is_refused(address: str, store: Path) -> None:
+    with pytest.raises(UsageError, match="owner/name"):
+        fc.load(address)
+    assert asked() == []
+
+
+def test_load_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r"fullyconv\[hub\]"):
+        fc.load("hf://me/net")
+
+
+def test_the_real_client_takes_our_arguments() -> None:
+    real = pytest.importorskip("huggingface_hub")
+    call = inspect.signature(real.snapshot_download)
+    call.bind("me/net", revision=None, allow_patterns=hub.FILES, local_files_only=True)
+    api = real.HfApi
+    inspect.signature(api.create_repo).bind(None, "me/net", private=True, exist_ok=True)
+    inspect.signature(api.upload_folder).bind(
+        None, repo_id="me/net", folder_path="x", allow_patterns=hub.FILES, commit_message="m"
+    )

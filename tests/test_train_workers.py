@@ -123,6 +123,22 @@ def test_by_default_a_frozen_reader_is_told_within_ten_seconds(workers: int, how
         os.close(os.open(tmp_path / "fifo.png", os.O_WRONLY))
 
 
+def test_what_a_worker_finished_before_it_died_still_counts() -> None:
+    def make(item: int) -> int:
+        heartbeat.at(f"{item}.png")
+        if item == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with Workers(make, 1, describe=names) as pool:
+        for ticket in range(3):
+            pool.give(ticket, ticket)
+        pool.workers[0].process.join(10)  # dead, with two answers on the way
+        assert [pool.take(0), pool.take(1)] == [0, 1]
+        with pytest.raises(TryAgain, match=r"reading 2\.png \(of image 2\)"):
+            pool.take(2)
+
+
 @pytest.mark.parametrize("how", ["SIGSTOP", "SIGKILL"])
 def test_a_worker_that_freezes_or_dies_in_the_middle_of_its_answer_is_told(how: str) -> None:
     def make(item: int) -> bytes:
@@ -146,6 +162,22 @@ def test_a_slow_reader_that_moves_from_file_to_file_is_not_hung(workers: int) ->
         return item
 
     assert list(ordered_map(make, iter(range(2)), workers, timeout=0.9)) == [0, 1]
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the kernel tells nobody who computes")
+def test_a_reader_that_computes_has_ten_times_as_long_as_one_that_stands_still(workers: int) -> None:
+    assert list(ordered_map(lambda i: spin(1.5), iter([0]), workers, timeout=0.5)) == [None]
+    start = time.monotonic()
+    with pytest.raises(TryAgain, match="has not moved on"):
+        list(ordered_map(lambda i: spin(30), iter([0]), workers, timeout=0.4))
+    assert 1.5 < time.monotonic() - start < 20
 
 
 def test_a_pause_of_the_waiting_process_does_not_count_against_its_workers() -> None:

@@ -49,9 +49,9 @@ def ordered_map(
 ) -> Generator[Made, None, None]:
     """make(item) for each item, in order, made ahead of time by `workers` processes (0: one thread of this process).
 
-    An error of `make` is raised here, in its turn. timeout: seconds that a reader may be at one file (`heartbeat.at`),
-    while it is waited for, before it counts as hung. describe: names an item for an error. Processes need os.fork;
-    elsewhere a thread does the work.
+    An error of `make` is raised here, in its turn. timeout: seconds that a reader may stand still at one file
+    (`heartbeat.at`), while it is waited for, before it counts as hung; computing, it has ten times as long. describe:
+    names an item for an error. Processes need os.fork; elsewhere a thread does the work.
     """
     if workers == 0 or not hasattr(os, "fork"):
         yield from _by_thread(make, items, ahead, timeout, describe)
@@ -99,9 +99,11 @@ def _by_thread(
 
     thread = threading.Thread(target=work, daemon=True, name="fullyconv-reader")
     thread.start()
+    stat = f"/proc/{os.getpid()}/task/{thread.native_id}/stat"
     try:
         while True:
-            kind, value = _wait(done, Watch(slot), timeout, doing)
+            watch = Watch(slot, stat)
+            kind, value = _wait(done, watch, timeout, doing)
             if kind == "end":
                 return
             if kind == "error":

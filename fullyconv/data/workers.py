@@ -30,6 +30,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 TICK = 0.25  # seconds between two looks at the workers while waiting for them
+PATIENCE = 10  # times as long as it may stand still, a reader may compute at one file
 STOPPED = 2.0  # seconds that a worker may be stopped (a stop of the whole run reaches its processes one by one)
 BURIAL = 5.0  # seconds that a killed worker is waited for: a dead mount can hold it in the kernel
 _LENGTH = struct.Struct("=Q")
@@ -45,23 +46,37 @@ def hung(who: str, fact: str, files: str) -> TryAgain:
 
 @final
 class Watch:
-    """How long a reader has given no sign of life while somebody waited for it."""
+    """How long a reader has given no sign of life while somebody waited for it.
 
-    def __init__(self, slot: heartbeat.Slot) -> None:
-        self.slot, self.silent, self.stopped, self._moves = slot, 0.0, 0.0, slot.moves
+    `stat` is its file under /proc. While it computes, or waits for a processor, time runs `PATIENCE` times slower: a
+    crowded machine is no fault, and only what blocks (a dead mount, a FIFO) stands still for certain.
+    """
+
+    def __init__(self, slot: heartbeat.Slot, stat: str = "") -> None:
+        self.slot, self.silent, self.stopped, self.stat = slot, 0.0, 0.0, Path(stat)
+        self._moves, self._cpu = slot.moves, 0
 
     def alive(self) -> None:
         """Something came from it."""
         self.silent = self.stopped = 0.0
 
-    def waited(self, seconds: float, stopped: bool = False) -> None:
+    def waited(self, seconds: float) -> None:
         """`seconds` more were waited. A long gap means that the waiting process itself was paused: it counts as 1 s."""
         seconds = min(seconds, 1.0)
-        self.stopped = self.stopped + seconds if stopped else 0.0
+        state, cpu = self._look()
+        busy = state == "R" or cpu > self._cpu
+        self.stopped = self.stopped + seconds if state == "T" else 0.0
+        self.silent += seconds / PATIENCE if busy else seconds
         if self.slot.moves != self._moves:
-            self._moves, self.silent = self.slot.moves, 0.0
-        else:
-            self.silent += seconds
+            self.silent = 0.0
+        self._moves, self._cpu = self.slot.moves, cpu
+
+    def _look(self) -> tuple[str, int]:
+        """(state, processor time in ticks) as the kernel tells them; ("", 0) where it does not (proc(5))."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = self.stat.read_text().rpartition(")")[2].split()
+            return fields[0], int(fields[11]) + int(fields[12])
+        return "", 0
 
 
 @final
@@ -69,7 +84,7 @@ class _Worker:
     """The parent's side of one process: its socket, the tasks it has, the answer that is arriving."""
 
     def __init__(self, process: Any, pipe: socket.socket, slot: heartbeat.Slot) -> None:
-        self.process, self.pipe, self.slot, self.watch = process, pipe, slot, Watch(slot)
+        self.process, self.pipe, self.slot, self.watch = process, pipe, slot, Watch(slot, f"/proc/{process.pid}/stat")
         self.tasks: deque[tuple[int, Any]] = deque()
         self._answer = bytearray(_LENGTH.size)
         self._have = 0
@@ -84,6 +99,8 @@ class _Worker:
             except (BlockingIOError, InterruptedError):
                 return found
             if not count:
+                if found:  # what it finished before it died comes first
+                    return found
                 raise EOFError
             self.watch.alive()
             self._have += count
@@ -98,12 +115,6 @@ class _Worker:
             return []
         self._answer, self._in_head = bytearray(_LENGTH.size), True
         return [ForkingPickler.loads(whole)]
-
-    def is_stopped(self) -> bool:
-        """Whether the kernel has it stopped (SIGSTOP); False where that cannot be asked."""
-        with contextlib.suppress(OSError, IndexError):
-            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        return False
 
 
 @final
@@ -156,7 +167,7 @@ class Workers(Generic[Item, Made]):
     def take(self, ticket: int) -> Made:
         """The result of `ticket`, waited for; raises what `make` raised, or says which worker died or hangs, and where.
 
-        A hung one is told within `timeout` seconds (a stopped one within 3), a dead one at once.
+        One that stands still is told within `timeout` seconds (a stopped one within 3), a dead one at once.
         """
         while ticket not in self.finished:
             self._receive()
@@ -184,7 +195,7 @@ class Workers(Generic[Item, Made]):
     def _look(self, number: int, waited: float) -> None:
         worker = self.workers[number]
         watch = worker.watch
-        watch.waited(waited, waited >= self.tick and worker.is_stopped())
+        watch.waited(waited)
         if watch.stopped >= STOPPED or watch.silent > self.timeout - 2 * self.tick:  # so that it is told in time
             stopped = "is stopped (by SIGSTOP or a debugger)"
             fact = stopped if watch.stopped else f"has not moved on for {self.timeout:g} s"

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fullyconv import checkpoint
-from fullyconv.errors import DataError, MissingInput, UsageError, printable
+from fullyconv import checkpoint, hub
+from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
 from fullyconv.models.names import CHANNELS, NETWORKS, Network, parse
@@ -169,13 +169,10 @@ def _load_weights(model: FCN, weights: str, preprocessing: Preprocessing | None)
 def load(directory: str | Path) -> FCN:
     """The network in a model directory (written by `save_pretrained`, a training run or `convert`), in eval mode.
 
+    "hf://owner/name" (or "hf://owner/name@revision") is fetched from the Hugging Face Hub; nothing else ever is.
     Sizes, digests, names, shapes, dtypes and a stored canary are checked first; every refusal is one of our errors.
     """
-    path = Path(directory)
-    if not path.is_dir():
-        raise MissingInput(
-            f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote."
-        )
+    path = hub.local(directory)
     stored = checkpoint.read_model(path)
     config: dict[str, Any] = stored.config
     try:
