@@ -174,7 +174,7 @@ def test_what_is_not_finite_is_convolved_plainly() -> None:
 def test_a_matrix_of_windows_gives_the_convolution(
     monkeypatch, kernel, stride, dilation, padding, size, batch, dtype, inner
 ):
-    monkeypatch.setattr(convolving, "POSITIONS", 37)  # several turns, the last one shorter
+    monkeypatch.setattr(convolving, "PART", 37 * 45 * 4)  # several turns, the last one shorter
     x, weight = numbers(batch, 5, *size, negative=True).to(dtype), weights(6, 5, kernel).to(dtype)
     bias = torch.linspace(-1, 1, 6).to(dtype)
     if inner:
@@ -185,6 +185,15 @@ def test_a_matrix_of_windows_gives_the_convolution(
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert (y.double() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 5e-2)
+
+
+def test_weights_of_another_type_are_converted_in_parts(monkeypatch) -> None:
+    monkeypatch.setattr(convolving, "PART", 4 * 45 * 2)
+    x, weight, bias = numbers(1, 5, 9, 8).bfloat16(), weights(6, 5, 3), torch.linspace(-1, 1, 6).bfloat16()
+    found = Product(weight, bias, layer())(x, (1, 1))
+    assert torch.equal(found, Product(weight.bfloat16(), bias, layer())(x, (1, 1)))
+    for tensor in (way_of(weight, bias.float(), torch.bfloat16, layer()).weight, found):
+        assert tensor.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("inner", [False, True])
@@ -223,9 +232,9 @@ def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, bytes_pay
 def test_weights_that_are_not_finite_are_packed(monkeypatch) -> None:
     monkeypatch.setattr(convolving, "has_byte_products", lambda: True)
     weight = weights(8, 256, 3)
-    assert isinstance(way_of(weight, None, layer()), Digits)
+    assert isinstance(way_of(weight, None, torch.float32, layer()), Digits)
     weight[0, 0, 0, 0] = float("nan")
-    assert isinstance(way_of(weight, None, layer()), Packed)
+    assert isinstance(way_of(weight, None, torch.float32, layer()), Packed)
 
 
 def test_copies_are_counted_by_the_way(monkeypatch) -> None:
@@ -233,7 +242,7 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     fc6 = torch.empty(4096, 512, 7, 7, device="meta")
     assert copied_bytes(fc6, torch.float32, layer(), False) == 0
     assert copied_bytes(fc6, torch.float32, layer(), True) == 4 * fc6.numel()
-    assert copied_bytes(fc6, torch.bfloat16, layer(), False) == 2 * fc6.numel()
+    assert copied_bytes(fc6, torch.bfloat16, layer(), False) == 0
     conv = torch.empty(512, 512, 3, 3, device="meta")
     assert copied_bytes(conv, torch.float32, layer(), False) == 3 * conv.numel()
     assert copied_bytes(conv, torch.bfloat16, layer(), False) == 2 * conv.numel()

@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
 }
 ORDER = list(LAYERS)
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
-COMPILED = {"fullyconv.data.kernels", "fullyconv.images.kernels", "fullyconv.metrics.kernels"}
+COMPILED = {"fullyconv.data.kernels", "fullyconv.images.kernels", "fullyconv.metrics.kernels", "fullyconv.ops.digits"}
 
 
 def modules() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fullyconv as fc
 from fullyconv.errors import InternalError
+from fullyconv.models import window
 from fullyconv.models.cone import axis, background_side
 from fullyconv.models.fcn import FCN
 from fullyconv.models.fused import Convolution, fused
@@ -82,6 +83,25 @@ MODELS: dict[str, FCN] = {}
 def test_the_window_gives_the_whole_networks_scores_for_any_size(name: str, h: int, w: int, n: int) -> None:
     model = MODELS.setdefault(name, small(name))
     agree(model, torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(h * 131 + w)) * 3)
+
+
+@pytest.mark.parametrize("name", ["fcn8s-vgg16", "fcn32s-alexnet"])
+@pytest.mark.parametrize("size", [(1, 1), (37, 64), (150, 91)])
+def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, size: tuple[int, int]) -> None:
+    model, x = small(name), torch.randn(2, 3, *size)
+    windows, found = [], {}
+    for strip in (1 << 40, 20_000, 1):  # all at once, some rows, row by row
+        monkeypatch.setattr(window, "STRIP", strip)
+        ready = prepare(model)
+        with torch.no_grad():
+            found[strip] = ready(x)["semantic"]
+        windows = ready._windows
+    scale = found[1 << 40].abs().max()
+    for strip in (20_000, 1):
+        assert (found[strip] - found[1 << 40]).abs().max() <= 1e-5 * scale
+    plan = windows[0].plan(*size)
+    rows = [window._rows_together(windows[0].nodes[a : b + 1], plan, 2) for a, b in windows[0]._chains.items()]
+    assert any(rows)  # row by row was not whole
 
 
 def test_the_window_handles_branches_that_meet() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Node",
     "Plan",
     "Region",
+    "area",
     "axis",
     "background_side",
     "beyond",

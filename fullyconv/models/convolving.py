@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fullyconv.ops import digits
-
 __all__ = ["Digits", "Layer", "Packed", "Product", "Way", "choose", "copied_bytes", "has_byte_products", "way_of"]
 
 HUGE = 1 << 24  # numbers in a weight from which it is not copied: fc6 and fc7
-POSITIONS = 512  # windows laid out at a time by `Product`: 51 MB for fc6
+# What `Product` lays out or converts at a time: as much as C's allocator keeps for the next turn (below 32 MiB).
+PART = 26 << 20
 TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
+MIDDLE = 128  # `digits.MIDDLE`
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # beyond, sums of byte products could leave 32 bits
 
 
@@ -52,19 +52,23 @@ def choose(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> type[Packe
     return Packed
 
 
-def way_of(weight: Tensor, bias: Tensor | None, layer: Layer) -> Way:
-    """The chosen way with these weights, batch norm folded into them."""
-    way = choose(weight.shape, weight.dtype, layer)
-    if way is Digits and not bool(weight.isfinite().all()):
-        way = Packed
-    return way(weight, bias, layer)
+def way_of(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layer: Layer) -> Way:
+    """The chosen way for inputs of `dtype` with these weights, batch norm folded into them."""
+    way = choose(weight.shape, dtype, layer)
+    bias = None if bias is None else bias.to(dtype)
+    if way is Product:
+        return Product(weight, bias, layer)
+    if way is Digits and bool(weight.isfinite().all()):
+        return Digits(weight, bias, layer)
+    return Packed(weight.to(dtype), bias, layer)
 
 
 def copied_bytes(weight: Tensor, dtype: torch.dtype, layer: Layer, folded: bool) -> int:
     """What the chosen way holds beside the network's own `weight`; `folded`: batch norm is put into it."""
-    way, own = choose(weight.shape, dtype, layer), dtype == weight.dtype and not folded
-    itemsize = 3 if way is Digits else 0 if way is Product and own else dtype.itemsize
-    return itemsize * weight.numel()
+    way = choose(weight.shape, dtype, layer)
+    if way is Product:
+        return weight.numel() * weight.element_size() if folded else 0
+    return weight.numel() * (3 if way is Digits else dtype.itemsize)
 
 
 def has_byte_products() -> bool:
@@ -96,7 +100,10 @@ class Packed:
 
 @final
 class Product:
-    """The convolution as a product of the weights, as they lie, with a matrix of windows, some rows at a time."""
+    """The convolution as a product of the weights, as they lie, with a matrix of windows, some rows at a time.
+
+    Where numbers come in another type than the weights', the weights are converted some output channels at a time.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
         self.kernel, self.bias, self.layer = weight.shape[2:], bias, layer
@@ -111,20 +118,26 @@ class Product:
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel, strict=True)]
         rows, columns = ((s - r) // step + 1 for s, r, step in zip(x.shape[2:], reach, stride, strict=True))
         y = x.new_empty((len(x), len(self.matrix), rows, columns)).contiguous(memory_format=torch.channels_last)
-        together = max(1, POSITIONS // (len(x) * columns))
-        for row in range(0, rows, together):
-            last = min(row + together, rows)
-            seen = x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]]
-            y[:, :, row:last] = self._some(seen, reach).view(len(x), last - row, columns, -1).permute(0, 3, 1, 2)
+        most = max(1, PART // (self.matrix.shape[1] * x.element_size()))
+        together = max(1, most // (len(x) * columns))
+        outputs = len(self.matrix) if x.dtype == self.matrix.dtype else most
+        for out in range(0, len(self.matrix), outputs):
+            part = slice(out, out + outputs)
+            matrix, bias = self.matrix[part].to(x.dtype), None if self.bias is None else self.bias[part]
+            for row in range(0, rows, together):
+                last = min(row + together, rows)
+                seen = x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]]
+                found = F.linear(self._windows(seen, reach), matrix, bias)
+                y[:, part, row:last] = found.view(len(x), last - row, columns, -1).permute(0, 3, 1, 2)
         return y.relu_() if self.layer.relu else y
 
-    def _some(self, x: Tensor, reach: Sequence[int]) -> Tensor:
-        """(windows of x, in the order of images, rows, columns) x output channels."""
+    def _windows(self, x: Tensor, reach: Sequence[int]) -> Tensor:
+        """(windows of x, in the order of images, rows, columns) x (their numbers, in the order of the weights')."""
         stride, dilation = self.layer.stride, self.layer.dilation
         windows = x.unfold(2, reach[0], stride[0]).unfold(3, reach[1], stride[1])  # N C rows columns kh kw
         windows = windows[..., :: dilation[0], :: dilation[1]]
         order = (0, 2, 3, 4, 5, 1) if self.inner else (0, 2, 3, 1, 4, 5)
-        return F.linear(windows.permute(order).reshape(-1, self.matrix.shape[1]), self.matrix, self.bias)
+        return windows.permute(order).reshape(-1, self.matrix.shape[1])
 
 
 @final
@@ -146,6 +159,8 @@ class Digits:
         self.ones = torch.ones(len(weight))
 
     def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        from fullyconv.ops import digits  # compiled: only where it is used
+
         scale = digits.scale_of(x)
         if scale is None:
             return self.layer.plain(x, padding)
@@ -159,8 +174,8 @@ class Digits:
         for of_x, of_weight in self.ORDER:
             unit = (256.0 ** (4 - of_x - of_weight) / (scale * self.scale)).float()
             last = (of_x, of_weight) == (0, 0)
-            # digits below the first are stored 128 too high: take 128 times the sum of the weights away again
-            bias = -digits.MIDDLE * self.sums[of_weight] * unit if of_x else self.bias if last else None
+            # digits below the first are stored too high by MIDDLE: take it times the sum of the weights away again
+            bias = -MIDDLE * self.sums[of_weight] * unit if of_x else self.bias if last else None
             y = self._add(y, cut[of_x], self.parts[of_weight], unit, bias, last and self.layer.relu)
         assert y is not None
         return y

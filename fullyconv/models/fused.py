@@ -39,13 +39,13 @@ class Convolution(nn.Module):
         return copied_bytes(conv.weight, self.dtype, self.layer, norm is not None)
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) with batch norm in them; the network's own where nothing is folded or converted."""
+        """(weight, bias) with batch norm in them; the network's own where there is none."""
         conv, norm = self._parts
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
         if norm is not None:
             mean, variance = norm.running_mean, norm.running_var
             weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, norm.weight, norm.bias)  # type: ignore[arg-type]
-        return weight.detach().to(self.dtype), None if bias is None else bias.detach().to(self.dtype)
+        return weight.detach(), None if bias is None else bias.detach()
 
     def forward(self, x: Tensor, padding: Sequence[int] | None = None) -> Tensor:
         """N C H W -> N C' H' W' of `dtype`; `padding` (rows, columns) stands in for the layer's own."""
@@ -53,10 +53,11 @@ class Convolution(nn.Module):
         pad = [int(p) for p in (self.padding if padding is None else padding)]
         if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
             if self.way is None:
-                self.way = way_of(*self._folded(), self.layer)
+                self.way = way_of(*self._folded(), self.dtype, self.layer)
             return self.way(x, pad)
         if self.weights is None:
-            self.weights = self._folded()
+            weight, bias = self._folded()
+            self.weights = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
         return self._convolved(x, pad, *self.weights)
 
     def _plain(self, x: Tensor, padding: Sequence[int]) -> Tensor:

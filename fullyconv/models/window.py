@@ -8,8 +8,8 @@ network itself.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor, fx, nn
 from fullyconv.errors import InternalError
 from fullyconv.geometry import Layer
 from fullyconv.models import cone
-from fullyconv.models.cone import Node, Plan, Region, beyond, clipped, reads, ring, stretched, within
+from fullyconv.models.cone import Node, Plan, Region, area, beyond, clipped, reads, ring, stretched, within
 from fullyconv.models.fused import Convolution
 
 __all__ = ["Windowed"]
 
 PLANS, BACKGROUNDS = 64, 8  # sizes remembered; backgrounds are some 20 MB each for VGG16
+STRIP = 8 << 20  # bytes of the widest map, where maps are handed on in strips
 
 
 @final
@@ -39,6 +40,7 @@ class Windowed:
         self.network = network
         self.nodes, self.outputs = _nodes(network)
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+        self._chains = _chains(self.nodes, set(self.outputs.values()))
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         self._backgrounds: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
 
@@ -46,14 +48,19 @@ class Windowed:
         plan = self.plan(x.shape[2], x.shape[3])
         background = self._background(plan, x)
         values = {"image": x}
-        kept = set(self.outputs.values())
-        for i, node in enumerate(self.nodes):
-            values[node.name] = self._compute(node, plan, values, background)
-            for name in node.inputs:
-                if self._last[name] == i and name not in kept:
+        kept, i = set(self.outputs.values()), 0
+        while i < len(self.nodes):
+            chain = self.nodes[i : self._chains.get(i, i) + 1]
+            rows = _rows_together(chain, plan, len(x))
+            chain = chain if rows else chain[:1]
+            value = self._in_strips(chain, rows, plan, values, background) if rows else None
+            values[chain[-1].name] = self._compute(chain[0], plan, values, background) if value is None else value
+            for name in {name for node in chain for name in node.inputs} - kept:
+                if self._last[name] < i + len(chain):
                     values.pop(name, None)
+            i += len(chain)
         return {
-            key: _fetch(values[name], name, plan.whole(name), plan, background, 0.0)
+            key: _fetch(values[name], name, plan.whole(name), plan.held(name), plan, background, 0.0)
             for key, name in self.outputs.items()
         }
 
@@ -99,18 +106,75 @@ class Windowed:
     ) -> Tensor:
         region = plan.computed[node.name]
         if node.layers is None:
-            return _apply(node, [_fetch(values[n], n, region, plan, background, 0.0) for n in node.inputs])
-        name = node.inputs[0]
-        if region == plan.whole(node.name) and plan.held(name) == plan.whole(name):
-            return _apply(node, [values[name]])
-        read = reads(node, region)
-        inside = clipped(read, plan.whole(name))
-        near, far = beyond(read, inside)
-        if near == far and not (node.pooling and any(near)):
-            x = _fetch(values[name], name, inside, plan, background, 0.0)
-            return _apply(node, [x], near)
-        fill = -math.inf if isinstance(node.module, nn.MaxPool2d) else 0.0
-        return _apply(node, [_fetch(values[name], name, read, plan, background, fill)], (0, 0))
+            return _apply(
+                node, [_fetch(values[n], n, region, plan.held(n), plan, background, 0.0) for n in node.inputs]
+            )
+        return _part(node, region, values[node.inputs[0]], plan.held(node.inputs[0]), plan, background)
+
+    def _in_strips(
+        self,
+        chain: Sequence[Node],
+        together: int,
+        plan: Plan,
+        values: Mapping[str, Tensor],
+        background: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The last map of the chain, `together` of its rows at a time, so that the wide maps before it are never whole
+        in memory: they stay where the processor reaches them soonest."""
+        (top, bottom), columns = plan.computed[chain[-1].name]
+        parts = []
+        for row in range(top, bottom, together):
+            wanted = [((row, min(row + together, bottom)), columns)]
+            for node in reversed(chain[1:]):
+                name = node.inputs[0]
+                wanted.insert(0, clipped(reads(node, wanted[0]), plan.computed[name]))
+            name = chain[0].inputs[0]
+            value, held = values[name], plan.held(name)
+            for node, region in zip(chain, wanted, strict=True):
+                value, held = _part(node, region, value, held, plan, background), region
+            parts.append(value)
+        return torch.cat(parts, 2)
+
+
+def _part(
+    node: Node, region: Region, value: Tensor, held: Region, plan: Plan, background: Mapping[str, Tensor]
+) -> Tensor:
+    """The cells of `region` of a node with one input, of which `value` holds the cells of `held`."""
+    name = node.inputs[0]
+    if node.layers is None:
+        return _apply(node, [_fetch(value, name, region, held, plan, background, 0.0)])
+    if region == plan.whole(node.name) and held == plan.whole(name):
+        return _apply(node, [value])
+    read = reads(node, region)
+    inside = clipped(read, plan.whole(name))
+    near, far = beyond(read, inside)
+    if near == far and not (node.pooling and any(near)):
+        x = _fetch(value, name, inside, held, plan, background, 0.0)
+        return _apply(node, [x], near)
+    fill = -math.inf if isinstance(node.module, nn.MaxPool2d) else 0.0
+    return _apply(node, [_fetch(value, name, read, held, plan, background, fill)], (0, 0))
+
+
+def _chains(nodes: Sequence[Node], outputs: Collection[str]) -> dict[int, int]:
+    """First -> last index of the nodes that hand one map on to one another, from a windowed layer to a pooling."""
+    users: Counter[str] = Counter(name for node in nodes for name in node.inputs)
+    chains: dict[int, int] = {}
+    first = 0
+    for i, node in enumerate(nodes):
+        alone = i > 0 and node.inputs == (nodes[i - 1].name,) and users[nodes[i - 1].name] == 1
+        if not alone or nodes[i - 1].name in outputs or nodes[i - 1].pooling:
+            first = i
+        if node.pooling and first < i and nodes[first].layers is not None:
+            chains[first] = i
+    return chains
+
+
+def _rows_together(chain: Sequence[Node], plan: Plan, images: int) -> int:
+    """Rows of the chain's last map whose making holds about `STRIP` bytes of the widest map; 0: all at once."""
+    largest = max(area(plan.computed[node.name]) * node.bytes for node in chain) * images
+    (top, bottom), _ = plan.computed[chain[-1].name]
+    rows = (bottom - top) * STRIP // largest if largest and len(chain) > 1 else bottom
+    return max(1, rows) if rows * 2 <= bottom - top else 0
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
@@ -176,10 +240,9 @@ def _overwritten(nodes: Sequence[Node], name: str) -> bool:
 
 
 def _fetch(
-    value: Tensor, name: str, region: Region, plan: Plan, background: Mapping[str, Tensor], fill: float
+    value: Tensor, name: str, region: Region, held: Region, plan: Plan, background: Mapping[str, Tensor], fill: float
 ) -> Tensor:
-    """The cells of `region`: computed ones, background round them, `fill` beyond the map."""
-    held = plan.held(name)
+    """The cells of `region`: those that `value` holds, background round them, `fill` beyond the map."""
     if region == held:
         return value
     if within(region, held):
