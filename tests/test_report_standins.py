@@ -128,6 +128,13 @@ def test_a_second_head_is_set_beside_the_same_network_with_one() -> None:
     assert stand_ins(SIFT, [two]) == []
 
 
+def test_a_result_that_does_not_say_how_it_was_learned_is_known_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "seven-epochs.json"
+    file.write_text(json.dumps(measured("fcn8s-tiny", kind="camvid").result.to_json()))
+    text = write_paper([file], tmp_path / "r.md").read_text()
+    assert "**fcn8s-tiny (seven-epochs)**" in text
+
+
 def test_results_that_do_not_say_how_they_were_learned_or_are_the_tables_own_are_no_stand_ins() -> None:
     unknown = [measured("fcn32s-tiny", kind="camvid"), measured("fcn8s-tiny", kind="camvid")]
     assert stand_ins(VOC, unknown) == []

@@ -58,6 +58,14 @@ def test_two_processes_train_as_one_with_an_uneven_last_batch(keys: dict[str, An
     assert [r.get("order") for r in rows[0]] == [r.get("order") for r in rows[1]]
 
 
+def test_two_processes_share_a_cache_on_the_disk(tmp_path: Path) -> None:
+    keys = {"model": "fcn2s-plain", "epochs": 2}
+    for name, cache in (("none", "none"), ("disk", "disk")):
+        assert together(tmp_path / name, keys | {"cache": cache}) == [0, 0]
+    assert (tmp_path / "none" / "metrics.jsonl").read_text() == (tmp_path / "disk" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "disk" / "cache").exists()
+
+
 def test_the_measurement_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert together(tmp_path / "two", {"epochs": 2}) == [0, 0]
     row = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -30,10 +30,11 @@ TRIED = (
 @final
 @dataclass(frozen=True)
 class Measured:
-    """A result with the directory it came from (its predictions may lie there)."""
+    """A result with the directory it came from (its predictions may lie there) and, of a file, its name."""
 
     result: Result
     place: Path
+    file: str = ""
 
     @property
     def network(self) -> str:
@@ -69,9 +70,9 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """The network and how it was learned, in a few words."""
+        """The network and how it was learned, in a few words; where that is unknown, the file's name."""
         if not self.training:
-            return self.network
+            return f"{self.network} ({self.file})" if self.file else self.network
         stages = ", then ".join(s for name in self.started if (s := role(name)))
         how = [
             "trunk fixed" if self.training.get("frozen_trunk") else "",
@@ -131,7 +132,8 @@ def read(paths: Iterable[Path]) -> list[Measured]:
     found = []
     for path in paths:
         kept = read_evaluation(path)
-        found.append(Measured(*kept) if kept else Measured(Result.load(path), path))
+        name = path.stem if path.is_file() else ""
+        found.append(Measured(*kept, name) if kept else Measured(Result.load(path), path, name))
     if not found:
         raise UsageError("Name the results to set beside the paper's: fullyconv report paper RESULT...")
     return sorted(found, key=lambda m: (ORDER.index(m.role) if m.role in ORDER else len(ORDER), m.network))
