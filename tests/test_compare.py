@@ -76,6 +76,19 @@ def test_pairing_finds_what_two_separate_intervals_would_not() -> None:
     assert compare(shifted(0.0), shifted(0.01)).mean_iu.certain
 
 
+def test_another_way_of_computing_is_compared_and_said() -> None:
+    tiled = {"tile": [256, 320], "context": 200, "blended": False}
+    a = result(0.7, tta=[], tiling={**tiled, "tile": None}, precision="fp32")
+    b = result(0.8, tta=["flip", "scales"], tiling=tiled, precision="fp32")
+    found = compare(a, b)
+    assert found.notes == (
+        "The augmentation was none for A and flip and scales for B.",
+        "The tile was none for A and 256x320 for B.",
+    )
+    assert found.to_json()["notes"] == list(found.notes)
+    assert compare(a, a).notes == ()
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

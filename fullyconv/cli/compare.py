@@ -30,7 +30,7 @@ def compare(
 
 def text(found: Comparison) -> str:
     """The comparison as a table in percent; a star marks differences that other images would very likely show too."""
-    lines = [found.verdict, "", f"{'':24}{'A':>8}{'B':>8}{'B - A':>9}   95 % interval"]
+    lines = [found.verdict, *found.notes, "", f"{'':24}{'A':>8}{'B':>8}{'B - A':>9}   95 % interval"]
     lines += [_row(c) for c in (found.mean_iu, found.pixel_accuracy)]
     lines += ["", "IU by class"]
     lines += [_row(c) for c in sorted(found.classes, key=lambda c: c.difference or 0.0)]

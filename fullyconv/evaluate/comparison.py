@@ -12,7 +12,7 @@ from fullyconv.errors import UsageError
 from fullyconv.evaluate.result import Result, number
 from fullyconv.evaluate.statistics import Interval, counts, interval, resample
 
-__all__ = ["Change", "Comparison", "compare", "differences"]
+__all__ = ["Change", "Comparison", "compare", "differences", "ways"]
 
 
 @final
@@ -48,12 +48,16 @@ class Change:
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """B against A on the same images: the mean IU, pixel accuracy, every class, and the images that changed most."""
+    """B against A on the same images: the mean IU, pixel accuracy, every class, and the images that changed most.
+
+    notes: how they were computed differently (tiles, augmentation, precision), which is part of what is compared.
+    """
 
     mean_iu: Change
     pixel_accuracy: Change
     classes: tuple[Change, ...]
     images: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -69,6 +73,7 @@ class Comparison:
             "pixel_accuracy": self.pixel_accuracy.to_json(),
             "classes": [c.to_json() for c in self.classes],
             "images": [c.to_json() for c in self.images],
+            "notes": list(self.notes),
         }
 
 
@@ -95,6 +100,7 @@ def compare(a: Result, b: Result) -> Comparison:
         ),
         tuple(classes),
         _images(a, b),
+        tuple(ways(a, b)),
     )
 
 
@@ -113,6 +119,22 @@ def differences(a: Result, b: Result) -> list[str]:
     if [i.name for i in a.per_image] != [i.name for i in b.per_image]:
         found.append(f"A measured {a.images} images, B {b.images}, not the same ones in the same order")
     return found
+
+
+def ways(a: Result, b: Result) -> list[str]:
+    """How two results of the same data were computed differently, in words: allowed, but to be known."""
+    found = []
+    for key, words in {"tta": "augmentation", "tiling": "tile", "precision": "precision"}.items():
+        one, two = (_way(r.about.get(key)) for r in (a, b))
+        if one != two:
+            found.append(f"The {words} was {one} for A and {two} for B.")
+    return found
+
+
+def _way(value: Any) -> str:
+    if isinstance(value, dict):
+        return "x".join(map(str, value.get("tile") or ["none"]))
+    return " and ".join(value or ["none"]) if isinstance(value, list) else str(value)
 
 
 def _images(a: Result, b: Result) -> tuple[Change, ...]:
