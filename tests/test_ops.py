@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fullyconv import ops
 from fullyconv.errors import DataError, UnknownName, UsageError
-from fullyconv.ops import reference
+from fullyconv.ops import reference, resize
 
 FAST = ("chunked", "numba")
 
@@ -126,11 +126,41 @@ def test_rational_offsets_continue_the_line_between_whole_ones(geometry: Any, si
     torch.testing.assert_close(full[0, :, y, x], value, rtol=0, atol=1e-11)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    stride=st.sampled_from([1, 2, 3, 4, 8, 16]),
+    offset=st.one_of(st.integers(-70, 70), st.tuples(st.integers(-9, 9), st.integers(0, 40))),
+    border=st.sampled_from(["fade", "replicate"]),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+def test_both_ways_to_full_scores_are_the_definition(stride: int, offset: Any, border: Any, size: Any) -> None:
+    scores = scores_like(stride, (2, 3, 5, 4)).double()
+    expected = ops.upsample(scores, size, stride, offset, border, "reference")
+    sampling = ops._sampling(scores, size, stride, offset, border)
+    for way in (resize.separable, resize.interpolated):
+        torch.testing.assert_close(way(scores, sampling), expected, rtol=0, atol=1e-11)
+
+
+def test_interpolation_is_taken_where_it_is_exact_and_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(resize, "interpolated", lambda scores, sampling: taken.append(sampling.stride))
+    scores = scores_like(0, (1, 2, 3, 3))
+    for stride in (1, 2, 3, 4, 6, 8, 16, 32):
+        resize.upsample(scores, ops._sampling(scores, (9, 9), stride, 1, "fade"))
+    assert taken == [2, 4, 8]
+    resize.upsample(scores, ops._sampling(scores, (9, 9), 8, Fraction(1, 3), "fade"))
+    leaf = scores.requires_grad_()
+    for stride in (2, 4, 8):
+        resize.upsample(leaf, ops._sampling(scores, (9, 9), stride, 1, "fade"))
+    assert taken == [2, 4, 8, 2]
+
+
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 @pytest.mark.parametrize("border", ["fade", "replicate"])
 def test_upsampling_is_differentiable(impl: str, border: Any) -> None:
     scores = scores_like(4, (1, 2, 3, 4)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda s: ops.upsample(s, (13, 17), 5, 3, border, impl), scores)
+    assert torch.autograd.gradcheck(lambda s: ops.upsample(s, (13, 17), 2, 3, border, impl), scores)
 
 
 # ---- labels and confidence ----

@@ -48,7 +48,7 @@ Offset = float | Fraction | tuple[float | Fraction, float | Fraction]
 def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
     """The implementation that `operation` ("upsample", "upsample_argmax", ...) takes for scores like these.
 
-    With `impl` None: `upsample` is two matrix products ("chunked"), as good as memory allows. The rest runs compiled
+    With `impl` None: `upsample` is torch's own interpolation or two matrix products ("chunked"). The rest runs compiled
     where it can: "numba" on the CPU for float32 and half types, "triton" on a GPU; without these packages, for
     float64 and where a score is not finite, "chunked". A named one is returned if it can be had; raises UnknownName
     or UsageError if not.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullyconv.ops import chunked, kernels, loss_kernels, threads
+from fullyconv.ops import kernels, loss_kernels, resize, threads
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.kernels import Plan
 from fullyconv.ops.loss import Loss, bad_label
@@ -25,7 +25,7 @@ from fullyconv.ops.vectors import WIDTH
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
 
 # Full scores are bound by writing them: nothing compiled here does it quicker.
-upsample = chunked.upsample
+upsample = resize.upsample
 
 NOTHING = np.empty(0, np.float32)
 
