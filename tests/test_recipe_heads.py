@@ -23,6 +23,7 @@ from fullyconv.errors import DataError, StorageError, UnknownName, UsageError
 from fullyconv.files import disk
 from fullyconv.images import read_label
 from fullyconv.recipes import Recipe, read
+from fullyconv.report import write
 from fullyconv.train import keeping
 from fullyconv.train.network import network_name
 
@@ -259,6 +260,11 @@ def test_early_and_late_fusion_learn_from_scratch_on_drawn_scenes(street: Path, 
         quick = read(recipe, {"model": model, "steps": 2, "batch_size": 2, "precision": "fp32"})
         out = train.fit(quick, f"folder:{street}", tmp_path / recipe, quiet=True)
         assert len(fc.load(out / "last").streams) == streams
+        data = open_dataset(f"folder:{street}", "val", inputs=fc.Predictor(fc.load(out / "last")).inputs)
+        kept = fc.evaluate(fc.Predictor(fc.load(out / "last")), data, keep=out / "evaluation")
+        assert {tuple(g["inputs"]) for g in kept.analysis["gallery"]} == {data.inputs[1:]}
+        page = write(out).read_text()
+        assert page.count(f'alt="{data.inputs[1]}"') == len(kept.analysis["gallery"])
 
 
 def test_where_a_network_started_is_told_stage_by_stage(street: Path, tmp_path: Path) -> None:

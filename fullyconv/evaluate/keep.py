@@ -157,7 +157,8 @@ class Keeper:
     def _whole(self, result: Result, index: int, why: str) -> dict[str, Any]:
         image = result.per_image[index]
         entry = {"why": why, "name": image.name, "iu": image_iu(image.table(self.head, len(self.taxonomy)))}
-        return {**entry, "files": self._pictures(f"gallery/{index}", image, None)}
+        files = self._pictures(f"gallery/{index}", image, None)
+        return {**entry, "files": files, "inputs": self._further_inputs(f"gallery/{index}", image)}
 
     def _pair(self, result: Result, number: int) -> dict[str, Any] | None:
         """The costliest confusions but `number`: the largest region of it in the image that has most of it."""
@@ -209,6 +210,15 @@ class Keeper:
         for name, content in data.items():
             self._write(f"{folder}/{name}", content)
         return {name.partition(".")[0]: f"{folder}/{name}" for name in data}
+
+    def _further_inputs(self, folder: str, image: ImageTables) -> dict[str, str]:
+        """What the network saw besides the first input (depth, HHA), each as a picture of its own -> {input: file}."""
+        files = {}
+        for modality in self.dataset.inputs[1:]:
+            plane = self.dataset.read_input(self.dataset.records[image.index], modality)
+            files[modality] = f"{folder}/input-{modality}.jpg"
+            self._write(files[modality], jpeg(shrunk(viewable(plane), smooth=True), 85))
+        return files
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.directory / name

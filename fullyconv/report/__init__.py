@@ -203,6 +203,7 @@ def _picture(
     return {
         **shown,
         **(more or {}),
+        "further": {modality: address(place / file) for modality, file in entry.get("inputs", {}).items()},
         "image": address(files["image"]),
         "label": address(files["label"]),
         "prediction": address(files["prediction"]),
