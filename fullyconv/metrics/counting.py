@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["confusion"]
 
 Implementation = Literal["numba", "numpy", "torch"]
+_MOST = 1 << 31  # pixels the kernel counts in one go: its counters have 32 bits
 IMPLEMENTATIONS = ("numba", "numpy", "torch")
 
 
@@ -92,7 +93,8 @@ def _by_numba(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ig
 
     if truth.dtype == guess.dtype == np.uint8:
         width = min(classes + 1, 256)
-        return _inside(kernels.count_bytes(truth, guess, width), classes, ignore)
+        parts = (slice(start, start + _MOST) for start in range(0, max(truth.size, 1), _MOST))
+        return _inside(sum(kernels.count_bytes(truth[p], guess[p], width) for p in parts), classes, ignore)
     counts = kernels.count(truth, guess, classes, ignore)
     if counts[classes].any() or counts[:, classes].any():
         counted = truth != ignore
