@@ -120,12 +120,14 @@ class Forked:
     def __init__(self, process: Any, out: Path, steps: float, seconds: float) -> None:
         self.process, self.pid, self.out = process, int(process.pid), out
         self.goal, self.seconds = newest_step(out) + steps, seconds
+        self.killed = False
 
     def wait(self) -> int:
         while self.process.exitcode is None and newest_step(self.out) < self.goal:
             time.sleep(0.002)
         self.process.join(self.seconds)
         if self.process.exitcode is None:
+            self.killed = True
             os.kill(self.pid, signal.SIGKILL)
             self.process.join()
         return int(self.process.exitcode)
@@ -134,18 +136,19 @@ class Forked:
 def supervised(out: Path, kills: int, keys: dict[str, Any]) -> int:
     """Supervise a run that is killed up to `kills` times; how many kills it took. One kill in three comes at a random
     moment of starting and resuming, the others in or after the 1st to 4th checkpoint from there."""
-    rng, starts = random.Random(1), [0]
+    rng = random.Random(1)
+    trainers: list[Forked] = []
 
     def start_one(resume: bool) -> Forked:
         steps: float = rng.choice((0, 0, 1, 2, 3, 4))
         seconds = rng.uniform(0.0, 0.6 if steps == 0 else 0.05)
-        if starts[0] == kills:
+        if sum(t.killed for t in trainers) >= kills:
             steps = float("inf")
-        starts[0] += 1
-        return Forked(start(train_until, keys, str(out), resume), out, steps, seconds)
+        trainers.append(Forked(start(train_until, keys, str(out), resume), out, steps, seconds))
+        return trainers[-1]
 
     assert supervise(start_one, out, patience=kills + 1) == 0
-    return starts[0] - 1
+    return sum(t.killed for t in trainers)
 
 
 KEYS = {"lr": 1e-3, "ema": 0.9, "workers": 2, "save_every": "0.001s"}

@@ -200,7 +200,8 @@ def die(signal_name: str) -> Act:
 # Children
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["training_tools"])
+# An optimiser imports torch._dynamo, the loss numba: seconds each, once here instead of in every child.
+_context.set_forkserver_preload(["training_tools", "torch._dynamo", "numba"])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> Any:
