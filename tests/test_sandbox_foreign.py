@@ -280,7 +280,11 @@ def test_one_child_serves_many_files_and_survives_refusals(session: Session, dat
         ("sleeps", "too long"),
     ],
 )
-def test_a_child_that_fails_is_an_error_and_is_replaced(mood: str, words: str, session: Session, data: Path) -> None:
+def test_a_child_that_fails_is_an_error_and_is_replaced(
+    mood: str, words: str, session: Session, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mood == "sleeps":
+        monkeypatch.setattr("fullyconv.sandbox.session.GRACE", -5)  # 4 x 2 - 5 seconds in all
     first = process_of(session, data)
     with pytest.raises(DataError, match=words) as caught:
         session.ask(data, {"mood": mood})

@@ -68,7 +68,7 @@ def _serve(function: Callable[..., Any], job: dict[str, Any]) -> int:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         os.lseek(job["answer"], 0, os.SEEK_SET)
-        signal.alarm(job["seconds"])  # ends this process, also when nobody waits for it any more
+        signal.setitimer(signal.ITIMER_PROF, job["seconds"])  # ends this process, also when nobody waits any more
         try:
             _answer(function(request["path"], **request["arguments"]), job["answer"])
         except BaseException as error:
@@ -79,7 +79,7 @@ def _serve(function: Callable[..., Any], job: dict[str, Any]) -> int:
             os.write(job["said"], REFUSED)
         else:
             os.write(job["said"], DONE)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return 0
 
 

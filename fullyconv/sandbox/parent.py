@@ -116,7 +116,7 @@ def explanation(answer: int) -> bytes:
 
 def error_of(code: int, told: bytes, path: Path) -> FullyconvError:
     """What went wrong in a child that left with `code` and, perhaps, the explanation `told`."""
-    if code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM):
+    if code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGPROF):
         return DataError(f"{printable(path)} was refused: reading it took too long or too much memory.")
     if code < 0:
         name = signal.Signals(-code).name

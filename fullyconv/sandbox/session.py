@@ -20,6 +20,8 @@ from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, r
 
 __all__ = ["Session"]
 
+GRACE = 60  # seconds that a child may take beyond its CPU time, for a slow disk or a crowded machine
+
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -55,8 +57,8 @@ class _Child:
 class Session:
     """`ask(path, ...)` calls one reader function in a confined child that serves many files, one after the other.
 
-    memory: bytes above what the reader's imports cost, for every answer and in all; seconds: for one file. After a
-    crash or a breach of a limit the child is replaced. Thread-safe; a forked process starts a child of its own.
+    memory: bytes above what the reader's imports cost, for every answer and in all; seconds: CPU time for one file.
+    After a crash or a breach of a limit the child is replaced. Thread-safe; a forked process starts one of its own.
     """
 
     def __init__(self, function: str, *, memory: int = 1 << 30, seconds: int = 60) -> None:
@@ -95,7 +97,7 @@ class Session:
 
     def _heard(self, child: _Child, where: Path) -> bytes:
         """What the child says, b"" when it is gone; DataError when it says nothing for too long."""
-        if not select.select([child.said], [], [], 2 * self._seconds + 60)[0]:
+        if not select.select([child.said], [], [], 4 * self._seconds + GRACE)[0]:
             raise DataError(f"Reading {printable(where)} took too long, so it was stopped; get it anew.")
         return os.read(child.said, 1)
 
