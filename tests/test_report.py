@@ -160,7 +160,7 @@ def test_progress_pictures_are_lined_up_by_image_in_order_of_time(run: Path) -> 
     found = read_run(run)
     assert found is not None
     assert [s.name for s in found.strips] == ["image0", "image14"]
-    assert [e for e, _ in found.strips[0].frames] == ["1", "2.5", "10"]
+    assert [e for e, _ in found.strips[0].frames] == ["epoch 1", "epoch 2.5", "epoch 10"]
 
 
 def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:

@@ -26,7 +26,7 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Strip:
-    """One validation image over time: (epoch, address of the picture) in order, the oldest first."""
+    """One validation image over time: ("epoch 2.5", address of the picture) in order, the oldest first."""
 
     name: str
     frames: Sequence[tuple[str, str]]
@@ -112,18 +112,21 @@ def _times(directory: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, floa
 
 def _strips(directory: Path) -> list[Strip]:
     """RUN/progress/*.png: NAME-epochNNN.png, or epochNNN-NAME.png, or folders by either."""
-    strips: dict[str, list[tuple[float, str]]] = {}
+    strips: dict[str, list[tuple[str, float, str]]] = {}
     files = sorted(directory.rglob("*.png")) + sorted(directory.rglob("*.jpg")) if directory.is_dir() else []
     for file in files:
         text = file.relative_to(directory).with_suffix("").as_posix()
-        found = re.search(r"(?:epoch|step)[-_]?(\d+(?:\.\d+)?)", text)
+        found = re.search(r"(epoch|step)[-_]?(\d+(?:\.\d+)?)", text)
         if found:
             name = re.sub(r"[-_/]*$|^[-_/]*", "", text.replace(found[0], "")) or "image"
-            strips.setdefault(name, []).append((float(found[1]), address(file)))
-    return [Strip(n, [(f"{e:g}", a) for e, a in sorted(_thinned(sorted(f)))]) for n, f in sorted(strips.items())]
+            strips.setdefault(name, []).append((found[1], float(found[2]), address(file)))
+    return [
+        Strip(name, [(f"{what} {at:g}", picture) for what, at, picture in _thinned(sorted(frames))])
+        for name, frames in sorted(strips.items())
+    ]
 
 
-def _thinned(frames: list[tuple[float, str]], most: int = 8) -> list[tuple[float, str]]:
+def _thinned(frames: list[tuple[str, float, str]], most: int = 8) -> list[tuple[str, float, str]]:
     if len(frames) <= most:
         return frames
     return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
