@@ -122,7 +122,10 @@ def test_a_second_head_is_set_beside_the_same_network_with_one() -> None:
     assert [row[0] for row in found.rows] == ["semantic head alone", "semantic and geometric heads"]
     assert [row[1][4] for row in found.rows] == ["–", f"{100 * two.result.figure('pixel_accuracy', 'geometric'):.1f}"]
     assert "semantic + geometric" in found.rows[1][2]
-    assert found.verdicts[0].startswith("As published")
+    assert [row[1][-1] for row in found.rows] == ["–", "39.5"]
+    assert "as good as, for all that these images can tell" in found.verdicts[0]
+    better = learned("fcn8s-tiny", 0.8, heads=both)
+    assert stand_ins(SIFT, [one, better])[0].verdicts[0].startswith("As published, or better")
     worse = learned("fcn8s-tiny", 0.6, heads=both)
     assert stand_ins(SIFT, [one, worse])[0].verdicts[0].startswith("Not as published")
     assert stand_ins(SIFT, [two]) == []

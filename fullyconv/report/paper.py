@@ -211,6 +211,8 @@ def markdown(measured: Sequence[Measured]) -> str:
         "",
         "## How they were measured",
         "",
+        "Images per second are of the measurement itself, whatever else the machine did; they are no benchmark.",
+        "",
         "| network | data | fingerprint | weights sha256 | machine | images/s |",
     ]
     text.append("|---|---|---|---|---|---|")
