@@ -75,7 +75,7 @@ def contestants(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, Callabl
         "loss numba": lambda: loss("numba"),
         "loss chunked": lambda: loss("chunked"),
         "scores interpolate": lambda: stock_scores(scores, size),
-        "scores separable": lambda: ops.upsample(scores, size, STRIDE, OFFSET, "replicate"),
+        "scores upsample": lambda: ops.upsample(scores, size, STRIDE, OFFSET, "replicate"),
     }
 
 

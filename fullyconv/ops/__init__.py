@@ -29,7 +29,7 @@ from torch import Tensor
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.ops import fused, reference
 from fullyconv.ops.loss import Loss, Reduction, check_values
-from fullyconv.ops.sampling import Border, Sampling
+from fullyconv.ops.sampling import Border, NotFinite, Sampling
 
 __all__ = [
     "choose",
@@ -55,6 +55,14 @@ def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
     """
     if operation not in OPERATIONS:
         raise UnknownName("operation", operation, OPERATIONS)
+    name = _choose(operation, scores, impl)
+    if name != "numba" or math.isfinite(float(scores.detach().sum())):
+        return name
+    return _instead(impl)
+
+
+def _choose(operation: str, scores: Tensor, impl: str | None) -> str:
+    """As `choose`, but the scores' values are not looked at."""
     if impl is None:
         fast = _fast(scores)
         return fast if operation != "upsample" and _obstacle(fast, scores) is None else "chunked"
@@ -62,8 +70,33 @@ def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
         raise UnknownName("implementation", impl, IMPLEMENTATIONS)
     obstacle = _obstacle(impl, scores)
     if obstacle is not None:
-        raise UsageError(f"impl={impl!r} cannot run here: {obstacle}; leave impl out to have the best one that can.")
+        raise _refusal(impl, obstacle)
     return impl
+
+
+def _refusal(impl: str, obstacle: str) -> UsageError:
+    return UsageError(f"impl={impl!r} cannot run here: {obstacle}; leave impl out to have the best one that can.")
+
+
+def _instead(impl: str | None) -> str:
+    """What takes scores that are not all finite in the place of compiled kernels."""
+    if impl is not None:
+        raise _refusal(impl, "the scores are not all finite")
+    return "chunked"
+
+
+def _labels_by(operation: str, impl: str | None, scores: Tensor, size: Sequence[int], *geometry: Any) -> Any:
+    """What the module in charge gives. Compiled kernels notice scores that are not finite as they read them: a look at
+    all of them beforehand would take a good part of the time.
+    """
+    sampling = _sampling(scores, size, *geometry)
+    function = {"upsample_argmax": "label", "upsample_softmax_max": "label_and_confidence"}[operation]
+    dtype = label_dtype(scores.shape[1])
+    with _full_precision(scores):
+        try:
+            return getattr(_module(_choose(operation, scores, impl)), function)(scores, sampling, dtype)
+        except NotFinite:
+            return getattr(_module(_instead(impl)), function)(scores, sampling, dtype)
 
 
 def _fast(scores: Tensor) -> str:
@@ -84,9 +117,7 @@ def _obstacle(impl: str, scores: Tensor) -> str | None:
         return triton.obstacle(scores)
     if scores.device.type != "cpu":
         return f"it runs on the CPU and the scores are on {scores.device}"
-    if not _installed("numba"):
-        return "the package numba is not installed"
-    return None if math.isfinite(float(scores.detach().sum())) else "the scores are not all finite"
+    return None if _installed("numba") else "the package numba is not installed"
 
 
 @functools.cache
@@ -94,6 +125,7 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+@functools.cache
 def _module(impl: str) -> Any:
     return importlib.import_module(f"fullyconv.ops.{impl}")
 
@@ -130,11 +162,8 @@ def upsample_argmax(
     """The class with the largest upsampled score (the first of equals): N H W, uint8 up to 255 classes, else
     uint16.
     """
-    scores = _checked(scores.detach())
-    label = _module(choose("upsample_argmax", scores, impl)).label
-    sampling = _sampling(scores, size, stride, offset, border)
-    with _full_precision(scores):
-        labels: Tensor = label(scores, sampling, label_dtype(scores.shape[1]))
+    scores = _checked(_detached(scores))
+    labels: Tensor = _labels_by("upsample_argmax", impl, scores, size, stride, offset, border)
     return labels
 
 
@@ -149,11 +178,8 @@ def upsample_softmax_max(
     """(labels, confidence): labels as `upsample_argmax`; confidence N H W float32, that class's softmax
     probability.
     """
-    scores = _checked(scores.detach())
-    both = _module(choose("upsample_softmax_max", scores, impl)).label_and_confidence
-    sampling = _sampling(scores, size, stride, offset, border)
-    with _full_precision(scores):
-        labels, confidence = both(scores, sampling, label_dtype(scores.shape[1]))
+    scores = _checked(_detached(scores))
+    labels, confidence = _labels_by("upsample_softmax_max", impl, scores, size, stride, offset, border)
     return labels, confidence.to(torch.float32)
 
 
@@ -198,17 +224,28 @@ def _checked(scores: Tensor) -> Tensor:
             f"Scores of shape {tuple(scores.shape)} and type {scores.dtype} cannot be upsampled; "
             "give floating N K h w, none empty."
         )
-    return scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+    return scores if scores.dtype in (torch.float32, torch.float64) else scores.to(torch.float32)
+
+
+def _detached(scores: Tensor) -> Tensor:
+    return scores.detach() if scores.requires_grad else scores
 
 
 def _full_precision(scores: Tensor) -> Any:
-    if scores.device.type == "meta":  # shapes alone, as `cost` runs a network
+    device = scores.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # meta: shapes alone, as `cost` runs a network
         return contextlib.nullcontext()
-    return torch.autocast(scores.device.type, enabled=False)
+    return torch.autocast(device, enabled=False)
 
 
 def _sampling(scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Sampling:
-    height, width = (int(n) for n in size)
+    return _sampled((scores.shape[2], scores.shape[3]), (int(size[0]), int(size[1])), stride, offset, border)
+
+
+@functools.lru_cache(maxsize=256)
+def _sampled(coarse: tuple[int, int], size: tuple[int, int], stride: int, offset: Offset, border: Border) -> Sampling:
+    """One object for each geometry: right after a network its code is cold, and Fractions take longer than pixels."""
+    height, width = size
     if min(height, width, stride) < 1 or int(stride) != stride:
         raise UsageError(
             f"Cannot upsample to {height} x {width} with stride {stride}; all must be whole and at least 1."
@@ -217,7 +254,7 @@ def _sampling(scores: Tensor, size: Sequence[int], stride: int, offset: Offset, 
         raise UnknownName("border rule", border, ["fade", "replicate"])
     pair = offset if isinstance(offset, tuple) else (offset, offset)
     rows, columns = (Fraction(o).limit_denominator(1 << 16) for o in pair)
-    return Sampling.of((scores.shape[2], scores.shape[3]), (height, width), int(stride), (rows, columns), border)
+    return Sampling.of(coarse, size, int(stride), (rows, columns), border)
 
 
 def _loss(

@@ -49,7 +49,6 @@ class Plan(NamedTuple):
     """Where the pixels lie, as the kernels want it (see `fullyconv.ops.numba`)."""
 
     tasks: Any  # T x 3 int64: image, first band, last band (not included)
-    ticket: Any  # one int64: the next task
     shape: Any  # of the coarse map: classes, rows, columns
     size: Any  # of the image: rows, columns
     first: Any  # coarse row and column of the window's first cell
@@ -117,6 +116,23 @@ def fetch(scores: Any, n: Any, row: Any, plan: Any, out: Any) -> None:
         copy(scores, line + x + low, out, to + low, high - low)
         for q in range(high, columns):
             out[to + q] = right
+
+
+@jit
+def _check(cells: Any, room: Any, state: Any) -> None:
+    """state[1] = 1 if a cell is not finite: nothing times it is then zero."""
+    total = spread(F32(0))
+    whole = cells.size - cells.size % WIDTH
+    for at in range(0, whole, WIDTH):
+        total = total + spread(F32(0)) * load(cells, at)
+    store(total, room, 0)
+    rest = F32(0)
+    for at in range(whole, cells.size):
+        rest += F32(0) * cells[at]
+    for q in range(WIDTH):
+        rest += room[q]
+    if rest != 0:  # nor is NaN equal to it
+        state[1] = 1
 
 
 @jit
@@ -307,18 +323,23 @@ def _paste(plan: Any, tile: Any, n: Any, band: Any, interval: Any, image: Any) -
 
 
 @jit
-def labels(scores: Any, plan: Any, work: Any, images: Any) -> None:
-    """Labels N H W (uint8 or uint16, flat) of the tasks that this thread draws; scores N K h w, flat."""
+def labels(scores: Any, plan: Any, state: Any, work: Any, images: Any) -> None:
+    """Labels N H W (uint8 or uint16, flat) of the tasks that this thread draws; scores N K h w, flat.
+
+    state: two int64, the next task and whether a score that is not finite was met (then labels mean nothing).
+    """
     classes, columns = plan.shape[0], plan.columns
     above, below, upper, lower = work.above, work.below, work.upper, work.lower
-    task = take_ticket(plan.ticket)
+    task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
         fetch(scores, n, first, plan, below)
+        _check(below, work.least, state)
         _winners(below, classes, columns, lower)
         for band in range(first, last):
             above, below, upper, lower = below, above, lower, upper
             fetch(scores, n, band + 1, plan, below)
+            _check(below, work.least, state)
             _winners(below, classes, columns, lower)
             _fill_pure(plan, n, band, upper, work.line, images)
             for column in range(0, columns - 1, WIDTH):
@@ -331,7 +352,7 @@ def labels(scores: Any, plan: Any, work: Any, images: Any) -> None:
                         count = _select(work.alive, found, q, work.chosen)
                         _label_tile(plan, work.plane, q, work.some, work.chosen, count, work.tile, work.best)
                         _paste(plan, work.tile, n, band, column + q, images)
-        task = take_ticket(plan.ticket)
+        task = take_ticket(state)
 
 
 @jit
@@ -353,19 +374,21 @@ def _share(plan: Any, plane: Any, q: Any, classes: Any, best: Any, share: Any) -
 
 
 @jit
-def confidences(scores: Any, plan: Any, work: Any, images: Any, shares: Any) -> None:
+def confidences(scores: Any, plan: Any, state: Any, work: Any, images: Any, shares: Any) -> None:
     """Labels as `labels`, and the softmax probability of each, N H W float32, flat; every class is computed, so
     `work.chosen` has to count 0, 1, 2, ... as it does when made.
     """
     classes, columns = plan.shape[0], plan.columns
     above, below = work.above, work.below
-    task = take_ticket(plan.ticket)
+    task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
         fetch(scores, n, first, plan, below)
+        _check(below, work.least, state)
         for band in range(first, last):
             above, below = below, above
             fetch(scores, n, band + 1, plan, below)
+            _check(below, work.least, state)
             for column in range(0, columns - 1, WIDTH):
                 for k in range(classes):
                     _keep(above, below, k * columns + column, k, 0, k, work.some, work.alive, work.plane)
@@ -375,4 +398,4 @@ def confidences(scores: Any, plan: Any, work: Any, images: Any, shares: Any) -> 
                         _share(plan, work.plane, q, classes, work.best, work.share)
                         _paste(plan, work.tile, n, band, column + q, images)
                         _paste(plan, work.share, n, band, column + q, shares)
-        task = take_ticket(plan.ticket)
+        task = take_ticket(state)

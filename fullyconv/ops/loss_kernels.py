@@ -318,11 +318,11 @@ def _clear(values: Any) -> None:
 
 
 @jit
-def losses(scores: Any, plan: Any, work: Any, wanted: Any) -> None:
+def losses(scores: Any, plan: Any, state: Any, work: Any, wanted: Any) -> None:
     """Cross entropy of the tasks that this thread draws; scores N K h w, flat."""
     (classes, height, width), columns = plan.shape, plan.columns
     above, below, up, down = work.above, work.below, work.up, work.down
-    task = take_ticket(plan.ticket)
+    task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
         fetch(scores, n, first, plan, below)
@@ -338,7 +338,7 @@ def losses(scores: Any, plan: Any, work: Any, wanted: Any) -> None:
                 _put_row(plan, up, band, wanted.gradient, _place(plan, n, band), height * width)
         if wanted.gradient.size:
             _put_row(plan, down, last, wanted.spill, task * classes * width, width)
-        task = take_ticket(plan.ticket)
+        task = take_ticket(state)
 
 
 @jit

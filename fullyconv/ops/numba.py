@@ -19,7 +19,7 @@ from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.kernels import Plan
 from fullyconv.ops.loss import Loss, bad_label
 from fullyconv.ops.loss_kernels import Wanted
-from fullyconv.ops.sampling import Axis, Sampling
+from fullyconv.ops.sampling import Axis, NotFinite, Sampling
 from fullyconv.ops.vectors import WIDTH
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
@@ -31,19 +31,19 @@ NOTHING = np.empty(0, np.float32)
 
 
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
-    """N H W of `dtype` (uint8 or uint16)."""
+    """N H W of `dtype` (uint8 or uint16); raises NotFinite."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     plan, cells, out = _plan(scores, sampling), _flat(scores), _flat(labels)
-    _run(plan, lambda: kernels.labels(cells, plan, kernels.scratch(plan, out.dtype), out))
+    _run(plan, lambda state: kernels.labels(cells, plan, state, kernels.scratch(plan, out.dtype), out))
     return labels
 
 
 def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """N H W of `dtype` and N H W float32."""
+    """N H W of `dtype` and N H W float32; raises NotFinite."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     confidence = torch.empty((len(scores), *sampling.size))
     plan, cells, out, shares = _plan(scores, sampling), _flat(scores), _flat(labels), _flat(confidence)
-    _run(plan, lambda: kernels.confidences(cells, plan, kernels.scratch(plan, out.dtype), out, shares))
+    _run(plan, lambda state: kernels.confidences(cells, plan, state, kernels.scratch(plan, out.dtype), out, shares))
     return labels, confidence
 
 
@@ -65,30 +65,32 @@ ENGINE = Engine(losses, total)
 
 
 def _flat(values: Tensor) -> Any:
-    return values.detach().contiguous().view(-1).numpy()
+    if values.requires_grad or not values.is_contiguous():
+        values = values.detach().contiguous()
+    return values.numpy().reshape(-1)
 
 
-def _run(plan: Plan, kernel: Callable[[], None]) -> None:
-    """Let every thread draw tasks until none is left."""
-    threads.run(lambda _: kernel(), min(torch.get_num_threads(), len(plan.tasks)))
+def _run(plan: Plan, kernel: Callable[[Any], None]) -> None:
+    """Let every thread draw tasks until none is left: kernel(state)."""
+    state = np.zeros(2, np.int64)
+    threads.run(lambda _: kernel(state), min(torch.get_num_threads(), len(plan.tasks)))
+    if state[1]:
+        raise NotFinite
 
 
 def _plan(scores: Tensor, sampling: Sampling) -> Plan:
-    images, classes, height, width = scores.shape
-    return _layout(sampling, images)._replace(ticket=np.zeros(1, np.int64), shape=(classes, height, width))
+    return _layout(sampling, len(scores), scores.shape[1])
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(sampling: Sampling, images: int) -> Plan:
-    """All that follows from the sizes alone; without ticket and shape."""
+def _layout(sampling: Sampling, images: int, classes: int) -> Plan:
     rows, columns, stride = sampling.rows, sampling.columns, sampling.stride
     down, across = (np.array(axis.phases(), np.float32) for axis in (rows, columns))
     cells = columns.last - columns.first + 2
     lanes_y, lanes_x, pitch = _lanes(down, across)
     return Plan(
         tasks=_tasks(rows, images),
-        ticket=None,
-        shape=None,
+        shape=(classes, rows.cells, columns.cells),
         size=sampling.size,
         first=(rows.first, columns.first),
         lead=(rows.lead, columns.lead),
@@ -153,7 +155,7 @@ def _pass(
         sums=np.zeros((len(plan.tasks), 2)),
         counts=np.zeros((len(plan.tasks), 2), np.int64),
     )
-    _run(plan, lambda: loss_kernels.losses(cells, plan, loss_kernels.scratch(plan, gradient), wanted))
+    _run(plan, lambda state: loss_kernels.losses(cells, plan, state, loss_kernels.scratch(plan, gradient), wanted))
     if wanted.counts[:, 0].any():
         raise bad_label(int(wanted.counts[wanted.counts[:, 0] > 0][0, 1]), classes, loss.ignore)
     if gradient:

@@ -21,9 +21,14 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "Border", "Sampling", "fold", "window"]
+__all__ = ["Axis", "Border", "NotFinite", "Sampling", "fold", "window"]
 
 Border = Literal["fade", "replicate"]
+
+
+@final
+class NotFinite(Exception):
+    """A score is not a finite number and the implementation cannot tell what follows from it; never leaves `ops`."""
 
 
 @final
@@ -89,9 +94,9 @@ class Axis:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sampling:
-    """Both axes of an upsampling and its border rule."""
+    """Both axes of an upsampling and its border rule; equal to itself alone, so that tables of them are quick."""
 
     rows: Axis
     columns: Axis
