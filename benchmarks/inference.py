@@ -48,11 +48,8 @@ def ours(height: int, width: int, precision: str) -> Callable[[], Any]:
     return lambda: predictor(image)
 
 
-def torchfcn(height: int, width: int) -> Callable[[], Any]:
+def torchfcn_class() -> Any:
     """The installed class; its package's own import pulls in Chainer for downloads, which the network does not use."""
-    import numpy as np
-    import torch
-
     found = importlib.util.find_spec("torchfcn")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("torchfcn is not installed")
@@ -62,7 +59,14 @@ def torchfcn(height: int, width: int) -> Callable[[], Any]:
         package.__path__ = [str(path)]
         sys.modules[name] = package
     sys.modules["fcn"] = types.ModuleType("fcn")
-    network = importlib.import_module("torchfcn.models.fcn8s").FCN8s(n_class=CLASSES).eval()
+    return importlib.import_module("torchfcn.models.fcn8s").FCN8s
+
+
+def torchfcn(height: int, width: int) -> Callable[[], Any]:
+    import numpy as np
+    import torch
+
+    network = torchfcn_class()(n_class=CLASSES).eval()
     with torch.no_grad():
         for p in network.score_fr.parameters():
             p.normal_(0, 0.01)

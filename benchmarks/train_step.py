@@ -1,43 +1,54 @@
-"""Images learned a second: our step against a plain torchvision (and segmentation_models.pytorch) model on one trunk.
+"""Training steps: ours beside the same network in plain torch and beside others' networks on the same trunk.
 
-    python benchmarks/train_step.py [--size 360 480] [--batch 4] [--rounds 5] [--trunk mobilenet_v2] [--out FILE.json]
+    python benchmarks/train_step.py [--trunk resnet18] [--size 360 480] [--batch 4] [--rounds 7] [--rivals PYTHON]
+                                    [--json FILE]
 
-Rivals are what their own training scripts run: torchvision's FCN head on the trunk's last feature map (references/
-segmentation), or SMP's FPN with that encoder where it is installed; contiguous tensors, fp32, interpolate + cross
-entropy. Every variant takes its turn in each round of one process; the figures are medians. Our networks do more
-work (skips down to stride 8 or 4), which is said with their pixels' strides.
+Ours is a step of `fullyconv train`: bytes in, optimiser's step done, huge pages as on its command line. The plain
+rival is the same FCN-8s as everyone writes it: contiguous float32, full-size scores by interpolation, torch's cross
+entropy, default allocator; for VGG16 it is pip's torchfcn FCN8s (pad 100), in the environment PYTHON made from
+requirements/rivals.lock. Others: torchvision's FCN head on the trunk's last map, SMP's FPN, where they are installed.
+Each has its own process, all take turns, figures are medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
+import os
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from fullyconv import models, ops
-from fullyconv.recipes import read
-from fullyconv.train.course import training_mode
-from fullyconv.train.optimisation import optimizer_for
-from fullyconv.train.step import Batch, gradients
-from fullyconv.train.world import World
+import contest
 
 CLASSES = 12
+PLAIN, TORCHFCN, TORCHVISION, SMP = "plain FCN-8s fp32", "torchfcn FCN8s fp32", "torchvision FCNHead", "smp FPN"
 
 
-def ours(name: str, batch: Batch, precision: str) -> Callable[[], object]:
-    """A step of `fullyconv train`: uint8 in, optimiser's step done."""
-    recipe = read(None, {"model": name, "precision": precision, "batch_size": len(batch.images)})
-    model = models.create(name, classes=CLASSES, quiet=True).to(memory_format=torch.channels_last)
+def data(batch: int, height: int, width: int) -> tuple[Any, Any]:
+    """Images N H W 3 and labels N H W, bytes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (batch, height, width, 3)).astype(np.uint8)
+    return images, rng.integers(0, CLASSES, (batch, height, width)).astype(np.uint8)
+
+
+def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> Callable[[], object]:
+    """A step of `fullyconv train`."""
+    import torch
+
+    from fullyconv import models
+    from fullyconv.recipes import read
+    from fullyconv.train.course import training_mode
+    from fullyconv.train.optimisation import optimizer_for
+    from fullyconv.train.step import Batch, gradients
+    from fullyconv.train.world import World
+
+    batch = Batch(images, {"semantic": labels}, tuple(map(str, range(len(images)))))
+    recipe = read(None, {"model": name, "precision": precision, "batch_size": len(images), "optimizer": "sgd"})
+    model = models.create(name, classes=CLASSES, quiet=True, padding=padding or None)
+    model = model.to(memory_format=torch.channels_last)
     training_mode(model, recipe)
     optimizer, world = optimizer_for(model, recipe), World(0, 1, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -50,106 +61,143 @@ def ours(name: str, batch: Batch, precision: str) -> Callable[[], object]:
     return step
 
 
-def plain(model: nn.Module, batch: Batch) -> Callable[[], object]:
-    """The same with the rivals' loop: normalised float NCHW in, full-size scores, torch's cross entropy."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
+def plain(network: Any, images: Any, labels: Any) -> Callable[[], object]:
+    """The rivals' loop: normalised float NCHW in, full-size scores, torch's cross entropy, SGD with momentum."""
+    import torch
+    import torch.nn.functional as F
+
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), 1e-10, momentum=0.9)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    labels = torch.from_numpy(batch.labels["semantic"]).long()
+    truth = torch.from_numpy(labels).long()
 
     def step() -> None:
-        x = (torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous() / 255 - mean.view(3, 1, 1)) / std.view(
-            3, 1, 1
-        )
-        scores: Any = model(x)
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() / 255
+        scores: Any = network((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
         scores = scores["out"] if isinstance(scores, dict) else scores
-        F.cross_entropy(scores, labels, ignore_index=255).backward()
+        F.cross_entropy(scores, truth, ignore_index=255).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-class TorchvisionFCN(nn.Module):
+def plain_fcn(trunk: str) -> Any:
+    """The network of ours, its scores interpolated."""
+    import torch
+    import torch.nn.functional as F
+
+    from fullyconv import models
+
+    network = models.create(f"fcn8s-{trunk}", classes=CLASSES, quiet=True)
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Any) -> Any:
+            coarse = self.network.coarse(x)["semantic"]
+            return F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+    return Plain()
+
+
+def torchfcn() -> Any:
+    from inference import torchfcn_class
+
+    return torchfcn_class()(n_class=CLASSES)
+
+
+def torchvision_fcn(trunk: str) -> Any:
     """torchvision's `_SimpleSegmentationModel` with its FCNHead on a trunk whose classifier is left out."""
+    import torch
+    import torchvision
+    from torchvision.models.segmentation.fcn import FCNHead
 
-    def __init__(self, trunk: str) -> None:
-        super().__init__()
-        import torchvision
-        from torchvision.models.segmentation.fcn import FCNHead
+    whole = getattr(torchvision.models, trunk)(weights=None)
+    features = whole.features if hasattr(whole, "features") else torch.nn.Sequential(*list(whole.children())[:-2])
+    with torch.no_grad():
+        channels = features(torch.zeros(1, 3, 64, 64)).shape[1]
 
-        net = getattr(torchvision.models, trunk)(weights=None)
-        self.features = net.features if hasattr(net, "features") else nn.Sequential(*list(net.children())[:-2])
-        with torch.no_grad():
-            channels = self.features(torch.zeros(1, 3, 64, 64)).shape[1]
-        self.head = FCNHead(channels, CLASSES)
+    class TorchvisionFCN(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = features, FCNHead(channels, CLASSES)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(self.head(self.features(x)), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        def forward(self, x: Any) -> Any:
+            scores = self.head(self.features(x))
+            return torch.nn.functional.interpolate(scores, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
-
-class Padded(nn.Module):
-    """A network that takes multiples of 32 only, fed as its users must: padded below and right, the scores cut."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[-2:]
-        scores: torch.Tensor = self.network(F.pad(x, (0, -width % 32, 0, -height % 32)))
-        return scores[..., :height, :width]
+    return TorchvisionFCN()
 
 
-def variants(trunk: str, batch: Batch) -> dict[str, Callable[[], object]]:
-    finest = 16 if trunk.startswith("squeezenet") else 32
-    found = {
-        f"fullyconv fcn{s}s-{trunk} {p}": ours(f"fcn{s}s-{trunk}", batch, p)
-        for s in (finest, 8, 4)
-        for p in ("fp32", "bf16")
-    }
-    found["torchvision FCNHead, stride 32, fp32"] = plain(TorchvisionFCN(trunk), batch)
-    try:
-        import segmentation_models_pytorch as smp
+def smp_fpn(trunk: str) -> Any:
+    """Fed as its users must feed a network that takes multiples of 32 only: padded, the scores cut."""
+    import segmentation_models_pytorch as smp
+    import torch
 
-        found["smp FPN, stride 4, fp32"] = plain(Padded(smp.FPN(trunk, encoder_weights=None, classes=CLASSES)), batch)
-    except ImportError:
-        print("segmentation_models_pytorch is not installed; its row is left out", file=sys.stderr)
-    return found
+    encoder = {"mobilenet_v3_large": "timm-mobilenetv3_large_100"}.get(trunk, trunk)
+
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = smp.FPN(encoder, encoder_weights=None, classes=CLASSES)
+
+        def forward(self, x: Any) -> Any:
+            height, width = x.shape[-2:]
+            padded = torch.nn.functional.pad(x, (0, -width % 32, 0, -height % 32))
+            return self.network(padded)[..., :height, :width]
+
+    return Padded()
+
+
+def contestants(trunk: str) -> list[str]:
+    """The rival that ratios are to comes first of the rivals."""
+    if trunk == "vgg16":
+        own = [f"fullyconv fcn8s-vgg16 {p} {padding}" for padding in ("paper", "same") for p in ("fp32", "bf16")]
+        return [*own, TORCHFCN]
+    return [*(f"fullyconv fcn8s-{trunk} {p}" for p in ("fp32", "bf16")), PLAIN, TORCHVISION, SMP]
+
+
+def worker(who: str, trunk: str, size: tuple[int, int], batch: int) -> None:
+    images, labels = data(batch, *size)
+    if who.startswith("fullyconv"):
+        _, name, precision, *padding = who.split()
+        return contest.answer(ours(name, precision, "".join(padding), images, labels))
+    made = {PLAIN: lambda: plain_fcn(trunk), TORCHFCN: torchfcn, TORCHVISION: lambda: torchvision_fcn(trunk)}
+    return contest.answer(plain(made.get(who, lambda: smp_fpn(trunk))(), images, labels))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs=2, default=(360, 480))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--trunk", default="resnet18")
+    parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--trunk", default="mobilenet_v2")
-    parser.add_argument("--out")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (a.batch, *a.size, 3)).astype(np.uint8)
-    labels = {"semantic": rng.integers(0, CLASSES, (a.batch, *a.size)).astype(np.uint8)}
-    steps = variants(a.trunk, Batch(images, labels, tuple(map(str, range(a.batch)))))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(a.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_number:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: round(a.batch / statistics.median(s), 2) for name, s in seconds.items()}
-    result = {
-        "images_per_second": rates,
-        "size": a.size,
-        "batch": a.batch,
-        "machine": f"{torch.backends.cpu.get_cpu_capability()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "loss": ops.choose("upsample_cross_entropy", torch.zeros(1, CLASSES, 8, 8)),
-    }
-    print(json.dumps(result, indent=1))
-    if a.out:
-        with open(a.out, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    if a.worker:
+        return worker(a.worker, a.trunk, tuple(a.size), a.batch)
+    before, taking_part = contest.machine(), []
+    for name in contestants(a.trunk):
+        mine = name.startswith("fullyconv")
+        python = a.rivals if name in (TORCHFCN, SMP) else sys.executable
+        command = [python, __file__, "--worker", name, "--trunk", a.trunk, "--batch", str(a.batch), "--size"]
+        path = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))} if python == sys.executable else {}
+        settings = {**path, **(contest.HUGE if mine else {})}
+        taking_part.append(contest.Contestant(name, [*command, *map(str, a.size)], settings))
+    found = contest.compete(taking_part, a.rounds)
+    rival = TORCHFCN if a.trunk == "vgg16" else PLAIN
+    for figures in found.values():
+        if "ms" in figures:
+            figures["images_per_second"] = round(a.batch * 1000 / figures["ms"], 2)
+    contest.with_ratios(found, rival)
+    contest.show(f"training step, {a.trunk}, {a.size[0]}x{a.size[1]}, batch {a.batch}, beside {rival}", found)
+    result = {"trunk": a.trunk, "size": a.size, "batch": a.batch, "machine": before, "figures": found}
+    return contest.finish(result, a.json)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ MIB = 1 << 20
 # libraries, compiled kernels (measured with torch 2.15 on Linux). On a GPU: the context and its libraries' workspaces
 # (not measured).
 RUNTIME = {"cpu": 720 * MIB, "cuda": 600 * MIB}
+# Beside that on the CPU, measured as well: what autograd and an optimiser load, the gaps that maps of many sizes leave
+# in the heap, and the largest weight laid out anew for the forward and for the backward pass.
+TRAINER, GAPS, LAID_OUT = 110 * MIB, 1.12, 2
 Optimizer = Literal["sgd", "adamw"]
 
 
@@ -83,6 +86,9 @@ def estimate(
     size = (batch, model.preprocessing.channels, height, width)
     if training:
         flops, weights, working = _training(network.train(), size, precision, optimizer)
+        if device == "cpu":
+            largest = max((p.numel() * p.element_size() for p in parameters if p.ndim == 4), default=0)
+            working = TRAINER + int(GAPS * working) + LAID_OUT * largest
     else:
         flops, weights, working = _prediction(network.eval(), size, precision, device)
     return Cost(
@@ -117,6 +123,7 @@ def _prediction(model: Any, size: tuple[int, ...], precision: str, device: str) 
     weights = _bytes(model)
     if device == "cpu" and torch._C._has_mkldnn:
         weights += ready.packed_bytes
+        working += ready.scratch_bytes
     return flops, weights, working
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fullyconv import allocator
+
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES = """
 from fullyconv.allocator import huge_pages
@@ -46,3 +48,29 @@ def test_the_command_line_asks_before_torch_is_loaded() -> None:
 
 def test_the_users_own_choice_stays() -> None:
     assert run(ORDER, THP_MEM_ALLOC_ENABLE="0") == "0"
+
+
+GAPS = """
+import torch
+from fullyconv.allocator import give_back
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+blocks = [torch.ones(25_000) for _ in range(1000)]
+between = blocks[::100]  # what is kept lies between what is freed, so the heap cannot shrink by itself
+del blocks
+before = held()
+print(give_back(), before - held())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_free_memory_between_kept_tensors_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
+    asked, mib = done.stdout.split()
+    assert asked == "True"
+    assert int(mib) > 50
+
+
+def test_other_systems_keep_their_heap(monkeypatch) -> None:
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    assert not allocator.give_back()

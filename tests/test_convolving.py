@@ -248,6 +248,11 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     assert copied_bytes(conv, torch.bfloat16, layer(), False) == 2 * conv.numel()
 
 
+def test_only_matrices_of_windows_are_laid_out_beside_the_layer() -> None:
+    assert convolving.scratch_bytes((4096, 512, 7, 7), torch.float32, layer()) == 3 * convolving.PART
+    assert convolving.scratch_bytes((512, 512, 3, 3), torch.float32, layer()) == 0
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()

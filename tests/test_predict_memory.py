@@ -14,6 +14,7 @@ from test_predict_tiles import trained
 
 from fullyconv.cost import Live
 from fullyconv.errors import UsageError
+from fullyconv.predict import memory
 from fullyconv.predict.memory import parse_size, peak_bytes, resident, tile_for
 
 
@@ -57,6 +58,22 @@ def test_a_larger_budget_gives_a_larger_tile_and_a_tiny_one_is_refused_with_what
     assert resident() > 10**7
 
 
+def test_where_the_system_tells_no_peak_the_sizes_of_tensors_decide(monkeypatch) -> None:
+    model = trained("fcn8s-mobilenet_v2")
+    monkeypatch.setattr(memory, "_forget_peak", lambda: False)
+    assert memory._measured(model) is None
+    tiles = [tile_for(model, resident() + budget * 10**6) for budget in (800, 1600)]
+    assert 32 <= tiles[0] < tiles[1]
+
+
+def test_a_peak_that_cannot_be_forgotten_is_told(monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert not memory._forget_peak()
+
+
 LIMITED = """
 import json, sys
 import numpy as np, torch
@@ -87,6 +104,6 @@ def test_a_tile_chosen_for_a_limit_keeps_the_whole_process_under_it() -> None:
         return held, limit, peak
 
     held, limit, peak = measured("tiled")
-    assert peak <= 1.05 * limit  # what libraries keep a shape is not known to the byte; seen up to 1.03
+    assert peak <= limit
     whole_held, _, whole = measured("whole")
     assert whole - whole_held > 2 * (peak - held)

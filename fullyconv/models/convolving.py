@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Digits", "Layer", "Packed", "Product", "Way", "choose", "copied_bytes", "has_byte_products", "way_of"]
+__all__ = [
+    "Digits",
+    "Layer",
+    "Packed",
+    "Product",
+    "Way",
+    "choose",
+    "copied_bytes",
+    "has_byte_products",
+    "scratch_bytes",
+    "way_of",
+]
 
 HUGE = 1 << 24  # numbers in a weight from which it is not copied: fc6 and fc7
 # What `Product` lays out or converts at a time: as much as C's allocator keeps for the next turn (below 32 MiB).
@@ -69,6 +80,11 @@ def copied_bytes(weight: Tensor, dtype: torch.dtype, layer: Layer, folded: bool)
     if way is Product:
         return weight.numel() * weight.element_size() if folded else 0
     return weight.numel() * (3 if way is Digits else dtype.itemsize)
+
+
+def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> int:
+    """What the chosen way lays out at a time: windows, converted weights, and as much again inside the product."""
+    return 3 * PART if choose(shape, dtype, layer) is Product else 0
 
 
 def has_byte_products() -> bool:

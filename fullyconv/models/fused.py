@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fullyconv.models.convolving import Layer, Way, copied_bytes, way_of
+from fullyconv.models.convolving import Layer, Way, copied_bytes, scratch_bytes, way_of
 from fullyconv.models.trace import _Leaves, trace
 
 __all__ = ["Convolution", "fused"]
@@ -37,6 +37,11 @@ class Convolution(nn.Module):
         """What copies of the weights take on the CPU."""
         conv, norm = self._parts
         return copied_bytes(conv.weight, self.dtype, self.layer, norm is not None)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the layer lays out beside its input and output on the CPU."""
+        return scratch_bytes(self._parts[0].weight.shape, self.dtype, self.layer)
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) with batch norm in them; the network's own where there is none."""

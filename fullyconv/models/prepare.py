@@ -62,6 +62,12 @@ class Prepared:
         return sum(m.packed_bytes for n in self._networks for m in n.modules() if isinstance(m, Convolution))
 
     @property
+    def scratch_bytes(self) -> int:
+        """What the largest layers lay out beside their inputs and outputs on the CPU, once the network was called."""
+        layers = (m for n in self._networks for m in n.modules() if isinstance(m, Convolution))
+        return max((m.scratch_bytes for m in layers), default=0)
+
+    @property
     def background_bytes(self) -> int:
         """What is kept of empty images."""
         return sum(w.held_bytes for w in self._windows)

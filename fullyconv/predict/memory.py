@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fullyconv.allocator import give_back
 from fullyconv.cost import working_bytes
 from fullyconv.errors import UsageError
 from fullyconv.predict.tiling import plan
@@ -20,6 +21,8 @@ PROBES = (256, 512)
 # pixel, squeezenet more): convolution workspaces and the allocator's gaps grow with the window; repacked weights and
 # code compiled for every new shape do not.
 SLACK, COMPILED = 2.4, 200 * 2**20
+# Where windows are measured: what their sizes may leave out of the slope, and of code compiled for further shapes.
+MARGIN, SPARE = 1.15, 48 * 2**20
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 
@@ -54,14 +57,11 @@ def peak_bytes(model: Any, side: int) -> int:
 def tile_for(model: Any, budget: int) -> int:
     """The largest tile (core, pixels a side) whose reading keeps the whole process within `budget` bytes.
 
-    `UsageError` when not even the smallest tile fits, naming what would.
+    Two small windows are really read and what the process then held at most is carried on to larger ones; where the
+    system does not tell, the sizes of the tensors are. `UsageError` when not even the smallest tile fits, naming what
+    would.
     """
-    _warm(model)
-    held = resident()
-    small, large = (peak_bytes(model, side) for side in PROBES)
-    slope = SLACK * (large - small) / (PROBES[1] ** 2 - PROBES[0] ** 2)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fixed = held + COMPILED + weights + max(0.0, small - slope / SLACK * PROBES[0] ** 2)
+    fixed, slope = _measured(model) or _reckoned(model)
     least = plan(model, 1)
     side = math.isqrt(int(max(0.0, budget - fixed) / slope))
     core = (side - 2 * least.context) // least.align * least.align
@@ -74,8 +74,50 @@ def tile_for(model: Any, budget: int) -> int:
     )
 
 
-def _warm(model: Any) -> None:
-    """Label a small picture, so that what is compiled and loaded once is already held when memory is counted."""
+def _measured(model: Any) -> tuple[float, float] | None:
+    """(bytes the process holds whatever the window, bytes a pixel of the window), from windows that were read."""
+    peaks = []
+    for side in PROBES:
+        for _ in range(2):  # the first of a size makes what the next ones find
+            give_back()
+            if not _forget_peak():
+                return None
+            _read(model, side)
+        peaks.append(_peak())
+    small, large = (side * side for side in PROBES)
+    # Memory comes in pages and in leaps: never less than the tensors themselves.
+    grown = peaks[1] - peaks[0], peak_bytes(model, PROBES[1]) - peak_bytes(model, PROBES[0])
+    slope = max(grown) / (large - small)
+    return peaks[1] - slope * large + SPARE, MARGIN * slope
+
+
+def _reckoned(model: Any) -> tuple[float, float]:
+    """The same by the sizes of tensors."""
+    _read(model, PROBES[0])
+    held = resident()
+    small, large = (peak_bytes(model, side) for side in PROBES)
+    slope = SLACK * (large - small) / (PROBES[1] ** 2 - PROBES[0] ** 2)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return held + COMPILED + weights + max(0.0, small - slope / SLACK * PROBES[0] ** 2), slope
+
+
+def _forget_peak() -> bool:
+    """Set the kernel's high-water mark of this process back to what it holds; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return bool(_peak())
+    except (OSError, StopIteration):
+        return False
+
+
+def _peak() -> int:
+    """The most bytes that this process held since `_forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def _read(model: Any, side: int) -> None:
+    """Label a picture of side x side pixels."""
     from fullyconv.predict import Predictor
 
-    Predictor(model)(np.zeros((PROBES[0], PROBES[0], model.preprocessing.channels), np.uint8))
+    Predictor(model)(np.zeros((side, side, model.preprocessing.channels), np.uint8))

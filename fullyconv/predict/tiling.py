@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fullyconv import ops
+from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
 from fullyconv.geometry import Tile, tiles
 
@@ -88,6 +89,7 @@ def read(coarse: Coarse, model: Any, size: tuple[int, int], cut: Plan, readout: 
     if cut.core is None or (size[0] <= cut.core[0] and size[1] <= cut.core[1]):
         pieces = _exact(coarse, model, [Tile(0, size[0], 0, size[0])], [Tile(0, size[1], 0, size[1])], readout)
     else:
+        coarse = _giving_back(coarse)
         rows, columns = (
             list(tiles(length, core, cut.align, cut.context)) for length, core in zip(size, cut.core, strict=True)
         )
@@ -97,6 +99,16 @@ def read(coarse: Coarse, model: Any, size: tuple[int, int], cut: Plan, readout: 
             else _exact(coarse, model, rows, columns, readout)
         )
     return _pasted(pieces, size)
+
+
+def _giving_back(coarse: Coarse) -> Coarse:
+    """`coarse`, with what the tile before left unused in the heap given back first: the peak is one tile's."""
+
+    def call(rows: slice, columns: slice) -> Any:
+        give_back()
+        return coarse(rows, columns)
+
+    return call
 
 
 Piece = tuple[str, int, int, tuple[Tensor, ...]]  # head, top, left, values
