@@ -87,16 +87,18 @@ def _instead(impl: str | None) -> str:
 
 def _labels_by(operation: str, impl: str | None, scores: Tensor, size: Sequence[int], *geometry: Any) -> Any:
     """What the module in charge gives. Compiled kernels notice scores that are not finite as they read them: a look at
-    all of them beforehand would take a good part of the time.
+    all of them beforehand would take a good part of the time, and so would autocast, which they know nothing of.
     """
-    sampling = _sampling(scores, size, *geometry)
-    function = {"upsample_argmax": "label", "upsample_softmax_max": "label_and_confidence"}[operation]
-    dtype = label_dtype(scores.shape[1])
-    with _full_precision(scores):
+    sampling, dtype = _sampling(scores, size, *geometry), label_dtype(scores.shape[1])
+    function = "label" if operation == "upsample_argmax" else "label_and_confidence"
+    name = _choose(operation, scores, impl)
+    if name == "numba":
         try:
-            return getattr(_module(_choose(operation, scores, impl)), function)(scores, sampling, dtype)
+            return getattr(_module(name), function)(scores, sampling, dtype)
         except NotFinite:
-            return getattr(_module(_instead(impl)), function)(scores, sampling, dtype)
+            name = _instead(impl)
+    with _full_precision(scores):
+        return getattr(_module(name), function)(scores, sampling, dtype)
 
 
 def _fast(scores: Tensor) -> str:

@@ -19,8 +19,9 @@ from fullyconv.ops.sampling import Axis, Sampling, fold, window
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
 
-# Full-resolution scores in flight: about what a CPU core's second-level cache holds, and enough to fill a GPU.
-CPU_BUDGET, DEVICE_BUDGET = 1 << 19, 1 << 25
+# Full-resolution scores in flight: on a CPU few enough for the caches, and enough to make up for calling some thirty
+# small operations a strip; enough to fill a GPU.
+CPU_BUDGET, DEVICE_BUDGET = 1 << 20, 1 << 25
 
 
 @final
