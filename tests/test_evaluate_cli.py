@@ -81,6 +81,12 @@ def test_evaluate_prints_a_table_and_a_run_directory_means_its_best_model(
     assert (tmp_path / "kept/predictions/p1.png").is_file()
 
 
+def test_the_table_says_what_was_not_done_plainly(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "evaluate", model, data, "--quiet", "--tta", "flip", "--tile", "32")
+    assert code == 0
+    assert "protocol native, averaged over flip, tiles of 32x32, means over" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -146,15 +146,25 @@ def table(result: Result) -> str:
         lines += [_row(c) for c in _classes(result, head)]
         lines.append("")
     about, data = result.about, result.about["data"]
+    means = "present in the truth" if about["average"] == "present" else about["average"]
     absent = [c["name"] for c in result.per_class if not c["pixels"]]
     lines.append(
-        f"{result.images} images of {data['name']}, split {data['split']}; protocol {about['protocol']}, means over "
-        f"classes {about['average']}{' in the truth' if about['average'] == 'present' else ''}; "
+        f"{result.images} images of {data['name']}, split {data['split']}; protocol {about['protocol']}"
+        f"{_ways(about)}, means over classes {means}; "
         f"{about['images_per_second']} images/s."
     )
     if absent:
         lines.append(f"Not in the truth: {', '.join(absent)}.")
     return "\n".join(lines)
+
+
+def _ways(about: Any) -> str:
+    """What was not done plainly: augmentation, tiles, a smaller precision."""
+    ways = [f"averaged over {' and '.join(about['tta'])}"] if about["tta"] else []
+    if tile := about["tiling"]["tile"]:
+        ways.append(f"tiles of {tile[0]}x{tile[1]}{' blended' if about['tiling']['blended'] else ''}")
+    ways += [about["precision"]] if about["precision"] != "fp32" else []
+    return "".join(f", {way}" for way in ways)
 
 
 def _classes(result: Result, head: str) -> Any:

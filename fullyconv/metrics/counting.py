@@ -107,14 +107,14 @@ def _inside(counts: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[
     """The K x K part of a table of all bytes; its last column stands for every prediction beyond."""
     if 0 <= ignore < 256:
         counts[ignore] = 0
-    if counts[classes:].any():
-        raise _bad_label(int(np.flatnonzero(counts[classes:].any(1))[0]) + classes, classes, ignore)
-    if counts[:, classes:].any():
-        raise _bad_prediction(int(np.flatnonzero(counts[:, classes:].any(0))[0]) + classes, classes)
     table = np.zeros((classes, classes), np.int64)
     seen = counts[:classes, :classes]
     table[: seen.shape[0], : seen.shape[1]] = seen
-    return table
+    if table.sum() == counts.sum():
+        return table
+    if counts[classes:].any():
+        raise _bad_label(int(np.flatnonzero(counts[classes:].any(1))[0]) + classes, classes, ignore)
+    raise _bad_prediction(int(np.flatnonzero(counts[:, classes:].any(0))[0]) + classes, classes)
 
 
 def _check(values: Any, classes: int, ignore: int, what: str) -> None:
