@@ -227,6 +227,7 @@ def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, bytes_pay
     assert choose((64, 64, 3, 3), f32, layer()) is Packed
     assert choose((4096, 512, 7, 7), f32, layer()) is Product
     assert choose((4096, 512, 7, 7), b16, signed) is Product
+    assert choose((4096, 4096, 1, 1), f32, layer()) is quick
 
 
 def test_weights_that_are_not_finite_are_packed(monkeypatch) -> None:

@@ -30,7 +30,7 @@ __all__ = [
     "way_of",
 ]
 
-HUGE = 1 << 24  # numbers in a weight from which it is not copied: fc6 and fc7
+HUGE = 1 << 24  # numbers in a weight beyond which it is not copied: fc6
 # What `Product` lays out or converts at a time: as much as C's allocator keeps for the next turn (below 32 MiB).
 PART = 26 << 20
 TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
@@ -55,7 +55,7 @@ class Layer:
 def choose(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> type[Packed] | type[Product] | type[Digits]:
     """The way for weights of this shape C' C h w: by layer and processor alone, so that the same picture gives the same
     bits."""
-    if layer.groups == 1 and math.prod(shape) >= HUGE:
+    if layer.groups == 1 and math.prod(shape) > HUGE:
         return Product
     sums = math.prod(shape[1:])
     if dtype == torch.float32 and layer.groups == 1 and layer.from_zero_up and TERMS <= sums <= MOST_TERMS:
@@ -128,6 +128,8 @@ class Product:
         self.matrix = (weight.permute(0, 2, 3, 1) if self.inner else weight).reshape(len(weight), -1)
 
     def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        if not self.inner:
+            x = x.contiguous()  # the windows are read along the rows
         if any(padding):
             x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         stride, dilation = self.layer.stride, self.layer.dilation

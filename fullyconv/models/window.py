@@ -29,6 +29,32 @@ STRIP = 8 << 20  # bytes of the widest map, where maps are handed on in strips
 
 
 @final
+class Background:
+    """The maps of a small empty image, and the parts that were read off them for the last image size."""
+
+    def __init__(self, maps: dict[str, Tensor]) -> None:
+        self.maps = maps
+        self.parts: dict[tuple[str, Region], Tensor] = {}
+        self._plan: Plan | None = None
+
+    def part(self, name: str, part: Region, plan: Plan) -> Tensor:
+        """`part` of the map `name` of an empty image of the plan's size."""
+        if plan is not self._plan:
+            self.parts, self._plan = {}, plan
+        found = self.parts.get((name, part))
+        if found is None:
+            found = self.parts[name, part] = self._read(name, part, plan)
+        return found
+
+    def _read(self, name: str, part: Region, plan: Plan) -> Tensor:
+        background = self.maps[name]
+        rows = stretched(part[0], plan.rows[name], plan.small_rows[name])
+        columns = stretched(part[1], plan.columns[name], plan.small_columns[name])
+        at = [torch.tensor(i, device=background.device) for i in (rows, columns)]
+        return background.index_select(2, at[0]).index_select(3, at[1])
+
+
+@final
 class Windowed:
     """A network of convolutions, poolings and pointwise layers, computed only where it sees the image.
 
@@ -42,7 +68,7 @@ class Windowed:
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         self._chains = _chains(self.nodes, set(self.outputs.values()))
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
-        self._backgrounds: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
+        self._backgrounds: OrderedDict[Any, Background] = OrderedDict()
 
     def __call__(self, x: Tensor) -> dict[Any, Tensor]:
         plan = self.plan(x.shape[2], x.shape[3])
@@ -67,7 +93,8 @@ class Windowed:
     @property
     def held_bytes(self) -> int:
         """What the backgrounds take."""
-        return sum(m.numel() * m.element_size() for maps in self._backgrounds.values() for m in maps.values())
+        held = (m for b in self._backgrounds.values() for m in (*b.maps.values(), *b.parts.values()))
+        return sum(m.numel() * m.element_size() for m in held)
 
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of H x W pixels; the last 64 sizes' are kept."""
@@ -77,15 +104,15 @@ class Windowed:
             plan = _remember(self._plans, size, cone.plan(self.nodes, set(self.outputs.values()), size), PLANS)
         return plan
 
-    def _background(self, plan: Plan, x: Tensor) -> dict[str, Tensor]:
+    def _background(self, plan: Plan, x: Tensor) -> Background:
         """Every map that is read beyond what is computed of it, for an empty image of the plan's small size."""
         if not plan.needed:
-            return {}
+            return Background({})
         key = (plan.small, x.device, x.dtype, plan.needed)
         found = self._backgrounds.get(key)
         if found is None:
             empty = x.new_zeros((1, x.shape[1], *plan.small)).contiguous(memory_format=torch.channels_last)
-            found = _remember(self._backgrounds, key, self._whole(empty, plan.needed), BACKGROUNDS)
+            found = _remember(self._backgrounds, key, Background(self._whole(empty, plan.needed)), BACKGROUNDS)
         return found
 
     def _whole(self, x: Tensor, needed: Sequence[str]) -> dict[str, Tensor]:
@@ -101,9 +128,7 @@ class Windowed:
                     values.pop(name, None)
         return kept
 
-    def _compute(
-        self, node: Node, plan: Plan, values: Mapping[str, Tensor], background: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _compute(self, node: Node, plan: Plan, values: Mapping[str, Tensor], background: Background) -> Tensor:
         region = plan.computed[node.name]
         if node.layers is None:
             return _apply(
@@ -117,7 +142,7 @@ class Windowed:
         together: int,
         plan: Plan,
         values: Mapping[str, Tensor],
-        background: Mapping[str, Tensor],
+        background: Background,
     ) -> Tensor:
         """The last map of the chain, `together` of its rows at a time, so that the wide maps before it are never whole
         in memory: they stay where the processor reaches them soonest."""
@@ -136,9 +161,7 @@ class Windowed:
         return torch.cat(parts, 2)
 
 
-def _part(
-    node: Node, region: Region, value: Tensor, held: Region, plan: Plan, background: Mapping[str, Tensor]
-) -> Tensor:
+def _part(node: Node, region: Region, value: Tensor, held: Region, plan: Plan, background: Background) -> Tensor:
     """The cells of `region` of a node with one input, of which `value` holds the cells of `held`."""
     name = node.inputs[0]
     if node.layers is None:
@@ -173,8 +196,9 @@ def _rows_together(chain: Sequence[Node], plan: Plan, images: int) -> int:
     """Rows of the chain's last map whose making holds about `STRIP` bytes of the widest map; 0: all at once."""
     largest = max(area(plan.computed[node.name]) * node.bytes for node in chain) * images
     (top, bottom), _ = plan.computed[chain[-1].name]
-    rows = (bottom - top) * STRIP // largest if largest and len(chain) > 1 else bottom
-    return max(1, rows) if rows * 2 <= bottom - top else 0
+    if len(chain) == 1 or largest <= 4 * STRIP:
+        return 0
+    return max(1, (bottom - top) * STRIP // largest)
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
@@ -240,7 +264,7 @@ def _overwritten(nodes: Sequence[Node], name: str) -> bool:
 
 
 def _fetch(
-    value: Tensor, name: str, region: Region, held: Region, plan: Plan, background: Mapping[str, Tensor], fill: float
+    value: Tensor, name: str, region: Region, held: Region, plan: Plan, background: Background, fill: float
 ) -> Tensor:
     """The cells of `region`: those that `value` holds, background round them, `fill` beyond the map."""
     if region == held:
@@ -257,7 +281,7 @@ def _fetch(
     for part in ring(region, core):
         _slice(out, region, part).fill_(fill)
     for part in ring(inside, core):
-        _slice(out, region, part).copy_(_empty_part(background[name], name, part, plan))
+        _slice(out, region, part).copy_(background.part(name, part, plan))
     _slice(out, region, core).copy_(_slice(value, held, core))
     return out
 
@@ -266,11 +290,3 @@ def _slice(tensor: Tensor, origin: Region, part: Region) -> Tensor:
     """`part` of a tensor whose first cell is `origin`'s."""
     (top, bottom), (left, right) = ((low - o[0], high - o[0]) for (low, high), o in zip(part, origin, strict=True))
     return tensor[:, :, top:bottom, left:right]
-
-
-def _empty_part(background: Tensor, name: str, part: Region, plan: Plan) -> Tensor:
-    """`part` of the map of an empty image, read off the small one."""
-    rows = stretched(part[0], plan.rows[name], plan.small_rows[name])
-    columns = stretched(part[1], plan.columns[name], plan.small_columns[name])
-    at = [torch.tensor(i, device=background.device) for i in (rows, columns)]
-    return background.index_select(2, at[0]).index_select(3, at[1])
