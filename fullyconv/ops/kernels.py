@@ -213,7 +213,7 @@ def _keep(above: Any, below: Any, at: Any, k: Any, bits: Any, found: Any, some: 
 
 @jit
 def _candidates(plan: Any, work: Any, above: Any, below: Any, column: Any, mixed: Any) -> Any:
-    """Classes that may win a pixel of the block's mixed intervals, ascending, and the bits of those; returns how many."""
+    """Classes that may win a pixel of the block's mixed intervals, ascending, and the bits of those; gives how many."""
     found, rival = 0, work.rival
     floor = load(work.least, 0)
     for k in range(plan.shape[0]):
