@@ -166,7 +166,7 @@ def test_a_supervised_run_survives_kills_and_ends_as_if_unkilled(tmp_path: Path,
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_two_hundred_kills(tmp_path: Path) -> None:
-    keys = KEYS | {"epochs": 120}
+    keys = KEYS | {"epochs": 110}
     assert call(train_until, keys, str(tmp_path / "whole"), False, timeout=3600) == 0
     done = supervised(tmp_path / "killed", 200, keys)
     print(f"{done} kills")
