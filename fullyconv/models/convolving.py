@@ -218,15 +218,21 @@ def weight_digits(weight: Tensor) -> tuple[Tensor, list[Tensor]]:
     """(scale float64 C', three digits int8 C' C h w, highest first) with weight = (2^16 d0 + 2^8 d1 + d2) / scale for
     each output channel, up to rounding at 2^-23 of its largest weight.
     """
-    largest = weight.abs().amax((1, 2, 3)).double()
-    scale = torch.where(largest > 0, 127.49 * 65536 / largest.clamp(min=1e-300), torch.ones_like(largest))
-    rest = torch.round(weight.double() * scale.view(-1, 1, 1, 1)).to(torch.int32)
-    parts = []
-    for _ in range(2):
-        digit = ((rest + 128) & 255) - 128
-        parts.append(digit.to(torch.int8))
-        rest = (rest - digit) >> 8
-    return scale, [rest.to(torch.int8), parts[1], parts[0]]
+    parts = [torch.empty(weight.shape, dtype=torch.int8) for _ in range(3)]
+    scale = torch.ones(len(weight), dtype=torch.float64)
+    together = max(1, PART // (8 * weight[0].numel()))  # float64 copies of some channels at a time
+    for first in range(0, len(weight), together):
+        some = slice(first, first + together)
+        numbers = weight[some].double()
+        largest = numbers.abs().amax((1, 2, 3))
+        scale[some] = torch.where(largest > 0, 127.49 * 65536 / largest.clamp(min=1e-300), scale[some])
+        rest = numbers.mul_(scale[some].view(-1, 1, 1, 1)).round_().to(torch.int32)
+        for part in (parts[2], parts[1]):
+            digit = ((rest + 128) & 255) - 128
+            part[some] = digit
+            rest = (rest - digit) >> 8
+        parts[0][some] = rest
+    return scale, parts
 
 
 Way = Packed | Product | Digits
