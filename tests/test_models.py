@@ -230,6 +230,21 @@ def test_early_fusion_takes_four_channels_and_the_mean_of_three_for_the_fourth(t
     assert model.report.adapted == ["features.0.weight"]
 
 
+def test_scores_and_their_gradients_are_float32_in_a_bfloat16_forward() -> None:
+    """oneDNN's bfloat16 gradient of 4,096 channels to a few writes past its memory (torch 2.15, with AMX)."""
+    model = fc.create("fcn16s-mobilenet_v2", 5)
+    seen: list[torch.dtype] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == 5:
+            layer.register_forward_hook(lambda _, given, made: seen.extend((given[0].dtype, made.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model.coarse(torch.randn(1, 3, 64, 64))["semantic"]
+    assert scores.dtype == torch.float32
+    assert seen == [torch.float32] * 4
+    scores.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_the_fixed_variant_trains_only_the_scores() -> None:
     model = fc.create("fcn32s-fixed-resnet18", 3)
     assert not any(p.requires_grad for p in model.trunk_parameters())

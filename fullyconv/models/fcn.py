@@ -8,6 +8,7 @@ FCN-32s, 16s and 8s are this class with taps (32,), (32, 16) and (32, 16, 8). So
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -51,7 +52,8 @@ class Stream(nn.Module):
 
     def forward(self, x: Tensor, head: str, features: Mapping[int, Tensor], tap: int) -> Tensor:
         feature = features[tap] * self.scales[tap] if tap in self.scales else features[tap]
-        scores: Tensor = self.score[head][str(tap)](feature)  # type: ignore[index]
+        layer: Any = self.score[head][str(tap)]  # type: ignore[index]
+        scores: Tensor = layer(feature.to(layer.weight.dtype))
         return scores
 
 
@@ -156,7 +158,12 @@ class FCN(nn.Module):
 
     def _score(self, x: Tensor, head: str, features: Mapping[str, Mapping[int, Tensor]], tap: int) -> Tensor:
         """The scores of one tap, averaged over the streams (late fusion: 0.5 and 0.5, as released)."""
-        found = [stream(x, head, features[key], tap) for key, stream in self.streams.items()]
+        # In float32 whatever the trunk's precision: scores are what is compared, and oneDNN's bfloat16 gradient of a
+        # 1x1 convolution from 4,096 channels to a few writes past its memory (torch 2.15, processors with AMX).
+        kind = x.device.type
+        cast = kind != "meta" and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if cast else nullcontext():
+            found = [stream(x, head, features[key], tap) for key, stream in self.streams.items()]
         return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
     def _up(self, head: str, tap: int, skip: Skip, scores: Tensor, finer: Tensor) -> Tensor:
