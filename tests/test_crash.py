@@ -499,11 +499,12 @@ def test_the_shim_sees_every_system_call_that_changes_the_disk(tmp_path: Path) -
 def test_a_reader_during_saves_always_finds_a_whole_model(tmp_path: Path) -> None:
     """Readers hold no lock: whatever instant they look at `last`, it loads."""
     path = prepared(tmp_path / "run")
+    checkpoint.read_model(path / "last").tensors  # noqa: B018: torch is loaded before the race begins
 
     def saving() -> None:
         with RunDirectory(path) as run:
             run.resume()
-            for step in range(3, 15):
+            for step in range(3, 60):
                 save(run, step, best=step % 2 == 0)
 
     child = os.fork()
@@ -513,12 +514,39 @@ def test_a_reader_during_saves_always_finds_a_whole_model(tmp_path: Path) -> Non
         finally:
             os._exit(0)
     seen = set()
+
+    def whole(stored: checkpoint.Stored) -> int:
+        step: int = stored.config["step"]
+        assert np.array_equal(stored.tensors["a"].numpy(), tensors(step)["a"])
+        return step
+
     while not os.waitpid(child, os.WNOHANG)[0]:
-        stored = checkpoint.read_model(path / "last")
-        step = stored.config["step"]
-        seen.add(step)
-        try:
-            assert np.array_equal(stored.tensors["a"].numpy(), tensors(step)["a"])
-        except DataError:  # only a checkpoint that has been pruned meanwhile
-            assert not stored.directory.exists()
+        seen.add(checkpoint.following(path / "last", whole))
     assert len(seen) > 1
+
+
+def test_what_a_link_led_to_may_go_while_it_is_read_but_not_what_was_named_itself(tmp_path: Path) -> None:
+    """The trainer prunes between a reader's first look and its reading of the weights."""
+    path = prepared(tmp_path / "run")
+    gone = []
+
+    def reading(stored: checkpoint.Stored) -> int:
+        if not gone:
+            gone.append(stored.directory)
+            with RunDirectory(path) as run:
+                run.resume()
+                for step in (3, 4, 5):
+                    save(run, step)
+            assert not stored.directory.exists()
+        return int(stored.config["step"] + 0 * len(stored.tensors))
+
+    assert checkpoint.following(path / "last", reading) == 5
+    gone.clear()
+    named = (path / "last").resolve()
+
+    def removing(stored: checkpoint.Stored) -> None:
+        shutil.rmtree(named)
+        stored.tensors  # noqa: B018
+
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        checkpoint.following(named, removing)

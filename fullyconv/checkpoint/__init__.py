@@ -23,6 +23,7 @@ A model directory (Hugging Face layout):
         stored.tensors                   {name: torch CPU tensor}, sha256-checked while read (first access; cached)
         stored.canary                    {"input": N C H W, head: N K h w, ...} or None, checked likewise
         stored.state                     what `state` was, or None, checked likewise
+    following(directory, use)            use(stored), begun again if `directory` is a link that moved on meanwhile
     check_canary(stored, run)            run(input) -> {head: scores}; DataError when the scores are not the stored ones
     verify(directory) -> Stored          reads and checks every byte now, without torch
 
@@ -37,8 +38,18 @@ A model directory (Hugging Face layout):
 Every refusal is an error of `fullyconv.errors` that names the file.
 """
 
-from fullyconv.checkpoint.model import Stored, check_canary, read_model, verify, write_model
+from fullyconv.checkpoint.model import Stored, check_canary, following, read_model, verify, write_model
 from fullyconv.checkpoint.run import RunDirectory
 from fullyconv.checkpoint.state import pack, unpack
 
-__all__ = ["RunDirectory", "Stored", "check_canary", "pack", "read_model", "unpack", "verify", "write_model"]
+__all__ = [
+    "RunDirectory",
+    "Stored",
+    "check_canary",
+    "following",
+    "pack",
+    "read_model",
+    "unpack",
+    "verify",
+    "write_model",
+]

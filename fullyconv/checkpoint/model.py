@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from fullyconv import tensorfile
 from fullyconv.checkpoint.manifest import (
@@ -27,7 +27,7 @@ from fullyconv.files import Written, new_directory, remove_stale, require_space,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Stored", "check_canary", "read_model", "verify", "write_model"]
+__all__ = ["Stored", "check_canary", "following", "read_model", "verify", "write_model"]
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CANARY, STATE, OPTIMISER, CARD = "canary.safetensors", "state.json", "optim.safetensors", "README.md"
@@ -131,6 +131,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+T = TypeVar("T")
+
+
 @final
 @dataclass(frozen=True)
 class Stored:
@@ -206,13 +209,22 @@ def read_model(directory: str | os.PathLike[str]) -> Stored:
     A link (a run's best or last) is followed once: what is returned is one checkpoint, even if the link moves on.
     Raises MissingInput when there is none, DataError naming the file that is missing, changed or does not fit.
     """
+    return following(directory, lambda stored: stored)
+
+
+def following(directory: str | os.PathLike[str], use: Callable[[Stored], T]) -> T:
+    """`use` of the model, from the start again when `directory` is a link that moved on in the middle of it.
+
+    A trainer prunes the checkpoint that its `last` pointed to a moment ago: who reads weights through a link while
+    somebody trains wants this rather than `read_model`.
+    """
     while True:
         where = os.path.realpath(directory)
         try:
             with storage_errors("Reading", where):
-                return _read_model(Path(where))
+                return use(_read_model(Path(where)))
         except (DataError, MissingInput):
-            if os.path.realpath(directory) == where:  # else the link has moved on, and the old checkpoint was pruned
+            if os.path.realpath(directory) == where:
                 raise
 
 

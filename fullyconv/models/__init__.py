@@ -142,12 +142,7 @@ def _load_weights(model: FCN, weights: str, preprocessing: Preprocessing | None)
     """Load a trunk's weights file into every stream, or a model directory of the same network."""
     path = Path(weights)
     if path.is_dir():
-        stored = checkpoint.read_model(path)
-        report = load_into(model, dict(stored.tensors), str(path))
-        if model.preprocessing.channels == len(stored.preprocessor["order"]):
-            model.preprocessing = Preprocessing.from_json(stored.preprocessor)
-            report.preprocessing = "the model directory"
-        return report
+        return checkpoint.following(path, lambda stored: _load_stored(model, stored, str(path)))
     if weights == "imagenet":
         from fullyconv.models.imagenet import fetch
 
@@ -166,6 +161,14 @@ def _load_weights(model: FCN, weights: str, preprocessing: Preprocessing | None)
     return report
 
 
+def _load_stored(model: FCN, stored: checkpoint.Stored, source: str) -> LoadReport:
+    report = load_into(model, dict(stored.tensors), source)
+    if model.preprocessing.channels == len(stored.preprocessor["order"]):
+        model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+        report.preprocessing = "the model directory"
+    return report
+
+
 def load(directory: str | Path) -> FCN:
     """The network in a model directory (written by `save_pretrained`, a training run or `convert`), in eval mode.
 
@@ -173,7 +176,10 @@ def load(directory: str | Path) -> FCN:
     Sizes, digests, names, shapes, dtypes and a stored canary are checked first; every refusal is one of our errors.
     """
     path = hub.local(directory)
-    stored = checkpoint.read_model(path)
+    return checkpoint.following(path, lambda stored: _from_stored(stored, path))
+
+
+def _from_stored(stored: checkpoint.Stored, path: Path) -> FCN:
     config: dict[str, Any] = stored.config
     try:
         taxonomies = store.taxonomies(config)

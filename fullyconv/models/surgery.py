@@ -122,9 +122,9 @@ def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> Loa
     if isinstance(directories, str):
         directories = directories.split(",")
     paths = [Path(directories)] if isinstance(directories, Path) else [Path(d) for d in directories]
-    stored = {str(path): checkpoint.read_model(path) for path in paths}
-    report = transplant(model, {name: s.tensors for name, s in stored.items()})
-    given = [Preprocessing.from_json(s.preprocessor) for s in stored.values()]
+    stored = {str(p): checkpoint.following(p, lambda s: (s.tensors, s.preprocessor)) for p in paths}
+    report = transplant(model, {name: weights for name, (weights, _) in stored.items()})
+    given = [Preprocessing.from_json(how) for _, how in stored.values()]
     have = sum(p.channels for p in given)
     if have < model.preprocessing.channels:
         given.append(_rest(model.preprocessing, have, given[0].scale))
