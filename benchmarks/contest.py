@@ -1,8 +1,10 @@
 """Contestants in processes of their own, taking turns: what the measurements beside this file share.
 
 A contestant is a command whose process prints one JSON line when it is ready, then answers every line on its stdin
-with {"seconds", "cpu_seconds", "peak_mib"} of one call. Rounds go through all contestants in turn, so that a noisy
-machine is noisy for all; figures are medians, ratios are medians over medians.
+with {"seconds", "cpu_seconds", "peak_mib"} of some calls, one after the other as in a program that does nothing else:
+one that is not counted (others have had the caches, and the system may have lent idle memory elsewhere), then `CALLS`
+whose mean is. Rounds go through all contestants in turn, so that a noisy machine is noisy for all; figures are medians,
+ratios are medians over medians.
 """
 
 from __future__ import annotations
@@ -20,26 +22,24 @@ from pathlib import Path
 from typing import Any
 
 RATIOS = ("times_faster", "times_less_cpu")
+CALLS = 3
 HUGE = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def answer(call: Callable[[], Any], **facts: Any) -> None:
-    """The contestant's side: run `call` once, report, then once for every line that arrives."""
-    peak = _seconds_and_peak(call)
-    print(json.dumps({"first": peak, **facts}), flush=True)
+    """The contestant's side: run `call` once, report, then a turn for every line that arrives."""
+    print(json.dumps({"first": _turn(call, 1), **facts}), flush=True)
     for _ in sys.stdin:
-        print(json.dumps(_seconds_and_peak(call)), flush=True)
+        call()
+        print(json.dumps(_turn(call, CALLS)), flush=True)
 
 
-def _seconds_and_peak(call: Callable[[], Any]) -> dict[str, float]:
+def _turn(call: Callable[[], Any], calls: int) -> dict[str, float]:
     start, cpu = time.perf_counter(), time.process_time()
-    call()
+    for _ in range(calls):
+        call()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "peak_mib": _peak_mib(),
-    }
+    return {"seconds": seconds / calls, "cpu_seconds": cpu / calls, "peak_mib": _peak_mib()}
 
 
 def _peak_mib() -> float:
