@@ -20,8 +20,9 @@ def components(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     starts = np.ones((height, width), bool)
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
     run = (np.cumsum(starts) - 1).reshape(height, width)
-    touching = labels[1:] == labels[:-1]
-    pairs = np.unique(np.stack([run[:-1][touching], run[1:][touching]], axis=1), axis=0)
+    # Two runs touch along one stretch of columns: its first is where one of them starts.
+    touching = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])
+    pairs = np.stack([run[:-1][touching], run[1:][touching]], axis=1)
     root = np.arange(int(run[-1, -1]) + 1)
     while True:
         a, b = root[pairs[:, 0]], root[pairs[:, 1]]

@@ -37,9 +37,11 @@ def boundary_f_scores(
     reach = tolerance * math.hypot(*labels.shape)
     scores = np.full(classes, np.nan)
     for k in range(classes):
-        if not (labels == k).any():
+        labelled, said = labels == k, predictions == k
+        if not labelled.any():
             continue
-        truth, guess = (_edge(image == k, valid) for image in (labels, predictions))
+        around = _around(labelled | said)  # edges lie inside their class, so nothing beyond is asked
+        truth, guess = (_edge(inside[around], valid[around]) for inside in (labelled, said))
         precision = _share(guess, _dilate(truth, reach), bool(truth.any()))
         recall = _share(truth, _dilate(guess, reach), bool(guess.any()))
         scores[k] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -58,8 +60,12 @@ def boundary_counts(
     depth = max(1, round(thickness * math.hypot(*labels.shape)))
     counts = np.zeros((classes, 2), np.int64)
     for k in range(classes):
-        truth, guess = (_band((image == k) & valid, depth) for image in (labels, predictions))
-        counts[k] = (truth & guess).sum(), (truth | guess).sum()
+        labelled, said = (labels == k) & valid, (predictions == k) & valid
+        either = labelled | said
+        if either.any():
+            around = _around(either)
+            truth, guess = _band(labelled[around], depth), _band(said[around], depth)
+            counts[k] = (truth & guess).sum(), (truth | guess).sum()
     return counts
 
 
@@ -114,20 +120,31 @@ def _share(edge: Bools, near: Bools, other: bool) -> float:
     return int((edge & near).sum()) / count if count else float(not other)
 
 
+def _around(inside: Bools) -> tuple[slice, slice]:
+    """The smallest window of an image that holds all pixels inside (at least one), and one pixel more to each side."""
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    return np.s_[max(rows[0] - 1, 0) : rows[-1] + 2, max(columns[0] - 1, 0) : columns[-1] + 2]
+
+
 def _dilate(inside: Bools, reach: float) -> Bools:
-    """Pixels at most `reach` from one inside: runs of each row by differences of running sums, then rows put
-    together.
-    """
+    """Pixels at most `reach` from one inside: distances within each row first, then rows put together."""
     height, width = inside.shape
-    sums = np.zeros((height, width + 1), np.int32)
-    np.cumsum(inside, 1, out=sums[:, 1:])
+    beside = _row_distance(inside)
     out = np.zeros_like(inside)
-    columns = np.arange(width)
-    for dy in range(-min(int(reach), height - 1), min(int(reach), height - 1) + 1):
-        half = math.isqrt(int(reach * reach - dy * dy))
-        run = sums[:, np.minimum(columns + half + 1, width)] > sums[:, np.maximum(columns - half, 0)]
-        out[max(dy, 0) : height + min(dy, 0)] |= run[max(-dy, 0) : height - max(dy, 0)]
+    for dy in range(min(int(reach), height - 1) + 1):
+        near = beside <= math.isqrt(int(reach * reach - dy * dy))
+        out[dy:] |= near[: height - dy]
+        out[: height - dy] |= near[dy:]
     return out
+
+
+def _row_distance(inside: Bools) -> npt.NDArray[np.int32]:
+    """Columns to the nearest pixel inside in the same row, H x W; far more than the width where there is none."""
+    far = 1 << 30
+    columns = np.arange(inside.shape[1], dtype=np.int32)
+    before = np.maximum.accumulate(np.where(inside, columns, np.int32(-far)), 1)
+    after = np.minimum.accumulate(np.where(inside, columns, np.int32(far))[:, ::-1], 1)[:, ::-1]
+    return np.minimum(columns - before, after - columns)
 
 
 def _band(inside: Bools, depth: int) -> Bools:
