@@ -128,7 +128,7 @@ def _around(inside: Bools) -> tuple[slice, slice]:
 
 def _dilate(inside: Bools, reach: float) -> Bools:
     """Pixels at most `reach` from one inside: distances within each row first, then rows put together."""
-    height, width = inside.shape
+    height = len(inside)
     beside = _row_distance(inside)
     out = np.zeros_like(inside)
     for dy in range(min(int(reach), height - 1) + 1):
