@@ -208,3 +208,27 @@ def test_an_end_that_starting_again_cannot_change_is_the_end(code: int, tmp_path
 
     assert supervise(start_one, tmp_path) == code
     assert len(starts) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("step", [None, 7])
+def test_the_first_start_is_the_one_that_was_asked_for(resume: bool, step: int | None, tmp_path: Path) -> None:
+    """--resume never silently starts over, and without it nothing goes on with a run that was there before."""
+    if step is not None:
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    codes = [-9, 0]
+    starts: list[bool] = []
+
+    class Dies:
+        pid = 0
+
+        def wait(self) -> int:
+            (tmp_path / "checkpoints" / "step-9").mkdir(parents=True, exist_ok=True)
+            return codes.pop(0)
+
+    def start_one(again: bool) -> Dies:
+        starts.append(again)
+        return Dies()
+
+    assert supervise(start_one, tmp_path, resume=resume) == 0
+    assert starts == [resume, True]

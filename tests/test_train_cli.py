@@ -93,6 +93,23 @@ def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(t
     assert not (tmp_path / "run").exists()
 
 
+def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_pictures(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("FULLYCONV_MAX_PIXELS", "")  # the flag sets it; put back afterwards
+    data, out = folder(tmp_path / "data"), str(tmp_path / "run")
+    (data / "classes.txt").write_text("ground\nsquare\n")
+    assert run(str(data), *TINY, "--out", out, "--max-pixels", "100") == 65
+    assert "has 360 pixels, more than the 100 that are read" in capsys.readouterr().err
+    assert run(str(data), *TINY, "--out", out, "--max-pixels", "360", "--no-report") == 0
+    picture, to = str(data / "val" / "images" / "val0.png"), str(tmp_path / "to")
+    for command in (["check", str(data)], ["predict", out, picture, "-o", to], ["evaluate", out, str(data)]):
+        with pytest.raises(SystemExit) as e:
+            main([*command, "--max-pixels", "100"])
+        assert e.value.code == 65, command
+        assert "--max-pixels" in "".join(capsys.readouterr()), command
+
+
 def test_no_pictures_at_all_is_bad_data(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fullyconv.cli.options import MaxPixels
+
 if TYPE_CHECKING:
     from fullyconv.data.check import Checked
 
@@ -18,6 +20,7 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy into this new folder.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with cropped pictures of the findings.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="As training does by itself: pictures are not decoded.")] = False,
+    max_pixels: MaxPixels = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fullyconv.cli.options import MaxPixels
+
 if TYPE_CHECKING:
     from fullyconv.evaluate import Result
 
@@ -30,6 +32,7 @@ def evaluate(
     ] = "",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    max_pixels: MaxPixels = 0,
     keep: Annotated[
         Path | None, typer.Option(help="Directory for result, predictions and what the report shows.")
     ] = None,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fullyconv.cli.options import MaxPixels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ def predict(
     ] = "",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    max_pixels: MaxPixels = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line a file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:

@@ -35,10 +35,12 @@ def newest_step(out: Path) -> int:
     return sum(newest.values()) if newest else -1
 
 
-def supervise(start: Callable[[bool], Child], out: Path, patience: int = PATIENCE) -> int:
+def supervise(start: Callable[[bool], Child], out: Path, patience: int = PATIENCE, *, resume: bool = False) -> int:
     """Run start(resume) until it is done; its last exit code. A death in between starts it again from its checkpoint.
 
-    A signal to this process is passed on and is the end; a signal to the trainer alone is a death like another.
+    The first start is as the user asked: without `resume` a directory that holds a run, with it one that holds none,
+    is the trainer's to refuse. A signal to this process is passed on and is the end; a signal to the trainer alone is
+    a death like another.
     """
     asked: list[int] = []
     child: list[Child] = []
@@ -53,13 +55,14 @@ def supervise(start: Callable[[bool], Child], out: Path, patience: int = PATIENC
     try:
         while True:
             step = newest_step(out)
-            child.append(start(step >= 0))
+            child.append(start(resume))
             code = child[-1].wait()
             if code in FINAL:
                 return code
             if asked:
                 return 128 + asked[0]
-            idle = 0 if newest_step(out) > step else idle + 1
+            further = newest_step(out) > step
+            resume, idle = resume or further, 0 if further else idle + 1
             if idle >= patience:
                 print(f"The trainer died {idle} times in a row without a new checkpoint; giving up.", file=sys.stderr)
                 return code if code > 0 else 1

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fullyconv.cli.options import MaxPixels
+
 __all__ = ["train"]
 
 
@@ -40,6 +42,7 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits every time, on a GPU too, or an error.")
     ] = False,
+    max_pixels: MaxPixels = 0,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -66,7 +69,7 @@ def train(
         raise UsageError("Name the labelled pictures: fullyconv train PATH (or kind:PATH).")
     place = Path(out) if out else _free(data)
     if auto_restart:
-        raise typer.Exit(_supervised(place))
+        raise typer.Exit(_supervised(place, resume))
     from fullyconv.train import fit
 
     target = fit(
@@ -105,7 +108,7 @@ def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
         print(f"There is no report: {error}", file=sys.stderr)
 
 
-def _supervised(out: Path) -> int:
+def _supervised(out: Path, resume: bool) -> int:
     """This very command without --auto-restart, started as often as it takes; its last exit code."""
     import subprocess
 
@@ -115,13 +118,13 @@ def _supervised(out: Path) -> int:
     if not any(a == "--out" or a.startswith("--out=") for a in same):
         same += ["--out", str(out)]
 
-    def start(resume: bool) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "fullyconv", *same, *(["--resume"] if resume else [])])
+    def start(again: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "fullyconv", *same, *(["--resume"] if again else [])])
 
-    return supervise(start, out)
+    return supervise(start, out, resume=resume)
 
 
 def _free(data: str) -> Path:
     """runs/NAME that no run uses yet: NAME is the data's kind or last folder."""
-    name = data.partition(":")[0] if ":" in data else Path(data).name or "model"
+    name = data.partition(":")[0].partition(",")[0] if ":" in data else Path(data).name or "model"
     return next(p for n in range(1, 10_000) if not (p := Path("runs", name if n == 1 else f"{name}-{n}")).exists())

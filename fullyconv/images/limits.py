@@ -38,5 +38,6 @@ def pixel_cap() -> int:
 def too_large(name: str, pixels: object, cap: int) -> BadImage:
     return BadImage(
         name,
-        f"has {pixels} pixels, more than the {cap} that are read; cut it into tiles, or raise FULLYCONV_MAX_PIXELS.",
+        f"has {pixels} pixels, more than the {cap} that are read; cut it into tiles, or allow more with --max-pixels N "
+        "(in Python: FULLYCONV_MAX_PIXELS).",
     )
