@@ -50,8 +50,9 @@ def test_a_failed_atomic_write_keeps_the_old_content(call: str, tmp_path: Path) 
     path = tmp_path / "a"
     files.atomic_write(path, b"old")
     refuse = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    with mock.patch.object(os, call, refuse), pytest.raises(StorageError, match="make room"):
+    with mock.patch.object(os, call, refuse), pytest.raises(StorageError, match="make room") as e:
         files.atomic_write(path, b"new")
+    assert str(e.value).startswith(f"Writing {path} failed")  # what the user asked for, not our temporary name
     assert path.read_bytes() == b"old"
     assert left_over(tmp_path) == []
 

@@ -14,6 +14,7 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from fullyconv import images
-from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError
+from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.images import BadImage
 
 RNG = np.random.default_rng(7)
@@ -375,11 +376,13 @@ def test_labels_survive_writing_and_reading(ids: NDArray[np.uint16], coloured: b
 def test_labels_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     images.write_label(tmp_path / "a.png", GREY)
     np.testing.assert_array_equal(images.read_label(tmp_path / "a.png"), GREY)
-    with pytest.raises(StorageError):
+    with pytest.raises(MissingInput):
         images.write_label(tmp_path / "absent" / "a.png", GREY)
     for bad in (np.full((2, 2), -1), np.full((2, 2), 70000), np.zeros((2, 2, 3), int), np.zeros((0, 2), int)):
         with pytest.raises(DataError):
             images.write_label(tmp_path / "a.png", bad)
+    with mock.patch("os.rename", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        images.write_label(tmp_path / "b.png", GREY)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 

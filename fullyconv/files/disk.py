@@ -138,8 +138,15 @@ def write_file(
     path: str | os.PathLike[str], chunks: Iterable[Chunk], *, exclusive: bool = True, sync: bool = True
 ) -> Written:
     """Write `chunks` to a new file and fsync it; its directory entry is the caller's to fsync. Hashes meanwhile."""
+    with storage_errors("Writing", path):
+        return _write_file(path, chunks, exclusive, sync)
+
+
+def _write_file(
+    path: str | os.PathLike[str], chunks: Iterable[Chunk], exclusive: bool = True, sync: bool = True
+) -> Written:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else os.O_TRUNC)
-    with storage_errors("Writing", path), Sha256() as digest:
+    with Sha256() as digest:
         fd = os.open(path, flags, 0o666)
         try:
             size = begun = 0
@@ -180,8 +187,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     path = Path(path)
     temporary = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
     try:
-        write_file(temporary, [data.encode() if isinstance(data, str) else data])
         with storage_errors("Writing", path):
+            _write_file(temporary, [data.encode() if isinstance(data, str) else data])
             os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import DataError, StorageError, printable
+from fullyconv.errors import DataError
+from fullyconv.files import atomic_write
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes
 from fullyconv.images.png import plain_samples
@@ -103,16 +102,4 @@ def encode_png(image: NDArray[Any]) -> bytes:
 
 def write_label(path: str | os.PathLike[str], labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) -> None:
     """Writes `encode_label(labels, palette)` to `path`, whole or not at all; the folder must exist."""
-    data, target = encode_label(labels, palette), Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise StorageError(f"{printable(target)} cannot be written ({error.strerror}); check the folder.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        os.unlink(temporary)
-        raise StorageError(f"{printable(target)} cannot be written ({error.strerror}); check the disk.") from error
+    atomic_write(path, encode_label(labels, palette))
