@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullyconv.errors import UnknownName, UsageError
+from fullyconv.models.fused import Convolution
 from fullyconv.models.prepare import prepare
 
 __all__ = ["Cost", "Live", "estimate", "working_bytes"]
@@ -116,15 +117,27 @@ def _prediction(model: Any, size: tuple[int, ...], precision: str, device: str) 
     """(flops, bytes of weights, bytes of other tensors) of a call after the first, which folds, packs and makes the
     background."""
     ready = prepare(model, precision)
+    weights = _bytes(model)
     with torch.inference_mode():
         ready(_image(size))
-        working = _peak(lambda: ready(_image(size))) + ready.background_bytes
         flops = _flops(lambda: ready(_image(size)))
-    weights = _bytes(model)
-    if device == "cpu" and torch._C._has_mkldnn:
-        weights += ready.packed_bytes
-        working += ready.scratch_bytes
+        if device == "cpu" and torch._C._has_mkldnn:
+            weights += ready.packed_bytes
+            for layer in ready.convolutions:
+                _lay_out(layer)
+        working = _peak(lambda: ready(_image(size))) + ready.background_bytes
     return flops, weights, working
+
+
+def _lay_out(layer: Convolution) -> None:
+    """Have the layer hold, while it is called, as much as it lays out beside its input and output on the CPU."""
+    held: list[Tensor] = []
+
+    def before(_: nn.Module, inputs: Any) -> None:
+        held.append(torch.empty(layer.scratch_bytes(*inputs), dtype=torch.uint8, device="meta"))
+
+    layer.register_forward_pre_hook(before)
+    layer.register_forward_hook(lambda *_: held.clear())
 
 
 def _training(model: Any, size: tuple[int, ...], precision: str, optimizer: Optimizer) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Convolutions by packed weights, by a matrix of windows, and by products of bytes: each is `F.conv2d`."""
+"""Convolutions by packed weights, a matrix of windows, Winograd's tiles and products of bytes: each is `F.conv2d`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from torch import Tensor, nn
 
 from fullyconv import models
 from fullyconv.models import convolving
-from fullyconv.models.convolving import Digits, Layer, Packed, Product, choose, copied_bytes, way_of, weight_digits
+from fullyconv.models.convolving import (
+    Digits,
+    Layer,
+    Packed,
+    Product,
+    Winograd,
+    choose,
+    copied_bytes,
+    way_of,
+    weight_digits,
+)
 from fullyconv.models.fused import Convolution, fused
 from fullyconv.models.prepare import prepare
-from fullyconv.ops import digits
+from fullyconv.ops import digits, winograd
 
 exact_bytes = pytest.mark.skipif(
     not (torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")),
@@ -98,7 +108,7 @@ def test_weight_digits_make_up_the_weight_channel_by_channel() -> None:
     assert ((whole / scale.view(-1, 1, 1, 1) - weight.double()).abs() <= 0.5001 / scale.view(-1, 1, 1, 1)).all()
 
 
-# -- the three ways ---------------------------------------------------------------------------------------------------
+# -- the four ways -----------------------------------------------------------------------------------------------------
 
 
 @exact_bytes
@@ -215,31 +225,41 @@ def test_packed_weights_serve_every_size() -> None:
 # -- which one --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bytes_pay", [False, True])
-def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, bytes_pay: bool) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: bytes_pay)
-    f32, b16, quick = torch.float32, torch.bfloat16, Digits if bytes_pay else Packed
+@pytest.mark.parametrize("amx", [False, True])
+def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool) -> None:
+    monkeypatch.setattr(convolving, "has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "installed", lambda: True)
+    f32, b16 = torch.float32, torch.bfloat16
     signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
-    assert choose((512, 512, 3, 3), f32, layer()) is quick
-    assert choose((512, 512, 3, 3), b16, layer()) is Packed
-    assert choose((512, 512, 3, 3), f32, signed) is Packed
+    assert choose((512, 512, 3, 3), f32, layer()) is (Digits if amx else Winograd)
+    assert choose((512, 512, 3, 3), b16, layer()) is (Packed if amx else Winograd)
+    assert choose((512, 512, 3, 3), f32, signed) is Winograd
+    assert choose((64, 64, 3, 3), f32, layer()) is Winograd
+    assert choose((64, 64, 3, 3), f32, layer(stride=2)) is Packed
+    assert choose((64, 64, 3, 3), f32, layer(dilation=2)) is Packed
     assert choose((512, 256, 3, 3), f32, layer(groups=2)) is Packed
-    assert choose((64, 64, 3, 3), f32, layer()) is Packed
+    assert choose((64, 3, 3, 3), f32, layer()) is Packed
+    assert choose((48, 40, 3, 3), f32, layer()) is Packed  # not whole groups of 16 channels
+    assert choose((64, 64, 5, 5), f32, layer()) is Packed
     assert choose((4096, 512, 7, 7), f32, layer()) is Product
     assert choose((4096, 512, 7, 7), b16, signed) is Product
-    assert choose((4096, 4096, 1, 1), f32, layer()) is quick
+    assert choose((4096, 4096, 1, 1), f32, layer()) is (Digits if amx else Product)
+    assert choose((256, 64, 1, 1), f32, layer()) is Product
+    monkeypatch.setattr(winograd, "installed", lambda: False)
+    assert choose((64, 64, 3, 3), f32, layer()) is Packed
 
 
-def test_weights_that_are_not_finite_are_packed(monkeypatch) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: True)
-    weight = weights(8, 256, 3)
-    assert isinstance(way_of(weight, None, torch.float32, layer()), Digits)
+@pytest.mark.parametrize("amx", [False, True])
+def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
+    monkeypatch.setattr(convolving, "has_amx", lambda: amx)
+    weight = weights(32, 256, 3)
+    assert isinstance(way_of(weight, None, torch.float32, layer()), Digits if amx else Winograd)
     weight[0, 0, 0, 0] = float("nan")
     assert isinstance(way_of(weight, None, torch.float32, layer()), Packed)
 
 
 def test_copies_are_counted_by_the_way(monkeypatch) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: True)
+    monkeypatch.setattr(convolving, "has_amx", lambda: True)
     fc6 = torch.empty(4096, 512, 7, 7, device="meta")
     assert copied_bytes(fc6, torch.float32, layer(), False) == 0
     assert copied_bytes(fc6, torch.float32, layer(), True) == 4 * fc6.numel()
@@ -247,11 +267,30 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     conv = torch.empty(512, 512, 3, 3, device="meta")
     assert copied_bytes(conv, torch.float32, layer(), False) == 3 * conv.numel()
     assert copied_bytes(conv, torch.bfloat16, layer(), False) == 2 * conv.numel()
+    score = torch.empty(64, 32, 1, 1, device="meta")
+    assert copied_bytes(score, torch.float32, layer(), False) == 0
+    assert copied_bytes(score, torch.bfloat16, layer(), False) == 2 * score.numel()
+    monkeypatch.setattr(convolving, "has_amx", lambda: False)
+    monkeypatch.setattr(winograd, "installed", lambda: True)
+    assert copied_bytes(conv, torch.bfloat16, layer(), False) == 0  # transformed anew in every call
+    assert copied_bytes(conv, torch.bfloat16, layer(), True) == 4 * conv.numel()
+    small = torch.empty(64, 64, 3, 3, device="meta")
+    assert (
+        copied_bytes(small, torch.float32, layer(), True)
+        == Winograd(torch.zeros(64, 64, 3, 3), None, layer()).weight.nbytes
+    )
 
 
-def test_only_matrices_of_windows_are_laid_out_beside_the_layer() -> None:
-    assert convolving.scratch_bytes((4096, 512, 7, 7), torch.float32, layer()) == 3 * convolving.PART
-    assert convolving.scratch_bytes((512, 512, 3, 3), torch.float32, layer()) == 0
+def test_what_is_laid_out_beside_a_layer_is_counted_by_the_way(monkeypatch) -> None:
+    monkeypatch.setattr(winograd, "installed", lambda: True)
+    signed, f32, size = Layer((1, 1), (1, 1), 1, False, False, unexpected), torch.float32, (1, 400, 400)
+    assert convolving.scratch_bytes((4096, 512, 7, 7), f32, layer(), (1, 16, 16)) == 3 * convolving.PART
+    assert convolving.scratch_bytes((64, 3, 3, 3), f32, layer(), size) == 0
+    small = convolving.scratch_bytes((64, 64, 3, 3), f32, signed, size)
+    assert 1.9 * winograd.LEAST_PART < small <= 2 * winograd.LEAST_PART
+    assert convolving.scratch_bytes((64, 64, 3, 3), f32, signed, (2, 5, 4)) == 2 * 2 * 2 * 64 * 36 * 4
+    large = convolving.scratch_bytes((512, 512, 3, 3), f32, signed, size)
+    assert 36 * 512 * 512 * 4 < large <= 36 * 512 * 512 * 4 + 2 * winograd.MOST_PART
 
 
 class Net(nn.Module):
@@ -282,9 +321,42 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
     x = numbers(1, 3, 97, 70, negative=True)
     exact = model.double().coarse(x.double())["semantic"]
     model = model.float()
+    monkeypatch.setattr(winograd, "installed", lambda: False)
     errors = {}
     for pays in (False, True):
         monkeypatch.setattr(convolving, "has_byte_products", lambda pays=pays: pays)
         errors[pays] = distance(prepare(model)(x)["semantic"], exact)
     assert errors[True] != errors[False]  # it was used
     assert errors[True] <= max(2 * errors[False], 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch, dtype) -> None:
+    weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 9, 7).to(dtype)
+    once = Winograd(weight, bias, layer(relu=True))
+    monkeypatch.setattr(convolving, "HELD", 0)
+    anew = Winograd(weight, bias, layer(relu=True))
+    assert anew.weight.data_ptr() == weight.data_ptr()  # no copy
+    with torch.autocast("cpu", torch.bfloat16):  # which would compute the products in bfloat16
+        found = [way(x, (1, 1)) for way in (once, anew)]
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+    for y in found:
+        assert y.dtype == dtype
+        assert torch.equal(y, found[0])
+        assert distance(y, exact) <= (2e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_a_network_computes_the_same_by_winograds_tiles_and_without(monkeypatch) -> None:
+    model = models.create("fcn8s-resnet18", 5, quiet=True).eval()
+    for p in model.head_parameters():
+        p.normal_(0, 0.01, generator=torch.Generator().manual_seed(p.numel()))
+    x = numbers(1, 3, 97, 70, negative=True)
+    exact = model.double().coarse(x.double())["semantic"]
+    model = model.float()
+    monkeypatch.setattr(convolving, "has_amx", lambda: False)
+    errors = {}
+    for there in (False, True):
+        monkeypatch.setattr(winograd, "installed", lambda there=there: there)
+        errors[there] = distance(prepare(model)(x)["semantic"], exact)
+    assert errors[True] != errors[False]  # it was used
+    assert errors[True] <= 5e-6

@@ -63,7 +63,7 @@ def test_memory_grows_with_the_area_and_the_batch(training: bool) -> None:
     model = shapes_alone("fcn8s-resnet18")
     one, four, batch = (
         estimate(model, side, side, batch=n, training=training).working_bytes
-        for side, n in ((512, 1), (1024, 1), (512, 4))
+        for side, n in ((1024, 1), (2048, 1), (1024, 4))  # large: what large weights are transformed to stays as it is
     )
     least = 2.0 if training else 3.3  # gradients of the weights stay as they are
     assert least < four / one < 4.2
@@ -72,8 +72,8 @@ def test_memory_grows_with_the_area_and_the_batch(training: bool) -> None:
 
 def test_half_the_precision_takes_less_and_adamw_more() -> None:
     model = shapes_alone("fcn8s-resnet18")
-    full = estimate(model, 256, 256)
-    assert estimate(model, 256, 256, precision="bf16").working_bytes < 0.8 * full.working_bytes
+    full = estimate(model, 1024, 1024)
+    assert estimate(model, 1024, 1024, precision="bf16").working_bytes < 0.8 * full.working_bytes
     sgd, adam = (estimate(model, 64, 64, training=True, optimizer=o).weight_bytes for o in ("sgd", "adamw"))
     assert adam - sgd == 4 * full.parameters
 

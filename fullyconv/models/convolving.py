@@ -1,9 +1,10 @@
-"""Three ways to convolve on the CPU without gradients, each of what one of them is quickest for.
+"""Four ways to convolve on the CPU without gradients, each for what it is quickest for.
 
-`Packed`: the weights laid out for the processor once instead of in every call. `Product`: weights that are too large
-for that (fc6's 411 MB) stay where they are, and the windows are laid out as a matrix instead. `Digits`: float32 by
-products of bytes, which some processors do sixteen times as fast. All take x N C H W and padding (rows, columns) and
-give what `F.conv2d` (and `relu_`) would, up to rounding; `F.conv2d` is the slow twin.
+`Packed`: the weights laid out for the processor once instead of in every call. `Product`: 1x1 kernels, and weights that
+are too large for that (fc6's 411 MB), stay as they are; the windows are laid out as a matrix instead. `Winograd`: 3x3
+kernels by a quarter of the multiplications. `Digits`: float32 by products of bytes, which some processors do sixteen
+times as fast. All take x N C H W and padding (rows, columns) and give what `F.conv2d` (and `relu_`) would, up to
+rounding; `F.conv2d` is the slow twin.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullyconv.ops import winograd
+
 __all__ = [
     "Digits",
     "Layer",
     "Packed",
     "Product",
     "Way",
+    "Winograd",
     "choose",
     "copied_bytes",
     "has_byte_products",
@@ -34,6 +38,7 @@ HUGE = 1 << 24  # numbers in a weight beyond which it is not copied: fc6
 # What `Product` lays out or converts at a time: as much as C's allocator keeps for the next turn (below 32 MiB).
 PART = 26 << 20
 TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
+HELD = 1 << 20  # numbers in a weight up to which its Winograd transform, four times as large, is kept between calls
 MIDDLE = 128  # `digits.MIDDLE`
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # beyond, sums of byte products could leave 32 bits
 
@@ -52,23 +57,34 @@ class Layer:
     plain: Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def choose(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> type[Packed] | type[Product] | type[Digits]:
+def choose(
+    shape: Sequence[int], dtype: torch.dtype, layer: Layer
+) -> type[Packed] | type[Product] | type[Winograd] | type[Digits]:
     """The way for weights of this shape C' C h w: by layer and processor alone, so that the same picture gives the same
     bits."""
-    if layer.groups == 1 and math.prod(shape) > HUGE:
+    if layer.groups > 1:
+        return Packed
+    if math.prod(shape) > HUGE:
         return Product
-    sums = math.prod(shape[1:])
-    if dtype == torch.float32 and layer.groups == 1 and layer.from_zero_up and TERMS <= sums <= MOST_TERMS:
-        return Digits if has_byte_products() else Packed
-    return Packed
+    digits = dtype == torch.float32 and layer.from_zero_up and TERMS <= math.prod(shape[1:]) <= MOST_TERMS
+    if digits and has_byte_products():
+        return Digits
+    slides = set(layer.stride) | set(layer.dilation) == {1}
+    # By AMX, bfloat16 is quicker than a quarter of the multiplications in float32.
+    if slides and winograd.serves(shape) and winograd.installed() and (dtype == torch.float32 or not has_amx()):
+        return Winograd
+    # The layout of packed 1x1 weights suits one size of the image; at others they are 16 to 40 times as slow.
+    return Product if tuple(shape[2:]) == (1, 1) else Packed
 
 
 def way_of(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layer: Layer) -> Way:
     """The chosen way for inputs of `dtype` with these weights, batch norm folded into them."""
     way = choose(weight.shape, dtype, layer)
+    if way is Winograd and bool(weight.isfinite().all()):
+        return Winograd(weight, bias, layer)
     bias = None if bias is None else bias.to(dtype)
     if way is Product:
-        return Product(weight, bias, layer)
+        return Product(weight if weight.numel() > HUGE else weight.to(dtype), bias, layer)
     if way is Digits and bool(weight.isfinite().all()):
         return Digits(weight, bias, layer)
     return Packed(weight.to(dtype), bias, layer)
@@ -76,22 +92,31 @@ def way_of(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layer: Layer
 
 def copied_bytes(weight: Tensor, dtype: torch.dtype, layer: Layer, folded: bool) -> int:
     """What the chosen way holds beside the network's own `weight`; `folded`: batch norm is put into it."""
-    way = choose(weight.shape, dtype, layer)
-    if way is Product:
-        return weight.numel() * weight.element_size() if folded else 0
-    return weight.numel() * (3 if way is Digits else dtype.itemsize)
+    way, numbers = choose(weight.shape, dtype, layer), weight.numel()
+    if way is Winograd and numbers <= HELD:
+        return numbers * 4 * 4  # 36 float32 for 9 weights
+    if way is Winograd or (way is Product and (numbers > HUGE or weight.dtype == dtype)):
+        return numbers * weight.element_size() if folded else 0
+    return numbers * (3 if way is Digits else dtype.itemsize)
 
 
-def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> int:
-    """What the chosen way lays out at a time: windows, converted weights, and as much again inside the product."""
-    return 3 * PART if choose(shape, dtype, layer) is Product else 0
+def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer, size: tuple[int, int, int]) -> int:
+    """What the chosen way lays out at a time for results of `size` (images, rows, columns): windows, converted or
+    transformed weights, and as much again inside the product."""
+    way, numbers = choose(shape, dtype, layer), math.prod(shape)
+    if way is Winograd:
+        return winograd.scratch_bytes(shape, *size) + (0 if numbers <= HELD else numbers * 4 * 4)
+    return 3 * PART if way is Product and numbers > HUGE else 0
 
 
 def has_byte_products() -> bool:
     """Whether this processor has matrix instructions for bytes (Intel's AMX), so that `Digits` pays."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()) and hasattr(
-        torch.ops.onednn, "qconv2d_pointwise"
-    )
+    return has_amx() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+
+
+def has_amx() -> bool:
+    """Whether this processor has Intel's matrix instructions, for bytes and bfloat16."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 @final
@@ -116,9 +141,10 @@ class Packed:
 
 @final
 class Product:
-    """The convolution as a product of the weights, as they lie, with a matrix of windows, some rows at a time.
+    """The convolution as oneDNN's product of the weights, as they lie, with a matrix of windows, some rows at a time.
 
     Where numbers come in another type than the weights', the weights are converted some output channels at a time.
+    (torch's own float32 product is MKL's, which takes half the width of some processors: 2.3 times as slow for fc6.)
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
@@ -135,19 +161,27 @@ class Product:
         stride, dilation = self.layer.stride, self.layer.dilation
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel, strict=True)]
         rows, columns = ((s - r) // step + 1 for s, r, step in zip(x.shape[2:], reach, stride, strict=True))
-        y = x.new_empty((len(x), len(self.matrix), rows, columns)).contiguous(memory_format=torch.channels_last)
         most = max(1, PART // (self.matrix.shape[1] * x.element_size()))
-        together = max(1, most // (len(x) * columns))
+        copied = self.kernel != (1, 1) or any(s > 1 for s in stride)
+        together = max(1, most // (len(x) * columns)) if copied else rows
         outputs = len(self.matrix) if x.dtype == self.matrix.dtype else most
+        if outputs >= len(self.matrix) and together >= rows:
+            return self._times(self._windows(x, reach), slice(None), (len(x), rows, columns, -1))
+        y = x.new_empty((len(x), len(self.matrix), rows, columns)).contiguous(memory_format=torch.channels_last)
         for out in range(0, len(self.matrix), outputs):
             part = slice(out, out + outputs)
-            matrix, bias = self.matrix[part].to(x.dtype), None if self.bias is None else self.bias[part]
             for row in range(0, rows, together):
                 last = min(row + together, rows)
-                seen = x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]]
-                found = F.linear(self._windows(seen, reach), matrix, bias)
-                y[:, part, row:last] = found.view(len(x), last - row, columns, -1).permute(0, 3, 1, 2)
-        return y.relu_() if self.layer.relu else y
+                windows = self._windows(x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]], reach)
+                y[:, part, row:last] = self._times(windows, part, (len(x), last - row, columns, -1))
+        return y
+
+    def _times(self, windows: Tensor, part: slice, shape: Sequence[int]) -> Tensor:
+        """The output channels of `part`, N C H W, of windows in the order of images, rows, columns: `shape`."""
+        matrix, bias = self.matrix[part].to(windows.dtype), None if self.bias is None else self.bias[part]
+        after = "relu" if self.layer.relu else "none"
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(windows, matrix, bias, after, [], "")
+        return found.view(*shape).permute(0, 3, 1, 2)
 
     def _windows(self, x: Tensor, reach: Sequence[int]) -> Tensor:
         """(windows of x, in the order of images, rows, columns) x (their numbers, in the order of the weights')."""
@@ -156,6 +190,24 @@ class Product:
         windows = windows[..., :: dilation[0], :: dilation[1]]
         order = (0, 2, 3, 4, 5, 1) if self.inner else (0, 2, 3, 1, 4, 5)
         return windows.permute(order).reshape(-1, self.matrix.shape[1])
+
+
+@final
+class Winograd:
+    """A 3x3 convolution by a quarter of the multiplications (`ops.winograd`), in float32 whatever its input.
+
+    The transform of large weights is made in every call: it takes a tenth of the time, and kept it would take four
+    times the memory of the weights.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
+        self.bias, self.layer = None if bias is None else bias.float(), layer
+        self.held = weight.numel() <= HELD
+        self.weight = winograd.transformed(weight) if self.held else weight
+
+    def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        weight = self.weight if self.held else winograd.transformed(self.weight)
+        return winograd.convolve(x, weight, self.bias, padding, self.layer.relu)
 
 
 @final
@@ -235,4 +287,4 @@ def weight_digits(weight: Tensor) -> tuple[Tensor, list[Tensor]]:
     return scale, parts
 
 
-Way = Packed | Product | Digits
+Way = Packed | Product | Winograd | Digits

@@ -38,10 +38,12 @@ class Convolution(nn.Module):
         conv, norm = self._parts
         return copied_bytes(conv.weight, self.dtype, self.layer, norm is not None)
 
-    @property
-    def scratch_bytes(self) -> int:
-        """What the layer lays out beside its input and output on the CPU."""
-        return scratch_bytes(self._parts[0].weight.shape, self.dtype, self.layer)
+    def scratch_bytes(self, x: Tensor, padding: Sequence[int] | None = None) -> int:
+        """What the layer lays out beside its input x and its output on the CPU."""
+        pad = [int(p) for p in (self.padding if padding is None else padding)]
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        rows, columns = ((x.shape[2 + i] + 2 * pad[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
+        return scratch_bytes(self._parts[0].weight.shape, self.dtype, self.layer, (len(x), rows, columns))
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) with batch norm in them; the network's own where there is none."""

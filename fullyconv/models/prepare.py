@@ -57,15 +57,14 @@ class Prepared:
             return {head: s.float() for head, s in self.model.coarse(x).items()}
 
     @property
-    def packed_bytes(self) -> int:
-        """What packed weights take on the CPU, once the network was called."""
-        return sum(m.packed_bytes for n in self._networks for m in n.modules() if isinstance(m, Convolution))
+    def convolutions(self) -> list[Convolution]:
+        """The prepared layers, once the network was called."""
+        return [m for n in self._networks for m in n.modules() if isinstance(m, Convolution)]
 
     @property
-    def scratch_bytes(self) -> int:
-        """What the largest layers lay out beside their inputs and outputs on the CPU, once the network was called."""
-        layers = (m for n in self._networks for m in n.modules() if isinstance(m, Convolution))
-        return max((m.scratch_bytes for m in layers), default=0)
+    def packed_bytes(self) -> int:
+        """What packed weights take on the CPU, once the network was called."""
+        return sum(m.packed_bytes for m in self.convolutions)
 
     @property
     def background_bytes(self) -> int:
