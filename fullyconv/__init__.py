@@ -60,9 +60,14 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fullyconv' has no attribute {name!r}")
+    try:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'fullyconv' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        from fullyconv.errors import missing_extra
+
+        raise (missing_extra(error, f"fullyconv.{name}") or error) from error
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "EXIT_CODES",
+    "EXTRAS",
     "DataError",
     "FullyconvError",
     "InternalError",
@@ -31,6 +32,7 @@ __all__ = [
     "TryAgain",
     "UnknownName",
     "UsageError",
+    "missing_extra",
     "nearest",
     "printable",
 ]
@@ -106,6 +108,27 @@ class MissingExtra(UsageError):
     def __init__(self, what: str, extra: str, module: str) -> None:
         self.extra, self.module = extra, module
         super().__init__(f"{what} needs the package {module!r}: install it with  pip install 'fullyconv[{extra}]'.")
+
+
+EXTRAS: dict[str, str] = {
+    "torch": "torch",
+    "numba": "torch",
+    "timm": "timm",
+    "torchvision": "timm",
+    "tensorboard": "tensorboard",
+    "scipy": "mat",
+    "h5py": "mat",
+    "rasterio": "geo",
+    "pycocotools": "coco",
+    "huggingface_hub": "hub",
+}
+"""Optional module -> the extra that installs it."""
+
+
+def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtra | None:
+    """The error that tells what to install, where `error` is about a module of an extra (and not a part of one)."""
+    module = error.name or ""
+    return MissingExtra(what, EXTRAS[module], module) if module in EXTRAS else None
 
 
 EXIT_CODES: dict[type[FullyconvError], int] = {

@@ -269,12 +269,13 @@ def _build(values: Mapping[str, Any], where: str) -> Recipe:
         key = ".".join(str(part) for part in first["loc"][:1])
         problem = first["msg"][0].lower() + first["msg"][1:]
         hint = _hint(key, first.get("input"))
-        raise UsageError(f"{key} = {first.get('input')!r} in {where} cannot be used: {problem}{hint}.") from None
+        raise UsageError(f"{key} = {first.get('input')!r} in {where} cannot be used: {problem}{hint or '.'}") from None
 
 
 def _hint(key: str, value: Any) -> str:
-    """The nearest choice for a mistyped word."""
-    words = re.findall(r"'([^']+)'", str(Recipe.model_fields[key].annotation)) if key in Recipe.model_fields else []
+    """The nearest choice for a mistyped word of a key that takes some words only."""
+    kind = str(Recipe.model_fields[key].annotation)
+    words = re.findall(r"'([^']+)'", kind) if "Literal" in kind else []
     near = nearest(str(value), words) if isinstance(value, str) else None
     return f"; did you mean {near!r}?" if near else ""
 

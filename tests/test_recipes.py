@@ -66,8 +66,10 @@ def test_an_unknown_key_or_recipe_is_answered_with_the_nearest() -> None:
         read(None, ["batchsize=4"])
     with pytest.raises(UnknownName, match="'camvid-cpu'"):
         read("camvid-cpus")
-    with pytest.raises(UsageError, match="did you mean 'adamw'"):
+    with pytest.raises(UsageError, match=r"did you mean 'adamw'\?$"):
         read(None, ["optimizer=adam"])
+    with pytest.raises(UsageError, match=r"unable to parse string as a number\.$"):
+        read(None, ["lr=floats"])  # a type is no choice
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,14 @@ def test_write_gives_a_folder_data_set_whose_scenes_do_not_depend_on_their_numbe
     assert tuple(line[0] for line in lines) == NAMES
 
 
+def test_scenes_are_never_written_among_other_files(tmp_path: Path) -> None:
+    root = scenes.write(tmp_path / "scenes", train=1, val=0, size=(24, 32))
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="holds something already"):
+        scenes.write(root, train=2, val=0, size=(32, 48))
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
 def test_written_files_hold_what_was_rendered(tmp_path: Path) -> None:
     root = scenes.write(tmp_path, train=0, val=1, size=(24, 32), seed=4)
     scene = scenes.render((4, 1, 0), (24, 32))

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fullyconv.allocator import huge_pages
-from fullyconv.errors import FullyconvError, InternalError, Interrupted, StorageError
+from fullyconv.errors import FullyconvError, InternalError, Interrupted, StorageError, missing_extra
 
 __all__ = ["app", "main"]
 
@@ -62,6 +62,8 @@ def _one_error(error: BaseException) -> FullyconvError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("Interrupted.")
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error, "This command")
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return StorageError(f"{error.strerror}{where}; check the space and the rights there, then try again.")

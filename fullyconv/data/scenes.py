@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data._street import LAWN, PAVEMENT, ROAD, SKY, Array, Solid, Street, draw_solids, draw_street, noise
-from fullyconv.errors import UsageError
+from fullyconv.errors import UsageError, printable
 from fullyconv.images import encode_label, encode_png
 from fullyconv.taxonomy import Taxonomy
 
@@ -290,9 +290,12 @@ def write(directory: Path | str, *, train: int, val: int, size: tuple[int, int] 
 
     SPLIT/images (RGB PNG), SPLIT/depth (16-bit PNG, millimetres, 0 = missing), SPLIT/labels and
     SPLIT/labels-geometric (palette PNG), classes.txt, classes-geometric.txt, camera.json. Scene i of a split depends
-    on seed, split and i alone, so a larger set begins with a smaller one.
+    on seed, split and i alone, so a larger set begins with a smaller one. Raises UsageError where something is already:
+    scenes of an earlier call would stay among the new ones.
     """
     root = Path(directory)
+    if root.is_dir() and any(root.iterdir()):
+        raise UsageError(f"{printable(root)} holds something already; name a new folder.")
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         for i in range(count):
             _write_scene(root / split, f"{i:05d}", render((seed, number, i), size))
