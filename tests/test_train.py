@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,7 +26,15 @@ import fullyconv as fc
 from fullyconv import models
 from fullyconv import train as training
 from fullyconv.data.loader import order
-from fullyconv.errors import DataError, FullyconvError, Interrupted, MissingInput, StorageError, UsageError
+from fullyconv.errors import (
+    DataError,
+    FullyconvError,
+    Interrupted,
+    MissingInput,
+    StorageError,
+    TryAgain,
+    UsageError,
+)
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import keeping, memory, optimisation, planning
@@ -297,6 +306,40 @@ def test_a_refused_step_names_its_images_changes_nothing_and_too_many_end_the_ru
     assert fc.load(tmp_path / "run" / "last") is not None
 
 
+def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_path: Path, monkeypatch: Any) -> None:
+    log = keeping.log
+
+    def hooked(c: Any, *rest: Any) -> None:
+        log(c, *rest)
+        if c.state.step == 4:  # the last of the epoch: as after a step that was too large, before any loss shows it
+            for p in c.model.parameters():
+                p.data.fill_(3e38)
+
+    monkeypatch.setattr(keeping, "log", hooked)
+    with pytest.raises(FullyconvError, match=r"step 4 gives scores that are not finite.*lower lr.*last good"):
+        fit(small(val_every=1), tmp_path / "run")
+    assert (tmp_path / "run" / "last").resolve().name == "step-0"
+    assert fc.load(tmp_path / "run" / "last") is not None
+
+
+def test_an_image_that_cannot_be_measured_ends_the_run_with_the_step_kept(tmp_path: Path) -> None:
+    def broken(index: int) -> None:
+        if index == 2:
+            raise DataError("val-2.png is truncated")
+
+    def hanging(index: int) -> None:
+        if index == 2:
+            time.sleep(20)  # as a file on a dead mount
+
+    for name, fault, error, words in (
+        ("broken", broken, DataError, r"val-2\.png is truncated"),
+        ("hanging", hanging, TryAgain, r"has not moved on for 1 s.*val-2"),
+    ):
+        with pytest.raises(error, match=words):
+            fit(small(val_every=1, worker_timeout=1), tmp_path / name, val=pictures(3, "val", broken=fault))
+        assert (tmp_path / name / "last").resolve().name == "step-4"
+
+
 def test_an_unreadable_image_ends_the_run_or_is_replaced_and_counted(tmp_path: Path) -> None:
     def broken(index: int) -> None:
         if index == 3:
@@ -341,8 +384,13 @@ def test_resuming_another_thing_is_refused_unless_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--allow-changed data"):
         fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9))
     fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9), allow=("data",))
-    with pytest.raises(UsageError, match="network is not what"):
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    with pytest.raises(UsageError, match=r"network is not what .* \(name: fcn2s-tiny then, fcn4s-tiny now\)"):
         fit(small(epochs=2, model="fcn4s-tiny"), tmp_path / "run", resume=True)
+    renamed = replace(pictures(9), taxonomies={"semantic": Taxonomy(("a", "see", "c"))})
+    with pytest.raises(UsageError, match=r"classes are not what .* \(semantic: id 1 was 'b', is 'see' now\)"):
+        fit(small(epochs=2), tmp_path / "run", resume=True, train=renamed, val=None)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == recipe  # so that --resume alone still goes on
     with pytest.raises(UsageError, match="holds a run at step"):
         fit(small(epochs=2), tmp_path / "run")
     with pytest.raises(UsageError, match="no run to go on with"):
@@ -477,7 +525,7 @@ def test_the_display_names_the_bottleneck_and_writes_plain_lines_off_a_terminal(
 
 
 def test_ctrl_c_saves_this_very_step(tmp_path: Path, monkeypatch: Any) -> None:
-    log = keeping.log
+    log, before = keeping.log, signal.getsignal(signal.SIGINT)
 
     def hooked(c: Any, *rest: Any) -> None:
         log(c, *rest)
@@ -488,14 +536,16 @@ def test_ctrl_c_saves_this_very_step(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(Interrupted, match="step 2 is saved"):
         fit(small(), tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name == "step-2"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
-def _stubborn(out: str) -> None:
-    """Train with a first step that never ends."""
+def _stubborn(out: str, native: bool) -> None:
+    """Train with a first step that never ends, in Python or (as a backward pass of a large network) in native code."""
 
     def slow(*_: Any) -> Any:
         Path(out, "slow").touch()
+        if native:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
         while True:
             time.sleep(0.05)
 
@@ -503,8 +553,9 @@ def _stubborn(out: str) -> None:
     fit(small(), Path(out))
 
 
-def test_a_second_ctrl_c_leaves_within_two_seconds(tmp_path: Path) -> None:
-    process = start(_stubborn, str(tmp_path / "run"))
+@pytest.mark.parametrize("native", [False, True])
+def test_a_second_ctrl_c_leaves_within_two_seconds(native: bool, tmp_path: Path) -> None:
+    process = start(_stubborn, str(tmp_path / "run"), native)
     end = time.monotonic() + 60
     while not (tmp_path / "run" / "slow").exists() and time.monotonic() < end:
         time.sleep(0.02)

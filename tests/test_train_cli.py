@@ -53,6 +53,15 @@ def test_a_folder_becomes_a_run_whose_place_is_the_only_result(tmp_path: Path, c
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "runs/x\n"), ("1", "")])
+def test_under_torchrun_the_first_process_speaks_for_all(rank: str, said: str, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("fullyconv.train.fit", lambda *_, **__: Path("runs/x"))
+    with pytest.raises(SystemExit):
+        main(["train", "data", "--out", "runs/x", "--no-report"])
+    assert capsys.readouterr().out == said
+
+
 def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys: Any) -> None:
     assert run(str(folder(tmp_path / "data", 10, split=False)), *TINY, "--out", str(tmp_path / "run")) == 0
     assert "2 of 10 images are held out" in capsys.readouterr().err

@@ -15,25 +15,46 @@ import torch
 from training_tools import after_step, fit, outcome, pictures, small, start
 
 import fullyconv as fc
+from fullyconv.checkpoint import RunDirectory
+from fullyconv.errors import DataError, StorageError
 
 
-def _rank(rank: int, size: int, port: int, out: str, keys: dict[str, Any], resume: bool, stop_at: int) -> None:
+def _unreadable(index: int) -> None:
+    if index == 5:
+        raise DataError("train-5.png is truncated")
+
+
+def _full_disk() -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise StorageError("The disk is full.")
+
+    RunDirectory.save = refuse  # type: ignore[method-assign]
+
+
+def _rank(
+    rank: int, size: int, port: int, out: str, keys: dict[str, Any], resume: bool, stop_at: int, fault: str
+) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     if stop_at and rank == 1:
         after_step(stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    fit(small(**keys), Path(out), resume)
+    if fault == "full disk":
+        after_step(2, _full_disk)
+    broken = _unreadable if fault == "unreadable" else None
+    fit(small(**keys), Path(out), resume, train=pictures(broken=broken))
 
 
 def together(
-    out: Path, keys: dict[str, Any], resume: bool = False, stop_at: int = 0, size: int = 2
+    out: Path, keys: dict[str, Any], resume: bool = False, stop_at: int = 0, size: int = 2, fault: str = ""
 ) -> list[int | None]:
     """Exit codes of `size` processes that train as torchrun would start them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    run: Callable[[int], Any] = lambda r: start(_rank, r, size, port, str(out), keys, resume, stop_at)  # noqa: E731
+    run: Callable[[int], Any] = lambda r: start(  # noqa: E731
+        _rank, r, size, port, str(out), keys, resume, stop_at, fault
+    )
     processes = [run(r) for r in range(size)]
     for p in processes:
         p.join(250)
@@ -82,3 +103,21 @@ def test_a_stop_of_one_is_a_stop_of_all_and_resumes_to_the_bit(tmp_path: Path) -
     whole, cut = outcome(tmp_path / "whole"), outcome(tmp_path / "cut")
     for key, value in whole.items():
         assert cut[key] == value, key
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_with_the_step_kept(tmp_path: Path) -> None:
+    codes = together(tmp_path / "run", {"batch_size": 4}, fault="unreadable")
+    assert sorted(map(int, filter(None, codes))) == [65, 75]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert (tmp_path / "run" / "last").resolve().name == f"step-{len(rows)}"
+
+
+def test_an_image_that_any_process_replaced_is_counted_once(tmp_path: Path) -> None:
+    keys = {"batch_size": 4, "on_bad_sample": "skip", "max_bad": 0.2, "epochs": 2}
+    assert together(tmp_path / "run", keys, fault="unreadable") == [0, 0]
+    state = json.loads((tmp_path / "run" / "last" / "state.json").read_text())["state"]["train"]
+    assert state["bad"] == ["train-5: train-5.png is truncated"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_processes(tmp_path: Path) -> None:
+    assert together(tmp_path / "run", {"val_every": 1}, fault="full disk") == [74, 75]

@@ -47,7 +47,10 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Written]:
     if not Path(directory).is_dir():
         raise MissingInput(f"There is no model directory at {printable(directory)}; check the path.")
     if not path.exists():
-        raise DataError(f"{printable(path)} is missing, so this is no complete model directory; save the model anew.")
+        raise DataError(
+            f"{printable(path)} is missing, so this is no whole model directory; name a run or a model directory, or "
+            "save the model anew."
+        )
     text = read_file(path, JSON_LIMIT)
     try:
         content = json.loads(text)

@@ -82,7 +82,9 @@ def train(
         check=check,
         quiet=quiet,
     )
-    if report and not int(os.environ.get("RANK", 0)):
+    if int(os.environ.get("RANK", 0)):
+        return  # under torchrun, the first process speaks for all
+    if report:
         _report(target, resolved, data, val, quiet)
     print(target)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
     keep: str | Path | None = None,
+    timeout: float = math.inf,
 ) -> Result:
     """Label every image of `dataset` and count, for each head, which class was called what.
 
@@ -51,10 +52,10 @@ def evaluate(
     tta: "flip" and/or "scales" (0.75, 1, 1.25): mean probabilities over the variants.
     share: (rank, processes): only images rank, rank + processes, ...; `merge` adds the shares up.
     progress: called with (images done, images in all). keep: a directory that gets result.json, every prediction and
-    what the report shows.
+    what the report shows. timeout: seconds that reading may stand still at one file before it counts as hung.
 
     Raises `DataError` for an empty or unlabelled split, heads or classes that do not fit the network, and labels
-    outside the table; `UsageError` for an unknown protocol or variant.
+    outside the table; `UsageError` for an unknown protocol or variant; `TryAgain` naming the file where reading hangs.
     """
     side = _shorter_side(protocol)
     _check(predictor, dataset, protocol, average, tta)
@@ -64,7 +65,7 @@ def evaluate(
     keeper = _keeper(keep, dataset, heads, share)
     start = time.perf_counter()
     images = []
-    for done, (index, sample) in enumerate(zip(indices, _samples(dataset, indices, side), strict=True), 1):
+    for done, (index, sample) in enumerate(zip(indices, _samples(dataset, indices, side, timeout), strict=True), 1):
         said = label(sample.image)
         tables = {h: score(sample, h, said[m].labels, dataset.taxonomies[h]) for h, m in heads.items()}
         images.append(ImageTables.of(index, sample.name, _size(sample.image), tables))
@@ -217,25 +218,15 @@ def _shorter_side(protocol: str) -> int | None:
     )
 
 
-def _samples(dataset: Dataset, indices: Iterable[int], side: int | None) -> Iterator[Sample]:
+def _samples(dataset: Dataset, indices: Iterable[int], side: int | None, timeout: float) -> Iterator[Sample]:
     """The samples in order, decoded a little ahead of the network."""
+    from fullyconv.data.loader import ordered_map
 
     def read(index: int) -> Sample:
         sample = dataset[index]
         return sample if side is None else resized(sample, side)
 
-    waiting: list[Any] = []
-    with ThreadPoolExecutor(1, "decode") as pool:
-        try:
-            for index in indices:
-                waiting.append(pool.submit(read, index))
-                if len(waiting) > 2:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return ordered_map(read, iter(indices), timeout=timeout, describe=lambda i: dataset.records[i].name)
 
 
 def resized(sample: Sample, side: int) -> Sample:

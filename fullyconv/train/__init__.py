@@ -17,7 +17,7 @@ import torch
 from fullyconv.data.base import Dataset
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
-from fullyconv.train import keeping, measuring, optimisation, planning
+from fullyconv.train import keeping, optimisation, planning
 from fullyconv.train.course import Course, prepare, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.memory import explained
@@ -70,7 +70,7 @@ def learn(c: Course, stop: Stop) -> None:
     if state.step == 0:
         keeping.save(c)  # whatever happens, there is something to go on from
     elif planning.measurement_due(plan, state):
-        measuring.measure(c, stop)
+        keeping.measure(c, stop)
         keeping.save(c)
     c.clock.restart()
     with closing(read_ahead(reader, recipe, state, c.world)) as steps:
@@ -93,7 +93,7 @@ def learn(c: Course, stop: Stop) -> None:
             keeping.advance(c, step)
             keeping.log(c, step, outcome, rate, norm)
             if planning.measurement_due(plan, state):
-                measuring.measure(c, stop)
+                keeping.measure(c, stop)
                 training_mode(c.model, recipe)
                 keeping.save(c)
             elif planning.saving_due(plan, c.clock.since_save()):

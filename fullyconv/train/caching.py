@@ -25,10 +25,10 @@ def on_disk(recipe: Recipe, dataset: Dataset, out: Path, world: World, display: 
     if recipe.cache != "disk":
         return dataset
     skip = recipe.on_bad_sample == "skip"
-    if world.rank == 0:
-        quick = cached(dataset, out / FOLDER, skip=skip)
-        display.note(quick.notes[-1])
-    world.wait()
+    with world.together():
+        if world.rank == 0:
+            quick = cached(dataset, out / FOLDER, skip=skip)
+            display.note(quick.notes[-1])
     return quick if world.rank == 0 else cached(dataset, out / FOLDER, skip=skip)
 
 

@@ -87,12 +87,16 @@ def prepare(
     stack: Any,
 ) -> Course:
     """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
+    if resume and not (out / "checkpoints").is_dir():  # before the data are read, which takes its time
+        raise UsageError(
+            f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
+        )
     train, val = checked(recipe, data, val, display) if check else open_both(recipe, data, val)
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
     model = network(recipe, train, quiet=display.quiet)
     about = state.identity(model, train)
-    run = _directory(recipe, out, resume, world, stack)
+    run = _directory(out, resume, world, stack)
     train = caching.on_disk(recipe, train, out, world, display)
     val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
     if run is not None and recipe.cache == "disk":
@@ -108,6 +112,8 @@ def prepare(
     plan = _plan(recipe, train, val)
     weights = _class_weights(recipe, train, world.device)
     training_mode(model, recipe)
+    if run is not None:  # not before: a refused --resume leaves the run's recipe alone
+        atomic_write(out / "recipe.toml", recipe.to_toml().encode())
     return Course(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
         _clock(world.device), saved=where.step if resume else -1, board=_board(recipe, out, world),
@@ -207,21 +213,16 @@ def training_mode(model: Any, recipe: Recipe) -> None:
             module.train(not frozen)
 
 
-def _directory(recipe: Recipe, out: Path, resume: bool, world: World, stack: Any) -> RunDirectory | None:
-    """The run directory, locked, with the resolved recipe in it; the first process's alone."""
+def _directory(out: Path, resume: bool, world: World, stack: Any) -> RunDirectory | None:
+    """The run directory, locked; the first process's alone."""
     run = None
-    if world.rank == 0:
-        if resume and not (out / "checkpoints").is_dir():
-            raise UsageError(
-                f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
-            )
-        run = stack.enter_context(RunDirectory(out))
-        if not resume and run.steps():
-            raise UsageError(
-                f"{out} holds a run at step {run.steps()[-1]}; go on with it by --resume, or give another --out."
-            )
-        atomic_write(out / "recipe.toml", recipe.to_toml().encode())
-    world.wait()
+    with world.together():
+        if world.rank == 0:
+            run = stack.enter_context(RunDirectory(out))
+            if not resume and run.steps():
+                raise UsageError(
+                    f"{out} holds a run at step {run.steps()[-1]}; go on with it by --resume, or give another --out."
+                )
     return run
 
 
@@ -241,7 +242,8 @@ def _go_back(
     """The checkpoint's state, everything put back; a new state for a new run."""
     if not resume:
         return state.State()
-    stored = run.resume() if run else None
+    with world.together():
+        stored = run.resume() if run else None
     step = world.first(float(stored.step if stored and stored.step is not None else -1) if run else 0.0)
     if step < 0:
         raise UsageError(f"The run in {out} has no checkpoint to go on from; start anew without --resume.")

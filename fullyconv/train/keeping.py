@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from fullyconv.errors import DataError, FullyconvError, StorageError
+from fullyconv.checkpoint import RunDirectory
+from fullyconv.errors import FullyconvError, StorageError
 from fullyconv.files import atomic_write
 from fullyconv.models import store
-from fullyconv.train import caching, planning, state
+from fullyconv.train import caching, measuring, planning, state
 from fullyconv.train.course import Course, training_mode
-from fullyconv.train.measuring import measure
-from fullyconv.train.reading import Step
+from fullyconv.train.reading import Step, refuse_many
 from fullyconv.train.signals import Stop
 from fullyconv.train.step import Outcome
 
-__all__ = ["accept", "advance", "end", "log", "next_step", "rescue", "save", "snapshot", "undo"]
+__all__ = ["accept", "advance", "end", "log", "measure", "next_step", "rescue", "save", "snapshot", "undo"]
 
 
 def snapshot(model: Any) -> list[Tensor]:
@@ -44,10 +45,11 @@ def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[T
     undo(c.model, buffers)
     c.state.refused += 1
     what = "loss" if not math.isfinite(outcome.loss) else "gradient"
-    files = ", ".join(n for b in step.batches for n in b.names)
+    names = _images(c, step)
+    files = ", ".join(names)
     c.display.note(f"step {c.state.step + 1}: the {what} is not finite, the step is not taken; its images: {files}")
     if c.run is not None:
-        row = {"step": c.state.step + 1, "epoch": step.ticket.epoch, "what": what, "files": files.split(", ")}
+        row = {"step": c.state.step + 1, "epoch": step.ticket.epoch, "what": what, "files": names}
         try:
             with open(c.out / "refused.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -61,24 +63,41 @@ def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[T
     return False
 
 
-def next_step(c: Course, steps: Iterator[Step]) -> Step:
-    """The next step's images. When they cannot be had, the last whole step is kept before the error goes on."""
+def _images(c: Course, step: Step) -> list[str]:
+    """The images that a step learned from, those of the other processes by its ticket."""
+    if c.world.size > 1:
+        return [c.train.records[i].name for i in step.ticket.everyone]
+    return [name for batch in step.batches for name in batch.names]
+
+
+@contextmanager
+def rescuing(c: Course) -> Iterator[None]:
+    """When what is inside fails, the last whole step is kept before the error goes on."""
     try:
-        step = next(steps)
-        new = [text for text in step.bad if text not in c.state.bad]
-        for text in new:
-            c.display.note(f"skipped, another image takes its place: {text}")
-        c.state.bad += new
-        allowed = max(1, int(c.recipe.max_bad * len(c.train)))
-        if len(c.state.bad) > allowed:
-            raise DataError(
-                f"{len(c.state.bad)} of {len(c.train)} images cannot be read, max_bad allows {allowed}; "
-                f"the last: {c.state.bad[-1]}"
-            )
-        return step
+        yield
     except (FullyconvError, OSError):
         rescue(c)
         raise
+
+
+def next_step(c: Course, steps: Iterator[Step]) -> Step:
+    """The next step's images. When they cannot be had, the last whole step is kept before the error goes on."""
+    with rescuing(c):
+        with c.world.together():
+            step = next(steps)
+        new = [text for text in dict.fromkeys(c.world.gather(step.bad)) if text not in c.state.bad]
+        for text in new:
+            c.display.note(f"skipped, another image takes its place: {text}")
+        c.state.bad += new
+        if new:
+            refuse_many(c.state.bad, len(c.train), c.recipe)
+        return step
+
+
+def measure(c: Course, stop: Stop) -> None:
+    """`measuring.measure`, with the last whole step kept when it fails (an image that cannot be read)."""
+    with rescuing(c):
+        measuring.measure(c, stop)
 
 
 def advance(c: Course, step: Step) -> None:
@@ -120,26 +139,42 @@ def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> No
 
 def save(c: Course, *, alone: bool = False) -> None:
     """A checkpoint of this very step, on the first process; the others wait for it unless it is `alone`."""
-    if c.run is not None:
-        model = c.average or c.model
-        x, scores = store.canary(model)
-        c.run.save(
-            c.state.step,
-            tensors={n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()},
-            config=store.config_json(model),
-            preprocessor=store.preprocessor_json(model),
-            card=card(c),
-            canary={"input": x, **scores},
-            state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
-            # What is never measured has no best but its last.
-            best=c.val is None or (c.state.best_step == c.state.step and c.state.measured == c.state.step),
-        )
-        training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
-    if not alone:
-        c.world.wait()
+    with nullcontext() if alone else c.world.together():
+        if c.run is not None:
+            _save(c, c.run)
     c.clock.saved()
     c.display.pause()
     c.saved = c.state.step
+
+
+def _save(c: Course, run: RunDirectory) -> None:
+    model = c.average or c.model
+    x, scores = store.canary(model)
+    _refuse_broken(c, scores)
+    run.save(
+        c.state.step,
+        tensors={n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()},
+        config=store.config_json(model),
+        preprocessor=store.preprocessor_json(model),
+        card=card(c),
+        canary={"input": x, **scores},
+        state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
+        # What is never measured has no best but its last.
+        best=c.val is None or (c.state.best_step == c.state.step and c.state.measured == c.state.step),
+    )
+    training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
+
+
+def _refuse_broken(c: Course, scores: Mapping[str, Tensor]) -> None:
+    """FullyconvError for a network that gives no finite scores any more: it must not take a good one's place."""
+    if all(bool(s.isfinite().all()) for s in scores.values()):
+        return
+    good = c.out / "last"
+    remedy = f"the last good checkpoint is {good}" if good.exists() else "look at the weights that it starts from"
+    raise FullyconvError(
+        f"The network of step {c.state.step} gives scores that are not finite, so it is not kept; lower lr (now "
+        f"{c.recipe.lr:g}) or set clip = 1; {remedy}."
+    )
 
 
 def rescue(c: Course) -> None:

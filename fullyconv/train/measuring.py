@@ -31,8 +31,10 @@ def measure(c: Course, stop: Stop) -> None:
             raise _Abandoned
 
     predictor = Predictor(c.average or c.model)
+    share = c.world.rank, c.world.size
     try:
-        result = evaluate(predictor, c.val, share=(c.world.rank, c.world.size), progress=progress)
+        with c.world.together():
+            result = evaluate(predictor, c.val, share=share, progress=progress, timeout=c.recipe.worker_timeout)
     except _Abandoned:
         c.clock.lap("measure")
         return

@@ -21,7 +21,7 @@ from fullyconv.train.state import State
 from fullyconv.train.step import Batch
 from fullyconv.train.world import World
 
-__all__ = ["Reader", "Step", "Ticket", "read_ahead", "tickets", "window"]
+__all__ = ["Reader", "Step", "Ticket", "read_ahead", "refuse_many", "tickets", "window"]
 
 
 @final
@@ -69,6 +69,13 @@ def read_ahead(reader: Reader, recipe: Recipe, state: State, world: World) -> Ge
     )
 
 
+def refuse_many(bad: Sequence[str], count: int, recipe: Recipe) -> None:
+    """DataError when more of the `count` images than the recipe allows (one at least) could not be read."""
+    allowed, found = max(1, int(recipe.max_bad * count)), len(set(bad))
+    if found > allowed:
+        raise DataError(f"{found} of {count} images cannot be read, max_bad allows {allowed}; the last: {bad[-1]}")
+
+
 @final
 class Reader:
     """ticket -> Step: reads, transforms and stacks; the same bytes wherever and whenever it runs."""
@@ -109,6 +116,7 @@ class Reader:
                 if self.recipe.on_bad_sample == "fail":
                     raise
                 bad.append(f"{self.dataset.records[chosen].name}: {error}")
+                refuse_many(bad, len(self.dataset), self.recipe)
         raise DataError(f"100 samples in a row could not be read, the last one because {bad[-1]}")
 
     def _read(self, index: int) -> Sample:

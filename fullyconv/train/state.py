@@ -62,11 +62,17 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Col
 
 
 def _difference(before: Any, now: Any) -> str:
+    """The first thing that differs, in a few words; classes by their id."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                return f"{key}: {str(before.get(key))[:80]} then, {str(now.get(key))[:80]} now"
-    return f"{str(before)[:16]} then, {str(now)[:16]} now"
+                return f"{key}: {_difference(before.get(key), now.get(key))}"
+    if isinstance(before, list) and isinstance(now, list):
+        for k, (a, b) in enumerate(zip(before, now, strict=False)):
+            if a != b:
+                return f"id {k} was {str(a)[:80]!r}, is {str(b)[:80]!r} now"
+        return f"{len(before)} then, {len(now)} now"
+    return f"{str(before)[:40]} then, {str(now)[:40]} now"
 
 
 def pack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fullyconv.errors import UsageError
+from fullyconv.errors import FullyconvError, TryAgain, UsageError
 
 __all__ = ["World", "join"]
 
@@ -64,9 +64,25 @@ class World:
         dist.broadcast(shared, 0)
         return float(shared)
 
-    def wait(self) -> None:
+    def gather(self, texts: Sequence[str]) -> list[str]:
+        """Every process's texts, on all, in the order of the processes."""
+        if not self.any(bool(texts)):
+            return []
+        found: list[list[str]] = [list(texts)] * self.size
         if self.size > 1:
-            dist.barrier()
+            dist.all_gather_object(found, list(texts))
+        return [text for part in found for text in part]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """An error inside on one process is one on all, so that nobody waits for a process that is gone."""
+        error: Exception | None = None
+        try:
+            yield
+        except (FullyconvError, OSError) as caught:
+            error = caught
+        if self.any(error is not None):
+            raise error or TryAgain("Another process of this run failed and says why; continue with --resume.")
 
 
 @contextmanager
