@@ -232,6 +232,18 @@ def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -
     assert len(open_dataset(f"coco:{file}", images=tmp_path / "pictures")) == 2
 
 
+def test_boxes_without_an_outline_are_counted_and_sizes_may_be_written_with_a_point(tmp_path: Path) -> None:
+    file = write_coco(
+        tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}, {"category_id": 2, "bbox": [1, 1, 5, 5]}]
+    )
+    value = json.loads(file.read_text())
+    value["images"] = [{**i, "height": float(i["height"]), "width": float(i["width"])} for i in value["images"]]
+    file.write_text(json.dumps(value))
+    data = open_dataset(f"coco:{tmp_path}", "val")
+    assert np.array_equal(data[0].labels["semantic"] > 0, oracle(SQUARE))
+    assert any("a box and no outline are left out: 1" in note for note in data.notes)
+
+
 # ---- labelme ---------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +297,34 @@ def test_labelme_shapes_are_painted_in_order_by_pillows_rules(tmp_path: Path) ->
     expected = np.array(canvas)
     expected[2:6, 1:7] = 255
     assert np.array_equal(data[0].labels["semantic"], expected)
+
+
+@pytest.mark.parametrize("named", ["../images/x.png", "..\\\\images\\\\x.png", "x.png"])
+def test_labelme_files_may_lie_in_a_folder_of_their_own(named: str, tmp_path: Path) -> None:
+    file = write_labelme(tmp_path / "annotations", "x", [shape("cat", "rectangle", [[1, 1], [9, 9]])])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations/x.png").rename(tmp_path / "images/x.png")
+    file.write_text(file.read_text().replace('"imagePath": "x.png"', f'"imagePath": "{named}"'))
+    data = open_dataset(f"labelme:{tmp_path}")
+    assert data.records[0].inputs["rgb"] == tmp_path / "images/x.png"
+    assert data[0].labels["semantic"].max() == 1
+
+
+def test_labelme_pictures_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+    file = write_labelme(tmp_path / "data", "x", [])
+    (tmp_path / "data/x.png").rename(tmp_path / "secret.png")
+    file.write_text(file.read_text().replace('"imagePath": "x.png"', '"imagePath": "../secret.png"'))
+    with pytest.raises(DataError, match="not below"):
+        open_dataset(f"labelme:{tmp_path / 'data'}")
+
+
+def test_labelme_rectangles_of_four_corners_and_files_without_a_size(tmp_path: Path) -> None:
+    corners = [[2, 2], [20, 2], [20, 12], [2, 12]]
+    none = {"imageHeight": None, "imageWidth": None}
+    write_labelme(tmp_path, "x", [shape("cat", "rectangle", corners), shape("dog", "rotation", corners[::-1])], **none)
+    label = open_dataset(tmp_path)[0].labels["semantic"]
+    assert label.shape == (H, W)
+    assert (label[2:13, 2:21] == 2).all()
 
 
 def test_labelme_pictures_may_be_inside_the_file_and_splits_are_folders(tmp_path: Path) -> None:
@@ -483,6 +523,12 @@ def test_label_studio_brushes_and_polygons_are_painted_in_order(image: str, tmp_
     expected[oracle(INNER)] = 1
     expected[brush] = 3
     assert np.array_equal(data[0].labels["semantic"], expected)
+
+
+def test_a_picture_that_label_studio_renamed_when_it_was_uploaded_is_found(tmp_path: Path) -> None:
+    write_labelstudio(tmp_path, [], "/data/upload/1/1a2b3c4d-B%C3%A4r_1.JPG")
+    (tmp_path / "images/a.png").rename(tmp_path / "images/Bär (1).JPG")
+    assert open_dataset(tmp_path).records[0].inputs["rgb"].name == "Bär (1).JPG"
 
 
 def test_label_studio_json_min_rectangles_and_ellipses(tmp_path: Path) -> None:

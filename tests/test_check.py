@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from fullyconv.data.check_fix import repair
 from fullyconv.data.check_scan import _by_processes, _plainly
 from fullyconv.data.check_summary import median_frequency_weights
 from fullyconv.errors import DataError, MissingInput, UsageError
+from fullyconv.images import encode_png
 
 SHARED = os.environ.get("FULLYCONV_SHARED")
 needs_shared = pytest.mark.skipif(not SHARED, reason="FULLYCONV_SHARED is not set")
@@ -278,6 +280,60 @@ def test_the_repaired_copy_has_no_error_and_the_data_are_untouched(data: Path, t
     ids = whole.read_labels(fixed["train/p011"], "semantic")
     assert (ids == truth).all(), "off by one is set right"
     assert whole.taxonomies["semantic"].names == faults.NAMES
+
+
+def _coco(root: Path) -> Path:
+    """Three pictures in one JSON, each with a square of its own size and class; the last is all background."""
+    images, annotations = [], []
+    for i in range(3):
+        faults.save(faults.scene(i, (40, 48))[0], root / "images" / f"p{i}.png")
+        images.append({"id": i, "file_name": f"p{i}.png", "height": 40, "width": 48})
+        x = 10.0 + 10 * i
+        outline = [[2.0, 2.0, x, 2.0, x, x, 2.0, x]]
+        annotations.append({"id": i, "image_id": i, "category_id": i + 1, "segmentation": outline, "iscrowd": 0})
+    categories = [{"id": k, "name": f"c{k}"} for k in (1, 2, 3)]
+    text = json.dumps({"images": images, "annotations": annotations[:2], "categories": categories})
+    (root / "annotations.json").write_text(text)
+    return root
+
+
+def test_a_copy_of_annotated_pictures_keeps_every_label_with_its_picture(tmp_path: Path) -> None:
+    data = _coco(tmp_path / "coco")
+    found = examine(data)
+    (constant,) = (f for f in found.findings if f.kind == "constant-label")
+    assert constant.files == (data / "images" / "p2.png",), "the picture is named, not the file of all labels"
+    repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
+    for ours, theirs in zip(open_dataset(tmp_path / "fixed"), open_dataset(data), strict=True):
+        np.testing.assert_array_equal(ours.image, theirs.image)
+        np.testing.assert_array_equal(ours.labels["semantic"], theirs.labels["semantic"])
+
+
+def test_a_picture_kept_inside_its_annotation_is_copied(tmp_path: Path) -> None:
+    image = faults.scene(0, (40, 48))[0]
+    inside = base64.b64encode(encode_png(image)).decode()
+    shape = {"label": "car", "points": [[2, 2], [20, 2], [20, 20]], "shape_type": "polygon"}
+    value = {"shapes": [shape], "imagePath": "gone.png", "imageData": inside, "imageHeight": 40, "imageWidth": 48}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.json").write_text(json.dumps(value))
+    found = examine(tmp_path / "data")
+    repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
+    np.testing.assert_array_equal(open_dataset(tmp_path / "fixed")[0].image, image)
+
+
+def test_a_picture_in_the_lists_of_both_splits_stays_in_the_measured_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for i in range(4):
+        image, label = faults.scene(i, (40, 48))
+        faults.save(image, data / "images" / f"p{i}.png")
+        faults.save(label, data / "labels" / f"p{i}.png")
+    (data / "train.txt").write_text("p0\np1\np2\n")
+    (data / "val.txt").write_text("p2\np3\n")
+    found = examine(data)
+    (twice,) = (f for f in found.findings if f.kind == "duplicate-across-splits")
+    assert "p2 is both in train and in val" in twice.message
+    repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
+    assert [r.name for r in open_dataset(tmp_path / "fixed", "train").records] == ["p0", "p1"]
+    assert [r.name for r in open_dataset(tmp_path / "fixed", "val").records] == ["p2", "p3"]
 
 
 def test_a_repaired_copy_never_lies_in_the_data_nor_over_something(data: Path, tmp_path: Path) -> None:

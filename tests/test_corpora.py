@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -501,6 +502,13 @@ def test_a_half_unpacked_set_is_refused_with_the_count_and_the_first_missing_fil
     assert "1 of their" in str(caught.value)
     assert file.name in str(caught.value)
     assert "get " in str(caught.value)
+
+
+def test_a_set_without_any_labels_is_half_unpacked_too(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path)
+    shutil.rmtree(tmp_path / "gtFine/val")
+    with pytest.raises(MissingInput, match="half unpacked"):
+        open_dataset(tmp_path, "val")
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import faults
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullyconv.data import KINDS, open_dataset, parse_spec
+from fullyconv.data import KINDS, coding, open_dataset, parse_spec
+from fullyconv.data.check import check
 from fullyconv.data.coding import read_classes
 from fullyconv.data.layout import choose_split, list_files, read_table
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
@@ -99,6 +101,109 @@ def test_labels_with_an_ending_of_their_own_are_paired_and_it_is_said(tmp_path: 
     dataset = open_dataset(tmp_path)
     same(dataset, range(6))
     assert any("_mask" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("picture", "label"),
+    [
+        ("p{}", "p{}_gtFine_labelIds"),
+        ("p{}", "mask_p{}"),
+        ("image_{}", "mask_{}"),
+        ("town/p{}_leftImg8bit", "town/p{}_gtFine_labelIds"),
+    ],
+)
+def test_names_that_differ_in_what_all_share_are_paired_and_it_is_said(
+    picture: str, label: str, tmp_path: Path
+) -> None:
+    for i in range(6):
+        faults.save(TRUTH[i][0], tmp_path / "images" / f"{picture.format(i)}.png")
+        faults.save(TRUTH[i][1], tmp_path / "labels" / f"{label.format(i)}.png")
+    dataset = open_dataset(tmp_path)
+    for i, sample in enumerate(dataset):
+        np.testing.assert_array_equal(sample.labels["semantic"], TRUTH[i][1])
+    assert any("pairs by the names without" in note for note in dataset.notes)
+
+
+def test_names_that_only_look_alike_are_not_paired(tmp_path: Path) -> None:
+    for i in range(6):
+        faults.save(TRUTH[i][0], tmp_path / "images" / f"img_1{i}.png")
+        faults.save(TRUTH[i][1], tmp_path / "labels" / f"mask_2{i}.png")
+    dataset = open_dataset(tmp_path)
+    assert not dataset.taxonomies
+    assert len(dataset.strays) == 6
+
+
+@pytest.mark.parametrize("layout", ["{}_images|{}_masks", "{}|{}_labels", "Images/{}|Masks/{}"])
+def test_folders_named_with_their_split_or_in_capitals_are_found(layout: str, tmp_path: Path) -> None:
+    images, labels = layout.split("|")
+    put(tmp_path, images.format("train"), labels.format("train"), range(4))
+    put(tmp_path, images.format("val"), labels.format("val"), range(4, 6))
+    same(open_dataset(tmp_path), range(4))
+    same(open_dataset(tmp_path, "val"), range(4, 6))
+
+
+@pytest.mark.parametrize(("suffix", "ending"), [(".jpg", ""), (".png", "_mask")])
+def test_a_label_may_lie_beside_its_picture(suffix: str, ending: str, tmp_path: Path) -> None:
+    for i in range(6):
+        Image.fromarray(TRUTH[i][0]).save(tmp_path / f"p{i}{suffix}")
+        faults.save(TRUTH[i][1], tmp_path / f"p{i}{ending}.png")
+    dataset = open_dataset(tmp_path)
+    assert [r.name for r in dataset.records] == [f"p{i}" for i in range(6)]
+    assert all((s.labels["semantic"] == TRUTH[i][1]).all() for i, s in enumerate(dataset))
+
+
+def test_an_umlaut_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    faults.save(TRUTH[0][0], tmp_path / "images" / f"{unicodedata.normalize('NFD', 'Bär')}.png")
+    faults.save(TRUTH[0][1], tmp_path / "labels" / f"{unicodedata.normalize('NFC', 'Bär')}.PNG")
+    (tmp_path / "train.txt").write_text(unicodedata.normalize("NFD", "Bär") + "\n")
+    assert (open_dataset(tmp_path)[0].labels["semantic"] == TRUTH[0][1]).all()
+
+
+def test_lists_written_on_windows_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    (tmp_path / "train.txt").write_bytes("\ufeffimages\\p0.png\r\nC:\\data\\images\\p1.png\r\n".encode())
+    same(open_dataset(tmp_path), range(2))
+    rows = "Image_Path;Mask;Split;Remark\r\nimages\\p2.png;labels\\p2.png;Training;3\r\n"
+    (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    dataset = open_dataset(tmp_path / "list.csv", "train")
+    same(dataset, [2])
+    assert any("'remark' names no pictures" in note for note in dataset.notes)
+
+
+def test_a_table_beside_the_pictures_names_their_splits(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    rows = [f"p{i},{'train' if i < 4 else 'val'},group{i % 2}" for i in range(6)]
+    (tmp_path / "splits.csv").write_text("image,split,group\n" + "\n".join(rows) + "\n")
+    same(open_dataset(tmp_path), range(4))
+    same(open_dataset(tmp_path, "val"), range(4, 6))
+    assert [r.group for r in open_dataset(tmp_path, "val").records] == ["group0", "group1"]
+
+
+def test_a_list_may_lie_in_a_folder_of_lists(tmp_path: Path) -> None:
+    put(tmp_path, "my images", "my labels")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("my images/p0.png my labels/p0.png\n")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    dataset = open_dataset(tmp_path / "lists" / "train.txt")
+    same(dataset, [0])
+    assert dataset.taxonomy.names[0] == "a"
+
+
+def test_other_texts_beside_the_pictures_are_no_lists(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    (tmp_path / "metadata.csv").write_text("id,place\n0,Bonn\n")
+    dataset = open_dataset(tmp_path)
+    same(dataset, range(6))
+    assert any("metadata.csv does not begin with the name of a picture" in note for note in dataset.notes)
+    (tmp_path / "val.txt").write_text("p99\n")
+    with pytest.raises(MissingInput, match="p99"):
+        open_dataset(tmp_path, "val")
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    (tmp_path / "labels" / "p0.png").rename(tmp_path / "labels" / "p0.npy")
+    assert ("unread-file", tmp_path / "labels" / "p0.npy") in open_dataset(tmp_path).strays
 
 
 def test_pictures_alone_are_a_set_without_labels(tmp_path: Path) -> None:
@@ -214,6 +319,24 @@ def test_classes_are_inferred_and_said(tmp_path: Path) -> None:
     assert any("0..2, 255 ignored" in note for note in dataset.notes)
 
 
+def test_labels_are_looked_through_once_for_all_splits_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "train/images", "train/labels", range(4))
+    put(tmp_path, "val/images", "val/labels", range(4, 6))
+    read: list[Path] = []
+    stored = coding._stored
+    monkeypatch.setattr(coding, "_stored", lambda file: (read.append(file), stored(file))[1])
+    before = len(open_dataset(tmp_path, "train").taxonomy)
+    open_dataset(tmp_path, "val")
+    assert len(read) == 6
+    label = TRUTH[0][1].copy()
+    label[0, 0] = 40
+    faults.save(label, tmp_path / "train/labels/p0.png")
+    os.utime(tmp_path / "train/labels/p0.png", (1, 1))
+    assert before < len(open_dataset(tmp_path, "val").taxonomy) == 41
+
+
 def test_more_than_255_classes_are_16_bit_and_ignore_65535(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     relabel(tmp_path, lambda v: np.where(v == 3, 65535, v.astype(np.uint16) * 200).astype(np.uint16))
@@ -269,6 +392,49 @@ def test_stored_values_are_mapped_by_classes_txt(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ground = 0\ndisc = 128\nbox = 255\n!nothing = 9\n")
     ids = open_dataset(tmp_path)[0].labels["semantic"]
     np.testing.assert_array_equal(ids, np.array([0, 1, 2, 255], np.uint8)[TRUTH[0][1]])
+
+
+@pytest.mark.parametrize("form", ["{v} {n}", "{v}: {n}", "{v},{n}", "{n}: {v}", "{n},{v}"])
+def test_classes_may_be_numbered(form: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(form.format(n=n, v=v) for n, v in (("sky", 7), ("big car", 11))))
+    found = read_classes(tmp_path / "classes.txt")
+    assert found.taxonomy.names == ("sky", "big car")
+    assert found.values == {7: 0, 11: 1}
+    (tmp_path / "classes.txt").write_text("class 0\nclass 1\n")
+    assert read_classes(tmp_path / "classes.txt").taxonomy.names == ("class 0", "class 1")
+
+
+def test_ids_in_three_equal_channels_are_ids(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    for i in range(6):
+        faults.save(np.repeat(TRUTH[i][1][..., None], 3, -1), tmp_path / "labels" / f"p{i}.png")
+    same(open_dataset(tmp_path), range(6))
+    assert {f.kind for f in check(tmp_path)} >= {"grey-rgb-label"}
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    same(open_dataset(tmp_path), range(6))
+
+
+def test_65535_is_ignored_below_256_classes_too(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    for i in range(6):
+        wide = TRUTH[i][1].astype(np.uint16)
+        wide[0] = 65535
+        Image.fromarray(wide).save(tmp_path / "labels" / f"p{i}.png")
+    for names in ("", "a\nb\nc\nd\ne\nf\n"):
+        if names:
+            (tmp_path / "classes.txt").write_text(names)
+        label = open_dataset(tmp_path)[0].labels["semantic"]
+        assert (label[0] == 255).all()
+        np.testing.assert_array_equal(label[1:], TRUTH[0][1][1:])
+
+
+def test_values_far_apart_are_one_finding(tmp_path: Path) -> None:
+    put(tmp_path, "images", "labels")
+    for i in range(6):
+        faults.save((TRUTH[i][1] * 50).astype(np.uint8), tmp_path / "labels" / f"p{i}.png")
+    (found,) = (f for f in check(tmp_path) if f.kind == "sparse-ids")
+    assert "0, 50, 100" in found.message
+    assert not [f for f in check(tmp_path) if f.kind == "unused-class"]
 
 
 @pytest.mark.parametrize(
@@ -333,13 +499,39 @@ def test_16_bit_pictures_are_8_bit_colour_unless_asked_for(tmp_path: Path) -> No
     assert (sample.image == 0x1234).all()
 
 
+@pytest.mark.parametrize("options", [{"count": 4}, {"count": 3, "BIGTIFF": "YES"}, {"count": 1, "dtype": "float32"}])
+def test_a_tiff_that_is_no_colour_picture_is_read_and_checked_by_its_bands(
+    options: dict[str, object], tmp_path: Path
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    put(tmp_path, "images", "labels")
+    for file in (tmp_path / "images").iterdir():
+        planes = np.random.default_rng(0).integers(0, 4000, (options["count"], 40, 48)).astype("uint16")
+        settings = {"driver": "GTiff", "height": 40, "width": 48, "dtype": "uint16", "compress": "deflate", **options}
+        with rasterio.open(file.with_suffix(".tif"), "w", **settings) as out:
+            out.write(planes.astype(settings["dtype"]))
+        file.unlink()
+    dataset = open_dataset(tmp_path)
+    assert dataset.inputs == ("bands",)
+    assert any("by their bands" in note for note in dataset.notes)
+    np.testing.assert_array_equal(dataset[0].image, np.moveaxis(planes, 0, -1))
+    for fast in (True, False):
+        assert not [f.message for f in check(tmp_path, fast=fast) if f.kind == "unreadable-file"]
+    (tmp_path / "images" / "p1.tif").write_bytes((tmp_path / "images" / "p1.tif").read_bytes()[:300])
+    assert [f.files[0].name for f in check(tmp_path) if f.kind == "unreadable-file"] == ["p1.tif"]
+
+
 # ---- specs and refusals ----------------------------------------------------------------------------------------
 
 
 def test_specs_are_kind_and_path_or_path(tmp_path: Path) -> None:
-    assert parse_spec("camvid:a/b") == ("camvid", Path("a/b"))
-    assert parse_spec("a/b") == (None, Path("a/b"))
-    assert parse_spec(tmp_path) == (None, tmp_path)
+    assert parse_spec("camvid:a/b") == ("camvid", Path("a/b"), {})
+    assert parse_spec("a/b") == (None, Path("a/b"), {})
+    assert parse_spec(tmp_path) == (None, tmp_path, {})
+    wanted = {"order": "file", "images": "/my/photos", "bands": True}
+    assert parse_spec("coco,order=file,images=/my/photos,bands=true:a/b") == ("coco", Path("a/b"), wanted)
+    with pytest.raises(UsageError, match="not key=value"):
+        parse_spec("coco,order:a/b")
     with pytest.raises(UnknownName, match="camvid"):
         parse_spec("camvd:a")
     with pytest.raises(MissingInput, match="does not exist"):
@@ -375,6 +567,8 @@ def test_val_also_finds_valid() -> None:
     assert choose_split(["train", "valid"], "val", Path()) == ("valid",)
     assert choose_split(["a", "b"], None, Path()) == ("a", "b")
     assert choose_split(["val", "train"], None, Path()) == ("train",)
+    assert choose_split(["Train", "Validation"], None, Path()) == ("Train",)  # CVAT's subsets
+    assert choose_split(["Train", "Validation"], "val", Path()) == ("Validation",)
 
 
 def test_opening_writes_nothing(tmp_path: Path) -> None:

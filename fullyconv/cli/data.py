@@ -31,11 +31,12 @@ def convert(
     import json
 
     from fullyconv.cli.evaluate import progress_line
+    from fullyconv.data import parse_options
     from fullyconv.data.convert import convert as write
 
     names = [n.strip() for n in inputs.split(",") if n.strip()] or None
     progress = progress_line("converting", quiet)
-    counts = write(source, out, splits=split, inputs=names, progress=progress, **_options(option or []))
+    counts = write(source, out, splits=split, inputs=names, progress=progress, **parse_options(option or []))
     if as_json:
         print(json.dumps(counts))
     else:
@@ -76,24 +77,6 @@ def scenes(
     from fullyconv.data import scenes as procedural
 
     print(f"folder:{procedural.write(out, train=train, val=val, size=(height, width), seed=seed)}")
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """key=value pairs; values are TOML, else text."""
-    import tomllib
-
-    from fullyconv.errors import UsageError
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r} is not key=value; write it like --set order=area.")
-        try:
-            found[key.strip()] = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = value
-    return found
 
 
 def _bytes_line() -> Any:

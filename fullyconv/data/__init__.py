@@ -1,4 +1,4 @@
-"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH", split)` -> `Dataset`.
+"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH" | "kind,key=value:PATH", split)` -> `Dataset`.
 
 A kind is a module with `open_NAME(root, split, **options) -> Dataset` and `recognise(root) -> bool`; it is imported
 when it is asked for. A bare PATH is shown to every kind in the order of the table, `folder` last.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv.data.base import Dataset, Record, Sample
-from fullyconv.errors import DataError, MissingInput, UnknownName, printable
+from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
 
-__all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_spec"]
+__all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_options", "parse_spec"]
 
 KINDS: dict[str, str] = {
     "camvid": "fullyconv.data.camvid:open_camvid",
@@ -45,6 +45,7 @@ def open_dataset(
     **options: Any,
 ) -> Dataset:
     """The labelled pictures at `spec`: "kind:PATH", or a bare PATH whose layout is recognised (and said in `.notes`).
+    The kind's options may stand in it: "coco,crowd=skip,images=photos:export".
 
     split    a split's name; None is "train" where the data has one, else everything; "all" is everything.
     inputs   the modalities that make the image, in this order along C, such as ("rgb", "depth").
@@ -54,7 +55,8 @@ def open_dataset(
 
     Raises MissingInput (no such path), UnknownName (kind, split, modality, head) or DataError (no such layout there).
     """
-    kind, root = parse_spec(spec)
+    kind, root, written = parse_spec(spec)
+    options = {**written, **options}
     if not root.exists():
         raise MissingInput(f"{printable(root)} does not exist; give the folder (or list file) of the data set.")
     notes: tuple[str, ...] = ()
@@ -68,15 +70,32 @@ def open_dataset(
     return replace(dataset, notes=notes + dataset.notes)
 
 
-def parse_spec(spec: str | os.PathLike[str]) -> tuple[str | None, Path]:
-    """("kind", path) of "kind:PATH"; (None, path) of a bare path."""
+def parse_spec(spec: str | os.PathLike[str]) -> tuple[str | None, Path, dict[str, Any]]:
+    """("kind", path, options) of "kind:PATH" or "kind,key=value,...:PATH"; (None, path, {}) of a bare path."""
     text = os.fspath(spec)
-    kind, colon, rest = text.partition(":")
+    front, colon, rest = text.partition(":")
+    kind, *pairs = front.split(",")
     if not colon or os.path.lexists(text) or len(kind) == 1 or os.sep in kind:
-        return None, Path(text)
+        return None, Path(text), {}
     if kind not in KINDS:
         raise UnknownName("kind of data", kind, KINDS)
-    return kind, Path(rest or ".")
+    return kind, Path(rest or "."), parse_options(pairs)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """{key: value} of "key=value" texts; values are TOML, else text. UsageError for one without "="."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"The option {printable(pair)!r} is not key=value; write it like order=area.")
+        try:
+            found[key.strip()] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value
+    return found
 
 
 def _function(kind: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +10,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import images
-from fullyconv.errors import FullyconvError, MissingExtra
+from fullyconv.errors import MissingExtra
 from fullyconv.images import BadImage
 
-__all__ = ["is_multiband", "read_bands"]
+__all__ = ["is_multiband", "is_tiff", "read_bands"]
 
 
 def is_multiband(file: Path) -> bool:
-    """Whether a picture is a TIFF of other than 1, 3 or (as RGBA) 4 bands, which reading as colour would lose."""
+    """Whether a picture is a TIFF that reading as colour would lose or refuse: other than 1, 3 or (as RGBA) 4 bands,
+    three or four that are said to be no colours, or numbers of 32 bits."""
     try:
-        return _tiff_bands(file) not in (0, 1, 3, 4)
-    except FullyconvError:
+        tags = _tiff_tags(file)
+    except (OSError, struct.error):
         return False
+    bands, colours = tags.get(_BANDS, 1), tags.get(_PHOTOMETRIC, 2) in _COLOURS
+    return bool(tags) and (bands not in (1, 3, 4) or (bands > 1 and not colours) or tags.get(_BITS, 1) >= 32)
 
 
-def _tiff_bands(file: Path) -> int:
-    """SamplesPerPixel of a TIFF's first page; 0 for other formats. Read from the header: Pillow refuses many bands."""
-    data = file.read_bytes()[:8] if file.is_file() else b""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return 0
-    order = "little" if data[:2] == b"II" else "big"
+_BITS, _PHOTOMETRIC, _BANDS = 258, 262, 277
+_COLOURS = (2, 3, 5, 6, 8)  # RGB, palette, CMYK, YCbCr, Lab
+
+
+def _tiff_tags(file: Path) -> dict[int, int]:
+    """The first value of the tags above on a TIFF's (or BigTIFF's) first page; {} for other formats."""
     with file.open("rb") as handle:
-        handle.seek(int.from_bytes(data[4:8], order))  # type: ignore[arg-type]
-        count = int.from_bytes(handle.read(2), order)  # type: ignore[arg-type]
-        for _ in range(min(count, 512)):
-            entry = handle.read(12)
-            if int.from_bytes(entry[:2], order) == 277:  # type: ignore[arg-type]
-                return int.from_bytes(entry[8:10], order)  # type: ignore[arg-type]
-    return 1
+        head = handle.read(16)
+        order, big = {b"II": "<", b"MM": ">"}.get(head[:2], ""), head[2:4] in (b"+\0", b"\0+")
+        if not order or not (big or head[2:4] in (b"*\0", b"\0*")):
+            return {}
+        long, number, size = (order + "Q", order + "Q", 20) if big else (order + "I", order + "H", 12)
+        start, width = (8, 8) if big else (4, 4)
+        handle.seek(struct.unpack(long, head[start : start + width])[0])
+        count = struct.unpack(number, handle.read(struct.calcsize(number)))[0]
+        page = handle.read(min(count, 512) * size)
+        tags: dict[int, int] = {}
+        for i in range(0, len(page) - size + 1, size):
+            tag, kind = struct.unpack(order + "HH", page[i : i + 4])
+            values, value = struct.unpack(long, page[i + 4 : i + 4 + width])[0], page[i + 4 + width : i + size]
+            if tag not in (_BITS, _PHOTOMETRIC, _BANDS) or kind not in (3, 4):
+                continue
+            if values * (2 if kind == 3 else 4) > width:
+                handle.seek(struct.unpack(long, value)[0])
+                value = handle.read(4)
+            tags[tag] = struct.unpack(order + "HI"[kind - 3], value[: 2 if kind == 3 else 4])[0]
+        return tags
+
+
+def is_tiff(file: Path) -> bool:
+    with file.open("rb") as handle:
+        return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_bands(file: Path) -> NDArray[Any]:
@@ -47,7 +69,7 @@ def read_bands(file: Path) -> NDArray[Any]:
     try:
         return images.read_image(file, mode="bands")
     except BadImage:
-        if _tiff_bands(file) == 0:
+        if not is_tiff(file):
             raise
         return _rasterio_bands(file)
 

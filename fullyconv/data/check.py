@@ -19,6 +19,7 @@ from fullyconv.data.check_classes import class_findings
 from fullyconv.data.check_findings import KINDS, Finding, finding
 from fullyconv.data.check_scan import Progress, RecordFacts, scan
 from fullyconv.data.check_summary import Summary, summarise
+from fullyconv.data.layout import role
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName
 
 __all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_splits", "refuse_errors"]
@@ -91,7 +92,7 @@ def open_splits(spec: str | os.PathLike[str], **options: Any) -> list[Dataset]:
         known = error.known
     except FullyconvError:
         known = []
-    usual = [s for s in ("train", "training", "val", "valid", "validation", "test", "testing") if s in known]
+    usual: list[str | None] = [s for r in ("train", "val", "test") for s in known if role(s) == r]
     return [open_dataset(spec, s, **options) for s in usual or known or [None]]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Dataset
 from fullyconv.data.check_findings import Finding, finding
 from fullyconv.data.check_scan import LabelFacts, RecordFacts
+from fullyconv.data.layout import role
 
 __all__ = ["class_findings"]
 
@@ -38,6 +39,12 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         yield finding("ids-start-at-one", where, f"the {head} ids are 1..{len(total) - 1}; 0 never occurs", 0, 0)
     if any(la.blended > 0.5 for some in labels.values() for la in some) and taxonomy.names[0] == "class 0":
         return  # the classes were taken from interpolated labels: that is to be mended first
+    used = np.flatnonzero(total).tolist()
+    if taxonomy.names[0] == "class 0" and 2 * len(used) < len(total) > 8:
+        values = ", ".join(map(str, used[:12])) + (" ..." if len(used) > 12 else "")
+        message = f"the {head} labels hold {len(used)} values, {values}; the ids between them mean nothing"
+        yield finding("sparse-ids", where, message, len(used), values)
+        return
     for k in np.flatnonzero(total == 0).tolist():
         yield finding("unused-class", where, f"the {head} class {k} ({taxonomy.names[k]}) occurs nowhere", 0, k)
     yield from _rare(labels, total, taxonomy.names, head, where)
@@ -87,7 +94,7 @@ def _foreground(
         if 0 < front < 0.001 * whole:
             yield finding(
                 "near-empty-foreground",
-                [la.file],
+                [la.shown],
                 f"only {front} of {whole} pixels are not background",
                 front,
                 f"{front / whole:.4%}",
@@ -97,8 +104,8 @@ def _foreground(
 def _between_splits(
     totals: Mapping[str, NDArray[np.int64]], names: Sequence[str], head: str, where: list[Path]
 ) -> Iterator[Finding]:
-    train = totals.get("train", totals.get("training"))
-    val = totals.get("val", totals.get("valid", totals.get("validation")))
+    by_role = {role(split): total for split, total in totals.items()}
+    train, val = by_role.get("train"), by_role.get("val")
     if train is None or val is None:
         return
     for kind, has, lacks in (("val", train, val), ("train", val, train)):

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from fullyconv import images
 from fullyconv.data.base import Dataset
 from fullyconv.data.check_findings import Finding
+from fullyconv.data.check_pairs import same_pictures
 from fullyconv.data.check_scan import InputFacts, LabelFacts, RecordFacts, coding_of
+from fullyconv.data.convert import storable
+from fullyconv.data.layout import SUFFIXES, role
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable
 from fullyconv.files import atomic_write, new_directory
 from fullyconv.taxonomy import Taxonomy, voc_palette
@@ -47,7 +50,7 @@ def repair(
     for f in findings:
         for file in f.files:
             kinds.setdefault(file, set()).add(f.kind)
-    left_out = _duplicates(findings, facts)
+    left_out = _duplicates(facts)
     with new_directory(out) as folder:
         copy = _Copy(folder)
         for record in facts:
@@ -64,15 +67,12 @@ def repair(
     return dict(copy.done)
 
 
-def _duplicates(findings: Sequence[Finding], facts: Sequence[RecordFacts]) -> set[int]:
-    """Records to leave out so that no picture is in two splits: the training one goes, the measured one stays."""
-    by_file: dict[Path, RecordFacts] = {r.inputs[0].file: r for r in facts if r.inputs}
+def _duplicates(facts: Sequence[RecordFacts]) -> set[int]:
+    """Records to leave out so that no picture is in two splits: the training ones go, the measured ones stay."""
     gone: set[int] = set()
-    for f in findings:
-        if f.kind == "duplicate-across-splits":
-            pair = [by_file[file] for file in f.files]
-            if not any(id(r) in gone for r in pair):
-                gone.add(id(next((r for r in pair if r.split in ("train", "training")), pair[0])))
+    for same in same_pictures(facts):
+        splits = sorted(dict.fromkeys(r.split for r in same), key=lambda s: role(s) == "train")
+        gone |= {id(r) for r in same if r.split != splits[0]}
     return gone
 
 
@@ -80,7 +80,7 @@ def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[P
     reason = _hopeless(dataset, record)
     labels: dict[str, NDArray[Any]] = {}
     for la in [] if reason else record.labels:
-        label, what = _label(dataset, record.inputs[0], la, kinds.get(la.file, set()))
+        label, what = _label(dataset, record, la, kinds.get(la.shown, set()))
         if label is None or label.shape != record.inputs[0].size:
             reason = what if label is None else "picture and label differ in size"
             break
@@ -93,7 +93,14 @@ def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[P
     where = copy.root / record.split if split else copy.root
     stem = _name(record.record.name, copy.names.setdefault(record.split, set()))
     for facts in record.inputs:
-        _picture(copy, facts, where / ("images" if facts.modality in ("rgb", "bands") else facts.modality), stem)
+        _picture(
+            copy,
+            dataset,
+            record,
+            facts,
+            where / ("images" if facts.modality in ("rgb", "bands") else facts.modality),
+            stem,
+        )
     for head, label in labels.items():
         target = where / ("labels" if head == "semantic" else f"labels-{head}") / f"{stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,9 +130,13 @@ def _name(name: str, taken: set[str]) -> str:
     return stem
 
 
-def _picture(copy: _Copy, facts: InputFacts, folder: Path, stem: str) -> None:
+def _picture(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFacts, folder: Path, stem: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     info = facts.info
+    if facts.file.suffix.lower() not in SUFFIXES:  # kept inside a JSON or MATLAB file
+        pixels = storable(dataset.read_input(record.record, facts.modality))
+        atomic_write(folder / f"{stem}.png", images.encode_png(pixels))
+        return
     plain = info is None or (
         info.orientation == 1 and info.frames == 1 and info.bits <= 8 and info.mode in ("RGB", "L", "P", "1")
     )
@@ -140,14 +151,14 @@ def _picture(copy: _Copy, facts: InputFacts, folder: Path, stem: str) -> None:
 
 
 def _label(
-    dataset: Dataset, picture: InputFacts, facts: LabelFacts, kinds: set[str]
+    dataset: Dataset, record: RecordFacts, facts: LabelFacts, kinds: set[str]
 ) -> tuple[NDArray[Any] | None, str]:
     """(ids, what was done to them), or (None, why not)."""
-    taxonomy = dataset.taxonomies[facts.head]
+    taxonomy, picture = dataset.taxonomies[facts.head], record.inputs[0]
     ignore = taxonomy.ignore
     if facts.info is None or not (kinds - {"exif-rotation"}) & _REPAIRS:
         try:
-            ids = dataset.read_labels(next(r for r in dataset.records if facts.file in r.labels.values()), facts.head)
+            ids = dataset.read_labels(record.record, facts.head)
         except FullyconvError:
             return None, facts.problem[0].replace("-", " ") if facts.problem else "unreadable label"
         return _upright(ids, picture, kinds)

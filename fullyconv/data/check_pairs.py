@@ -15,7 +15,7 @@ from fullyconv.data.check_findings import Finding, finding
 from fullyconv.data.check_scan import InputFacts, RecordFacts
 from fullyconv.errors import printable
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "same_pictures"]
 
 # Measured: unrelated pictures reach 0.47 (VOC) and 0.41 (CamVid) at most, re-encodes at half the size 0.87 at least,
 # CamVid frames 1/15 s apart 0.77 at least.
@@ -27,13 +27,7 @@ FIT_LOOSELY = (1.6, 6.0)
 
 
 def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    """Equal pictures: equal bytes, or equal pixels."""
-    groups: dict[bytes, list[RecordFacts]] = defaultdict(list)
-    for record in facts:
-        picture = record.inputs[0] if record.inputs else None
-        if picture and not picture.problem and not picture.blank and (picture.pixels or picture.digest):
-            groups[picture.pixels or picture.digest].append(record)
-    for same in groups.values():
+    for same in same_pictures(facts):
         for a, b in combinations(same[:10], 2):
             files = [a.inputs[0].file, b.inputs[0].file]
             if files[0].resolve() == files[1].resolve() and a.split == b.split:
@@ -41,7 +35,20 @@ def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> It
             kind = "duplicate-in-split" if a.split == b.split else "duplicate-across-splits"
             where = "" if a.split == b.split else f", which is in {b.split}, this one in {a.split}"
             twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label"
-            yield finding(kind, files, f"it is the same picture as {printable(files[1])}{where}{twist}", len(same))
+            message = f"it is the same picture as {printable(files[1])}{where}{twist}"
+            if files[0] == files[1]:
+                message = f"the picture {printable(a.record.name)} is both in {a.split} and in {b.split}"
+            yield finding(kind, files, message, len(same))
+
+
+def same_pictures(facts: Sequence[RecordFacts]) -> list[list[RecordFacts]]:
+    """Records whose pictures are equal, by bytes or by pixels, in groups of two and more."""
+    groups: dict[bytes, list[RecordFacts]] = defaultdict(list)
+    for record in facts:
+        picture = record.inputs[0] if record.inputs else None
+        if picture and not picture.problem and not picture.blank and (picture.pixels or picture.digest):
+            groups[picture.pixels or picture.digest].append(record)
+    return [same for same in groups.values() if len(same) > 1]
 
 
 def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
@@ -117,7 +124,7 @@ def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
                 f"its boundaries fit the picture {s.gain:.1f} times as well when moved {s.rows} rows and {s.columns} "
                 "columns"
             )
-            yield finding("shifted-label", [la.file], message, 1, f"{s.rows}, {s.columns}")
+            yield finding("shifted-label", [la.shown], message, 1, f"{s.rows}, {s.columns}")
 
 
 RULES = (_duplicates, _near_duplicates, _groups, _palettes, _shifts)

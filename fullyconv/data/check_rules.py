@@ -23,6 +23,8 @@ def strays(dataset: Dataset) -> Iterator[Finding]:
     for kind, file in dataset.strays:
         if kind == "duplicate-stem":
             yield finding(kind, [file], f"another file is named {printable(file.stem)} too, with another ending")
+        elif kind == "unread-file":
+            yield finding(kind, [file], f"it is a {printable(file.suffix)} file, which is not read", 1, file.suffix)
         else:
             yield finding("label-without-image", [file], "no picture has this label's name")
 
@@ -167,7 +169,9 @@ def _all_binary(labels: Sequence[LabelFacts]) -> bool:
 
 
 def _label(facts: LabelFacts, classes: int, ignore: int, *, mapped: bool, binary: bool) -> Iterator[Finding]:
-    file, stored = [facts.file], facts.stored
+    file, stored = [facts.shown], facts.stored
+    if facts.tripled:
+        yield finding("grey-rgb-label", file, "it holds the same ids three times, as RGB", 1)
     if facts.info and facts.info.format == "JPEG":
         yield finding("jpeg-label", file, "it is a JPEG, whose values are only approximate", 1)
         return
@@ -189,14 +193,14 @@ def _refused(facts: LabelFacts, classes: int, ignore: int) -> Finding:
     assert facts.problem
     kind, reason = facts.problem
     if kind != "no-class":
-        return finding(kind, [facts.file], reason.rstrip("."), 1)
+        return finding(kind, [facts.shown], reason.rstrip("."), 1)
     reason = reason.removeprefix(f"{printable(facts.file)}: ").rstrip(".")
     if facts.colours:
         alpha = facts.info is not None and facts.info.mode in ("RGBA", "LA")
         kind = "unknown-colour" if "colour (" in reason else ("alpha-label" if alpha else "colour-label")
-        return finding(kind, [facts.file], reason, facts.colours, f"{facts.colours} colours")
+        return finding(kind, [facts.shown], reason, facts.colours, f"{facts.colours} colours")
     if facts.outside is None:
-        return finding("id-out-of-range", [facts.file], reason, 1)
+        return finding("id-out-of-range", [facts.shown], reason, 1)
     value, pixels, row, column = facts.outside
     ids = {v for v in facts.stored if v != ignore}
     if 0 not in ids and max(ids) == classes:
@@ -219,10 +223,10 @@ def _content(facts: LabelFacts) -> Iterator[Finding]:
     assert facts.counts is not None
     counts, total = facts.counts[:-1], int(facts.counts.sum())
     if not counts.any():
-        yield finding("all-ignored-label", [facts.file], f"all {total} pixels are ignored", total)
+        yield finding("all-ignored-label", [facts.shown], f"all {total} pixels are ignored", total)
     elif (counts > 0).sum() == 1:
         k = int(counts.argmax())
-        yield finding("constant-label", [facts.file], f"every labelled pixel is class {k}", int(counts[k]), k)
+        yield finding("constant-label", [facts.shown], f"every labelled pixel is class {k}", int(counts[k]), k)
 
 
 RULES = (_names, _inputs, _labels, _pairs, _sizes)

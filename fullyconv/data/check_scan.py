@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import images
+from fullyconv.data.bands import is_tiff
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
 from fullyconv.data.layout import SUFFIXES
@@ -61,16 +62,21 @@ class Shift:
 @final
 @dataclass
 class LabelFacts:
-    """One label map. `stored` counts the values as stored, `counts` the ids 0..K-1 and, last, the ignored pixels."""
+    """One label map. `stored` counts the values as stored, `counts` the ids 0..K-1 and, last, the ignored pixels.
+
+    shown: the file to name and to look at; the picture where the labels of many lie in one file (JSON, XML, MATLAB).
+    """
 
     head: str
     file: Path
+    shown: Path
     problem: tuple[str, str] | None = None
     info: ImageInfo | None = None
     size: tuple[int, int] | None = None
     digest: bytes = b""
     stored: dict[int, int] = field(default_factory=dict)
     colours: int = 0  # distinct colours of a colour-coded map
+    tripled: bool = False  # ids in three equal channels
     counts: NDArray[np.int64] | None = None
     outside: tuple[int, int, int, int] | None = None  # value, pixels, row, column
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -176,19 +182,31 @@ def _input_facts(
         else:
             data = images.read_bytes(file)
             facts.digest = hashlib.sha256(data).digest()
-            facts.info = images.image_info(data)
-            facts.size = facts.info.size
-            _complete_jpeg(data, facts.info)
-            if fast:
-                return facts, None
             colour = modality in ("rgb", "hha")
+            facts.info = _info(data, file, colour=colour)
+            if facts.info:
+                facts.size = facts.info.size
+                _complete_jpeg(data, facts.info)
+            if fast and facts.info:
+                return facts, None
             image = images.read_image(data) if colour else dataset.read_input(record, modality)
+            facts.size = (image.shape[0], image.shape[1])
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return facts, None
     if not fast:
         _look(facts, image)
     return facts, image
+
+
+def _info(data: bytes, file: Path, *, colour: bool) -> ImageInfo | None:
+    """What the header says; None for a TIFF of bands in a layout that only rasterio reads."""
+    try:
+        return images.image_info(data)
+    except BadImage:
+        if colour or not is_tiff(file):
+            raise
+        return None
 
 
 def _complete_jpeg(data: bytes, info: ImageInfo) -> None:
@@ -220,8 +238,10 @@ def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _label_facts(dataset: Dataset, record: Record, head: str, picture: NDArray[Any] | None) -> LabelFacts:
-    facts = LabelFacts(head, record.labels[head])
-    if _is_picture(facts.file) and not _raw_facts(facts):
+    file = record.labels[head]
+    facts = LabelFacts(head, file, file if _is_picture(file) else next(iter(record.inputs.values()), file))
+    coding = coding_of(dataset, head)
+    if _is_picture(facts.file) and not _raw_facts(facts, by_colour=bool(coding and coding.colours)):
         return facts
     try:
         ids = dataset.read_labels(record, head)
@@ -241,7 +261,7 @@ def _label_facts(dataset: Dataset, record: Record, head: str, picture: NDArray[A
     return facts
 
 
-def _raw_facts(facts: LabelFacts) -> bool:
+def _raw_facts(facts: LabelFacts, *, by_colour: bool) -> bool:
     """The file as stored; False when it is no label map at all."""
     data = None
     try:
@@ -253,6 +273,8 @@ def _raw_facts(facts: LabelFacts) -> bool:
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return False
+    if raw.ndim == 3 and not by_colour and (one := images.equal_channels(raw)) is not None:
+        raw, facts.tripled = one, True
     if raw.ndim == 3:
         packed = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
         facts.colours = len(np.unique(packed))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -31,7 +31,8 @@ class Coding:
     """A taxonomy and how label files write it.
 
     `values` maps stored values to ids and `colours` colours to ids (the ignore value among them); without either the
-    stored value is the id. Values and colours that are not listed are errors; the ignore value always is itself.
+    stored value is the id. Values and colours that are not listed are errors; the ignore value always is itself, and
+    65535, the 16-bit one, is ignored too.
     """
 
     taxonomy: Taxonomy
@@ -46,7 +47,7 @@ class Coding:
     def value_table(self) -> NDArray[np.int32]:
         """65536 entries: stored value -> id, -1 where there is none."""
         table = np.full(65536, -1, np.int32)
-        table[self.taxonomy.ignore] = self.taxonomy.ignore
+        table[[self.taxonomy.ignore, 65535]] = self.taxonomy.ignore
         for value, k in self.values.items():
             table[value] = k
         return table
@@ -87,9 +88,12 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
 
 
 def check_ids(label: NDArray[Any], taxonomy: Taxonomy, file: Path) -> NDArray[Any]:
-    """`label` itself if its values are ids of `taxonomy`, else DataError with the value, the count and the place."""
+    """`label` if its values are ids of `taxonomy` (65535 becomes its ignore value), else DataError with the value, the
+    count and the place."""
     k, ignore = len(taxonomy), taxonomy.ignore
     if label.max() >= k:
+        if label.dtype == np.uint16:
+            label = np.where(label == 65535, np.uint16(ignore), label)
         bad = (label >= k) & (label != ignore)
         if bad.any():
             raise _no_class(file, f"value {label[bad][0]}", bad, taxonomy)
@@ -132,6 +136,8 @@ def _no_class(file: Path, what: str, bad: NDArray[np.bool_], taxonomy: Taxonomy)
 
 # ---- classes files ---------------------------------------------------------------------------------------------
 
+_BARE = re.compile(r"^(?P<value>\d{1,5})\s*[\s:,;=\t]\s*(?P<name>[^\d\s].*)$")  # 7 road, 7: road
+_BARE_LAST = re.compile(r"^(?P<name>[^:,;\t]*[^\d\s:,;\t])\s*[:,;\t]\s*(?P<value>\d{1,5})$")  # road: 7
 _NUMBER = r"\s*(\d{1,3})\s*"
 _PATTERNS = (
     re.compile(rf"^(?P<name>[^:]+):{_NUMBER},{_NUMBER},{_NUMBER}(?::.*)?$"),  # CVAT's labelmap.txt
@@ -145,7 +151,7 @@ def read_classes(file: Path) -> Coding:
 
         road                name alone
         road 128 64 128     with its colour (also name,r,g,b and r g b name)
-        road = 255          with the value that stands for it in the label files
+        road = 255          with the value that stands for it in the label files (also 255 road, road: 255, if all are)
         !void 0 0 0         ! marks a colour or value that is ignored
 
     Raises DataError for a file that is not UTF-8 text, is empty, or gives a value or colour twice.
@@ -153,9 +159,7 @@ def read_classes(file: Path) -> Coding:
     names: list[str] = []
     colours: list[tuple[Colour, int]] = []
     values: list[tuple[int, int]] = []
-    for line in read_lines(file):
-        if line.startswith("#") or line.lower().replace(" ", "") in ("name,r,g,b", "r,g,b,name"):
-            continue
+    for line in _numbered([line for line in read_lines(file) if not _is_heading(line)]):
         name, colour, value = _class_line(line, file)
         k = -1 if name.startswith("!") else len(names)
         names += [] if k < 0 else [name]
@@ -164,6 +168,20 @@ def read_classes(file: Path) -> Coding:
     if not names:
         raise DataError(f"{printable(file)} names no class; write one class name a line.")
     return _coding(names, colours, values, file)
+
+
+def _is_heading(line: str) -> bool:
+    plain = line.lower().replace(" ", "")
+    return line.startswith("#") or plain in ("name,r,g,b", "r,g,b,name", "id,name", "name,id", "class,id", "id,class")
+
+
+def _numbered(lines: list[str]) -> list[str]:
+    """`lines`; where each is a class with its number, "7 road" or "road: 7", as "road = 7"."""
+    for pattern in (_BARE, _BARE_LAST):
+        found = [m for line in lines if (m := pattern.match(line))]
+        if found and len(found) == len(lines) and len({int(m["value"]) for m in found}) == len(found):
+            return [f"{m['name']} = {m['value']}" for m in found]
+    return lines
 
 
 def _coding(names: list[str], colours: list[tuple[Colour, int]], values: list[tuple[int, int]], file: Path) -> Coding:
@@ -212,10 +230,11 @@ def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, .
     Files that cannot be read are passed over here; reading them later, or the check, names them. 255 (65535 in 16-bit
     files) counts as ignored. Colour-coded files get one class a colour, black first, then by red, green, blue.
     """
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(_stored, files))
+    found = _stored_in(tuple((f, *_stamp(f)) for f in files))
     values = {v for kind, vs in found if kind == "values" for v in vs}
     colours = {v for kind, vs in found if kind == "colours" for v in vs}
+    if _are_ids(colours):
+        values, colours = values | {r for r, _, _ in colours}, set()
     if colours and not values:
         most = max(range(len(files)), key=lambda i: len(found[i][1]))
         return _from_seen_colours(sorted(colours), head, files[most], len(found[most][1]))
@@ -226,9 +245,15 @@ def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, .
     palette = next((p for f in files[:8] if (p := _palette(f))), ())
     if len(palette) >= classes:
         taxonomy = Taxonomy(taxonomy.names, palette[:classes])
-    said = f"{_ranges(ids)}" + (f", {taxonomy.ignore} ignored" if ignore else "")
-    note = f"the {head} classes are inferred from the labels: {classes} classes (values {said}); "
+    said = _ranges(ids) + "".join(f", {v} ignored" for v in sorted(ignore))
+    note = f"the {head} classes are inferred from the labels: {classes} class{'es' * (classes != 1)} (values {said}); "
     return Coding(taxonomy), (note + "name them in a classes.txt, one a line.",)
+
+
+def _are_ids(colours: Collection[Colour]) -> bool:
+    """Whether "colours" are small ids stored in three equal channels, which `read_label` takes for one."""
+    middle = {r for r, g, b in colours if r == g == b and 0 < r < 255}
+    return bool(middle) and all(r == g == b for r, g, b in colours) and max(middle) <= 4 * len(middle)
 
 
 def _from_seen_colours(
@@ -246,6 +271,22 @@ def _from_seen_colours(
     return Coding(taxonomy, {}, {c: k for k, c in enumerate(colours)}), (
         note + "name them in classes.txt (name r g b).",
     )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """What changes with a file: (size, time of the last change); zeros where it cannot be said."""
+    try:
+        info = file.stat()
+    except OSError:
+        return 0, 0
+    return info.st_size, info.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _stored_in(stamped: tuple[tuple[Path, int, int], ...]) -> list[tuple[str, Sequence[Any]]]:
+    """`_stored` of every file; remembered, since each split of a data set asks for the files of all."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(_stored, [file for file, *_ in stamped]))
 
 
 def _stored(file: Path) -> tuple[str, Sequence[Any]]:

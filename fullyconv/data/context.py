@@ -48,7 +48,12 @@ def open_context(root: Path, split: str | None = None, *, voc: str | Path | None
     devkit = _devkit(Path(voc)) if voc is not None else _devkit(root)
     if devkit is None:
         where = Path(voc) if voc is not None else root
-        raise no_layout(where, "VOC2010", "VOC2010/ImageSets/Main/ and VOC2010/JPEGImages/ (name it by voc=)", _SOURCE)
+        raise no_layout(
+            where,
+            "VOC2010",
+            "VOC2010/ImageSets/Main/ and VOC2010/JPEGImages/ (or elsewhere: context,voc=PATH:...)",
+            _SOURCE,
+        )
     _check_names(maps.parent)
     lists = {s: devkit / f"ImageSets/Main/{s}.txt" for s in ("train", "val", "trainval")}
     found = [s for s, f in lists.items() if f.is_file()]

@@ -19,7 +19,7 @@ from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import new_directory
 
-__all__ = ["convert"]
+__all__ = ["convert", "storable"]
 
 
 def convert(
@@ -100,7 +100,7 @@ def _write(folder: Path, data: Dataset, index: int, shared: Mapping[Path, int]) 
         if source.suffix.lower() in SUFFIXES and shared[source] == 1:
             shutil.copyfile(source, path.with_name(path.name + source.suffix.lower()))
         else:
-            pixels = _storable(data.read_input(record, modality))
+            pixels = storable(data.read_input(record, modality))
             path.with_name(path.name + ".png").write_bytes(images.encode_png(pixels))
     for head, taxonomy in data.taxonomies.items():
         label = data.read_labels(record, head)
@@ -109,7 +109,7 @@ def _write(folder: Path, data: Dataset, index: int, shared: Mapping[Path, int]) 
         path.write_bytes(images.encode_label(label, taxonomy.palette))
 
 
-def _storable(pixels: NDArray[Any]) -> NDArray[Any]:
+def storable(pixels: NDArray[Any]) -> NDArray[Any]:
     """8 or 16 bits: depth in millimetres is rounded."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels

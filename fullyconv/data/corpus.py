@@ -71,16 +71,18 @@ def records(
     source: str,
     group: Callable[[str], str] = lambda name: "",
 ) -> list[Record]:
-    """One record a name; labels that no name has are left out, a file that only some have is an error.
+    """One record a name; a file that only some have is an error. A further head's labels that no name has are left out;
+    the first head's too in a test split, which may be published without.
 
-    where   what listed the names, for messages; source   how to get what is missing.
+    where   what listed the names, for messages ("VOC2012 test"); source   how to get what is missing.
     Raises DataError (no names at all) or MissingInput (a half-unpacked set: how many files, the first of them).
     """
     if not names:
         raise DataError(f"{where} lists no pictures; {source}.")
     required = {m: [of(n) for n in names] for m, of in {**inputs, **labels}.items()}
     there = {m: existing(files) for m, files in required.items()}
-    heads = {h: of for h, of in labels.items() if there[h]}
+    optional = [*labels] if "test" in where.lower() else [*labels][1:]
+    heads = {h: of for h, of in labels.items() if there[h] or h not in optional}
     for part in (*inputs, *heads):
         missing = [f for f in required[part] if f not in there[part]]
         if missing:

@@ -2,16 +2,19 @@
 
     ROOT/SPLIT/images + ROOT/SPLIT/labels      every split in a folder of its own
     ROOT/images/SPLIT + ROOT/labels/SPLIT      splits below images/ and labels/
+    ROOT/SPLIT_images + ROOT/SPLIT_labels      (or SPLIT + SPLIT_labels)
     ROOT/images + ROOT/labels [+ SPLIT.txt]    one set, or splits by list files
     LIST.csv, LIST.txt                         rows "image, label[, split, group, depth, ...]"
-    ROOT                                       pictures alone, for prediction
+    ROOT                                       X.jpg beside X.png or X_mask.png; or pictures alone, for prediction
 
-Beside images/ and labels/: `labels-NAME/` is a second label map (head NAME), `depth/`, `hha/` and any other folder of
-pictures a further input. `classes.txt` (`classes-NAME.txt` for head NAME) lies in ROOT or beside labels/.
+Beside images/ and labels/ (or Images/, masks/, ...): `labels-NAME/` is a second label map (head NAME), `depth/`,
+`hha/` and any other folder of pictures a further input. `classes.txt` (`classes-NAME.txt` for head NAME) lies in ROOT
+or in labels/.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,18 +32,25 @@ from fullyconv.data.layout import (
     list_files,
     looked_at,
     merge_splits,
+    paths_meant,
     pictures,
     read_table,
+    role,
     stems,
 )
+from fullyconv.data.pairing import beside, couples, pair
 from fullyconv.errors import DataError, FullyconvError, MissingInput, printable
 
 __all__ = ["open_folder", "read_modality", "recognise"]
 
-IMAGES = ("images", "image", "imgs", "img", "rgb", "JPEGImages")
-LABELS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "SegmentationClass")
-CLASSES = ("classes{}.txt", "labelmap{}.txt", "class_dict{}.csv", "label_colors{}.txt")
-_LABEL_SUFFIXES = ("_label", "_labels", "_mask", "_gt", "_seg", "_L", "_annotation", "-label", "-mask", "_segmentation")
+IMAGES = ("images", "image", "imgs", "img", "rgb", "jpegimages")
+LABELS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentationclass")
+CLASSES = ("classes{}.txt", "classes{}.csv", "labelmap{}.txt", "class_dict{}.csv", "label_colors{}.txt")
+# What may be a picture or a label to its owner and is not read: it is named, not passed over.
+UNREAD = (
+    *(".gif", ".npy", ".npz", ".mat", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".ppm", ".pgm", ".dng"),
+    *(".exr", ".dcm", ".nii", ".gz", ".svg"),
+)
 
 
 @final
@@ -59,7 +69,7 @@ def recognise(root: Path) -> bool:
     """Whether `root` is laid out as one of the folders above."""
     if root.is_file():
         return root.suffix.lower() in (".csv", ".tsv", ".txt")
-    return bool(_images_of(root) or _split_folders(root)) or pictures(root)
+    return bool(_images_of(root) or _split_folders(root) or couples(root, IMAGES, LABELS)) or pictures(root)
 
 
 def open_folder(root: Path, split: str | None = None, *, bands: bool | None = None) -> Dataset:
@@ -70,15 +80,17 @@ def open_folder(root: Path, split: str | None = None, *, bands: bool | None = No
     Raises DataError (no pictures, unreadable lists or classes), UnknownName (split).
     """
     root = Path(root)
-    parts = _listed_parts(root) if root.is_file() else _folder_parts(root)
+    base, parts = _listed_parts(root) if root.is_file() else (root, _folder_parts(root))
     chosen = choose_split(list(parts), split, root)
     name, record_name = merge_splits(chosen)
-    base = root.parent if root.is_file() else root
     records = [r for s in chosen for r in _records(parts[s], s, record_name)]
     if not records:
-        raise DataError(f"{printable(root)} holds no pictures ({looked_at(root)}); put them into images/.")
+        where = f"The split {name!r} of {printable(root)}" if name else printable(root)
+        raise DataError(f"{where} holds no pictures ({looked_at(root)}); put them into images/, or correct the list.")
     codings, notes = _codings(base, parts, chosen)
     main, records = _main_input(records, bands)
+    if main == "bands" and bands is None:
+        notes.append("the pictures are more than colour: they are read by their bands, as stored.")
     return Dataset(
         kind="folder",
         root=base,
@@ -144,11 +156,17 @@ def _main_input(records: list[Record], bands: bool | None) -> tuple[str, list[Re
 
 
 def _images_of(folder: Path) -> Path | None:
-    return next((folder / n for n in IMAGES if (folder / n).is_dir()), None)
+    return _first(folder, IMAGES)
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    """The folder in `folder` that has the first of `names`, in small or capital letters."""
+    there = {d.name.lower(): d for d in sorted(folder.iterdir()) if d.is_dir()}
+    return next((there[n] for n in names if n in there), None)
 
 
 def _split_folders(root: Path) -> list[str]:
-    return sorted(d.name for d in root.iterdir() if d.is_dir() and d.name not in LABELS and _images_of(d))
+    return sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.lower() not in LABELS and _images_of(d))
 
 
 def _folder_parts(root: Path) -> dict[str, _Part]:
@@ -157,18 +175,52 @@ def _folder_parts(root: Path) -> dict[str, _Part]:
         splits = _split_folders(root)
         if splits:
             return {s: _read_part(root / s, _images_of(root / s) or root, "") for s in splits}
-        return {"": _read_part(root, root, "", alone=True)}
-    lists = sorted(p for p in (*root.glob("*.txt"), *root.glob("*.csv")) if _is_split_list(p))
+        if pairs := couples(root, IMAGES, LABELS):
+            return {s: _coupled_part(*folders) for s, folders in pairs.items()}
+        return {"": _alone_part(root)}
+    lists, notes = _lists(root, top)
     if lists:
-        return {p.stem: _listed_part(root, top, p) for p in lists}
+        parts = {s: _listed_part(root, top, p, rows) for p in lists for s, rows in _split_rows(p).items()}
+    else:
+        parts = {s: _read_part(root, top / s, s) for s in _splits_below(root, top)}
+    for part in parts.values():
+        part.notes += notes
+    return parts
+
+
+def _splits_below(root: Path, top: Path) -> list[str]:
+    """The folders of `top` that are splits; "" where it is one whole."""
     below = [d.name for d in sorted(top.iterdir()) if d.is_dir() and not d.name.startswith(".")]
-    label = next((root / n for n in LABELS if (root / n).is_dir()), None)
-    known = ("train", "val", "test", "valid", "validation", "training", "trainval")
-    splits = [s for s in below if s in known or (label and (label / s).is_dir())]
+    label = _first(root, LABELS)
+    splits = [s for s in below if role(s) in _ROLES or (label and (label / s).is_dir())]
     loose = any(p.suffix.lower() in SUFFIXES for p in top.iterdir())
-    if splits and not loose:
-        return {s: _read_part(root, top / s, s) for s in splits}
-    return {"": _read_part(root, top, "")}
+    return splits if splits and not loose else [""]
+
+
+_ROLES = ("train", "val", "test", "trainval")
+
+
+def _lists(root: Path, top: Path) -> tuple[list[Path], list[str]]:
+    """The list files beside images/, and a note of each other text that may have been meant as one."""
+    lists, notes = [], []
+    for file in sorted(p for p in (*root.glob("*.txt"), *root.glob("*.csv")) if _is_split_list(p)):
+        if role(file.stem) in _ROLES or _names_pictures(root, top, file):
+            lists.append(file)
+        else:
+            notes.append(f"{printable(file.name)} does not begin with the name of a picture: it is no list of a split.")
+    return lists, notes
+
+
+def _names_pictures(root: Path, top: Path, file: Path) -> bool:
+    """Whether the first entry of a text file is a picture of the set."""
+    try:
+        entry = read_table(file)[0].get("image", "")
+        if any((root / p).is_file() for p in paths_meant(entry)):
+            return True
+        _stem_in(stems(list_files(top), top)[0], entry, top, file)
+    except (FullyconvError, IndexError, OSError):
+        return False
+    return True
 
 
 def _is_split_list(file: Path) -> bool:
@@ -177,14 +229,42 @@ def _is_split_list(file: Path) -> bool:
     )
 
 
-def _read_part(parent: Path, top: Path, split: str, alone: bool = False) -> _Part:
+def _coupled_part(top: Path, labels: Path) -> _Part:
+    part = _Part()
+    _read_pictures(part, top)
+    part.labels["semantic"] = _paired(part, labels, "semantic")
+    return part
+
+
+def _alone_part(root: Path) -> _Part:
+    """A folder of pictures, or of pictures and their labels."""
+    part = _Part()
+    if both := beside(root):
+        part.inputs["rgb"], part.labels["semantic"] = both
+        part.notes.append(both[1].note)
+    else:
+        _read_pictures(part, root)
+    return part
+
+
+def _read_pictures(part: _Part, top: Path) -> None:
+    part.inputs["rgb"] = _stems(part, top)
+
+
+def _stems(part: _Part, folder: Path) -> dict[str, Path]:
+    """The pictures in a folder by their stems; files that are named like others, or not read, are noted."""
+    files = list_files(folder, (*SUFFIXES, *UNREAD))
+    found, twice = stems([f for f in files if f.suffix.lower() in SUFFIXES], folder)
+    part.strays += [("duplicate-stem", f) for f in twice]
+    part.strays += [("unread-file", f) for f in files if f.suffix.lower() not in SUFFIXES]
+    return found
+
+
+def _read_part(parent: Path, top: Path, split: str) -> _Part:
     """One split: pictures in `top`, labels and further inputs in the folders of `parent` (below `split`)."""
     part = _Part()
-    part.inputs["rgb"], twice = stems(list_files(top), top)
-    part.strays += [("duplicate-stem", f) for f in twice]
-    if alone:
-        return part
-    for folder in sorted(d for d in parent.iterdir() if d.is_dir() and d.name not in IMAGES):
+    _read_pictures(part, top)
+    for folder in sorted(d for d in parent.iterdir() if d.is_dir() and d.name.lower() not in IMAGES):
         where = folder / split
         head = _head_of(folder.name, part)
         if not where.is_dir() or not (head or pictures(where)):
@@ -200,43 +280,48 @@ def _read_part(parent: Path, top: Path, split: str, alone: bool = False) -> _Par
 
 def _head_of(name: str, part: _Part) -> str:
     """The head whose labels a folder of this name holds; "" for none."""
-    if name in LABELS and "semantic" not in part.labels:
+    if name.lower() in LABELS and "semantic" not in part.labels:
         return "semantic"
-    return next((name[len(n) + 1 :] for n in LABELS if name.startswith(n + "-") and len(name) > len(n) + 1), "")
+    return next((name[len(n) + 1 :] for n in LABELS if name.lower().startswith(n + "-") and len(name) > len(n) + 1), "")
 
 
 def _paired(part: _Part, folder: Path, head: str) -> dict[str, Path]:
-    """stem -> label file, by the same stem, or with one ending such as _mask; strays are noted."""
-    rgb, files = part.inputs["rgb"], list_files(folder)
-    found, twice = stems(files, folder)
-    if found and not rgb.keys() & found.keys():
-        best = max(_LABEL_SUFFIXES, key=lambda s: len(rgb.keys() & stems(files, folder, s)[0].keys()))
-        ended, twice_ended = stems(files, folder, best)
-        if rgb.keys() & ended.keys():
-            found, twice = ended, twice_ended
-            part.notes.append(f"{printable(folder.name)}/ pairs by the names without {best!r}.")
-    part.strays += [("duplicate-stem", f) for f in twice]
-    part.strays += [("label-without-image", f) for stem, f in found.items() if stem not in rgb]
-    return {stem: f for stem, f in found.items() if stem in rgb}
+    """stem -> label file; labels of no picture are noted."""
+    found = _stems(part, folder)
+    pairs = pair(part.inputs["rgb"], found, printable(folder.name))
+    part.notes += [pairs.note] if pairs.note else []
+    used = set(pairs.values())
+    part.strays += [("label-without-image", f) for f in found.values() if f not in used]
+    return pairs
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------
 
 
-def _listed_part(root: Path, top: Path, file: Path) -> _Part:
-    """A list beside images/: names (with or without suffix and folder) of the pictures of one split, or pairs."""
+def _split_rows(file: Path) -> dict[str, list[dict[str, str]]]:
+    """A list's rows by its column split, else all by the list's name."""
     rows = read_table(file)
+    if not any("split" in row for row in rows):
+        return {file.stem: rows}
+    return {s: [r for r in rows if r.get("split", "") == s] for s in dict.fromkeys(r.get("split", "") for r in rows)}
+
+
+def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str]]) -> _Part:
+    """A list beside images/: names (with or without suffix and folder) of the pictures of one split, or pairs."""
     if any(row.get("label") for row in rows):
-        return _rows_part(root, rows, file)
+        rows, notes = _file_columns(rows)
+        part = _rows_part(root, rows, file)
+        part.notes += notes
+        return part
     whole = _read_part(root, top, "")
     rgb = whole.inputs["rgb"]
-    chosen = [_stem_in(rgb, row["image"], top, file) for row in rows]
+    chosen = [_stem_in(rgb, row.get("image", ""), top, file) for row in rows]
     keep = set(chosen)
     part = _Part(
         {m: {s: f for s, f in files.items() if s in keep} for m, files in whole.inputs.items()},
         {h: {s: f for s, f in files.items() if s in keep} for h, files in whole.labels.items()},
-        {},
-        [("duplicate-stem", f) for kind, f in whole.strays if kind == "duplicate-stem"],
+        {stem: row.get("group", "") for stem, row in zip(chosen, rows, strict=True)},
+        [(kind, f) for kind, f in whole.strays if kind != "label-without-image"],  # it may be another split's
         whole.notes,
     )
     if len(keep) < len(chosen):
@@ -247,23 +332,41 @@ def _listed_part(root: Path, top: Path, file: Path) -> _Part:
 
 
 def _stem_in(rgb: Mapping[str, Path], entry: str, top: Path, file: Path) -> str:
-    path = Path(entry)
-    plain = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
-    for stem in (plain.as_posix(), *(Path(*plain.parts[i:]).as_posix() for i in range(1, len(plain.parts)))):
-        if stem in rgb:
-            return stem
+    for path in paths_meant(unicodedata.normalize("NFC", entry)):
+        plain = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+        for stem in (plain.as_posix(), *(Path(*plain.parts[i:]).as_posix() for i in range(1, len(plain.parts)))):
+            if stem in rgb:
+                return stem
     raise MissingInput(
         f"{printable(file)} lists {printable(entry)!r}, which is not in {printable(top)}; correct the list."
     )
 
 
-def _listed_parts(file: Path) -> dict[str, _Part]:
-    """A list file as the data set: rows "image, label" and, with a header, split, group and further columns."""
+def _listed_parts(file: Path) -> tuple[Path, dict[str, _Part]]:
+    """A list file as the data set: rows "image, label" and, with a header, split, group and further columns.
+
+    Also the folder that its paths start from: the list's own, or the one around it (lists/train.txt).
+    """
     rows = read_table(file)
     if not rows:
         raise DataError(f"{printable(file)} lists nothing; write one row a picture: image,label.")
-    splits = dict.fromkeys(row.get("split", "") for row in rows)
-    return {s: _rows_part(file.parent, [r for r in rows if r.get("split", "") == s], file) for s in splits}
+    splits = _split_rows(file)
+    around = (file.parent, file.parent.parent)
+    root = next((r for r in around for p in paths_meant(rows[0].get("image", "")) if (r / p).is_file()), file.parent)
+    _, notes = _file_columns(rows)
+    whole = len(splits) == 1 and file.stem in splits
+    parts = {"" if whole else s: _rows_part(root, _file_columns(part)[0], file) for s, part in splits.items()}
+    for part in parts.values():
+        part.notes += notes
+    return root, parts
+
+
+def _file_columns(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
+    """`rows` without the columns that name no files (numbers, remarks), and a note of each."""
+    known = ("image", "split", "group", *LABELS)
+    others = [c for c in rows[0] if c not in known and not any(r.get(c, "").lower().endswith(SUFFIXES) for r in rows)]
+    notes = [f"the column {printable(c)!r} names no pictures: it is left out." for c in others]
+    return [{c: v for c, v in row.items() if c not in others} for row in rows], notes
 
 
 def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> _Part:
@@ -294,11 +397,11 @@ def _listed_file(root: Path, entry: str, file: Path) -> Path:
     """A listed path, relative to the list's folder; leading folders of another machine are left out if that helps."""
     if not entry:
         raise DataError(f"{printable(file)} has a row without an image; write image,label.")
-    path = Path(entry)
-    parts = path.parts[1:] if path.is_absolute() else path.parts
-    for candidate in (root / path, *(root.joinpath(*parts[i:]) for i in range(len(parts)))):
-        if candidate.exists():
-            return candidate
+    for path in paths_meant(entry):
+        parts = path.parts[1:] if path.is_absolute() else path.parts
+        for candidate in (root / path, *(root.joinpath(*parts[i:]) for i in range(len(parts)))):
+            if candidate.exists():
+                return candidate
     raise MissingInput(
         f"{printable(file)} lists {printable(entry)!r}, which is not below {printable(root)}; correct the list."
     )
@@ -314,7 +417,7 @@ def _codings(root: Path, parts: Mapping[str, _Part], chosen: Sequence[str]) -> t
     heads = list(dict.fromkeys(h for s in chosen for h, files in parts[s].labels.items() if files))
     for head in heads:
         suffix = "" if head == "semantic" else f"-{head}"
-        places = [root, *(root / s for s in chosen), *(root / n for n in LABELS)]
+        places = [root, *(root / s for s in chosen), *([found] if (found := _first(root, LABELS)) else [])]
         file = next((p / c.format(suffix) for c in CLASSES for p in places if (p / c.format(suffix)).is_file()), None)
         if file is None:
             labels = [f for part in parts.values() for f in part.labels.get(head, {}).values()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -16,9 +18,11 @@ __all__ = [
     "list_files",
     "looked_at",
     "merge_splits",
+    "paths_meant",
     "pictures",
     "read_lines",
     "read_table",
+    "role",
     "stems",
 ]
 
@@ -54,11 +58,14 @@ def _any_picture(folder: Path) -> bool:
 
 
 def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[str, Path], list[Path]]:
-    """{path below `folder` without its suffix: file}, and the files whose stem was taken already."""
+    """{path below `folder` without its suffix: file}, and the files whose stem was taken already.
+
+    Stems are NFC: macOS writes an umlaut as two characters, others as one.
+    """
     found: dict[str, Path] = {}
     twice: list[Path] = []
     for file in files:
-        stem = file.relative_to(folder).with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
         if suffix and stem.endswith(suffix):
             stem = stem[: -len(suffix)]
         if stem in found:
@@ -77,19 +84,25 @@ class NoSplits(UnknownName):
         self.args = (f"{printable(root)} has no splits, so no {split!r}; leave the split out, or use 'all'.",)
 
 
+def role(split: str) -> str:
+    """ "train", "val" or "test" for every usual name of it (Training, valid, ...); any other name itself."""
+    return next((names[0] for names in _ALIASES if split.lower() in names), split)
+
+
 def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[str, ...]:
-    """The splits meant by `split`: None is "train" if found, else all; "all" is all; "val" also finds "valid".
+    """The splits meant by `split`: None is "train" if found, else all; "all" is all; "val" also finds "Valid".
 
     Raises UnknownName that says which splits there are.
     """
     if split is None:
-        train = [s for s in found if s in ("train", "training")]
+        train = [s for s in found if role(s) == "train"]
         return tuple(train[:1]) or tuple(found)
+    if split in found:
+        return (split,)
     if split == "all":
         return tuple(found)
-    family = next((a for a in _ALIASES if split in a), (split,))
-    for name in (split, *family):
-        if name in found:
+    for name in found:
+        if name and role(name) == role(split):
             return (name,)
     if not any(found):
         raise NoSplits(root, split)
@@ -119,23 +132,51 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
-    """A CSV with a header, or a list of "image [label]" lines, as rows {"image": ..., "label": ..., ...}."""
+    """A CSV with a header, or a list of "image [label]" lines, as rows {"image": ..., "label": ..., ...}.
+
+    CSV may be separated by semicolons or tabs; its picture column may be called as in `_PICTURE_COLUMNS`.
+    """
     lines = read_lines(file)
-    if file.suffix.lower() in (".csv", ".tsv") or (lines and "," in lines[0]):
-        rows = list(csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    kind = file.suffix.lower()
+    if kind in (".csv", ".tsv") or (lines and "," in lines[0]):
+        semicolons = bool(lines) and lines[0].count(";") > lines[0].count(",")
+        rows = list(csv.reader(lines, delimiter="\t" if kind == ".tsv" else ";" if semicolons else ","))
     else:
         rows = [_two_paths(line) for line in lines]
-    if rows and "image" in (header := [c.strip().lower() for c in rows[0]]):
+    header = _header(rows[0]) if rows else []
+    if "image" in header:
         return [dict(zip(header, (c.strip() for c in row), strict=False)) for row in rows[1:]]
     return [dict(zip(("image", "label"), (c.strip() for c in row), strict=False)) for row in rows]
 
 
+_PICTURE_COLUMNS = ("image", "img", "picture", "photo", "file", "filename", "path")
+
+
+def _header(row: Sequence[str]) -> list[str]:
+    """A header's columns: lower case, without _path, _file or _name behind; the picture's is "image"."""
+    names = [c.strip().lower().replace(" ", "_") for c in row]
+    names = [
+        n.removesuffix("_path").removesuffix("_filename").removesuffix("_file").removesuffix("_name") for n in names
+    ]
+    first = next((n for n in _PICTURE_COLUMNS if n in names), None)
+    return ["image" if n == first else n for n in names]
+
+
+def paths_meant(entry: str) -> list[Path]:
+    """A listed path as it stands and, where it is written with backslashes, as Windows means it."""
+    return [Path(e) for e in dict.fromkeys((entry, entry.replace("\\", "/")))]
+
+
 def _two_paths(line: str) -> list[str]:
     """A line's image and label; a name with blanks is one path unless the line splits into two pictures."""
-    parts = line.split("\t") if "\t" in line else line.split()
-    if len(parts) == 2 and all(p.lower().endswith(SUFFIXES) for p in parts):
-        return parts
-    return parts if "\t" in line else [line]
+    if "\t" in line:
+        return line.split("\t")
+    two = _TWO_PICTURES.match(line)
+    return [two[1], two[2]] if two else [line]
+
+
+_ENDING = "|".join(re.escape(s) for s in SUFFIXES)
+_TWO_PICTURES = re.compile(rf"^(.*?(?:{_ENDING}))\s+(\S.*(?:{_ENDING}))$", re.IGNORECASE)
 
 
 def looked_at(root: Path, most: int = 8) -> str:

@@ -45,7 +45,7 @@ def open_voc(
     root = Path(root)
     devkits = find_devkits(root)
     if not devkits:
-        raise no_layout(root, "PASCAL VOC", f"VOC2012/{_LISTS}/*.txt (or another year's)", _SOURCE)
+        raise no_layout(root, "PASCAL VOC", f"VOC2012/{_LISTS}/*.txt beside JPEGImages/ (or another year's)", _SOURCE)
     base = _choose_year(devkits, 2011 if split == "seg11valid" and year is None and 2011 in devkits else year, root)
     extra = find_sbd(Path(sbd)) if sbd is not None else find_sbd(root, *base.parents[:2])
     splits = _splits(base, extra)
@@ -116,7 +116,7 @@ def _explain(split: str | None, base: Path, sbd: Sbd | None) -> None:
     if split in ("seg11valid", "train_aug") and sbd is None:
         raise DataError(
             f"{split} needs SBD's lists, and there is no SBD in or beside {printable(base.parent)}: {SBD_SOURCE}, or "
-            "say where it is (sbd=PATH)."
+            "say where it is (voc,sbd=PATH:...)."
         )
 
 

@@ -16,7 +16,7 @@ animated, pages  the first frame                                   the first fra
 
 from __future__ import annotations
 
-from fullyconv.images.labels import encode_label, encode_png, read_label, write_label
+from fullyconv.images.labels import encode_label, encode_png, equal_channels, read_label, write_label
 from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap
 from fullyconv.images.opening import read_bytes
 from fullyconv.images.reading import ImageInfo, image_info, image_size, read_image, read_palette, turn
@@ -28,6 +28,7 @@ __all__ = [
     "ImageInfo",
     "encode_label",
     "encode_png",
+    "equal_channels",
     "image_info",
     "image_size",
     "pixel_cap",

@@ -20,14 +20,15 @@ from fullyconv.images.reading import integers
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["encode_label", "encode_png", "read_label", "write_label"]
+__all__ = ["encode_label", "encode_png", "equal_channels", "read_label", "write_label"]
 
 
 def read_label(source: Source, *, colours: bool = False, max_pixels: int | None = None) -> NDArray[Any]:
     """A label map's raw ids: H W uint8 or uint16, palette indices as stored, never their brightness.
 
-    With `colours` a colour-coded map is returned as H W 3 uint8 for the caller's table; without it one is refused, as
-    are JPEG (its values are approximate), alpha, floats and EXIF-turned labels (they would turn away from their image).
+    With `colours` a colour-coded map is returned as H W 3 uint8 for the caller's table; without it one is refused
+    (unless its three channels are equal: each is then the ids), as are JPEG (its values are approximate), alpha, floats
+    and EXIF-turned labels (they would turn away from their image).
     """
     cap, name = max_pixels or pixel_cap(), name_of(source)
     data = read_bytes(source)
@@ -55,6 +56,8 @@ def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
         if values.dtype == np.uint16:
             return values
         raise BadImage(name, "has label values outside 0..65535; store ids from 0 up.")
+    if picture.mode == "RGB" and (one := equal_channels(np.asarray(picture))) is not None:
+        return one
     if picture.mode in ("RGB", "RGBA"):
         some = np.asarray(picture)[:: max(1, picture.height // 512), :: max(1, picture.width // 512), :3]
         colours = np.unique(some.reshape(-1, 3), axis=0)
@@ -64,6 +67,13 @@ def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
             "give the colours in classes.txt (one line a class: name r g b), or store class ids.",
         )
     raise BadImage(name, f"has {picture.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")
+
+
+def equal_channels(label: NDArray[Any]) -> NDArray[Any] | None:
+    """The one channel H W of a map H W 3 whose three are equal; None for any other."""
+    one = label[..., 0]
+    same = np.array_equal(one, label[..., 1]) and np.array_equal(one, label[..., 2])
+    return np.ascontiguousarray(one) if same else None
 
 
 def encode_label(labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) -> bytes:

@@ -80,7 +80,10 @@ def open_coco(
     rows, entries = _rows(found, file, picture_folder(_base(root), images), images is not None)
     draw = partial(_draw, names=names, order=order, crowd=crowd)
     covers = "the smaller annotation covers the larger" if order == "area" else "later ones cover earlier ones"
-    notes = (f"overlaps: {covers}; crowds: {crowd}; what no annotation covers is background.",)
+    notes: tuple[str, ...] = (f"overlaps: {covers}; crowds: {crowd}; what no annotation covers is background.",)
+    boxes = sum(not a.get("segmentation") for entry in entries.values() for a in entry["annotations"])
+    if boxes:
+        notes += (f"annotations with a box and no outline are left out: {boxes}.",)
     painter = Painter(taxonomy, entries, draw, ids)
     return Dataset("coco", _base(root), chosen[0], rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 

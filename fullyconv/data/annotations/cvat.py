@@ -83,7 +83,7 @@ def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
                 what = "picture" if picture is None else "label"
                 raise MissingInput(
                     f"{printable(root)} lists {printable(n)!r} and holds no {what} of it; export with the pictures "
-                    "('save images'), or say where they are (images=PATH)."
+                    "('save images'), or say where they are (cvat,images=PATH:EXPORT)."
                 )
             rows.append(Record(record_name(s, n), {"rgb": picture}, {"semantic": label}))
     coding = _label_map(root / "labelmap.txt")

@@ -7,7 +7,7 @@ Classes are those of labels.txt (labelme's: __ignore__, _background_, then the n
 from __future__ import annotations
 
 import base64
-import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from fullyconv import images as pictures
-from fullyconv.data.annotations.paint import IGNORED, Painter, checked_size, classes_of, inside, read_json, read_rgb
+from fullyconv.data.annotations.paint import IGNORED, Painter, by_name, checked_size, classes_of, read_json, read_rgb
 from fullyconv.data.annotations.raster import Region, Size, draw
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpus import choose
-from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines
+from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines, role
 from fullyconv.errors import DataError, UnknownName, printable
 
 __all__ = ["open_labelme", "recognise"]
@@ -52,11 +52,14 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     names, listed = _names(root, every)
     taxonomy, ids = classes_of(names)
     rows, entries = [], {}
+    known = by_name(list_files(root))
     for s in chosen:
         for file in parts[s]:
             key = record_name(s, file.relative_to(root / s if s else root).with_suffix("").as_posix())
-            rows.append(Record(key, {"rgb": _picture(file, every[file])}, {"semantic": file}))
-            entries[key] = {**every[file], "imageData": None, "line_width": line_width}
+            picture = _picture(file, every[file], root, known)
+            rows.append(Record(key, {"rgb": picture}, {"semantic": file}))
+            beside = picture if picture != file else None
+            entries[key] = {**every[file], "imageData": None, "line_width": line_width, "picture": beside}
     notes: tuple[str, ...] = ("later shapes cover earlier ones; what no shape covers is background.",)
     if not listed:
         notes += (f"the classes are the names in use: {', '.join(names)}; a labels.txt fixes them and their order.",)
@@ -73,6 +76,8 @@ def _parts(root: Path) -> dict[str, list[Path]]:
     splits = {n: f for n, f in folders.items() if f}
     if own or not splits:
         return {"": own} if own else {}
+    if len(splits) == 1 and role(name := next(iter(splits))) not in ("train", "val", "test"):
+        return {"": splits[name]}  # annotations/ beside images/
     return splits
 
 
@@ -105,21 +110,28 @@ def _names(root: Path, every: Mapping[Path, Any]) -> tuple[list[str], bool]:
     return listed, True
 
 
-def _picture(file: Path, value: Mapping[str, Any]) -> Path:
-    """The picture named by a JSON file, the one of its stem, or (a picture kept inside) the JSON file itself."""
+def _picture(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[str, Path]) -> Path:
+    """The picture that a JSON file names (../images/X.jpg too, inside `root`), the one of its stem, the only one of
+    that name below `root`, or (a picture kept inside) the JSON file itself."""
     name = str(value.get("imagePath") or "").replace("\\", "/")
-    near = [file.parent / Path(name).name] if name else []
-    with contextlib.suppress(DataError):  # ../images/X.jpg is common; only its name counts then
-        near.insert(0, inside(file.parent, name))
-    near += [file.with_suffix(s) for s in (".jpg", ".png", ".jpeg", ".tif", ".bmp", ".webp")]
-    found = next((p for p in near if p.is_file()), None)
+    named = Path(os.path.normpath(file.parent / name)) if name and "\0" not in name else None
+    near = [named] if named and named.is_relative_to(os.path.normpath(root)) else []
+    near += [file.parent / Path(name).name] if name else []
+    near += [file.with_suffix(s) for s in (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".tif", ".bmp", ".webp")]
+    found = next((p for p in near if p.is_file()), known.get(Path(name).name))
     if found is None and not value.get("imageData"):
-        raise DataError(f"{printable(file)} names the picture {printable(name)!r}, which is not there, and holds none.")
+        raise DataError(
+            f"{printable(file)} names the picture {printable(name)!r}, which is not below {printable(root)}, and holds "
+            "none itself; put the pictures beside the annotations."
+        )
     return found or file
 
 
 def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:
-    size = checked_size(entry["imageHeight"], entry["imageWidth"])
+    if entry.get("imageHeight") is None and entry["picture"] is not None:
+        size = pictures.image_size(entry["picture"])
+    else:
+        size = checked_size(entry["imageHeight"], entry["imageWidth"])
     return size, [(ids[str(s["label"])], _region(s, size, entry["line_width"])) for s in entry["shapes"]]
 
 

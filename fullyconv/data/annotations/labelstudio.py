@@ -136,13 +136,22 @@ def _find(name: str, known: Mapping[str, Path], file: Path) -> Path:
     parts = urlsplit(name)
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     last = PurePosixPath(path.replace("\\", "/")).name
-    for candidate in (last, re.sub(r"^[0-9a-f]{8}-", "", last)):
+    bare = re.sub(r"^[0-9a-f]{8}-", "", last)
+    for candidate in (last, bare):
         if candidate in known:
             return known[candidate]
+    renamed = [f for n, f in known.items() if _uploaded(n) == bare]
+    if len(renamed) == 1:
+        return renamed[0]
     raise MissingInput(
         f"{printable(file)} names the picture {printable(last)!r}, which is not there (or there twice); put the "
-        "pictures beside the export, or say where they are (images=PATH)."
+        "pictures beside the export, or say where they are (labelstudio,images=PATH:EXPORT)."
     )
+
+
+def _uploaded(name: str) -> str:
+    """A file's name as Label Studio stores an upload: blanks as _, nothing but letters, digits, - _ and dots."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:

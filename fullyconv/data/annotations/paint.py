@@ -68,7 +68,8 @@ class Painter:
 
 
 def checked_size(height: Any, width: Any) -> Size:
-    """(H, W) from a foreign file, or DataError."""
+    """(H, W) from a foreign file, or DataError. Whole numbers may be written as 480.0."""
+    height, width = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width))
     if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= images.pixel_cap()):
         raise DataError(f"The size {printable(height)}x{printable(width)} (HxW) is no picture's; export it again.")
     return height, width
@@ -104,7 +105,7 @@ def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path]
     if found is None:
         raise MissingInput(
             f"{printable(source)} names the picture {printable(name)!r}, which is not in {printable(folders[0])}; put "
-            "it there, or say where the pictures are (images=PATH)."
+            "it there, or say where the pictures are (KIND,images=PATH:EXPORT)."
         )
     return found
 

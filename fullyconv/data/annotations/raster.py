@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +98,8 @@ def draw(kind: str, points: Sequence[Sequence[float]], size: Size, width: int = 
     picture = Image.new("1", (size[1], size[0]))
     pen = ImageDraw.Draw(picture)
     xy = [(float(x), float(y)) for x, y in points]
-    if kind == "polygon" and len(xy) > 2:
+    turned = kind in ("rectangle", "oriented_rectangle", "rotation") and len(xy) == 4  # labelme's successors
+    if (kind == "polygon" and len(xy) > 2) or turned:
         pen.polygon(xy, outline=1, fill=1)
     elif kind == "rectangle" and len(xy) == 2:
         (x0, y0), (x1, y1) = xy
@@ -133,14 +133,14 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
     bit (run or not), 2 bits choosing a size, that many bits the length - 1, and one value (run) or length values.
     """
     raw = bytes(data)
-    bits, end, at = int.from_bytes(raw, "big"), len(raw) * 8, 0
+    at = 0
 
     def take(count: int) -> int:
         nonlocal at
-        at += count
-        if at > end:
+        start, at = at, at + count
+        if at > len(raw) * 8:
             raise DataError("A brush region is cut off; export the project again.")
-        return bits >> (end - at) & ((1 << count) - 1)
+        return int.from_bytes(raw[start >> 3 : (at + 7) >> 3], "big") >> (-at & 7) & ((1 << count) - 1)
 
     total, word = take(32), take(5) + 1
     sizes = [take(4) + 1 for _ in range(4)]
@@ -148,11 +148,14 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
         raise DataError(
             f"A brush region has {total} values, its picture {size[0]}x{size[1]}x4 (HxWx4); export the project again."
         )
-    values: list[NDArray[Any]] = []
+    painted = np.zeros(total, bool)
     found = 0
     while found < total:
         repeated, length = take(1), take(sizes[take(2)]) + 1
-        length = min(length, total - found)
-        values.append(np.full(length, take(word)) if repeated else np.array([take(word) for _ in range(length)]))
-        found += length
-    return np.concatenate(values).reshape(*size, 4)[..., 3] > 0
+        stop = min(found + length, total)
+        if repeated:
+            painted[found:stop] = take(word) > 0
+        else:
+            painted[found:stop] = [take(word) > 0 for _ in range(stop - found)]
+        found = stop
+    return painted.reshape(*size, 4)[..., 3]
