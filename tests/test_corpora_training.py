@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_annotations as tools
 import test_corpora as corpora
 from training_tools import Recipe
 
+from fullyconv.cli import main
 from fullyconv.data import hha, open_dataset, scenes
-from fullyconv.images import encode_png
+from fullyconv.images import encode_png, read_label, write_label
+from fullyconv.models import load
 from fullyconv.train import fit
 
 pytestmark = pytest.mark.slow
@@ -65,3 +68,32 @@ def test_scenes_are_learned_with_depth_fused_early_and_hha_fused_late(model: str
         (root / "train/hha" / file.name).write_bytes(encode_png(picture))
     measured = learn(f"folder:{root}", tmp_path, model)
     assert any("geometric" in key for key in measured)
+
+
+def test_pictures_of_many_bands_are_learned_measured_and_labelled(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    draw = np.random.default_rng(0)
+    for split, i in (("train", 0), ("train", 1), ("val", 2)):
+        label = np.repeat([0, 1], [20, 28])[None].repeat(40, 0).astype(np.uint8)
+        planes = np.stack([label.astype(int) * 500 * (b + 1) + draw.integers(0, 300, label.shape) for b in range(5)])
+        (tmp_path / split / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / split / "labels").mkdir(exist_ok=True)
+        options = {"driver": "GTiff", "height": 40, "width": 48, "count": 5, "dtype": "uint16", "compress": "deflate"}
+        with rasterio.open(tmp_path / split / "images" / f"{i}.tif", "w", **options) as file:
+            file.write(planes.astype(np.uint16))
+        write_label(tmp_path / split / "labels" / f"{i}.png", label)
+    settings = {"model": "fcn4s-tiny", "steps": 2, "batch_size": 1, "crop": (32, 32), "device": "cpu"}
+    run = fit(Recipe.model_validate(settings), str(tmp_path), tmp_path / "run", quiet=True)
+    model = load(run / "best")
+    assert model.name == "fcn4s-tiny-bands5"
+    pixels = np.concatenate([s.image[::2, ::2].reshape(-1, 5) for s in open_dataset(tmp_path, "train")])
+    np.testing.assert_allclose(model.preprocessing.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(model.preprocessing.std, pixels.std(0), rtol=1e-6)
+    for command in (
+        ["evaluate", str(run), str(tmp_path), "--quiet"],
+        ["predict", str(run), str(tmp_path / "val/images"), "-o", str(tmp_path / "out"), "--overlay", "--quiet"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert not end.value.code
+    assert read_label(tmp_path / "out/2.png").shape == (40, 48)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["info", "models"]
 
 GRAMMAR = (
-    "Names: fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha]; "
+    "Names: fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]; "
     "TRUNK is one above or timm:NAME."
 )
 

@@ -109,7 +109,6 @@ def _further(needed: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
 
 def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
     from fullyconv.errors import MissingInput
-    from fullyconv.images import read_image
 
     planes = {needed[0]: _plane(source, needed[0])}
     for modality, folder in further.items():
@@ -117,13 +116,16 @@ def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
         if found is None:
             raise MissingInput(f"{folder} has no {modality} picture named {source.stem}; name both alike.")
         planes[modality] = _plane(found, modality)
-    return planes if further else read_image(source) if needed[0] != "depth" else planes
+    return planes if further or needed[0] in ("depth", "bands") else planes[needed[0]]
 
 
 def _plane(file: Path, modality: str) -> NDArray[Any]:
-    """Depth as stored (one band); everything else as RGB."""
+    """Depth as stored (one band), bands as stored; everything else as RGB."""
+    from fullyconv.data.bands import read_bands
     from fullyconv.images import read_image
 
+    if modality == "bands":
+        return read_bands(file)
     return read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
 
 

@@ -13,7 +13,7 @@ from fullyconv import checkpoint, hub
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
-from fullyconv.models.names import CHANNELS, NETWORKS, Network, parse
+from fullyconv.models.names import NETWORKS, Network, parse
 from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
 from fullyconv.models.weights import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
@@ -86,7 +86,7 @@ def _build(name: str, network: Network, heads: Mapping[str, int], padding: str |
     taps: tuple[int, ...] = ()
     trunk = None
     for group in groups:
-        channels = sum(CHANNELS[m] for m in group)
+        channels = sum(network.width(m) for m in group)
         trunk = create_trunk(network.trunk, channels, padding)
         taps = _taps(name, network, trunk.channels)
         streams["_".join(group)] = Stream(trunk, heads, taps, slice(start, start + channels), network.scales)
@@ -132,6 +132,9 @@ def _preprocessing(network: Network, rgb: Preprocessing) -> Preprocessing:
         elif modality == "hha":
             mean += [m * rgb.scale for m in HHA_MEAN]
             std += rgb.std
+        elif modality == "bands":  # training measures them; until then as the colours are on average
+            mean += [sum(rgb.mean) / len(rgb.mean)] * network.bands
+            std += [sum(rgb.std) / len(rgb.std)] * network.bands
         else:
             mean += rgb.mean
             std += rgb.std

@@ -1,5 +1,5 @@
-"""Networks by name: the grammar `fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha]` and the
-networks of the paper as rows of one table."""
+"""Networks by name: the grammar `fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]`
+and the networks of the paper as rows of one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fullyconv.models.trunks import TRUNKS
 
 __all__ = ["INPUTS", "NETWORKS", "Network", "parse"]
 
-# suffix -> modalities, in the order in which they lie along C
+# suffix -> modalities, in the order in which they lie along C; -bandsN is pictures of N bands
 INPUTS: dict[str, tuple[str, ...]] = {
     "": ("rgb",),
     "-rgbd": ("rgb", "depth"),
@@ -38,14 +38,15 @@ class Network:
     fixed: bool = False
     heads: Mapping[str, int] = field(default_factory=lambda: {"semantic": 21})
     source: str = ""
+    bands: int = 0  # channels of the modality "bands"
 
-    @property
-    def channels(self) -> int:
-        return sum(CHANNELS[m] for m in self.inputs)
+    def width(self, modality: str) -> int:
+        """How many channels a modality has."""
+        return self.bands if modality == "bands" else CHANNELS[modality]
 
 
 PATTERN = re.compile(
-    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha)?"
+    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha|-bands[1-9]\d{0,3})?"
 )
 CVPR, TPAMI, RELEASED = "CVPR 2015", "TPAMI 2017", "released weights"
 _VOC, _CONTEXT, _NYUD = {"semantic": 21}, {"semantic": 60}, {"semantic": 40}
@@ -98,7 +99,8 @@ def parse(name: str) -> Network:
     return Network(
         trunk,
         int(found["stride"]),
-        inputs=INPUTS[suffix],
+        inputs=("bands",) if (bands := int(suffix.partition("-bands")[2] or 0)) else INPUTS[suffix],
+        bands=bands,
         late=suffix == "-rgb-hha",
         scales=ATONCE if "atonce" in flags else {},
         learned="learned" in flags,

@@ -138,7 +138,8 @@ def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Data
 
 def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
-    inputs = recipe.inputs or models.parse(network_name(recipe)).inputs
+    named = models.parse(network_name(recipe)).inputs
+    inputs = recipe.inputs or (None if named == ("rgb",) else named)  # None: the data's own, colour or bands
     options: dict[str, Any] = {"inputs": inputs, "heads": recipe.heads or None}
     train = data if isinstance(data, Dataset) else _split(data, recipe, "split", options)
     assert train is not None

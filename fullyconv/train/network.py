@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fullyconv import models
 from fullyconv.checkpoint import read_model
 from fullyconv.data.base import Dataset
@@ -26,6 +28,13 @@ def network_name(recipe: Recipe) -> str:
     return recipe.model + suffix if suffix and named == INPUTS[""] else recipe.model
 
 
+def _for_data(name: str, train: Dataset) -> str:
+    """`name`, with the number of bands where the data's pictures are no colours and it says nothing of inputs."""
+    if train.inputs == ("bands",) and models.parse(name).inputs == INPUTS[""] and len(train):
+        return f"{name}-bands{train.image(0).shape[2]}"
+    return name
+
+
 def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned."""
     if recipe.loss == "sum" and not recipe.weights and not recipe.init_from:
@@ -34,8 +43,10 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
             "start it from trained ones: --set weights=FILE (the trunk's), or --set init_from=RUN."
         )
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
+    if preprocessing is None and train.inputs == ("bands",):
+        preprocessing = measured(train)
     model = models.create(
-        network_name(recipe),
+        _for_data(network_name(recipe), train),
         weights=recipe.weights or None,
         padding=recipe.padding or None,
         preprocessing=preprocessing,
@@ -56,6 +67,29 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
             p.requires_grad_(False)
     model.origin = origin(recipe, train)
     return model
+
+
+def measured(train: Dataset, most: int = 200) -> Preprocessing:
+    """Per-band preprocessing from the pictures themselves: mean 0 and spread 1 in every band, over `most` of them at
+    even distances; values that are not finite take no part. DataError where a picture has another number of bands."""
+    chosen = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(most, len(train)))})
+    bands = train.image(chosen[0]).shape[2]
+    table = np.zeros((3, bands))  # count, sum, sum of squares
+    for i in chosen:
+        image = train.image(i)
+        if image.shape[2] != bands:
+            raise DataError(
+                f"{train.records[i].name} has {image.shape[2]} bands and {train.records[chosen[0]].name} {bands}; give "
+                "all pictures the same bands."
+            )
+        pixels = image[::2, ::2].reshape(-1, bands).astype(np.float64)
+        good = np.isfinite(pixels)
+        pixels = np.where(good, pixels, 0)
+        table += good.sum(0), pixels.sum(0), np.square(pixels).sum(0)
+    mean = table[1] / np.maximum(table[0], 1)
+    std = np.sqrt(np.maximum(table[2] / np.maximum(table[0], 1) - mean**2, 0))
+    std[std == 0] = 1
+    return Preprocessing(tuple(range(bands)), 1.0, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def model_directory(path: str) -> Path:
