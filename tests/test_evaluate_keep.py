@@ -13,9 +13,10 @@ from test_predict import Tiny
 from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluate import Result, evaluate
-from fullyconv.evaluate.keep import BAND, BINS, Tallies, around, find_suspect, image_iu, shrunk, typical, viewable
+from fullyconv.evaluate.keep import around, find_suspect, shrunk, typical, viewable
 from fullyconv.evaluate.regions import border_band, box, components
-from fullyconv.evaluate.statistics import costly_pairs, counts, interval, resample
+from fullyconv.evaluate.statistics import costly_pairs, counts, image_iu, interval, resample
+from fullyconv.evaluate.tallies import BAND, BINS, RINGS, THICKNESS, Tallies
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
 
@@ -94,9 +95,41 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
         if here.any():
             error += here.sum() / valid.sum() * abs((~wrong[here]).mean() - sure[here].mean())
     assert tallies.to_json()["calibration"]["error"] == pytest.approx(error, abs=1e-5)
-    assert tallies.to_json()["border"]["f_score"] == pytest.approx(
-        np.nanmean(metrics.boundary_f_scores(label, said, 3, 255, BAND))
-    )
+    border = tallies.to_json()["border"]
+    scores = metrics.boundary_f_scores(label, said, 3, 255, BAND)
+    assert border["f_scores"] == pytest.approx(scores.tolist())
+    assert border["f_score"] == pytest.approx(scores.mean())
+    ratios = metrics.boundary_iou(metrics.boundary_counts(label, said, 3, 255, THICKNESS))
+    assert border["ious"] == pytest.approx(ratios.tolist())
+    assert border["iou"] == pytest.approx(ratios.mean())
+
+
+def test_rings_add_up_to_trimaps_of_every_width() -> None:
+    rng = np.random.default_rng(1)
+    label = rng.integers(0, 3, (4, 5)).repeat(12, 0).repeat(15, 1).astype(np.uint8)
+    label[:3] = 255
+    said = np.where(rng.random(label.shape) < 0.3, 1, label).astype(np.uint8)
+    tallies = Tallies(3)
+    for _ in range(2):
+        tallies.add(label, said, np.ones(label.shape, np.float32), 255)
+    for count, width in enumerate(RINGS, 1):
+        table = metrics.trimap_confusion(label, said, 3, width)
+        pixels, wrong = tallies.rings[:count].sum(0)
+        assert (pixels, wrong) == (2 * table.sum(), 2 * (table.sum() - np.trace(table)))
+    assert tallies.rings[:, 0].sum() == 2 * (label != 255).sum()
+
+
+def test_a_class_without_a_labelled_pixel_has_no_boundary_figures_and_enters_no_mean() -> None:
+    label, said = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
+    label[:, 15:], said[:, 15:] = 1, 1
+    said[:, :3] = 2
+    tallies = Tallies(4)
+    tallies.add(label, said, np.ones(label.shape, np.float32), 255)
+    border = tallies.to_json()["border"]
+    for figures in (border["f_scores"], border["ious"]):
+        assert [v is None for v in figures] == [False, False, True, True]
+    assert border["iou"] == pytest.approx(sum(border["ious"][:2]) / 2)
+    assert Tallies(2).to_json()["border"]["iou"] is None
 
 
 def test_a_kept_evaluation_is_the_plain_one_with_pictures(tmp_path: Path) -> None:
@@ -206,6 +239,8 @@ def test_figures_resampled_at_once_are_those_of_tables_resampled_one_by_one(tmp_
         ratio = metrics.per_class(table).iu
         held = ~np.isnan(ratio) & ((result.confusion.sum(1) > 0) | (average == "all"))
         assert quick.mean_iu[b] == pytest.approx(ratio[held].mean())
+        assert quick.mean_accuracy[b] == pytest.approx(metrics.mean_accuracy(table))
+        assert quick.frequency_weighted_iu[b] == pytest.approx(metrics.frequency_weighted_iu(table))
 
 
 def test_the_cost_of_a_pair_is_what_mending_it_gains() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv import metrics
-from fullyconv.evaluate.regions import border_band, box, components
-from fullyconv.evaluate.result import ImageTables, Result, number
-from fullyconv.evaluate.statistics import costly_pairs
+from fullyconv.evaluate.regions import box, components
+from fullyconv.evaluate.result import ImageTables, Result
+from fullyconv.evaluate.statistics import costly_pairs, image_iu
+from fullyconv.evaluate.tallies import Tallies
 from fullyconv.files import atomic_write
 from fullyconv.images import encode_label, read_image, read_label
 
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["BINS", "SIZES", "Keeper", "image_iu", "typical"]
+__all__ = ["Keeper", "jpeg", "typical", "viewable"]
 
-BINS = 15  # of confidence, equal width
-SIZES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # region sizes, shares of the image
-BAND = 0.0075  # half width of the border band, share of the image diagonal (as the boundary F-score is reported)
 SURE = 0.9
 SHOWN, CROPS, SUSPECTS = 640, 12, 12
 Window = tuple[int, int, int, int]
@@ -49,70 +46,6 @@ class Suspect:
     said: int
     pixels: int
     confidence: float
-
-
-@final
-@dataclass
-class Tallies:
-    """Integer counts that need pixels, over the images added so far (main head).
-
-    band: K x 2 x 2 [class, near a border?, wrong?] pixels. sizes: len(SIZES) - 1 x 3 [regions, pixels, wrong pixels]
-    and `found`, regions at least half right. boundary: K x 2 [sum of boundary F-scores, images with the class].
-    calibration: BINS x 2 [pixels, right] and `sure`, sums of confidence.
-    """
-
-    classes: int
-    band: NDArray[np.int64] = field(init=False)
-    sizes: NDArray[np.int64] = field(init=False)
-    calibration: NDArray[np.int64] = field(init=False)
-    sure: NDArray[np.float64] = field(init=False)
-    boundary: NDArray[np.float64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.band = np.zeros((self.classes, 2, 2), np.int64)
-        self.sizes = np.zeros((len(SIZES) - 1, 4), np.int64)
-        self.calibration = np.zeros((BINS, 2), np.int64)
-        self.sure = np.zeros(BINS)
-        self.boundary = np.zeros((self.classes, 2))
-
-    def add(self, label: NDArray[Any], said: NDArray[Any], confidence: NDArray[np.float32], ignore: int) -> None:
-        """Count one image: label, said and confidence H W."""
-        valid, wrong = label != ignore, (label != said).astype(np.int64)
-        radius = max(1, round(BAND * float(np.hypot(*label.shape))))
-        near = border_band(label, radius).astype(np.int64)
-        cell = (label.astype(np.int64) * 2 + near) * 2 + wrong
-        self.band += np.bincount(cell[valid], minlength=self.band.size).reshape(self.band.shape)
-        table = metrics.calibration_table(label, said, np.minimum(confidence, 1), ignore, BINS)
-        self.calibration += table[:, [0, 2]].astype(np.int64)
-        self.sure += table[:, 1]
-        scores = metrics.boundary_f_scores(label, said, self.classes, ignore, BAND)
-        self.boundary += np.stack([np.nan_to_num(scores), ~np.isnan(scores)], axis=1)
-        self._add_sizes(label, wrong, valid)
-
-    def _add_sizes(self, label: NDArray[Any], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
-        region, number = components(label)
-        pixels = np.bincount(region[valid], minlength=number)
-        errors = np.bincount(region[valid], weights=wrong[valid], minlength=number).astype(np.int64)
-        real = pixels > 0
-        bucket = np.searchsorted(SIZES, pixels[real] / label.size, side="right") - 1
-        bucket = np.clip(bucket, 0, len(SIZES) - 2)
-        found = 2 * errors[real] <= pixels[real]
-        for column, weight in enumerate((np.ones(int(real.sum())), pixels[real], errors[real], found)):
-            self.sizes[:, column] += np.bincount(bucket, weights=weight, minlength=len(self.sizes)).astype(np.int64)
-
-    def to_json(self) -> dict[str, Any]:
-        table = np.column_stack([self.calibration[:, 0], self.sure, self.calibration[:, 1]])
-        seen = self.boundary[:, 1] > 0
-        f_score = float((self.boundary[seen, 0] / self.boundary[seen, 1]).mean()) if seen.any() else None
-        return {
-            "border": {"half_width": BAND, "pixels": self.band.tolist(), "f_score": f_score},
-            "sizes": {"limits": list(SIZES), "regions": self.sizes.tolist()},
-            "calibration": {
-                "bins": self.calibration.tolist(),
-                "confidence": self.sure.tolist(),
-                "error": number(metrics.expected_calibration_error(table)),
-            },
-        }
 
 
 @final
@@ -161,7 +94,7 @@ class Keeper:
         return {**entry, "files": files, "inputs": self._further_inputs(f"gallery/{index}", image)}
 
     def _pair(self, result: Result, number: int) -> dict[str, Any] | None:
-        """The costliest confusions but `number`: the largest region of it in the image that has most of it."""
+        """The costliest confusion but `number`: the largest region of it in the image that has most of it."""
         pairs = costly_pairs(result.confusion, result.average)
         if number >= len(pairs):
             return None
@@ -169,8 +102,8 @@ class Keeper:
         cell = pair.truth * len(self.taxonomy) + pair.said
         image = max(result.per_image, key=lambda i: int(i.counts[self.head][i.cells[self.head] == cell].sum()))
         label, said = self._labels(image, result), self._prediction(image)
-        region, count = components(np.where((label == pair.truth) & (said == pair.said), 1, 0))
         inside = (label == pair.truth) & (said == pair.said)
+        region, count = components(inside)
         largest = np.bincount(region[inside], minlength=count).argmax()
         window = around(box(region == largest), label.shape)
         return {**asdict(pair), "name": image.name, "files": self._pictures(f"gallery/pair{number}", image, window)}
@@ -248,14 +181,6 @@ def _apart(order: Sequence[int], number: int, distance: int) -> list[int]:
         if len(chosen) < number and all(abs(i - c) > distance for c in chosen):
             chosen.append(i)
     return [*chosen, *(i for i in order if i not in chosen)][:number]
-
-
-def image_iu(table: NDArray[np.int64]) -> float | None:
-    """An image's own mean IU over the classes it is labelled with; None without a labelled pixel."""
-    truth = table.sum(1)
-    union = truth + table.sum(0) - np.diag(table)
-    present = truth > 0
-    return float((np.diag(table)[present] / union[present]).mean()) if present.any() else None
 
 
 def find_suspect(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fullyconv.evaluate.keep import jpeg, viewable
 from fullyconv.files import atomic_write, make_directory
@@ -22,21 +23,32 @@ SIDE = 240
 def draw(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, images: int = 4) -> list[Path]:
     """Draw `images` evenly spaced images of `dataset` under the main head's colours, at most 240 pixels a side.
 
-    Writes directory/epochEEEE.EE-NAME.jpg, which the report lines up over time; returns the files.
+    Writes directory/epochEEEE.EE-NAME.jpg and, the first time, label-NAME.jpg, which the report lines up over time;
+    returns the former.
     """
-    from PIL import Image
-
     make_directory(directory)
     head = next(iter(predictor.heads))
     palette = np.asarray(predictor.model.taxonomies[head].palette, np.uint16)
     files = []
     for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(images, len(dataset)))}):
         image = dataset.image(index)
-        colours = palette[predictor.labels(image)[head]]
-        mixed = ((viewable(image).astype(np.uint16) * 2 + colours * 3) // 5).astype(np.uint8)
-        picture = Image.fromarray(mixed)
-        picture.thumbnail((SIDE, SIDE))
         name = dataset.records[index].name.replace("/", "_")
         files.append(directory / f"epoch{epoch:07.2f}-{name}.jpg")
-        atomic_write(files[-1], jpeg(np.asarray(picture), 85))
+        atomic_write(files[-1], _painted(image, predictor.labels(image)[head], palette))
+        truth = directory / f"label-{name}.jpg"
+        if not truth.exists():
+            labels = dataset[index].labels
+            atomic_write(truth, _painted(image, labels.get(head, next(iter(labels.values()))), palette))
     return files
+
+
+def _painted(image: NDArray[Any], labels: NDArray[Any], palette: NDArray[np.uint16]) -> bytes:
+    """A small JPEG of the image under its labels' colours; where they name no class, the image alone."""
+    from PIL import Image
+
+    shown = viewable(image).astype(np.uint16)
+    known = labels < len(palette)
+    shown[known] = (shown[known] * 2 + palette[labels[known]] * 3) // 5
+    picture = Image.fromarray(shown.astype(np.uint8))
+    picture.thumbnail((SIDE, SIDE))
+    return jpeg(np.asarray(picture), 85)

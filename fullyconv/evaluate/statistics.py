@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fullyconv.evaluate.result import Result
 from fullyconv.metrics import Interval, draws, interval
 
-__all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "interval", "resample"]
+__all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "image_iu", "interval", "resample"]
 
 Floats = NDArray[np.float64]
 
@@ -30,11 +30,13 @@ class Counts:
 @final
 @dataclass(frozen=True)
 class Resampled:
-    """Figures of B bootstrap samples of the images: iu B x K (NaN: class absent), mean_iu and pixel_accuracy B."""
+    """Figures of B bootstrap samples of the images: iu B x K (NaN: class absent), the paper's four B each."""
 
     iu: Floats
-    mean_iu: Floats
     pixel_accuracy: Floats
+    mean_accuracy: Floats
+    mean_iu: Floats
+    frequency_weighted_iu: Floats
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,26 @@ def _resampled(weights: Floats, c: Counts, average: str) -> Resampled:
     hit, truth, said = weights @ c.hit, weights @ c.truth, weights @ c.said
     with np.errstate(invalid="ignore"):
         iu = hit / (truth + said - hit)
+        recall = hit / truth
         accuracy = hit.sum(1) / truth.sum(1)
-    counted = iu[:, c.truth.sum(0) > 0] if average == "present" else iu
-    seen = ~np.isnan(counted)
+        weighted = (truth * np.nan_to_num(iu)).sum(1) / truth.sum(1)
+    counted = c.truth.sum(0) > 0 if average == "present" else np.ones(iu.shape[1], bool)
+    return Resampled(iu, accuracy, _row_means(recall[:, counted]), _row_means(iu[:, counted]), weighted)
+
+
+def _row_means(values: Floats) -> Floats:
+    """Each row's mean of what is a number; NaN where nothing is."""
+    seen = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        mean = np.where(seen, counted, 0).sum(1) / seen.sum(1)
-    return Resampled(iu, mean, accuracy)
+        return np.asarray(np.where(seen, values, 0).sum(1) / seen.sum(1), np.float64)
+
+
+def image_iu(table: NDArray[np.int64]) -> float | None:
+    """An image's own mean IU over the classes it is labelled with; None without a labelled pixel."""
+    truth = table.sum(1)
+    union = truth + table.sum(0) - np.diag(table)
+    present = truth > 0
+    return float((np.diag(table)[present] / union[present]).mean()) if present.any() else None
 
 
 def costly_pairs(table: NDArray[Any], average: str = "present") -> list[Pair]:
