@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_compare import result
 from test_evaluate import SIZES, dataset
 from test_predict import Tiny
@@ -22,9 +27,12 @@ from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingInput
 from fullyconv.evaluate import Result, evaluate
 from fullyconv.evaluate.progress import draw
+from fullyconv.evaluate.statistics import Interval, image_iu
+from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.report import charts, render, words, write
-from fullyconv.report.gather import read_run
+from fullyconv.report.gather import Run, label_address, outline, read_run
+from fullyconv.report.training import training
 from fullyconv.taxonomy import Taxonomy
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -37,7 +45,14 @@ def log(run: Path, steps: int = 30) -> None:
         for i in range(1, steps + 1)
     ]
     rows += [
-        {"kind": "measurement", "step": s, "split": "val", "mean_iu": v, "pixel_accuracy": v + 0.2}
+        {
+            "kind": "measurement",
+            "step": s,
+            "split": "val",
+            "mean_iu": v,
+            "pixel_accuracy": v + 0.2,
+            "per_class_iu": {"sky": v + 0.3, "road": v, "car": v - 0.3, "bus": None},
+        }
         for s, v in ((10, 0.3), (20, 0.5), (30, 0.4))
     ]
     run.mkdir(parents=True, exist_ok=True)
@@ -66,7 +81,7 @@ def test_the_report_holds_every_part_and_no_address_of_another_file(run: Path) -
     parts += ["Training", "What was measured, and how", "The same images over time", "Where the time went"]
     for part in parts:
         assert f">{part}<" in page, part
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
     for name in ("sky", "road", "car"):
         assert name in page
@@ -109,7 +124,9 @@ def test_a_run_under_way_is_reported_without_an_evaluation(tmp_path: Path) -> No
         file.write('{"kind": "step", "st')  # a line that is being written
     page = render(tmp_path / "run")
     assert "best mean IU so far is 50.0" in page
-    assert "fullyconv evaluate run DATA --keep run/evaluation" in page
+    place = tmp_path / "run"
+    assert f"fullyconv evaluate {place} DATA --keep {place}/evaluation" in page
+    assert "come to step 30, epoch 3" in page
     assert ">Loss<" in page
     assert "What is taken for what" not in page
 
@@ -132,6 +149,86 @@ def test_a_result_file_alone_is_reported_without_pictures(tmp_path: Path) -> Non
     assert (tmp_path / "report.html").is_file()
     assert ">Classes<" in page
     assert ">Images<" not in page
+
+
+def test_a_result_file_moved_away_from_its_pictures_is_reported_without_them(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved.json").write_bytes((run / "evaluation/result.json").read_bytes())
+    page = render(tmp_path / "moved.json")
+    assert ">Where errors are<" in page
+    assert "<b>−" in page, "the costliest pairs are named all the same"
+    assert "data:image/" not in page
+    assert "data:image/" in render(run / "evaluation/result.json")
+
+
+def test_classes_are_shown_at_every_measurement_and_the_worst_are_kept_when_there_are_many(tmp_path: Path) -> None:
+    log(tmp_path / "run")
+    page = render(tmp_path / "run")
+    assert ">The classes over time<" in page
+    table = page[page.index('class="matrix time"') :]
+    names = re.findall(r"<tr><th>(\w+)</th>", table[: table.index("</table>")])
+    assert names == ["sky", "road", "car"], "best first, without a class that the truth lacks"
+    rows = [
+        {"kind": "measurement", "step": s, "mean_iu": 0.1, "per_class_iu": {f"c{k}": k / 100 for k in range(60)}}
+        for s in range(1, 31)
+    ]
+    found = training(Run("many", measurements=rows))["classes"]
+    assert (len(found["rows"]), found["left_out"], len(found["steps"])) == (40, 20, 12)
+    assert (found["rows"][-1][0], found["steps"][0], found["steps"][-1]) == ("c0", 1, 30)
+
+
+def test_an_evaluation_kept_by_a_run_that_goes_on_says_that_it_is_older(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/last").mkdir()
+    for finished, said in ((False, True), (True, False)):
+        (tmp_path / "run/last/state.json").write_text(json.dumps({"train": {"step": 40, "finished": finished}}))
+        assert ("The run is not finished" in render(tmp_path / "run")) == said
+
+
+def test_a_run_whose_recipe_has_no_validation_split_says_so(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 7, "epoch": 0.5, "loss": 2.0, "lr": 0.1}\n')
+    (tmp_path / "recipe.toml").write_text('val_split = ""\ntime = "6m"\n')
+    page = render(tmp_path)
+    assert "its recipe names no validation split" in page
+    assert "come to step 7, epoch 0.5; it is to last 6m." in page
+
+
+def test_a_result_without_a_labelled_pixel_is_said_in_words(tmp_path: Path) -> None:
+    base = result(0.7)
+    empty = replace(base, tables={"semantic": np.zeros_like(base.confusion)}, per_image=())
+    (tmp_path / "result.json").write_text(json.dumps({**empty.to_json(), **about()}))
+    page = render(tmp_path)
+    assert "None of the pixels of 0 images is labelled" in page
+    assert "nan" not in re.sub(r"<(?:style|script)>.*?</(?:style|script)>", "", page, flags=re.DOTALL)
+
+
+def test_all_four_figures_have_intervals_and_every_image_its_own(run: Path) -> None:
+    page, found = render(run), Result.load(run)
+    assert len(re.findall(r"<em>[\d.]+ – [\d.]+ \(95 %\)</em>", page)) == 4
+    listed = page[page.index("<summary>All images") :]
+    worst = min(found.per_image, key=lambda i: image_iu(i.table("semantic", 3)) or 0)
+    assert re.search(r"<tbody><tr><th>([^<]+)", listed)[1] == worst.name  # type: ignore[index]
+    assert ">Boundary IoU<" in page
+
+
+def test_label_maps_with_ids_above_255_are_shown_in_their_colours(tmp_path: Path) -> None:
+    labels = np.array([[0, 300, 65535]], np.uint16)
+    (tmp_path / "label.png").write_bytes(encode_label(labels))
+    palette = [(1, 2, 3)] * 300 + [(200, 100, 50)]
+    data = label_address(tmp_path / "label.png", palette).partition(",")[2]
+    shown = np.asarray(Image.open(BytesIO(base64.b64decode(data))))
+    assert shown.tolist() == [[[1, 2, 3], [200, 100, 50], [255, 255, 255]]]
+
+
+def test_the_outline_goes_around_what_is_labelled_one_class_and_called_the_other(tmp_path: Path) -> None:
+    label, said = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
+    label[2:7, 2:7], said[2:7, 2:8] = 1, 2
+    for name, content in (("label.png", label), ("prediction.png", said)):
+        (tmp_path / name).write_bytes(encode_label(content))
+    data = outline(tmp_path / "label.png", tmp_path / "prediction.png", 1, 2).partition(",")[2]
+    shown = np.asarray(Image.open(BytesIO(base64.b64decode(data))))
+    expected = np.zeros((9, 9), np.uint8)
+    expected[2:7, 2:7], expected[3:6, 3:6] = 1, 0
+    assert shown.tolist() == expected.tolist()
 
 
 def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
@@ -160,14 +257,10 @@ def test_progress_pictures_are_lined_up_by_image_in_order_of_time(run: Path) -> 
     found = read_run(run)
     assert found is not None
     assert [s.name for s in found.strips] == ["image0", "image14"]
-    assert [e for e, _ in found.strips[0].frames] == ["epoch 1", "epoch 2.5", "epoch 10"]
+    assert [e for e, _ in found.strips[0].frames] == ["epoch 1", "epoch 2.5", "epoch 10", "label"]
 
 
 def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
-    from dataclasses import replace
-
-    from fullyconv.evaluate.statistics import Interval
-
     table = np.array([[950, 50, 0, 0], [20, 900, 0, 80], [30, 620, 350, 0], [0, 0, 0, 0]], np.int64)
     taxonomy = Taxonomy(("road", "building", "pole", "bus"))
     base = result(0.7, names=taxonomy.names)
@@ -177,6 +270,30 @@ def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
     assert "The costliest mistake is to call pole “building”" in said
     assert "Bus does not occur in the truth" in said
     assert "40.0\u202f% to 60.0\u202f%" in said
+
+
+def test_classes_that_are_lost_to_one_class_share_a_sentence_and_mostly_means_most() -> None:
+    names = ("road", "building", "pole", "sign", "fence")
+    table = np.array(
+        [[900, 0, 0, 0, 0], [0, 900, 0, 0, 0], [0, 62, 38, 0, 0], [0, 55, 0, 45, 0], [30, 29, 28, 0, 13]], np.int64
+    )
+    said = " ".join(words.summary(replace(result(0.7, names=names), tables={"semantic": table}), Interval(None, None)))
+    assert "Pole (30\u202f%) and sign (45\u202f%) are lost mostly to building: 62\u202f% and 55\u202f% of their" in said
+    assert "Fence (13\u202f%) is lost most often to road: 30\u202f% of fence pixels." in said
+
+
+def test_further_heads_have_a_sentence_of_their_own() -> None:
+    base = result(0.7)
+    tables = {**base.tables, "geometric": np.array([[98, 2], [0, 100]], np.int64)}
+    both = replace(base, tables=tables, taxonomies={**base.taxonomies, "geometric": Taxonomy(("sky", "ground"))})
+    assert any(
+        "Its geometric head is right on 99.0\u202f% of the pixels" in s for s in words.summary(both, Interval(0, 1))
+    )
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (750, "12 min 30 s"), (3899.6, "1 h 05 min")])
+def test_times_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -203,15 +320,30 @@ def test_charts_put_points_where_their_values_are() -> None:
         (charts.WIDTH - charts.RIGHT, charts.TOP),
     ]
     assert charts.lines([charts.Series("none", [])], x="", y="") == ""
+    one = charts.lines([charts.Series("x", [(7, 0.5)], marked=True)], x="step", y="v", left=0, right=7, bottom=0, top=1)
+    assert [float(x) for x in re.findall(r'cx="([\d.]+)"', one)] == [charts.WIDTH - charts.RIGHT]
+    ticks = re.findall(r'text-anchor="middle">([^<]+)', charts.lines([charts.Series("", [(1, 0), (2, 1)])], x="", y=""))
+    assert ticks == ["1", "2"], "there is no step 1.2"
+    bins = charts.histogram([0.0, 0.5, 0.52, 1.0], x="", y="")
+    assert re.findall(r"<title>([^<]+)", bins) == ["0 to 5 %: 1", "50 to 55 %: 2", "95 to 100 %: 1"]
     assert "50.0" in charts.bars([charts.Bar("half", 0.5, 0.4, 0.6)], "")
     assert "–" in charts.bars([charts.Bar("none", None)], "")
 
 
-def test_many_classes_are_cut_to_the_most_confused(tmp_path: Path) -> None:
-    found = result(0.6, names=tuple(f"class {k}" for k in range(60)), images=5)
-    (tmp_path / "result.json").write_text(json.dumps({**found.to_json(), **about()}))
+def test_of_many_classes_those_of_the_largest_confusions_are_shown(tmp_path: Path) -> None:
+    base = result(0.6, names=tuple(f"class {k}" for k in range(60)), images=5)
+    table = np.diag(np.full(60, 10_000))
+    for k in range(15):
+        table[k, 59 - k] = 1000 + k  # class k is called class 59 - k: 30 classes in all
+        table[20 + k, 21 + k] = 500
+    (tmp_path / "result.json").write_text(
+        json.dumps({**replace(base, tables={"semantic": table}).to_json(), **about()})
+    )
     page = render(tmp_path)
-    assert "30 classes with most confusion are shown, 30 are left out" in page
+    assert "The 30 classes with the largest confusions are shown, 30 are left out" in page
+    assert "each row adds up" not in page
+    assert "class 14 called class 45:" in page
+    assert "class 20 called" not in page
 
 
 def test_reporting_loads_no_torch(run: Path, tmp_path: Path) -> None:
@@ -294,6 +426,10 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_logged(
         slider = page.locator(".compare input").first
         slider.evaluate("e => { e.value = 20; e.dispatchEvent(new Event('input')); }")
         assert page.locator(".compare").first.evaluate("e => e.style.getPropertyValue('--wipe')") == "20%"
+        page.locator(".panels figure").first.click()
+        assert page.locator("dialog[open] img").count() >= 1
+        page.locator("dialog").click()
+        assert page.locator("dialog[open]").count() == 0
         before = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Bar", "Series", "bars", "lines", "reliability", "stack"]
+from markupsafe import Markup
+
+__all__ = ["Bar", "Series", "bars", "histogram", "lines", "reliability", "stack"]
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
+MANY = 30  # bars from which they stand in two columns where there is room
 
 
 @dataclass(frozen=True)
@@ -52,38 +55,38 @@ def lines(
     *,
     x: str,
     y: str,
+    left: float | None = None,
+    right: float | None = None,
     bottom: float | None = None,
     top: float | None = None,
-    guide: float | None = None,
-) -> str:
-    """Curves over common axes; `guide` draws a horizontal dashed line. Empty text when there is nothing to draw."""
+) -> Markup:
+    """Curves over common axes, which reach as far as the points unless told. Empty when there is nothing to draw."""
     points = [p for s in series for p in s.points]
     if not points:
-        return ""
-    left, right = min(p[0] for p in points), max(p[0] for p in points)
-    values = [p[1] for p in points] + ([guide] if guide is not None else [])
-    low = min(values) if bottom is None else bottom
-    high = max(values) if top is None else top
-    if right == left:
-        left, right = left - 1, right + 1
-    high = high if high > low else low + 1
-    plot = _Plot(left, right, low, high)
-    body = [plot.axes(x, y)]
-    if guide is not None:
-        body.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{plot.y(guide)}" y2="{plot.y(guide)}"/>')
+        return Markup("")
+    left, right = _reach([p[0] for p in points], left, right)
+    plot = _Plot(left, right, *_reach([p[1] for p in points], bottom, top))
+    body = [plot.axes(x, y, whole=all(p[0] == int(p[0]) for p in points))]
     for s in series:
         path = " ".join(f"{plot.x(a)},{plot.y(b)}" for a, b in s.points)
         body.append(f'<polyline class="curve {s.style}" points="{path}"><title>{escape(s.name)}</title></polyline>')
         if s.marked:
             body += [
                 f'<circle class="dot {s.style}" cx="{plot.x(a)}" cy="{plot.y(b)}" r="2.6">'
-                f"<title>{_short(a)}: {b:.4g}</title></circle>"
+                f"<title>{escape(s.name)} at {_short(a)}: {b:.4g}</title></circle>"
                 for a, b in s.points
             ]
     return _svg("".join(body), f"{y} over {x}")
 
 
-def bars(items: Sequence[Bar], label: str) -> str:
+def _reach(values: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
+    """The ends of an axis: as told, else the values'; never one and the same."""
+    low = min(values) if low is None else low
+    high = max(values) if high is None else high
+    return low, high if high > low else low + 1
+
+
+def bars(items: Sequence[Bar], label: str) -> Markup:
     """Horizontal bars with intervals as HTML rows (they wrap and scale better than SVG text)."""
     rows = []
     for b in items:
@@ -98,10 +101,29 @@ def bars(items: Sequence[Bar], label: str) -> str:
             f'<span class="track"><i class="fill" style="{fill}"></i>{whisker}</span>'
             f'<span class="value">{value}</span></div>'
         )
-    return f'<div class="bars" role="img" aria-label="{escape(label, quote=True)}">{"".join(rows)}</div>'
+    many = " many" if len(rows) > MANY else ""
+    return Markup(f'<div class="bars{many}" role="img" aria-label="{escape(label, quote=True)}">{"".join(rows)}</div>')
 
 
-def stack(parts: Sequence[tuple[str, float]], label: str) -> str:
+def histogram(values: Sequence[float], *, x: str, y: str, steps: int = 20) -> Markup:
+    """How many values (0..1) lie in each of `steps` equal steps."""
+    edges = [i / steps for i in range(steps + 1)]
+    counts = [0] * steps
+    for v in values:
+        counts[min(int(v * steps), steps - 1)] += 1
+    plot = _Plot(0, 1, 0, max(counts, default=0) or 1)
+    body = [plot.axes(x, y, whole_y=True)]
+    for low, high, n in zip(edges, edges[1:], counts, strict=False):
+        if n:
+            wide, tall = plot.x(high) - plot.x(low) - 1, plot.y(0) - plot.y(n)
+            body.append(
+                f'<rect class="bin" x="{plot.x(low) + 0.5:.2f}" y="{plot.y(n)}" width="{wide:.2f}" height="{tall:.2f}">'
+                f"<title>{100 * low:.0f} to {100 * high:.0f} %: {n}</title></rect>"
+            )
+    return _svg("".join(body), f"{y} by {x}")
+
+
+def stack(parts: Sequence[tuple[str, float]], label: str) -> Markup:
     """One bar cut into named shares (values of any unit)."""
     total = sum(v for _, v in parts) or 1
     cells = "".join(
@@ -112,10 +134,11 @@ def stack(parts: Sequence[tuple[str, float]], label: str) -> str:
         f'<span><i class="key p{i % 6}"></i>{escape(n)} <b>{100 * v / total:.0f}\u202f%</b></span>'
         for i, (n, v) in enumerate(parts)
     )
-    return f'<div class="stack" role="img" aria-label="{escape(label)}">{cells}</div><div class="legend">{legend}</div>'
+    bar = f'<div class="stack" role="img" aria-label="{escape(label, quote=True)}">{cells}</div>'
+    return Markup(f'{bar}<div class="legend">{legend}</div>')
 
 
-def reliability(bins: Sequence[tuple[int, int, float]]) -> str:
+def reliability(bins: Sequence[tuple[int, int, float]]) -> Markup:
     """Share right over mean confidence; bins are (pixels, right pixels, sum of confidence). Dots grow with pixels."""
     plot = _Plot(0, 1, 0, 1)
     most = max((n for n, _, _ in bins), default=1) or 1
@@ -147,12 +170,12 @@ class _Plot:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 2)
 
-    def axes(self, x: str, y: str) -> str:
+    def axes(self, x: str, y: str, *, whole: bool = False, whole_y: bool = False) -> str:
+        """Grid, ticks and names; `whole`: what is counted (steps, images) has no ticks between whole numbers."""
         body = []
-        for v in ticks(self.low, self.high):
+        for v in (v for v in ticks(self.low, self.high) if not whole_y or v == int(v)):
             body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(v)}" y2="{self.y(v)}"/>')
             body.append(f'<text class="tick" x="{LEFT - 7}" y="{self.y(v) + 4}" text-anchor="end">{_short(v)}</text>')
-        whole = self.right - self.left > 1  # steps and epochs: no ticks between them
         for v in (v for v in ticks(self.left, self.right) if not whole or v == int(v)):
             body.append(
                 f'<text class="tick" x="{self.x(v)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_short(v)}</text>'
@@ -171,5 +194,6 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _svg(body: str, label: str) -> str:
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{body}</svg>'
+def _svg(body: str, label: str) -> Markup:
+    name = escape(label, quote=True)
+    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{body}</svg>')

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,22 @@ from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.evaluate.result import Result
 from fullyconv.images import read_label
 
-__all__ = ["Run", "Strip", "address", "error_map", "read_evaluation", "read_run"]
+__all__ = [
+    "Run",
+    "Strip",
+    "address",
+    "error_map",
+    "label_address",
+    "outline",
+    "read_evaluation",
+    "read_run",
+    "spread",
+]
 
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+PICTURED = ("gallery", "pairs", "suspects")  # the parts of an analysis that name picture files
+FRAMES = 8  # of a strip
+RED, GREY = (226, 43, 62), (128, 128, 136)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,12 @@ class Run:
     measurements: Sequence[Mapping[str, Any]] = ()
     times: Mapping[str, float] = field(default_factory=dict)
     strips: Sequence[Strip] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)  # of the last checkpoint; empty before it
+
+    @property
+    def last(self) -> Mapping[str, Any] | None:
+        """The last step."""
+        return self.steps[-1] if self.steps else None
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -61,19 +79,28 @@ def read_run(directory: Path) -> Run | None:
         _recipe(recipe),
         [r for r in rows if r.get("kind") == "step"],
         [r for r in rows if r.get("kind") == "measurement"],
-        _times(directory, rows),
+        _mapping(directory / "times.json"),
         _strips(directory / "progress"),
+        _mapping(directory / "last" / "state.json").get("train", {}),
     )
 
 
-def read_evaluation(directory: Path) -> tuple[Result, Path] | None:
-    """The kept evaluation in `directory` or its evaluation/ -> (result, where its pictures lie), or None."""
-    if directory.is_file():
-        return Result.load(directory), directory.parent
-    for place in (directory, directory / "evaluation"):
+def read_evaluation(source: Path) -> tuple[Result, Path] | None:
+    """The kept evaluation in the directory `source` or its evaluation/ -> (result, where its pictures lie), or None.
+    Of a result file that was moved away from its pictures, what needs none."""
+    if source.is_file():
+        return _without_lost_pictures(Result.load(source), source.parent), source.parent
+    for place in (source, source / "evaluation"):
         if (place / "result.json").is_file():
             return Result.load(place / "result.json"), place
     return None
+
+
+def _without_lost_pictures(result: Result, place: Path) -> Result:
+    shown = [entry for part in PICTURED for entry in result.analysis.get(part, ())]
+    if any((place / file).is_file() for entry in shown for file in entry["files"].values()):
+        return result
+    return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in PICTURED})
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
@@ -101,35 +128,36 @@ def _recipe(path: Path) -> dict[str, Any]:
         raise DataError(f"{printable(path)} is not TOML ({error}); is the file damaged?") from error
 
 
-def _times(directory: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds by what they were spent on: `times.json`, else the log's last row that has `times`."""
-    found: Any = next((r["times"] for r in reversed(rows) if isinstance(r.get("times"), dict)), {})
-    file = directory / "times.json"
-    if file.is_file():
-        found = json.loads(file.read_text())
-    return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float) and v > 0}
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{printable(path)} is not JSON ({error}); is the file damaged?") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _strips(directory: Path) -> list[Strip]:
-    """RUN/progress/*.png: NAME-epochNNN.png, or epochNNN-NAME.png, or folders by either."""
-    strips: dict[str, list[tuple[str, float, str]]] = {}
-    files = sorted(directory.rglob("*.png")) + sorted(directory.rglob("*.jpg")) if directory.is_dir() else []
-    for file in files:
-        text = file.relative_to(directory).with_suffix("").as_posix()
-        found = re.search(r"(epoch|step)[-_]?(\d+(?:\.\d+)?)", text)
-        if found:
-            name = re.sub(r"[-_/]*$|^[-_/]*", "", text.replace(found[0], "")) or "image"
-            strips.setdefault(name, []).append((found[1], float(found[2]), address(file)))
+    """What `evaluate.progress.draw` left: epochEEEE.EE-NAME.jpg over time, and last label-NAME.jpg, the truth."""
+    strips: dict[str, list[tuple[str, Path]]] = {}
+    for file in sorted(directory.glob("epoch*-*.jpg")):
+        epoch, _, name = file.stem.removeprefix("epoch").partition("-")
+        strips.setdefault(name, []).append((f"epoch {float(epoch):g}", file))
     return [
-        Strip(name, [(f"{what} {at:g}", picture) for what, at, picture in _thinned(sorted(frames))])
+        Strip(
+            name,
+            [(when, address(file)) for when, file in spread(frames, FRAMES)]
+            + [("label", address(file)) for file in [directory / f"label-{name}.jpg"] if file.is_file()],
+        )
         for name, frames in sorted(strips.items())
     ]
 
 
-def _thinned(frames: list[tuple[str, float, str]], most: int = 8) -> list[tuple[str, float, str]]:
-    if len(frames) <= most:
-        return frames
-    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of `items`, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def address(file: Path) -> str:
@@ -141,14 +169,44 @@ def address(file: Path) -> str:
     return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
 
 
-def error_map(label: Path, prediction: Path, ignore: int) -> str:
-    """Wrong pixels red, unlabelled ones grey, right ones clear: a palette PNG as a data: address."""
+def label_address(file: Path, palette: Sequence[Sequence[int]]) -> str:
+    """A label map as a data: address that shows its colours, also where ids above 255 keep a palette out of the PNG."""
     from PIL import Image
 
+    labels = read_label(file)
+    if labels.dtype == np.uint8:
+        return address(file)
+    colours = np.full((int(labels.max()) + 1, 3), 255, np.uint8)
+    colours[: len(palette)] = palette[: len(colours)]
+    return _png(Image.fromarray(colours[labels]))
+
+
+def error_map(label: Path, prediction: Path, ignore: int) -> str:
+    """Wrong pixels red, unlabelled ones grey, right ones clear: a palette PNG as a data: address."""
     truth, said = read_label(label), read_label(prediction)
-    kind: NDArray[np.uint8] = np.where(truth == ignore, 2, truth != said).astype(np.uint8)
-    picture = Image.fromarray(kind)
-    picture.putpalette([0, 0, 0, 226, 43, 62, 128, 128, 136])
+    return _overlay(np.where(truth == ignore, 2, truth != said), (235, 150))
+
+
+def outline(label: Path, prediction: Path, labelled: int, said: int) -> str:
+    """A red line just inside what is labelled one class and called the other, all else clear: a data: address."""
+    inside = (read_label(label) == labelled) & (read_label(prediction) == said)
+    core = inside
+    for _ in range(max(1, round(max(inside.shape) / 110))):  # as thick in a large crop as in a small one
+        padded = np.pad(core, 1)
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return _overlay(inside & ~core, (255, 0))
+
+
+def _overlay(kind: NDArray[Any], opacity: tuple[int, int]) -> str:
+    """0 clear, 1 red, 2 grey, the latter two so opaque (0..255)."""
+    from PIL import Image
+
+    picture = Image.fromarray(kind.astype(np.uint8))
+    picture.putpalette([0, 0, 0, *RED, *GREY])
+    return _png(picture, transparency=bytes([0, *opacity]))
+
+
+def _png(picture: Any, **options: Any) -> str:
     out = BytesIO()
-    picture.save(out, "PNG", transparency=bytes([0, 235, 150]), optimize=True)
+    picture.save(out, "PNG", optimize=True, **options)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

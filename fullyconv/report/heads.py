@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv.evaluate.result import Result, class_figures
+from fullyconv.evaluate.statistics import Interval, counts, interval, resample
 from fullyconv.report import charts
-from fullyconv.report.gather import address
+from fullyconv.report.gather import label_address
 
 __all__ = ["heads", "learned"]
 
@@ -28,16 +29,21 @@ def heads(result: Result, place: Path) -> list[dict[str, Any]]:
 
 def _further(result: Result, head: str, place: Path) -> dict[str, Any]:
     taxonomy = result.taxonomies[head]
-    seen = [c for c in class_figures(result.tables[head], taxonomy) if c["pixels"]]
-    bars = [
-        charts.Bar(c["name"], c["iu"], None, None, taxonomy.palette[c["id"]], f"{c['name']}: IU {100 * c['iu']:.1f}")
-        for c in sorted(seen, key=lambda c: -c["iu"])
-    ]
+    drawn = resample([counts(result, head)], result.average)[0] if result.images > 1 else None
+    bars = []
+    for c in sorted((c for c in class_figures(result.tables[head], taxonomy) if c["pixels"]), key=lambda c: -c["iu"]):
+        found = interval(drawn.iu[:, c["id"]]) if drawn else Interval(None, None)
+        note = f"{c['name']}: IU {100 * c['iu']:.1f}"
+        bars.append(charts.Bar(c["name"], c["iu"], found.low, found.high, taxonomy.palette[c["id"]], note))
     names = [entry["name"] for entry in result.analysis.get("gallery", [])][:SHOWN]
-    files = [(name, place / f"predictions-{head}" / f"{name}.png") for name in names]
+    files = [(n, f) for n in names if (f := place / f"predictions-{head}" / f"{n}.png").is_file()]
     return {
-        "bars": charts.bars(bars, f"IU of every class of the {head} head"),
-        "pictures": [{"name": name, "prediction": address(file)} for name, file in files if file.is_file()],
+        "bars": charts.bars(bars, f"IU of every class of the {head} head with its 95 % interval"),
+        "pictures": [
+            {"name": name, "prediction": label_address(file, taxonomy.palette)}
+            for name, file in files
+            if file.is_file()
+        ],
     }
 
 

@@ -12,3 +12,16 @@ button.addEventListener("click", () => {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
 });
+const large = document.getElementById("large");
+if (large) {
+  document.addEventListener("click", (event) => {
+    const figure = event.target.closest(".panels figure, .trio figure");
+    if (figure) {
+      large.replaceChildren(figure.cloneNode(true));
+      large.showModal();
+    } else if (large.open) {
+      large.close();
+    }
+  });
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details.printed").forEach((part) => { part.open = true; }));

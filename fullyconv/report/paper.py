@@ -13,7 +13,7 @@ from fullyconv.evaluate.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.report.gather import address, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
-from fullyconv.report.standins import StandIn, stand_ins
+from fullyconv.report.standins import GEOMETRIC, StandIn, stand_ins
 
 __all__ = ["Line", "Measured", "lines", "markdown", "role", "write_paper"]
 
@@ -87,7 +87,7 @@ class Measured:
         """A table's column for this result, in percent; None where a result does not hold it."""
         if name in MEASURED:
             value = self.result.figure(MEASURED[name])
-        elif name == "geometric accuracy" and "geometric" in self.result.tables:
+        elif name == GEOMETRIC and "geometric" in self.result.tables:
             value = self.result.figure("pixel_accuracy", "geometric")
         else:
             return None
@@ -174,9 +174,14 @@ def elsewhere(measured: Sequence[Measured]) -> list[Table]:
         if data["kind"] not in known:
             others.setdefault((data["kind"], data["name"], data["split"]), []).append(m)
     return [
-        Table(f"{name}, split {split}", kind, (split,), 0, (*FOUR, "geometric accuracy"), ())
-        for kind, name, split in others
+        Table(f"{name}, split {split}", kind, (split,), 0, _columns(found), ())
+        for (kind, name, split), found in others.items()
     ]
+
+
+def _columns(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """The paper's four figures, and the geometric accuracy where any result has it."""
+    return (*FOUR, *([GEOMETRIC] if any(m.column(GEOMETRIC) is not None for m in measured) else []))
 
 
 def unmeasured(table: Table, measured: Sequence[Measured]) -> list[str]:

@@ -98,7 +98,7 @@ TABLES: tuple[Table, ...] = (
             ("SDS (Hariharan et al. 2014)", (52.6, 51.6, "~50 s"), ""),
             ("FCN-8s", (62.7, 62.2, "~175 ms"), "8s"),
         )
-        + _rows(README, ("FCN-8s, released weights", (None, 67.2, None), "8s")),
+        + _rows(README, ("FCN-8s (released weights)", (None, 67.2, None), "8s")),
     ),
     Table(
         "Inputs on NYUDv2 (40 classes)",

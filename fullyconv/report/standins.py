@@ -19,7 +19,7 @@ from fullyconv.report.published import CONVERTED, CVPR, FOUR, Table
 if TYPE_CHECKING:
     from fullyconv.report.paper import Measured
 
-__all__ = ["IDEAS", "Claim", "Idea", "StandIn", "stand_ins", "verdict"]
+__all__ = ["GEOMETRIC", "IDEAS", "Claim", "Idea", "StandIn", "stand_ins", "verdict"]
 
 GEOMETRIC = "geometric accuracy"
 

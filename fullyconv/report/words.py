@@ -1,24 +1,32 @@
-"""The report's first paragraph: what an evaluation says, in sentences."""
+"""The report's first paragraph: what an evaluation or a run says, in sentences."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fullyconv.evaluate.result import Result
 from fullyconv.evaluate.statistics import Interval, costly_pairs
+from fullyconv.report.gather import Run
 
-__all__ = ["listed", "percent", "summary"]
+__all__ = ["duration", "evaluated", "listed", "percent", "summary", "under_way"]
 
 SOLVED, WEAK = 0.8, 0.5
+LENGTHS = ("time", "epochs", "steps")
+EXPLAINED = 4  # weak classes of which is said where they go
 
 
 def summary(result: Result, interval: Interval) -> list[str]:
     """Sentences, the most important first: the score, what is solved, what is lost to what, where errors lie."""
-    said = [_score(result, interval), *_classes(result), *_borders(result.analysis), *_sizes(result.analysis)]
-    return [s for s in (*said, *_confidence(result.analysis), *_absent(result)) if s]
+    if not result.confusion.any():
+        return [f"None of the pixels of {_images(result)} is labelled, so there is nothing to score."]
+    said = [_score(result, interval), *_classes(result), *_heads(result), *_borders(result.analysis)]
+    said += [*_sizes(result.analysis), *_confidence(result.analysis), *_absent(result)]
+    return [s for s in said if s]
 
 
 def percent(value: float, digits: int = 0) -> str:
@@ -31,9 +39,20 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
+def duration(seconds: float) -> str:
+    """ "1 h 05 min", "12 min 30 s", "8 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _images(result: Result) -> str:
+    return f"{result.images} image{'s' if result.images != 1 else ''}"
+
+
 def _score(result: Result, interval: Interval) -> str:
-    of = f"{result.images} image{'s' if result.images != 1 else ''}"
-    if interval.low is None or interval.high is None or result.images < 2:
+    of = _images(result)
+    if interval.low is None or interval.high is None:
         return f"Mean IU {percent(result.mean_iu, 1)} on {of}."
     return (
         f"Mean IU {percent(result.mean_iu, 1)} on {of}; drawing other images like these would give "
@@ -48,12 +67,12 @@ def _classes(result: Result) -> list[str]:
     out = []
     if solved:
         out.append(f"{_capital(listed(solved))} {_are(solved)} solved (IU of {percent(SOLVED)} or more).")
-    elif present:
+    else:
         best = max(present, key=lambda c: float(c["iu"]))
         out.append(f"No class reaches {percent(SOLVED)}; {best['name']} is best with {percent(best['iu'])}.")
-    out += [_lost(result, c) for c in weak[:4]]
-    if len(weak) > 4:
-        out.append(f"{_capital(listed([c['name'] for c in weak[4:]]))} also stay below {percent(WEAK)}.")
+    out += _lost(result, weak[:EXPLAINED])
+    if rest := [c["name"] for c in weak[EXPLAINED:]]:
+        out.append(f"{_capital(listed(rest))} also {'stay' if len(rest) > 1 else 'stays'} below {percent(WEAK)}.")
     pairs = costly_pairs(result.confusion, result.average)
     if pairs:
         p, names = pairs[0], result.taxonomy.names
@@ -64,21 +83,43 @@ def _classes(result: Result) -> list[str]:
     return out
 
 
-def _lost(result: Result, c: Mapping[str, Any]) -> str:
-    """Where a weak class goes: what its pixels are called, or what is wrongly called it."""
-    k, table, names = int(c["id"]), result.confusion, result.taxonomy.names
-    row, column = table[k].astype(float), table[:, k].astype(float)
-    missed, invented = row.sum() - row[k], column.sum() - column[k]
-    head = f"{_capital(c['name'])} ({percent(c['iu'])})"
-    if missed >= invented and missed > 0:
-        others = np.where(np.arange(len(row)) == k, -1, row)
-        other = int(others.argmax())
-        return f"{head} is lost mostly to {names[other]}: {percent(row[other] / row.sum())} of {c['name']} pixels."
-    others = np.where(np.arange(len(row)) == k, -1, column)
-    other = int(others.argmax())
-    return (
-        f"{head} is claimed too often: {percent(column[other] / column.sum())} of what is called so is {names[other]}."
-    )
+def _lost(result: Result, weak: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where weak classes go, those that go to one class in one sentence: what they are called, or what is called so."""
+    groups: dict[tuple[bool, bool, int], list[tuple[Mapping[str, Any], float]]] = {}
+    for c in weak:
+        k, table = int(c["id"]), result.confusion.astype(float)
+        row, column = np.delete(table[k], k), np.delete(table[:, k], k)
+        missed = bool(row.sum() >= column.sum())
+        line = row if missed else column
+        place, most = int(line.argmax()), float(line.max())
+        mainly = most >= line.sum() / 2
+        share = most / (line.sum() + table[k, k])
+        groups.setdefault((missed, mainly, place + (place >= k)), []).append((c, share))
+    return [_lost_to(key, members, result.taxonomy.names) for key, members in groups.items()]
+
+
+def _lost_to(
+    key: tuple[bool, bool, int], members: Sequence[tuple[Mapping[str, Any], float]], names: Sequence[str]
+) -> str:
+    missed, mainly, other = key
+    heads = _capital(listed([f"{c['name']} ({percent(c['iu'])})" for c, _ in members]))
+    shares, are = listed([percent(share) for _, share in members]), _are([""] * len(members))
+    pixels = f"{members[0][0]['name']} pixels" if len(members) == 1 else "their pixels"
+    if missed:
+        return f"{heads} {are} lost {'mostly' if mainly else 'most often'} to {names[other]}: {shares} of {pixels}."
+    return f"{heads} {are} claimed too often: {shares} of what is called so is {names[other]}."
+
+
+def _heads(result: Result) -> list[str]:
+    """A sentence for each further head."""
+    said = []
+    for head in list(result.tables)[1:]:
+        accuracy, mean_iu = result.figure("pixel_accuracy", head), result.figure("mean_iu", head)
+        if accuracy == accuracy:
+            said.append(
+                f"Its {head} head is right on {percent(accuracy, 1)} of the pixels (mean IU {percent(mean_iu, 1)})."
+            )
+    return said
 
 
 def _borders(analysis: Mapping[str, Any]) -> list[str]:
@@ -127,6 +168,38 @@ def _absent(result: Result) -> list[str]:
     rule = "left out of the means" if result.average == "present" else "counted in the means where predicted"
     does = "do" if len(absent) > 1 else "does"
     return [f"{_capital(listed(absent))} {does} not occur in the truth and {_are(absent)} {rule}."]
+
+
+def evaluated(run: Run | None) -> list[str]:
+    """What the state of the run adds to its kept evaluation."""
+    if run is None or not run.state or run.state.get("finished", True):
+        return []
+    return ["The run is not finished: this evaluation is of the checkpoint that was best when it was made."]
+
+
+def under_way(run: Run, source: Path) -> list[str]:
+    """Words for a run without a kept evaluation."""
+    said = [_measured_so_far(run)]
+    if run.last:
+        lasts = next((f"{run.recipe[k]} {k}".removesuffix(" time") for k in LENGTHS if run.recipe.get(k)), "")
+        epoch = f", epoch {run.last['epoch']:.3g}" if isinstance(run.last.get("epoch"), int | float) else ""
+        said.append(f"It has come to step {run.last['step']}{epoch}{f'; it is to last {lasts}' if lasts else ''}.")
+    place = shlex.quote(str(source))
+    said.append(
+        "No evaluation is kept in this run, so confusions and pictures are not shown; "
+        f"fullyconv evaluate {place} DATA --keep {shlex.quote(str(source / 'evaluation'))} adds them."
+    )
+    return said
+
+
+def _measured_so_far(run: Run) -> str:
+    if run.best:
+        return f"The best mean IU so far is {percent(run.best['mean_iu'], 1)}, at step {run.best['step']}."
+    if not run.last:
+        return "The run has not taken its first step yet."
+    if run.recipe and not run.recipe.get("val_split"):
+        return "Nothing is measured in this run: its recipe names no validation split."
+    return "Nothing has been measured yet: the run has no validation split, or has not come to its first measurement."
 
 
 def _are(names: Sequence[str]) -> str:
