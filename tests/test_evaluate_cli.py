@@ -74,7 +74,7 @@ def test_evaluate_prints_a_table_and_a_run_directory_means_its_best_model(
         capsys, "evaluate", model.parent, data, "--quiet", "--keep", tmp_path / "kept", "-o", tmp_path / "r" / "a.json"
     )
     assert code == 0
-    assert "mean iu" in out
+    assert "mean IU" in out
     assert "split val; protocol native" in out
     kept, alone = (json.loads(p.read_text()) for p in (tmp_path / "kept/result.json", tmp_path / "r/a.json"))
     assert kept == alone

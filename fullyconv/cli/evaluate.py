@@ -144,7 +144,9 @@ def table(result: Result) -> str:
         figures = result.figures(head)
         if len(result.tables) > 1:
             lines.append(f"[{head}]")
-        lines += [f"{name.replace('_', ' '):24}{_percent(value)}" for name, value in figures.items()]
+        lines += [
+            f"{name.replace('_', ' ').replace(' iu', ' IU'):24}{_percent(value)}" for name, value in figures.items()
+        ]
         lines += ["", f"{'class':24}{'IU':>7}{'accuracy':>10}{'precision':>11}{'F1':>7}{'pixels':>14}"]
         lines += [_row(c) for c in _classes(result, head)]
         lines.append("")

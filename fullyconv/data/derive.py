@@ -29,8 +29,13 @@ def choose_inputs(dataset: Dataset, inputs: Sequence[str] | None) -> Dataset:
         raise UsageError("No inputs are named; give at least one, such as inputs = ['rgb'].")
     known = sorted({m for record in dataset.records for m in record.inputs})
     for modality in inputs:
+        if modality == "hha" and "depth" in known and modality not in known:
+            raise DataError(
+                f"{printable(dataset.root)} has depth but no hha yet; "
+                "encode it with fullyconv hha DEPTH --camera FILE.json -o HHA, a folder beside depth."
+            )
         if modality not in known:
-            raise UnknownName(f"input of this data (it has {', '.join(known)})", modality, known)
+            raise UnknownName("input of this data", modality, known)
     return replace(dataset, inputs=tuple(inputs))
 
 
