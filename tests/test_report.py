@@ -180,7 +180,8 @@ def test_an_evaluation_kept_by_a_run_that_goes_on_says_that_it_is_older(run: Pat
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/last").mkdir()
     for finished, said in ((False, True), (True, False)):
-        (tmp_path / "run/last/state.json").write_text(json.dumps({"train": {"step": 40, "finished": finished}}))
+        state = {"state": {"train": {"step": 40, "finished": finished}}}
+        (tmp_path / "run/last/state.json").write_text(json.dumps(state))
         assert ("The run is not finished" in render(tmp_path / "run")) == said
 
 

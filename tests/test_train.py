@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,8 +37,9 @@ from fullyconv.errors import (
     UsageError,
 )
 from fullyconv.recipes import Recipe, read
+from fullyconv.report.gather import read_run
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train import keeping, memory, optimisation, planning
+from fullyconv.train import keeping, measuring, memory, optimisation, planning
 from fullyconv.train.course import held_out, median_frequency
 from fullyconv.train.display import Clock, Display, duration
 from fullyconv.train.reading import Reader, tickets
@@ -580,3 +582,27 @@ def test_the_networks_input_leaves_the_stored_images_alone_and_takes_read_only_o
         x = network_input(images, preprocessing, torch.device("cpu"))
         assert np.array_equal(images, before)
         assert np.allclose(x.numpy(), preprocessing(images), atol=1e-6)
+
+
+def test_times_are_kept_at_every_measurement_and_add_up_over_a_run_that_goes_on(tmp_path: Path) -> None:
+    kept: list[dict[str, float]] = []
+
+    def look(c: Any) -> None:
+        keep(c)
+        kept.append(json.loads((c.out / "times.json").read_text()))
+
+    keep = measuring.keep_times
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "keep_times", look)
+        fit(small(epochs=2), tmp_path / "run")
+        assert len(kept) == 3, "two measurements and the end"
+        fit(small(epochs=3), tmp_path / "run", resume=True)
+    for before, after in itertools.pairwise(kept):
+        assert all(after[phase] >= seconds for phase, seconds in before.items())
+    (tmp_path / "run/times.json").write_text("{damaged")
+    fit(small(epochs=4), tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run/times.json").read_text())["backward"] > 0
+    found = read_run(tmp_path / "run")
+    assert found is not None
+    assert found.state["finished"]
+    assert found.state["step"] == found.last["step"]  # type: ignore[index]

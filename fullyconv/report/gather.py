@@ -81,7 +81,7 @@ def read_run(directory: Path) -> Run | None:
         [r for r in rows if r.get("kind") == "measurement"],
         _mapping(directory / "times.json"),
         _strips(directory / "progress"),
-        _mapping(directory / "last" / "state.json").get("train", {}),
+        _mapping(directory / "last" / "state.json").get("state", {}).get("train", {}),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +33,9 @@ from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.reading import window
 from fullyconv.train.world import World
 
-__all__ = ["Course", "prepare", "training_mode"]
+__all__ = ["TIMES", "Course", "prepare", "training_mode"]
+
+TIMES = "times.json"  # in a run: seconds by what they were spent on
 
 
 @final
@@ -116,7 +120,8 @@ def prepare(
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
     return Course(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
-        _clock(world.device), saved=where.step if resume else -1, board=_board(recipe, out, world),
+        _clock(world.device, out if resume else None), saved=where.step if resume else -1,
+        board=_board(recipe, out, world),
     )  # fmt: skip
 
 
@@ -266,8 +271,14 @@ def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.Plan:
     return planning.plan(recipe, len(train), measured, step)
 
 
-def _clock(device: torch.device) -> Clock:
-    return Clock(torch.cuda.synchronize) if device.type == "cuda" else Clock()
+def _clock(device: torch.device, before: Path | None) -> Clock:
+    """A clock, with what the run that goes on in `before` had spent."""
+    clock = Clock(torch.cuda.synchronize) if device.type == "cuda" else Clock()
+    if before and (before / TIMES).is_file():
+        with contextlib.suppress(ValueError):  # damaged: these times are for people to look at
+            spent = json.loads((before / TIMES).read_bytes())
+            clock.spent |= {k: float(spent[k]) for k in clock.spent if k in spent}
+    return clock
 
 
 def _board(recipe: Recipe, out: Path, world: World) -> Any:

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fullyconv.checkpoint import RunDirectory
-from fullyconv.errors import FullyconvError, StorageError
-from fullyconv.files import atomic_write
+from fullyconv.errors import FullyconvError
 from fullyconv.models import store
 from fullyconv.train import caching, measuring, planning, state
 from fullyconv.train.course import Course, training_mode
@@ -204,11 +203,7 @@ def end(c: Course, stop: Stop) -> None:
     _drop_cache(c)
     if c.board:
         c.board.close()
-    if c.run is not None:
-        try:
-            atomic_write(c.out / "times.json", json.dumps(c.clock.spent).encode())
-        except StorageError as error:
-            c.display.note(f"times.json is missing: {error}")
+    measuring.keep_times(c)
     c.display.end(c.clock)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from fullyconv import metrics
 from fullyconv.errors import StorageError
 from fullyconv.evaluate import class_figures, evaluate
 from fullyconv.evaluate.progress import draw
+from fullyconv.files import atomic_write
 from fullyconv.predict import Predictor
-from fullyconv.train.course import Course
+from fullyconv.train.course import TIMES, Course
 from fullyconv.train.signals import Stop
 
-__all__ = ["measure"]
+__all__ = ["keep_times", "measure"]
 
 
 class _Abandoned(Exception):
@@ -41,6 +43,7 @@ def measure(c: Course, stop: Stop) -> None:
     tables = {h: c.world.sum(torch.from_numpy(t).to(c.world.device)).cpu().numpy() for h, t in result.tables.items()}
     _draw(c, predictor)
     _note(c, tables)
+    keep_times(c)
 
 
 def _draw(c: Course, predictor: Predictor) -> None:
@@ -51,6 +54,16 @@ def _draw(c: Course, predictor: Predictor) -> None:
         draw(predictor, c.val, c.out / "progress", c.state.epoch + c.state.position / len(c.train))
     except StorageError as error:
         c.display.note(f"The pictures of this measurement are missing: {error}")
+
+
+def keep_times(c: Course) -> None:
+    """Where the time went so far, for the report; a full disk costs it, not the run."""
+    if c.run is None:
+        return
+    try:
+        atomic_write(c.out / TIMES, json.dumps(c.clock.spent).encode())
+    except StorageError as error:
+        c.display.note(f"{TIMES} is missing: {error}")
 
 
 def _note(c: Course, tables: dict[str, Any]) -> None:
