@@ -56,6 +56,11 @@ def said(capsys: Any, *arguments: str, code: int = 0) -> Any:
     return capsys.readouterr()
 
 
+def test_depth_that_is_not_encoded_yet_is_an_error_that_says_how(street: Path) -> None:
+    with pytest.raises(DataError, match=r"has depth but no hha yet; encode it with fullyconv hha DEPTH"):
+        open_dataset(f"folder:{street}", inputs=["rgb", "hha"])
+
+
 # ---- the key ---------------------------------------------------------------------------------------------------------
 
 
