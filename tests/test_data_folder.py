@@ -16,6 +16,7 @@ from fullyconv.data.check import check
 from fullyconv.data.coding import read_classes
 from fullyconv.data.layout import choose_split, list_files, read_table
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
+from fullyconv.taxonomy import Taxonomy
 
 SHARED = os.environ.get("FULLYCONV_SHARED")
 needs_shared = pytest.mark.skipif(not SHARED, reason="FULLYCONV_SHARED is not set")
@@ -402,6 +403,16 @@ def test_classes_may_be_numbered(form: str, tmp_path: Path) -> None:
     assert found.values == {7: 0, 11: 1}
     (tmp_path / "classes.txt").write_text("class 0\nclass 1\n")
     assert read_classes(tmp_path / "classes.txt").taxonomy.names == ("class 0", "class 1")
+    (tmp_path / "classes.txt").write_text("0 road 128 64 128\n1 sky 70 130 180\n")
+    assert read_classes(tmp_path / "classes.txt").taxonomy.palette == ((128, 64, 128), (70, 130, 180))
+
+
+@pytest.mark.parametrize("colours", [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (1, 2, 3))])
+def test_classes_are_written_as_they_are_read_even_where_two_share_a_colour(
+    colours: tuple[tuple[int, int, int], ...], tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text(coding.classes_text(Taxonomy(("road 1", "sky"), colours)))
+    assert read_classes(tmp_path / "classes.txt").taxonomy.names == ("road 1", "sky")
 
 
 def test_ids_in_three_equal_channels_are_ids(tmp_path: Path) -> None:

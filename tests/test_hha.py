@@ -133,7 +133,7 @@ def test_frames_smaller_than_a_window_and_without_any_depth_are_encoded(shape: t
     [
         (np.zeros((2, 3, 1)), CAMERA, None, "shape"),
         (np.full((4, 4), -1.0), CAMERA, None, "negative in 16"),
-        (np.ones((4, 4)), {"fx": 1, "fy": 1, "cx": 0}, None, "'cy'"),
+        (np.ones((4, 4)), {"fx": 1, "fy": 1, "cx": 0}, None, "there is no cy"),
         (np.ones((4, 4)), {**CAMERA, "fx": 0}, None, "positive"),
         (np.ones((4, 4)), CAMERA, np.ones((4, 5)), "4x5"),
     ],
@@ -157,6 +157,11 @@ def test_cameras_by_name_and_from_files(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match=r"bad\.json"):
             hha.read_camera(tmp_path / "bad.json", (4, 4))
+    (tmp_path / "bad.json").write_text('{"fx": 1, "fy": 1, "K": []}')
+    with pytest.raises(DataError, match=r"there is no cx, cy \(it holds fx, fy, K\)"):
+        hha.read_camera(tmp_path / "bad.json", (4, 4))
+    (tmp_path / "notepad.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(hha.NYUD).encode())
+    assert hha.read_camera(tmp_path / "notepad.json", (4, 4)) == hha.NYUD
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -181,6 +186,7 @@ def test_the_command_writes_what_encode_returns_for_files_and_folders(tmp_path: 
 
 def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> None:
     scene = scenes.write(tmp_path / "scenes", train=1, val=1, size=(24, 32), seed=1)
+    (scene / "nothing").mkdir()
     train, val, camera = (scene / p for p in ("train/depth/00000.png", "val/depth/00000.png", "camera.json"))
     for arguments, code, said in (
         ((train, val, "--camera", camera, "-o", tmp_path / "o"), 2, "same name"),
@@ -188,9 +194,26 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
         ((train, "--camera", camera, "-o", train.parent), 2, "overwritten"),
         ((scene / "train/images/00000.png", "--camera", camera, "-o", tmp_path / "o"), 65, "3 bands"),
         ((train, "--camera", "nyud", "-o", tmp_path / "o"), 65, "24x32"),
+        ((train, "--camera", camera, "-o", tmp_path / "o", "--raw", tmp_path / "r"), 66, "r does not exist"),
+        ((train, "--camera", camera, "-o", tmp_path / "o", "--raw", val.parents[1]), 66, "holds no raw depth for"),
+        ((scene / "train", "--camera", camera, "-o", tmp_path / "o", "--raw", val), 2, "is one file but there are"),
+        ((train, "--camera", camera, "-o", tmp_path / "o", "--depth-unit", "0"), 2, "is not a unit"),
+        ((scene / "nothing", "--camera", camera, "-o", tmp_path / "o"), 66, "holds no PNG or TIFF"),
     ):
         done = command(*arguments)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+def test_the_command_doubts_a_unit_that_makes_rooms_of_millimetres(tmp_path: Path) -> None:
+    scene = scenes.write(tmp_path / "scenes", train=1, val=0, size=(24, 32), seed=1)
+    depth, camera = scene / "train/depth/00000.png", scene / "camera.json"
+    assert command(depth, "--camera", camera, "-o", tmp_path / "o").stderr == ""
+    assert (
+        "check --depth-unit" in command(depth, "--camera", camera, "-o", tmp_path / "o", "--depth-unit", "1e6").stderr
+    )
+    Image.fromarray(np.zeros((24, 32), np.uint16)).save(tmp_path / "empty.png")
+    done = command(tmp_path / "empty.png", "--camera", camera, "-o", tmp_path / "o")
+    assert "no depth at all" in done.stderr
 
 
 def frame(name: str) -> np.ndarray:
@@ -199,11 +222,11 @@ def frame(name: str) -> np.ndarray:
 
 @real
 def test_the_golden_frame_is_reproduced_to_the_last_pixel_in_under_a_second() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     out = hha.encode(frame("0") / 10000, hha.NYUD)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert np.array_equal(out, frame("hha_complete"))
-    assert took < 3  # 0.2 s on a quiet core; benchmarks/hha.py measures
+    assert took < 1  # of a core's time: 0.2 s on a quiet one; benchmarks/hha.py measures
 
 
 @real

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["hha"]
 
@@ -72,6 +76,8 @@ def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | No
 
     if raw is None:
         return None
+    if not raw.exists():
+        raise MissingInput(f"{raw} does not exist; give the unfilled depth, a file or a folder of the same names.")
     if raw.is_dir():
         found = next((p for p in (raw / name, raw / source.name) if p.is_file()), None)
         if found is None:
@@ -80,6 +86,18 @@ def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | No
     if count > 1:
         raise UsageError(f"--raw {raw} is one file but there are {count} depth pictures; give a folder of raw depth.")
     return raw
+
+
+def _doubt(source: Path, metres: NDArray[np.float64]) -> None:
+    """Say on stderr what looks like a wrong unit: HHA is made for rooms and streets."""
+    import sys
+
+    import numpy as np
+
+    if not metres.size:
+        print(f"warning: {source} has no depth at all: every pixel is 0.", file=sys.stderr)
+    elif not 0.2 <= (middle := float(np.median(metres))) <= 200:
+        print(f"warning: half of {source} is within {middle:.3g} m; check --depth-unit.", file=sys.stderr)
 
 
 def _units_a_metre(value: float) -> float:
@@ -95,6 +113,7 @@ def _encode_file(source: Path, target: Path, camera: str, unit: float, raw: Path
     from fullyconv.images import encode_png
 
     depth = read_depth(source, unit)
+    _doubt(source, depth[depth > 0])
     intrinsics = read_camera(camera, (depth.shape[0], depth.shape[1]))
     picture = encode(depth, intrinsics, None if raw is None else read_depth(raw, unit))
     target.parent.mkdir(parents=True, exist_ok=True)

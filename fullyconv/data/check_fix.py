@@ -16,6 +16,7 @@ from fullyconv.data.base import Dataset
 from fullyconv.data.check_findings import Finding
 from fullyconv.data.check_pairs import same_pictures
 from fullyconv.data.check_scan import InputFacts, LabelFacts, RecordFacts, coding_of
+from fullyconv.data.coding import classes_text
 from fullyconv.data.convert import storable
 from fullyconv.data.layout import SUFFIXES, role
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable
@@ -235,7 +236,4 @@ def _classes(copy: _Copy, datasets: Sequence[Dataset], kinds: Mapping[Path, set[
         if binary and len(taxonomy) == 1:
             taxonomy = Taxonomy(("background", "foreground"), voc_palette(2))
         name = "classes.txt" if head == "semantic" else f"classes-{head}.txt"
-        rows = [f"{n} {r} {g} {b}" for n, (r, g, b) in zip(taxonomy.names, taxonomy.palette, strict=True)]
-        if len(set(taxonomy.palette)) < len(taxonomy) or any(n.startswith(("!", "#")) for n in taxonomy.names):
-            rows = list(taxonomy.names)
-        atomic_write(copy.root / name, "\n".join(rows) + "\n")
+        atomic_write(copy.root / name, classes_text(taxonomy))

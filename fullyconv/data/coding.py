@@ -19,7 +19,7 @@ from fullyconv.data.layout import read_lines
 from fullyconv.errors import DataError, FullyconvError, printable
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["Coding", "check_ids", "infer_coding", "read_classes", "read_coded"]
+__all__ = ["Coding", "check_ids", "classes_text", "infer_coding", "read_classes", "read_coded"]
 
 Colour = tuple[int, int, int]
 _PACK = np.array([65536, 256, 1], np.float32)  # (r, g, b) -> one number; below 2^24 every integer is a float32
@@ -170,6 +170,14 @@ def read_classes(file: Path) -> Coding:
     return _coding(names, colours, values, file)
 
 
+def classes_text(taxonomy: Taxonomy) -> str:
+    """What `read_classes` reads as these classes: with their colours where each has one of its own."""
+    names, colours = taxonomy.names, taxonomy.palette
+    if len(set(colours)) < len(names) or any(n.startswith(("!", "#")) for n in names):
+        return "".join(f"{name}\n" for name in names)
+    return "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colours, strict=True))
+
+
 def _is_heading(line: str) -> bool:
     plain = line.lower().replace(" ", "")
     return line.startswith("#") or plain in ("name,r,g,b", "r,g,b,name", "id,name", "name,id", "class,id", "id,class")
@@ -177,6 +185,8 @@ def _is_heading(line: str) -> bool:
 
 def _numbered(lines: list[str]) -> list[str]:
     """`lines`; where each is a class with its number, "7 road" or "road: 7", as "road = 7"."""
+    if any(pattern.match(line) for line in lines for pattern in _PATTERNS):
+        return lines  # colours
     for pattern in (_BARE, _BARE_LAST):
         found = [m for line in lines if (m := pattern.match(line))]
         if found and len(found) == len(lines) and len({int(m["value"]) for m in found}) == len(found):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fullyconv import images
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset
+from fullyconv.data.coding import classes_text
 from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import new_directory
@@ -82,8 +83,7 @@ def _write_classes(root: Path, parts: Mapping[str, Dataset]) -> None:
             if taxonomy.names != heads[head].names:
                 raise DataError(f"The split {split!r} has other {head} classes than the rest; convert each by itself.")
     for head, taxonomy in heads.items():
-        lines = (f"{n} {r} {g} {b}\n" for n, (r, g, b) in zip(taxonomy.names, taxonomy.palette, strict=True))
-        (root / f"classes{_suffix(head)}.txt").write_text("".join(lines), encoding="utf-8")
+        (root / f"classes{_suffix(head)}.txt").write_text(classes_text(taxonomy), encoding="utf-8")
 
 
 def _suffix(head: str) -> str:

@@ -65,7 +65,7 @@ def read_camera(name: str | Path, size: tuple[int, int]) -> dict[str, float]:
     if not path.is_file():
         raise MissingInput(f"There is no camera file {path}; give 'nyud' or a JSON file with fx fy cx cy.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON ({error}); it must give fx fy cx cy in pixels.") from error
     return _intrinsics(value, str(path))
@@ -188,6 +188,12 @@ def _rays(shape: tuple[int, ...], camera: Mapping[str, float]) -> tuple[Array, A
 
 
 def _intrinsics(camera: Any, source: str) -> dict[str, float]:
+    lacks = [key for key in ("fx", "fy", "cx", "cy") if isinstance(camera, Mapping) and key not in camera]
+    if lacks:
+        raise DataError(
+            f"In {source} there is no {', '.join(lacks)} (it holds {', '.join(map(str, camera))[:80] or 'nothing'}); "
+            "give the numbers fx fy cx cy."
+        )
     try:
         value = {key: float(camera[key]) for key in ("fx", "fy", "cx", "cy")}
     except (KeyError, TypeError, ValueError) as error:

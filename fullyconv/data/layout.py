@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -188,8 +188,3 @@ def looked_at(root: Path, most: int = 8) -> str:
         return "the folder is empty"
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"found {', '.join(map(printable, names[:most]))}{rest}"
-
-
-def missing_parts(root: Path, wanted: Mapping[str, str]) -> Iterator[str]:
-    """ "`PATH` (what it is)" of each wanted file or folder that is not below `root`."""
-    return (f"{path} ({what})" for path, what in wanted.items() if not (root / path).exists())

@@ -18,7 +18,7 @@ from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
-__all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "inside", "paint", "read_json", "read_rgb"]
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "paint", "read_json", "read_rgb"]
 
 BACKGROUND = "background"
 IGNORED = -1
