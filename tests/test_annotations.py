@@ -232,6 +232,12 @@ def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -
     assert len(open_dataset(f"coco:{file}", images=tmp_path / "pictures")) == 2
 
 
+def test_the_panoptic_form_is_named(tmp_path: Path) -> None:
+    write_coco(tmp_path, [{"segments_info": [{"id": 1, "category_id": 1}], "file_name": "000000000139.png"}])
+    with pytest.raises(DataError, match="panoptic form"):
+        open_dataset(f"coco:{tmp_path}", "val")
+
+
 def test_boxes_without_an_outline_are_counted_and_sizes_may_be_written_with_a_point(tmp_path: Path) -> None:
     file = write_coco(
         tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}, {"category_id": 2, "bbox": [1, 1, 5, 5]}]

@@ -150,6 +150,11 @@ def _rows(found: Any, file: Path, base: Path, only: bool) -> tuple[list[Record],
             entries[name] = record_of[image["id"]] = {"image": image, "annotations": []}
             rows.append(Record(name, {"rgb": picture}, {"semantic": file}))
         for annotation in found["annotations"]:
+            if "segments_info" in annotation:
+                raise DataError(
+                    f"{printable(file)} is COCO's panoptic form, whose regions are in PNG files; give the instances "
+                    "(instances_*.json)."
+                )
             if annotation["image_id"] in record_of:
                 record_of[annotation["image_id"]]["annotations"].append(annotation)
     except (KeyError, TypeError) as error:
