@@ -227,7 +227,7 @@ def test_packed_weights_serve_every_size() -> None:
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(convolving, "has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
     monkeypatch.setattr(winograd, "installed", lambda: True)
     f32, b16 = torch.float32, torch.bfloat16
     signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
@@ -251,7 +251,7 @@ def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(convolving, "has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
     weight = weights(32, 256, 3)
     assert isinstance(way_of(weight, None, torch.float32, layer()), Digits if amx else Winograd)
     weight[0, 0, 0, 0] = float("nan")
@@ -259,7 +259,7 @@ def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
 
 
 def test_copies_are_counted_by_the_way(monkeypatch) -> None:
-    monkeypatch.setattr(convolving, "has_amx", lambda: True)
+    monkeypatch.setattr(winograd, "has_amx", lambda: True)
     fc6 = torch.empty(4096, 512, 7, 7, device="meta")
     assert copied_bytes(fc6, torch.float32, layer(), False) == 0
     assert copied_bytes(fc6, torch.float32, layer(), True) == 4 * fc6.numel()
@@ -270,7 +270,7 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     score = torch.empty(64, 32, 1, 1, device="meta")
     assert copied_bytes(score, torch.float32, layer(), False) == 0
     assert copied_bytes(score, torch.bfloat16, layer(), False) == 2 * score.numel()
-    monkeypatch.setattr(convolving, "has_amx", lambda: False)
+    monkeypatch.setattr(winograd, "has_amx", lambda: False)
     monkeypatch.setattr(winograd, "installed", lambda: True)
     assert copied_bytes(conv, torch.bfloat16, layer(), False) == 0  # transformed anew in every call
     assert copied_bytes(conv, torch.bfloat16, layer(), True) == 4 * conv.numel()
@@ -288,7 +288,7 @@ def test_what_is_laid_out_beside_a_layer_is_counted_by_the_way(monkeypatch) -> N
     assert convolving.scratch_bytes((64, 3, 3, 3), f32, layer(), size) == 0
     small = convolving.scratch_bytes((64, 64, 3, 3), f32, signed, size)
     assert 1.9 * winograd.LEAST_PART < small <= 2 * winograd.LEAST_PART
-    assert convolving.scratch_bytes((64, 64, 3, 3), f32, signed, (2, 5, 4)) == 2 * 2 * 2 * 64 * 36 * 4
+    assert convolving.scratch_bytes((64, 64, 3, 3), f32, signed, (8, 5, 7)) == 8 * 2 * 2 * 2 * 64 * 36 * 4
     large = convolving.scratch_bytes((512, 512, 3, 3), f32, signed, size)
     assert 36 * 512 * 512 * 4 < large <= 36 * 512 * 512 * 4 + 2 * winograd.MOST_PART
 
@@ -332,9 +332,10 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch, dtype) -> None:
-    weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 9, 7).to(dtype)
+    weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 29, 18).to(dtype)
     once = Winograd(weight, bias, layer(relu=True))
     monkeypatch.setattr(convolving, "HELD", 0)
+    monkeypatch.setattr(convolving, "FEW", 0)
     anew = Winograd(weight, bias, layer(relu=True))
     assert anew.weight.data_ptr() == weight.data_ptr()  # no copy
     with torch.autocast("cpu", torch.bfloat16):  # which would compute the products in bfloat16
@@ -346,14 +347,30 @@ def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeyp
         assert distance(y, exact) <= (2e-6 if dtype == torch.float32 else 4e-3)
 
 
+def test_small_maps_are_convolved_by_packed_weights_made_when_they_are_met(monkeypatch) -> None:
+    weight, bias = weights(48, 32, 3), torch.linspace(-1, 1, 48)
+    way = Winograd(weight, bias, layer(relu=True))
+    small, large = (numbers(1, 32, side, side).contiguous(memory_format=torch.channels_last) for side in (9, 33))
+    for x in (large, small, small):
+        exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+        assert distance(way(x, (1, 1)), exact) <= 2e-6
+        assert (way.packed is None) == (x is large)
+    assert convolving.few(1 << 20, (1, 9, 9))
+    assert not convolving.few(1 << 20, (1, 31, 33))
+    assert convolving.few(2 << 20, (1, 31, 33))
+    monkeypatch.setattr(winograd, "installed", lambda: True)
+    signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
+    assert convolving.scratch_bytes((48, 32, 3, 3), torch.float32, signed, (1, 9, 9)) == 4 * weight.numel()
+
+
 def test_a_network_computes_the_same_by_winograds_tiles_and_without(monkeypatch) -> None:
     model = models.create("fcn8s-resnet18", 5, quiet=True).eval()
     for p in model.head_parameters():
         p.normal_(0, 0.01, generator=torch.Generator().manual_seed(p.numel()))
-    x = numbers(1, 3, 97, 70, negative=True)
+    x = numbers(1, 3, 97, 170, negative=True)
     exact = model.double().coarse(x.double())["semantic"]
     model = model.float()
-    monkeypatch.setattr(convolving, "has_amx", lambda: False)
+    monkeypatch.setattr(winograd, "has_amx", lambda: False)
     errors = {}
     for there in (False, True):
         monkeypatch.setattr(winograd, "installed", lambda there=there: there)

@@ -39,6 +39,7 @@ HUGE = 1 << 24  # numbers in a weight beyond which it is not copied: fc6
 PART = 26 << 20
 TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
 HELD = 1 << 20  # numbers in a weight up to which its Winograd transform, four times as large, is kept between calls
+FEW = 1024  # results of a layer below which its weights are not transformed; a quarter of it where they are kept
 MIDDLE = 128  # `digits.MIDDLE`
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # beyond, sums of byte products could leave 32 bits
 
@@ -71,7 +72,12 @@ def choose(
         return Digits
     slides = set(layer.stride) | set(layer.dilation) == {1}
     # By AMX, bfloat16 is quicker than a quarter of the multiplications in float32.
-    if slides and winograd.serves(shape) and winograd.installed() and (dtype == torch.float32 or not has_amx()):
+    if (
+        slides
+        and winograd.serves(shape)
+        and winograd.installed()
+        and (dtype == torch.float32 or not winograd.has_amx())
+    ):
         return Winograd
     # The layout of packed 1x1 weights suits one size of the image; at others they are 16 to 40 times as slow.
     return Product if tuple(shape[2:]) == (1, 1) else Packed
@@ -104,6 +110,8 @@ def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer, size: 
     """What the chosen way lays out at a time for results of `size` (images, rows, columns): windows, converted or
     transformed weights, and as much again inside the product."""
     way, numbers = choose(shape, dtype, layer), math.prod(shape)
+    if way is Winograd and few(numbers, size):
+        return numbers * dtype.itemsize  # the packed weights, which are then made
     if way is Winograd:
         return winograd.scratch_bytes(shape, *size) + (0 if numbers <= HELD else numbers * 4 * 4)
     return 3 * PART if way is Product and numbers > HUGE else 0
@@ -111,12 +119,7 @@ def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer, size: 
 
 def has_byte_products() -> bool:
     """Whether this processor has matrix instructions for bytes (Intel's AMX), so that `Digits` pays."""
-    return has_amx() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
-
-
-def has_amx() -> bool:
-    """Whether this processor has Intel's matrix instructions, for bytes and bfloat16."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return winograd.has_amx() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 @final
@@ -197,17 +200,29 @@ class Winograd:
     """A 3x3 convolution by a quarter of the multiplications (`ops.winograd`), in float32 whatever its input.
 
     The transform of large weights is made in every call: it takes a tenth of the time, and kept it would take four
-    times the memory of the weights.
+    times the memory of the weights. Small maps, for which it does not pay, are convolved by `Packed`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
         self.bias, self.layer = None if bias is None else bias.float(), layer
-        self.held = weight.numel() <= HELD
+        self.plain, self.held = weight, weight.numel() <= HELD
         self.weight = winograd.transformed(weight) if self.held else weight
+        self.packed: Packed | None = None
 
     def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        if few(self.plain.numel(), (len(x), x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2)):
+            if self.packed is None:
+                bias = None if self.bias is None else self.bias.to(x.dtype)
+                self.packed = Packed(self.plain.to(x.dtype), bias, self.layer)
+            return self.packed(x, padding)
         weight = self.weight if self.held else winograd.transformed(self.weight)
         return winograd.convolve(x, weight, self.bias, padding, self.layer.relu)
+
+
+def few(weights: int, size: tuple[int, int, int]) -> bool:
+    """Whether results of `size` (images, rows, columns) are too few for what transforming the weights, or reading them
+    transformed, takes."""
+    return math.prod(size) < (FEW if weights > HELD else FEW // 4)
 
 
 @final

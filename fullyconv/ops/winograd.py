@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
 
 import numpy as np
 import torch
@@ -22,7 +23,18 @@ from torch import Tensor
 
 from fullyconv.ops import threads
 
-__all__ = ["POINTS", "convolve", "installed", "matrices", "reference", "scratch_bytes", "serves", "transformed"]
+__all__ = [
+    "POINTS",
+    "convolve",
+    "has_amx",
+    "installed",
+    "matrices",
+    "reference",
+    "scratch_bytes",
+    "serves",
+    "transformed",
+    "weight_gradient",
+]
 
 TILE, PLACES, WIDTH = 4, 36, 16  # outputs a side, places in a tile, channels taken at a time
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
@@ -37,6 +49,11 @@ WIDE = 1 << 15
 def installed() -> bool:
     """Whether the transforms, which numba compiles, are there."""
     return importlib.util.find_spec("numba") is not None
+
+
+def has_amx() -> bool:
+    """Whether this processor has Intel's matrix instructions, for bytes and bfloat16: quicker than fewer products."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def serves(shape: Sequence[int]) -> bool:
@@ -83,35 +100,40 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     from fullyconv.ops import winograd_kernels as kernels  # compiled: only where it is used
 
     (n, c, h, w), k = x.shape, weight.shape[1]
-    rows, columns = h + 2 * padding[0] - 2, w + 2 * padding[1] - 2
-    dense = x if _runs(x) else x.contiguous(memory_format=torch.channels_last)
-    pitches = (dense.stride(0), dense.stride(2))
-    numbers = _numbers(torch.as_strided(dense, ((n - 1) * pitches[0] + (h - 1) * pitches[1] + w * c,), (1,)))
-    y = torch.empty((n, rows, columns, k), dtype=x.dtype)
+    size = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
+    y = torch.empty((n, *size, k), dtype=x.dtype)
     out, shift = _numbers(y.view(-1)), (torch.zeros(k) if bias is None else bias).numpy()
-    grid = (-(-rows // TILE), -(-columns // TILE))
-    tiles, together = n * grid[0] * grid[1], _together(k, c)
-    pitch_in, pitch_out = (_odd(min(tiles, together) * channels) for channels in (c, k))
-    before, after = torch.empty(PLACES * pitch_in), torch.empty(PLACES * pitch_out)
-    for first in range(0, tiles, together):
-        some = min(together, tiles - first)
+    numbers = _Places(x, size, (padding[0], padding[1]), _together(k, c), kernels.spread_out)
+    after, pitch = _room(k, numbers.together)
 
-        def spread(begin: int, end: int, first: int = first) -> None:
-            place = kernels.Place(first, begin, end, (h, w), grid, (padding[0], padding[1]), c)
-            kernels.spread_out(numbers, pitches, place, before.numpy(), pitch_in, kernels.scratch())
+    def gather(first: int, begin: int, end: int) -> None:
+        place = kernels.Place(first, begin, end, size, numbers.grid, (0, 0), k)
+        kernels.gathered(after.numpy(), pitch, place, shift, relu, out, kernels.scratch())
 
-        def gather(begin: int, end: int, first: int = first) -> None:
-            place = kernels.Place(first, begin, end, (rows, columns), grid, (0, 0), k)
-            kernels.gathered(after.numpy(), pitch_out, place, shift, relu, out, kernels.scratch())
-
-        _shared(some, spread)
-        _multiply(
-            before.as_strided((PLACES, some, c), (pitch_in, c, 1)),
-            weight,
-            after.as_strided((PLACES, some, k), (pitch_out, k, 1)),
-        )
-        _shared(some, gather)
+    for first, some in numbers.turns():
+        _multiply(numbers.at(first, some), weight, after.as_strided((PLACES, some, k), (pitch, k, 1)))
+        _shared(some, functools.partial(gather, first))
     return y.permute(0, 3, 1, 2)
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tensor:
+    """The gradient of a loss for the weights K C 3 3 float32, from the gradient for the results of convolving x with
+    them; both as in `convolve`, where `gradient` stands for what it returns.
+    """
+    from fullyconv.ops import winograd_kernels as kernels
+
+    c, k, size = x.shape[1], gradient.shape[1], (gradient.shape[2], gradient.shape[3])
+    together = _together(k, c)
+    numbers = _Places(x, size, (padding[0], padding[1]), together, kernels.spread_out)
+    results = _Places(gradient, size, (0, 0), together, kernels.spread_gradient)
+    total = torch.empty(PLACES, k, c)
+    g = matrices()[1]
+    with torch.autocast("cpu", enabled=False):
+        for first, some in numbers.turns():
+            theirs, ours = results.at(first, some).transpose(1, 2), numbers.at(first, some)
+            torch.bmm(theirs, ours, out=total) if first == 0 else total.baddbmm_(theirs, ours)
+        found = torch.mm(torch.kron(g, g).float().T, total.view(PLACES, -1))
+    return found.view(3, 3, k, c).permute(2, 3, 0, 1)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], relu: bool) -> Tensor:
@@ -134,6 +156,51 @@ def _together(k: int, c: int) -> int:
     return max(WIDTH, part // (4 * PLACES * max(k, c)))
 
 
+@final
+class _Places:
+    """The tiles of a map, `together` at a time, in their 36 places.
+
+    size: rows and columns of the results that the tiles make up; make: the kernel that transforms them.
+    """
+
+    def __init__(
+        self, x: Tensor, size: tuple[int, int], padding: tuple[int, int], together: int, make: Callable[..., None]
+    ) -> None:
+        n, self.channels, h, w = x.shape
+        dense = x if _runs(x) else x.contiguous(memory_format=torch.channels_last)
+        self.pitches = (dense.stride(0), dense.stride(2))
+        span = (n - 1) * self.pitches[0] + (h - 1) * self.pitches[1] + w * self.channels
+        self.numbers = _numbers(torch.as_strided(dense, (span,), (1,)))
+        self.map, self.padding, self.make = (h, w), padding, make
+        self.grid = (-(-size[0] // TILE), -(-size[1] // TILE))
+        self.tiles = n * self.grid[0] * self.grid[1]
+        self.together = min(self.tiles, together)
+        self.room, self.pitch = _room(self.channels, self.together)
+
+    def turns(self) -> Iterator[tuple[int, int]]:
+        """(first tile, how many) of each turn."""
+        for first in range(0, self.tiles, self.together):
+            yield first, min(self.together, self.tiles - first)
+
+    def at(self, first: int, some: int) -> Tensor:
+        """36 T C: `some` tiles from `first` on, until the next turn."""
+        _shared(some, functools.partial(self._make, first))
+        return self.room.as_strided((PLACES, some, self.channels), (self.pitch, self.channels, 1))
+
+    def _make(self, first: int, begin: int, end: int) -> None:
+        from fullyconv.ops import winograd_kernels as kernels
+
+        place = kernels.Place(first, begin, end, self.map, self.grid, self.padding, self.channels)
+        self.make(self.numbers, self.pitches, place, self.room.numpy(), self.pitch, kernels.scratch())
+
+
+def _room(channels: int, tiles: int) -> tuple[Tensor, int]:
+    """(numbers for 36 places, from one place to the next). The distance is an odd multiple of 16: places a power of two
+    apart would share the same cache lines."""
+    pitch = (-(-tiles * channels // WIDTH) | 1) * WIDTH
+    return torch.empty(PLACES * pitch), pitch
+
+
 def _multiply(numbers: Tensor, weight: Tensor, out: Tensor) -> None:
     """numbers 36 T C times weight 36 K C -> out 36 T K."""
     if weight[0].numel() < WIDE:
@@ -149,11 +216,6 @@ def _shared(tiles: int, some: Callable[[int, int], None]) -> None:
     """some(first, last) for parts of the tiles, spread over the threads."""
     each = max(1, -(-tiles // (4 * torch.get_num_threads())))
     threads.run(lambda i: some(i * each, min(tiles, (i + 1) * each)), -(-tiles // each))
-
-
-def _odd(numbers: int) -> int:
-    """At least `numbers`, as an odd multiple of 16: places a power of two apart would share the same cache lines."""
-    return (-(-numbers // WIDTH) | 1) * WIDTH
 
 
 def _numbers(flat: Tensor) -> np.ndarray:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator"
-"""Numba kernels of `winograd`: numbers into their 36 places, and results out of them, 16 channels at a time.
+"""Numba kernels of `winograd`: numbers and gradients into their 36 places, results out of them, 16 channels at a time.
 
 All arrays are flat. Maps are float32, or bfloat16 as uint16; what lies in places is float32, `pitch` numbers apart.
 """
@@ -15,7 +15,7 @@ from fullyconv.ops.kernels import jit
 from fullyconv.ops.vectors import WIDTH, load, maximum, spread, store
 from fullyconv.ops.winograd import PLACES, POINTS, TILE
 
-__all__ = ["Place", "gathered", "scratch", "spread_out"]
+__all__ = ["Place", "gathered", "scratch", "spread_gradient", "spread_out"]
 
 F32 = np.float32
 _A, _B = POINTS[1], POINTS[3]
@@ -62,6 +62,14 @@ def _after(m0: Any, m1: Any, m2: Any, m3: Any, m4: Any, m5: Any, c: Any) -> Any:
         c[2] * sum_a + c[3] * sum_b,
         c[4] * apart_a + c[5] * apart_b + m5,
     )
+
+
+@inline
+def _back(y0: Any, y1: Any, y2: Any, y3: Any, c: Any) -> Any:
+    """A y"""
+    even, odd = y0 + c[2] * y2, c[0] * y1 + c[4] * y3
+    other_even, other_odd = y0 + c[3] * y2, c[1] * y1 + c[5] * y3
+    return y0, even + odd, even - odd, other_even + other_odd, other_even - other_odd, y3
 
 
 @inline
@@ -141,3 +149,34 @@ def gathered(x: Any, pitch: Any, place: Any, shift: Any, relu: Any, out: Any, sc
                     if left + j < width:
                         y = maximum(m + more, zero) if relu else m + more
                         store(y, out, start + (i * width + j) * channels + channel)
+
+
+@jit
+def spread_gradient(x: Any, pitches: Any, place: Any, out: Any, pitch: Any, scratch: Any) -> None:
+    """A y A' of the tiles of x, the gradient of results, into `out`."""
+    c = (spread(A), spread(B), spread(AA), spread(BB), spread(AAA), spread(BBB))
+    zero, channels, step = spread(F32(0)), place.channels, pitches[1]
+    height, width = place.size
+    for tile in range(place.begin, place.end):
+        above, column = divmod(place.first + tile, place.grid[1])
+        image, row = divmod(above, place.grid[0])
+        top, left = row * TILE, column * TILE
+        start = image * pitches[0] + top * step + left * channels
+        for channel in range(0, channels, WIDTH):
+            for j in range(TILE):
+                at = start + j * channels + channel
+                rows = height if left + j < width else 0
+                y0 = _seen(x, at, top, rows, zero)
+                y1 = _seen(x, at + step, top + 1, rows, zero)
+                y2 = _seen(x, at + 2 * step, top + 2, rows, zero)
+                y3 = _seen(x, at + 3 * step, top + 3, rows, zero)
+                for i, y in enumerate(_back(y0, y1, y2, y3, c)):
+                    store(y, scratch, i * ROW + j * WIDTH)
+            to = tile * channels + channel
+            for i in range(6):
+                y0 = load(scratch, i * ROW)
+                y1 = load(scratch, i * ROW + WIDTH)
+                y2 = load(scratch, i * ROW + 2 * WIDTH)
+                y3 = load(scratch, i * ROW + 3 * WIDTH)
+                for j, y in enumerate(_back(y0, y1, y2, y3, c)):
+                    store(y, out, to + (6 * i + j) * pitch)

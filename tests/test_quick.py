@@ -1,0 +1,127 @@
+"""Learning through quick convolutions is learning through torch's own, up to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fullyconv import models
+from fullyconv.ops import quick, winograd
+from fullyconv.ops.quick import convolve, quick_convolutions
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_gradients(call: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The result, and the gradients of a loss that weighs every number of it differently."""
+    given = [t.detach().to(dtype).requires_grad_() for t in tensors]
+    y = call(*given)
+    (y * drawn(5, *y.shape).to(y.dtype)).sum().backward()
+    return [y.detach(), *(t.grad for t in given)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("batch", "size", "padding"), [(1, (3, 3), (0, 0)), (2, (13, 18), (1, 1)), (3, (9, 4), (1, 2)), (1, (1, 1), (2, 1))]
+)
+def test_results_and_all_gradients_are_those_of_torch(monkeypatch, batch, size, padding, layout) -> None:
+    monkeypatch.setattr(winograd, "LEAST_PART", 0)
+    monkeypatch.setattr(winograd, "MOST_PART", 4 * 36 * 48 * 7)  # several turns
+    tensors = [drawn(0, batch, 32, *size).contiguous(memory_format=layout)]
+    tensors += [(drawn(1, 48, 32, 3, 3) / 17).contiguous(memory_format=layout), drawn(2, 48)]
+    exact = with_gradients(lambda x, w, b: F.conv2d(x, w, b, padding=padding), tensors, torch.float64)
+    found = with_gradients(lambda x, w, b: convolve(x, w, b, padding), tensors, torch.float32)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
+
+
+def test_gradients_that_nobody_wants_are_not_computed(monkeypatch) -> None:
+    def unexpected(*_: Any) -> Tensor:
+        raise AssertionError("computed")
+
+    x, weight = drawn(0, 1, 32, 8, 8), drawn(1, 32, 32, 3, 3)
+    y = convolve(x.requires_grad_(), weight, None, (1, 1))
+    monkeypatch.setattr(winograd, "weight_gradient", unexpected)
+    y.sum().backward()
+    assert weight.grad is None
+    monkeypatch.undo()
+    y = convolve(x.detach(), weight.requires_grad_(), None, (1, 1))
+    monkeypatch.setattr(winograd, "convolve", unexpected)
+    y.sum().backward()
+    assert weight.grad is not None
+
+
+class Counted:
+    """How many convolutions went the quick way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        real = quick.convolve
+
+        def counting(*given: Any) -> Tensor:
+            self.calls += 1
+            return real(*given)
+
+        monkeypatch.setattr(quick, "convolve", counting)
+
+
+def test_a_network_learns_the_same_and_its_wide_layers_go_the_quick_way(monkeypatch) -> None:
+    counted = Counted(monkeypatch)
+    model = models.create("fcn8s-resnet18", 3, quiet=True).eval()  # batch statistics would enlarge all rounding
+    for p in model.head_parameters():
+        nn.init.normal_(p, std=0.1)
+    x = drawn(0, 2, 3, 200, 232)
+    gradients = {}
+    for way in ("quick", "plain"):
+        model = model if way == "quick" else model.double()
+        model.zero_grad()
+        if way == "quick":
+            with quick_convolutions():
+                scores = model.coarse(x)
+        else:
+            scores = model.coarse(x.double())
+        scores["semantic"].square().mean().backward()
+        gradients[way] = {k: p.grad.clone() for k, p in model.named_parameters()}
+        assert counted.calls == 7  # stages 1 and 2; further on maps are tiny
+    for key, gradient in gradients["plain"].items():
+        # A number at ReLU's kink may fall on either side of it.
+        assert (gradients["quick"][key] - gradient).norm() <= 1e-3 * gradient.norm(), key
+
+
+def test_what_does_not_pay_or_is_not_served_is_left_to_torch(monkeypatch) -> None:
+    counted = Counted(monkeypatch)
+    x, weight = drawn(0, 1, 32, 40, 40), drawn(1, 32, 32, 3, 3)
+    one = ((1, 1), (1, 1), (1, 1), 1)
+    with quick_convolutions():
+        F.conv2d(x[:, :, :20, :20], weight, None, *one)
+        F.conv2d(x, weight, None, (2, 2), (1, 1), (1, 1), 1)
+        F.conv2d(x, weight, None, (1, 1), (2, 2), (2, 2), 1)
+        F.conv2d(x, weight, None, (1, 1), (3, 3), (1, 1), 1)
+        F.conv2d(x, weight, None, (1, 1), "same", (1, 1), 1)
+        F.conv2d(x, weight[:, :16], None, (1, 1), (1, 1), (1, 1), 2)
+        F.conv2d(x[0], weight, None, *one)
+        F.conv2d(x.double(), weight.double(), None, *one)
+        F.conv2d(x.to("meta"), weight.to("meta"), None, *one)
+        F.conv2d(x, weight, padding=1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.conv2d(x, weight, None, *one).dtype == torch.bfloat16
+        assert counted.calls == 0
+        F.conv2d(x, weight, None, *one)
+    assert counted.calls == 1
+    F.conv2d(x, weight, None, *one)
+    assert counted.calls == 1
+
+
+def test_without_numba_nothing_changes(monkeypatch) -> None:
+    counted = Counted(monkeypatch)
+    monkeypatch.setattr(winograd, "installed", lambda: False)
+    with quick_convolutions():
+        F.conv2d(drawn(0, 1, 32, 40, 40), drawn(1, 32, 32, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+    assert counted.calls == 0
