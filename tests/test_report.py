@@ -434,5 +434,9 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_logged(
         before = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details[open]").count() == 1, "all figures of the classes; no list of images, no recipe"
+        assert not page.locator("nav").is_visible()
         assert said == []
         browser.close()

@@ -67,6 +67,15 @@ def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys:
     assert "2 of 10 images are held out" in capsys.readouterr().err
 
 
+def test_a_run_without_validation_ends_well_and_its_report_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    data = folder(tmp_path / "data")
+    assert run(str(data), *TINY, "--set", "val_split=", "--out", str(tmp_path / "run")) == 0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Nothing is measured in this run: its recipe names no validation split." in page
+    assert ">Loss<" in page
+    assert not (tmp_path / "run/evaluation").exists()
+
+
 def test_the_resolved_recipe_can_be_seen_without_training(capsys: Any) -> None:
     assert run("--print-config", "--recipe", "voc-fcn16s", "--set", "lr=2e-12") == 0
     recipe = Recipe(**tomllib.loads(capsys.readouterr().out))

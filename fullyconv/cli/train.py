@@ -101,8 +101,8 @@ def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     try:
         if (out / "best").exists() and not recipe.stages:
             dataset = open_both(recipe, data, val or None)[1]
-            assert dataset is not None
-            evaluate(Predictor(load(out / "best")), dataset, keep=out / "evaluation")
+            if dataset is not None:  # a run without validation has a report all the same, of its curves
+                evaluate(Predictor(load(out / "best")), dataset, keep=out / "evaluation")
         page = write(out)
         if not quiet:
             print(f"report: {page}", file=sys.stderr)
