@@ -134,6 +134,14 @@ def test_load_fetches_a_model_that_is_asked_for_by_its_hub_address(published: Pa
     assert asked() == [("me/net", None), ("me/net", "abc123"), ("me/net", None)]
 
 
+def test_a_run_is_no_model_and_the_error_names_the_model_to_take(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model(run / "checkpoints" / "step-1")
+    (run / "best").symlink_to(run / "checkpoints" / "step-1")
+    with pytest.raises(DataError, match=rf"is a run of several models; name one, {run / 'best'}\.$"):
+        fc.load(run)
+
+
 def test_nothing_is_fetched_unless_the_address_says_so(published: Path) -> None:
     with pytest.raises(MissingInput, match="hf://me/net"):
         fc.load("me/net")

@@ -14,7 +14,15 @@ from typing import Annotated
 import typer
 
 from fullyconv.allocator import huge_pages
-from fullyconv.errors import FullyconvError, InternalError, Interrupted, StorageError, missing_extra
+from fullyconv.errors import (
+    FullyconvError,
+    InternalError,
+    Interrupted,
+    MissingInput,
+    StorageError,
+    missing_extra,
+    printable,
+)
 
 __all__ = ["app", "main"]
 
@@ -64,6 +72,8 @@ def _one_error(error: BaseException) -> FullyconvError | None:
         return Interrupted("Interrupted.")
     if isinstance(error, ModuleNotFoundError):
         return missing_extra(error, "This command")
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return MissingInput(f"{printable(error.filename)} does not exist; check the path.")
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return StorageError(f"{error.strerror}{where}; check the space and the rights there, then try again.")
