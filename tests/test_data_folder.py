@@ -132,6 +132,8 @@ def test_names_that_only_look_alike_are_not_paired(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert not dataset.taxonomies
     assert len(dataset.strays) == 6
+    (said,) = (f.message for f in check(tmp_path) if f.kind == "no-labels")
+    assert "6 labels have other names (mask_20.png, and a picture img_10.png)" in said
 
 
 @pytest.mark.parametrize("layout", ["{}_images|{}_masks", "{}|{}_labels", "Images/{}|Masks/{}"])
