@@ -96,6 +96,10 @@ def test_the_table_says_what_was_not_done_plainly(model: Path, data: Path, capsy
         (["--max-memory", "much"], 2, "amount of memory"),
         (["--max-memory", "1MiB"], 2, "at least"),
         (["--tta", "spin"], 2, "spin"),
+        (["--device", "tpu"], 2, "'tpu' is not a known device"),
+        (["--device", "cpu:1"], 2, "'cpu:1' is not a known device"),
+        (["--device", "cuda:99"], 2, "no 'cuda:99'"),
+        (["--tile", "-8"], 2, "no negative tile"),
     ],
 )
 def test_evaluate_refuses_in_one_sentence(

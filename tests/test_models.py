@@ -89,6 +89,11 @@ def test_trunks_have_torchvisions_keys_and_give_its_features(trunk: str) -> None
     assert torch.allclose(last, want, atol=1e-5)
 
 
+def test_classes_and_heads_at_once_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"classes = 3 and heads = {'a': 2} say the same thing twice"):
+        fc.create("fcn16s-squeezenet1_0", 3, heads={"a": 2})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["vgg16", "vgg16_bn", "alexnet_tv", "googlenet_tv"])
 def test_classifiers_weights_are_coerced_into_convolutions(trunk: str) -> None:

@@ -83,8 +83,6 @@ def predictor(model: str, *, device: str, tile: int, max_memory: str, precision:
     """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
     import sys
 
-    import torch
-
     from fullyconv.errors import UsageError
     from fullyconv.models import load
     from fullyconv.predict import Predictor
@@ -92,11 +90,10 @@ def predictor(model: str, *, device: str, tile: int, max_memory: str, precision:
 
     if tile < 0 or (tile and max_memory):
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("This machine has no CUDA device; use --device cpu.")
+    where = _device(device)
     budget = parse_size(max_memory) if max_memory else 0
     network = load(model_directory(model))
-    network.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    network.to(where)
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)
     if budget:
@@ -104,6 +101,23 @@ def predictor(model: str, *, device: str, tile: int, max_memory: str, precision:
     if ready.tiling["blended"]:
         print("this network's context is unbounded: overlapping tiles are blended, an approximation", file=sys.stderr)
     return ready
+
+
+def _device(name: str) -> str:
+    """cpu, cuda or cuda:N; auto is cuda where there is one."""
+    import torch
+
+    from fullyconv.errors import UnknownName, UsageError
+
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda"))
+    count = torch.cuda.device_count()
+    if kind == "auto":
+        return "cuda" if count else "cpu"
+    if kind == "cuda" and int(number or 0) >= count:
+        raise UsageError(f"This machine has {count} CUDA devices, so no {name!r}; use --device cpu.")
+    return name
 
 
 def model_directory(model: str) -> Path:

@@ -44,10 +44,12 @@ def create(
     `padding`: "paper" | "same" (None: the trunk's default). `preprocessing`, where the weights file has no sidecar.
     The load report goes to stderr unless `quiet`, and is `model.report`.
 
-    Raises UnknownName (with the nearest name), UsageError (a stride the trunk lacks), DataError (weights of another
-    network).
+    Raises UnknownName (with the nearest name), UsageError (a stride the trunk lacks, both `classes` and `heads`),
+    DataError (weights of another network).
     """
     network = parse(name)
+    if classes is not None and heads is not None:
+        raise UsageError(f"classes = {classes} and heads = {dict(heads)} say the same thing twice; give one of them.")
     if heads is None:
         heads = dict(network.heads) if classes is None else {"semantic": classes}
     if taxonomies is not None:
