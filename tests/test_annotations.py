@@ -232,6 +232,16 @@ def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -
     assert len(open_dataset(f"coco:{file}", images=tmp_path / "pictures")) == 2
 
 
+def test_pictures_may_lie_in_a_folder_named_without_the_year(tmp_path: Path) -> None:
+    for year in ("train2017", "val2017"):
+        write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}], f"annotations/instances_{year}.json")
+    picture(tmp_path / "images/train/000000000139.png")
+    (tmp_path / "val2017").rename(tmp_path / "images/val")
+    picture(tmp_path / "images/train/000000000285.png")
+    assert open_dataset(tmp_path).records[0].inputs["rgb"] == tmp_path / "images/train/000000000139.png"
+    assert open_dataset(tmp_path, "val").records[0].inputs["rgb"] == tmp_path / "images/val/000000000139.png"
+
+
 def test_the_panoptic_form_is_named(tmp_path: Path) -> None:
     write_coco(tmp_path, [{"segments_info": [{"id": 1, "category_id": 1}], "file_name": "000000000139.png"}])
     with pytest.raises(DataError, match="panoptic form"):

@@ -134,8 +134,9 @@ def _categories(found: Any, file: Path) -> dict[int, str]:
 
 
 def _rows(found: Any, file: Path, base: Path, only: bool) -> tuple[list[Record], dict[str, Any]]:
-    split = _split_of(file)
-    folders = [base] if only else [base / split, base / "images" / split, base / "images", file.parent, base]
+    named = dict.fromkeys((_split_of(file), _split_of(file).rstrip("0123456789")))  # train2017's may lie in train/
+    own = [folder for split in named if split for folder in (base / split, base / "images" / split)]
+    folders = [base] if only else [*own, base / "images", file.parent, base]
     folders = [f for f in folders if f.is_dir()]
     names = by_name(list_files(base)) if len(found["images"]) < 20000 else {}
     entries: dict[str, Any] = {}
