@@ -3,8 +3,8 @@
     python benchmarks/confusion.py [--rounds 30] [--json FILE]
 
 Rivals: torch.bincount over masked int64 pairs, the original release's fast_hist (numpy), scikit-learn, and
-torchmetrics where installed. Medians of calls, five in a row and then the next one's turn; every table is checked
-against the others first.
+torchmetrics where installed (pip install --no-deps --target DIR torchmetrics lightning-utilities, and PYTHONPATH=DIR).
+Medians of calls, five in a row and then the next one's turn; every table is checked against the others first.
 """
 
 from __future__ import annotations
