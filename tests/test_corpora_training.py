@@ -14,6 +14,7 @@ from training_tools import Recipe
 
 from fullyconv.cli import main
 from fullyconv.data import hha, open_dataset, scenes
+from fullyconv.errors import UsageError
 from fullyconv.images import encode_png, read_label, write_label
 from fullyconv.models import load
 from fullyconv.train import fit
@@ -68,6 +69,13 @@ def test_scenes_are_learned_with_depth_fused_early_and_hha_fused_late(model: str
         (root / "train/hha" / file.name).write_bytes(encode_png(picture))
     measured = learn(f"folder:{root}", tmp_path, model)
     assert any("geometric" in key for key in measured)
+
+
+def test_one_crop_of_one_cell_is_refused_where_batch_norm_is_learned(tmp_path: Path) -> None:
+    FORMATS["coco"](tmp_path / "data")
+    with pytest.raises(UsageError, match="single cell at stride 32"):
+        learn(f"coco:{tmp_path / 'data'}", tmp_path, "fcn8s-resnet18")
+    assert not (tmp_path / "run").exists()
 
 
 def test_pictures_of_many_bands_are_learned_measured_and_labelled(tmp_path: Path) -> None:

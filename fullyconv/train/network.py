@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fullyconv import models
 from fullyconv.checkpoint import read_model
@@ -56,6 +57,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
         **recipe.options,
     )
     _refuse_other_channels(model, train)
+    _refuse_single_cells(model, recipe)
     if recipe.init_from:
         report = init_from(model, [model_directory(path) for path in recipe.init_from.split(",")])
         if not quiet:
@@ -115,6 +117,19 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
         "from": before,
         "frozen_trunk": recipe.frozen_trunk,
     }
+
+
+def _refuse_single_cells(model: Any, recipe: Recipe) -> None:
+    """UsageError where batch norm would see one cell of one image: a single value has no spread."""
+    stride, images = max(model.taps), recipe.batch_size // recipe.accumulate
+    if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm != "train":
+        return
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        size = "x".join(map(str, recipe.crop))
+        raise UsageError(
+            f"A batch of {images} crop of {size} is a single cell at stride {stride}, over which batch norm cannot be "
+            f"learned; take crops above {stride}, batch_size = 2, or batch_norm = 'frozen'."
+        )
 
 
 def _refuse_other_channels(model: Any, train: Dataset) -> None:
