@@ -180,6 +180,22 @@ def test_one_class_and_no_labels_and_no_data_are_errors(data: Path, tmp_path: Pa
         check(tmp_path / "absent")
 
 
+def test_labels_of_0_and_255_are_not_said_to_hold_one_class(data: Path) -> None:
+    (data / "classes.txt").unlink()
+    for file in data.rglob("labels/*.png"):
+        faults.save(np.where(np.array(Image.open(file)) > 1, 255, 0).astype(np.uint8), file)
+    assert {f.kind for f in check(data) if f.level == "error"} == {"binary-0-255"}
+    (data / "classes.txt").write_text("background = 0\n!nothing = 255\n")
+    assert "one-class" in {f.kind for f in check(data)}  # 255 is ignored because the user says so
+
+
+def test_a_repaired_copy_never_takes_the_place_of_something(data: Path, tmp_path: Path) -> None:
+    found = examine(data)
+    (tmp_path / "fixed").mkdir()
+    with pytest.raises(UsageError, match="exists already; name a new folder"):
+        repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
+
+
 def test_ids_from_one_without_class_names_are_pointed_out(data: Path) -> None:
     (data / "classes.txt").unlink()
     for file in data.rglob("labels/*.png"):

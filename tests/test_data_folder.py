@@ -64,7 +64,10 @@ def test_splits_are_list_files(tmp_path: Path) -> None:
     same(open_dataset(tmp_path), range(3))
     same(open_dataset(tmp_path, "val"), [3])
     (tmp_path / "val.txt").write_text("p9\n")
-    with pytest.raises(MissingInput, match="p9"):
+    with pytest.raises(MissingInput, match="lists 'p9', which is not in"):
+        open_dataset(tmp_path, "val")
+    (tmp_path / "val.txt").write_text("p3\n" + "".join(f"q{i}\n" for i in range(8)))
+    with pytest.raises(MissingInput, match="lists 'q0', 'q1', 'q2', 'q3', 'q4' and 3 more, which are not in"):
         open_dataset(tmp_path, "val")
 
 

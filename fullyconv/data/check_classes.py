@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset
 from fullyconv.data.check_findings import Finding, finding
-from fullyconv.data.check_scan import LabelFacts, RecordFacts
+from fullyconv.data.check_scan import LabelFacts, RecordFacts, coding_of
 from fullyconv.data.layout import role
 
 __all__ = ["class_findings"]
@@ -28,7 +28,7 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         return
     total: NDArray[np.int64] = np.sum(list(totals.values()), axis=0)
     where = [datasets[0].root]
-    if (total > 0).sum() == 1:
+    if (total > 0).sum() == 1 and not _foreground_ignored(datasets, labels, head):
         yield finding(
             "one-class",
             where,
@@ -50,6 +50,13 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
     yield from _rare(labels, total, taxonomy.names, head, where)
     yield from _foreground(labels, total, taxonomy.names)
     yield from _between_splits(totals, taxonomy.names, head, where)
+
+
+def _foreground_ignored(datasets: Sequence[Dataset], labels: Mapping[str, Sequence[LabelFacts]], head: str) -> bool:
+    """Whether the labels hold 0 and 255 alone and 255 counts as ignored: "binary-0-255" says what to do then."""
+    coding = next(coding_of(d, head) for d in datasets if head in d.taxonomies)
+    stored = {value for some in labels.values() for la in some for value in la.stored}
+    return stored == {0, 255} and not (coding and coding.values)
 
 
 def _counted(facts: Sequence[RecordFacts], split: str, head: str, classes: int) -> list[LabelFacts]:

@@ -47,6 +47,8 @@ def repair(
     for dataset in datasets:
         if out.resolve().is_relative_to(dataset.root.resolve()):
             raise UsageError(f"{printable(out)} lies inside the data; name a folder outside {printable(dataset.root)}.")
+    if out.exists():
+        raise UsageError(f"{printable(out)} exists already; name a new folder.")
     kinds: dict[Path, set[str]] = {}
     for f in findings:
         for file in f.files:

@@ -217,10 +217,9 @@ def _names_pictures(root: Path, top: Path, file: Path) -> bool:
         entry = read_table(file)[0].get("image", "")
         if any((root / p).is_file() for p in paths_meant(entry)):
             return True
-        _stem_in(stems(list_files(top), top)[0], entry, top, file)
+        return _stem_in(stems(list_files(top), top)[0], entry) is not None
     except (FullyconvError, IndexError, OSError):
         return False
-    return True
 
 
 def _is_split_list(file: Path) -> bool:
@@ -315,7 +314,7 @@ def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str
         return part
     whole = _read_part(root, top, "")
     rgb = whole.inputs["rgb"]
-    chosen = [_stem_in(rgb, row.get("image", ""), top, file) for row in rows]
+    chosen = _stems_of(rgb, [row.get("image", "") for row in rows], top, file)
     keep = set(chosen)
     part = _Part(
         {m: {s: f for s, f in files.items() if s in keep} for m, files in whole.inputs.items()},
@@ -331,15 +330,27 @@ def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str
     return part
 
 
-def _stem_in(rgb: Mapping[str, Path], entry: str, top: Path, file: Path) -> str:
+def _stems_of(rgb: Mapping[str, Path], entries: Sequence[str], top: Path, file: Path) -> list[str]:
+    """The stem in `rgb` of every entry; MissingInput for all at once that have none."""
+    found = [(entry, _stem_in(rgb, entry)) for entry in entries]
+    missing = [repr(printable(entry)) for entry, stem in found if stem is None]
+    if missing:
+        rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        are = "is" if len(missing) == 1 else "are"
+        raise MissingInput(
+            f"{printable(file)} lists {', '.join(missing[:5])}{rest}, which {are} not in {printable(top)}; "
+            "correct the list."
+        )
+    return [stem for _, stem in found if stem is not None]
+
+
+def _stem_in(rgb: Mapping[str, Path], entry: str) -> str | None:
     for path in paths_meant(unicodedata.normalize("NFC", entry)):
         plain = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
         for stem in (plain.as_posix(), *(Path(*plain.parts[i:]).as_posix() for i in range(1, len(plain.parts)))):
             if stem in rgb:
                 return stem
-    raise MissingInput(
-        f"{printable(file)} lists {printable(entry)!r}, which is not in {printable(top)}; correct the list."
-    )
+    return None
 
 
 def _listed_parts(file: Path) -> tuple[Path, dict[str, _Part]]:
