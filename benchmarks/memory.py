@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--json FILE] [NETWORK ...]
 
-Peak resident memory (Linux) of one prediction and of two training steps (SGD with momentum, one image).
+Peak resident memory (Linux) of one prediction and of two training steps (SGD with momentum, one image, float32, as
+`fullyconv train` does them).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ CHILD = """
 import json, sys
 import numpy as np, torch
 import fullyconv as fc
-from fullyconv import ops
+from fullyconv import allocator, ops
+from fullyconv.ops.quick import quick_convolutions
 name, height, width, training = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "training"
 model = fc.create(name, 21, quiet=True).to(memory_format=torch.channels_last)
 if training:
+    allocator.keep_freed()
     model.train()
     at = model.geometry(height, width)
     optimizer = torch.optim.SGD(model.parameters(), 1e-9, momentum=0.9)
@@ -32,7 +35,8 @@ if training:
     labels = torch.zeros(1, height, width, dtype=torch.uint8)
     for _ in range(2):
         optimizer.zero_grad()
-        scores = model.coarse(x)["semantic"]
+        with quick_convolutions():
+            scores = model.coarse(x)["semantic"]
         ops.upsample_cross_entropy(scores, labels, at.stride, at.offset, border=at.border).backward()
         optimizer.step()
 else:

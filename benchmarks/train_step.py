@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--trunk resnet18] [--size 360 480] [--batch 4] [--rounds 7] [--rivals PYTHON]
                                     [--json FILE]
 
-Ours is a step of `fullyconv train`: bytes in, optimiser's step done, huge pages as on its command line. The plain
+Ours is a step of `fullyconv train`: bytes in, optimiser's step done, the allocator as on its command line. The plain
 rival is the same FCN-8s as everyone writes it: contiguous float32, full-size scores by interpolation, torch's cross
 entropy, default allocator; for VGG16 it is pip's torchfcn FCN8s (pad 100), in the environment PYTHON made from
 requirements/rivals.lock. Others: torchvision's FCN head on the trunk's last map, SMP's FPN, where they are installed.
@@ -38,13 +38,14 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
     """A step of `fullyconv train`."""
     import torch
 
-    from fullyconv import models
+    from fullyconv import allocator, models
     from fullyconv.recipes import read
     from fullyconv.train.course import training_mode
     from fullyconv.train.optimisation import optimizer_for
     from fullyconv.train.step import Batch, gradients
     from fullyconv.train.world import World
 
+    allocator.keep_freed()
     batch = Batch(images, {"semantic": labels}, tuple(map(str, range(len(images)))))
     recipe = read(None, {"model": name, "precision": precision, "batch_size": len(images), "optimizer": "sgd"})
     model = models.create(name, classes=CLASSES, quiet=True, padding=padding or None)

@@ -74,3 +74,51 @@ def test_free_memory_between_kept_tensors_is_given_back() -> None:
 def test_other_systems_keep_their_heap(monkeypatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert not allocator.give_back()
+    assert not allocator.keep_freed()
+
+
+KEPT = """
+import resource, sys, torch
+from fullyconv.allocator import keep_freed
+asked = keep_freed() if sys.argv[1] == "keep" else False
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for turn in range(6):
+    before = faults()
+    for size in (3 << 22, 1 << 24):  # 48 and 64 MiB, taken and freed as in every step
+        torch.ones(size)
+print(asked, faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_what_tensors_leave_is_kept_for_the_next_ones() -> None:
+    def last_turn(how: str, **more: str) -> tuple[str, int]:
+        environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0", **more}
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT, how], capture_output=True, text=True, env=environment, check=True
+        )
+        asked, faults = done.stdout.split()
+        return asked, int(faults)
+
+    asked, faults = last_turn("keep")
+    assert asked == "True"
+    assert faults < 100
+    assert last_turn("default")[1] > 10_000  # a page fault for every 4 KiB
+    assert last_turn("keep", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"  # the user's own choice
+
+
+def test_an_older_glibc_is_asked_for_less(monkeypatch) -> None:
+    asked = []
+
+    class Older:
+        @staticmethod
+        def mallopt(name: int, value: int) -> int:
+            asked.append((name, value))
+            return int(name != allocator.M_MMAP_THRESHOLD or value <= allocator.OLDER_LARGEST)
+
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Older)
+    assert allocator.keep_freed()
+    assert (allocator.M_MMAP_THRESHOLD, allocator.OLDER_LARGEST) in asked

@@ -43,6 +43,14 @@ def test_results_and_all_gradients_are_those_of_torch(monkeypatch, batch, size, 
         assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
 
 
+def test_what_follows_may_change_the_result_in_place() -> None:
+    x, weight = drawn(0, 2, 32, 9, 9), drawn(1, 32, 32, 3, 3) / 17
+    exact = with_gradients(lambda x, w: F.conv2d(x, w, None, padding=1).relu_(), [x, weight], torch.float64)
+    found = with_gradients(lambda x, w: convolve(x, w, None, (1, 1)).relu_(), [x, weight], torch.float32)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
+
+
 def test_gradients_that_nobody_wants_are_not_computed(monkeypatch) -> None:
     def unexpected(*_: Any) -> Tensor:
         raise AssertionError("computed")

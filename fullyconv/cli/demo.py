@@ -22,6 +22,7 @@ def demo(
 ) -> None:
     """Draw street scenes, train a two-headed FCN-8s on them, measure it and write a report: three minutes, offline."""
     from fullyconv import recipes
+    from fullyconv.allocator import keep_freed
     from fullyconv.data import open_dataset, scenes
     from fullyconv.evaluate import evaluate
     from fullyconv.models import load
@@ -34,6 +35,7 @@ def demo(
     _say(f"1/4 drawing {TRAIN + VAL} street scenes into {out / 'data'}")
     data = f"folder:{scenes.write(out / 'data', train=TRAIN, val=VAL, size=SIZE, seed=seed)}"
     _say(f"2/4 training a two-headed FCN-8s from scratch for {time} ({out / 'recipe.toml'} holds the settings)")
+    keep_freed()
     fit(recipe, data, out)
     _say("3/4 measuring it on scenes it has not seen, and labelling them")
     val = open_dataset(data, "val")

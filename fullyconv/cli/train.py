@@ -48,6 +48,7 @@ def train(
 ) -> None:
     """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
     from fullyconv import recipes
+    from fullyconv.allocator import keep_freed
     from fullyconv.errors import UsageError
 
     changes = dict(recipes.setting(text) for text in settings or [])
@@ -72,6 +73,7 @@ def train(
         raise typer.Exit(_supervised(place, resume))
     from fullyconv.train import fit
 
+    keep_freed()
     target = fit(
         resolved,
         data,

@@ -101,8 +101,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
 
     (n, c, h, w), k = x.shape, weight.shape[1]
     size = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
-    y = torch.empty((n, *size, k), dtype=x.dtype)
-    out, shift = _numbers(y.view(-1)), (torch.zeros(k) if bias is None else bias).numpy()
+    y = torch.empty((n, k, *size), dtype=x.dtype, memory_format=torch.channels_last)
+    out = _numbers(y.permute(0, 2, 3, 1).view(-1))
+    shift = (torch.zeros(k) if bias is None else bias).numpy()
     numbers = _Places(x, size, (padding[0], padding[1]), _together(k, c), kernels.spread_out)
     after, pitch = _room(k, numbers.together)
 
@@ -113,7 +114,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     for first, some in numbers.turns():
         _multiply(numbers.at(first, some), weight, after.as_strided((PLACES, some, k), (pitch, k, 1)))
         _shared(some, functools.partial(gather, first))
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tensor:
