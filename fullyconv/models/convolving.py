@@ -40,6 +40,7 @@ PART = 26 << 20
 TERMS = 2048  # products a result is the sum of, from which `Digits` is worth the splitting (256 channels, 3x3)
 HELD = 1 << 20  # numbers in a weight up to which its Winograd transform, four times as large, is kept between calls
 FEW = 1024  # results of a layer below which its weights are not transformed; a quarter of it where they are kept
+ROOMS: list[Tensor] = []  # where large weights are transformed, one for each thread that predicts: fresh pages are slow
 MIDDLE = 128  # `digits.MIDDLE`
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # beyond, sums of byte products could leave 32 bits
 
@@ -215,8 +216,16 @@ class Winograd:
                 bias = None if self.bias is None else self.bias.to(x.dtype)
                 self.packed = Packed(self.plain.to(x.dtype), bias, self.layer)
             return self.packed(x, padding)
-        weight = self.weight if self.held else winograd.transformed(self.weight)
-        return winograd.convolve(x, weight, self.bias, padding, self.layer.relu)
+        if self.held:
+            return winograd.convolve(x, self.weight, self.bias, padding, self.layer.relu)
+        needed = self.weight.numel() * 4  # 36 for 9
+        room = ROOMS.pop() if ROOMS else torch.empty(0)
+        if len(room) < needed:
+            with torch.inference_mode(False):  # so that it may be written to in every mode
+                room = torch.empty(needed)
+        y = winograd.convolve(x, winograd.transformed(self.weight, room), self.bias, padding, self.layer.relu)
+        ROOMS.append(room)
+        return y
 
 
 def few(weights: int, size: tuple[int, int, int]) -> bool:

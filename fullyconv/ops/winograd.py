@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -38,12 +39,14 @@ __all__ = [
 
 TILE, PLACES, WIDTH = 4, 36, 16  # outputs a side, places in a tile, channels taken at a time
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
-# Bytes of transformed numbers made at a time: twice those of the weights they meet, within these bounds. Fewer, and the
-# weights are read too often; more, and the numbers have left the caches when they are needed.
+# Bytes of transformed numbers that are made at a time (by each thread, where it works alone): twice those of the
+# weights they meet, within these bounds. Fewer, and the weights are read too often; more, and the numbers have left the
+# caches when they are needed.
 LEAST_PART, MOST_PART = 2 << 20, 32 << 20
-# Numbers in a matrix of weights from which oneDNN's product is quicker than MKL's on AMD's processors (and no slower
-# elsewhere); below, what it does before each product costs more.
-WIDE = 1 << 15
+# Numbers in a matrix of weights from which all threads work on one product, by oneDNN (twice as quick as MKL on
+# processors of AMD whose width MKL does not use). Below, what comes before each product would cost too much: each
+# thread works alone, by MKL, where there are enough tiles for it.
+WIDE, ENOUGH = 1 << 15, 48
 
 
 def installed() -> bool:
@@ -76,11 +79,12 @@ def matrices(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor
     return a, g, b
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """Weights K C 3 3 -> G w G' for each K and C, as 36 K C float32."""
-    g = matrices()[1]
+def transformed(weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """Weights K C 3 3 -> G w G' for each K and C: 36 K C float32, in the first numbers of `out` where it is given."""
+    g, size = matrices()[1], (PLACES, weight.shape[0] * weight.shape[1])
+    found = weight.new_empty(size, dtype=torch.float32) if out is None else out[: math.prod(size)].view(size)
     with torch.autocast("cpu", enabled=False):
-        found = torch.mm(torch.kron(g, g).float(), weight.float().reshape(-1, 9).T)
+        torch.mm(torch.kron(g, g).float(), weight.float().reshape(-1, 9).T, out=found)
     return found.view(PLACES, *weight.shape[:2])
 
 
@@ -88,7 +92,8 @@ def scratch_bytes(shape: Sequence[int], images: int, rows: int, columns: int) ->
     """What a convolution by weights K C 3 3 lays out at a time for so many images of results."""
     k, c = shape[:2]
     tiles = images * -(-rows // TILE) * -(-columns // TILE)
-    return (k + c) * min(tiles, _together(k, c)) * 4 * PLACES
+    together, workers = _together(k, c, tiles), torch.get_num_threads() if _alone(k, c, tiles) else 1
+    return (k + c) * together * min(workers, -(-tiles // together)) * 4 * PLACES
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], relu: bool) -> Tensor:
@@ -104,16 +109,29 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     y = torch.empty((n, k, *size), dtype=x.dtype, memory_format=torch.channels_last)
     out = _numbers(y.permute(0, 2, 3, 1).view(-1))
     shift = (torch.zeros(k) if bias is None else bias).numpy()
-    numbers = _Places(x, size, (padding[0], padding[1]), _together(k, c), kernels.spread_out)
-    after, pitch = _room(k, numbers.together)
+    numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
+    alone, together = _alone(k, c, numbers.tiles), _together(k, c, numbers.tiles)
+    rooms: list[tuple[_Room, _Room]] = []
 
-    def gather(first: int, begin: int, end: int) -> None:
+    def gather(room: _Room, first: int, begin: int, end: int) -> None:
         place = kernels.Place(first, begin, end, size, numbers.grid, (0, 0), k)
-        kernels.gathered(after.numpy(), pitch, place, shift, relu, out, kernels.scratch())
+        kernels.gathered(room.numbers.numpy(), room.pitch, place, shift, relu, out, kernels.scratch())
 
-    for first, some in numbers.turns():
-        _multiply(numbers.at(first, some), weight, after.as_strided((PLACES, some, k), (pitch, k, 1)))
-        _shared(some, functools.partial(gather, first))
+    def turn(first: int) -> None:
+        some = min(together, numbers.tiles - first)
+        before, after = rooms.pop() if rooms else (_Room(c, together), _Room(k, together))
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # each thread has modes of its own
+            numbers.spread(before, first, some, alone)
+            _multiply(before.places(some), weight, after.places(some))
+        _shared(some, functools.partial(gather, after, first), alone)
+        rooms.append((before, after))
+
+    begins = range(0, numbers.tiles, together)
+    if alone:
+        threads.run(lambda i: turn(begins[i]), len(begins))
+    else:
+        for first in begins:
+            turn(first)
     return y
 
 
@@ -124,15 +142,19 @@ def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tens
     from fullyconv.ops import winograd_kernels as kernels
 
     c, k, size = x.shape[1], gradient.shape[1], (gradient.shape[2], gradient.shape[3])
-    together = _together(k, c)
-    numbers = _Places(x, size, (padding[0], padding[1]), together, kernels.spread_out)
-    results = _Places(gradient, size, (0, 0), together, kernels.spread_gradient)
+    numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
+    results = _Places(gradient, size, (0, 0), kernels.spread_gradient)
+    together = _together(k, c, numbers.tiles)
+    ours, theirs = _Room(c, together), _Room(k, together)
     total = torch.empty(PLACES, k, c)
     g = matrices()[1]
     with torch.autocast("cpu", enabled=False):
-        for first, some in numbers.turns():
-            theirs, ours = results.at(first, some).transpose(1, 2), numbers.at(first, some)
-            torch.bmm(theirs, ours, out=total) if first == 0 else total.baddbmm_(theirs, ours)
+        for first in range(0, numbers.tiles, together):
+            some = min(together, numbers.tiles - first)
+            numbers.spread(ours, first, some)
+            results.spread(theirs, first, some)
+            product = theirs.places(some).transpose(1, 2), ours.places(some)
+            torch.bmm(*product, out=total) if first == 0 else total.baddbmm_(*product)
         found = torch.mm(torch.kron(g, g).float().T, total.view(PLACES, -1))
     return found.view(3, 3, k, c).permute(2, 3, 0, 1)
 
@@ -151,22 +173,26 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[
     return y.relu() if relu else y
 
 
-def _together(k: int, c: int) -> int:
+def _alone(k: int, c: int, tiles: int) -> bool:
+    """Whether each thread transforms and multiplies tiles of its own."""
+    return k * c < WIDE and tiles >= ENOUGH * torch.get_num_threads()
+
+
+def _together(k: int, c: int, tiles: int) -> int:
     """Tiles that are transformed and multiplied at a time."""
-    part = min(MOST_PART, max(LEAST_PART, 2 * 4 * PLACES * k * c))
-    return max(WIDTH, part // (4 * PLACES * max(k, c)))
+    part = min(MOST_PART, max(LEAST_PART, 2 * 4 * PLACES * k * c)) // (4 * PLACES * max(k, c))
+    share = -(-tiles // torch.get_num_threads()) if _alone(k, c, tiles) else tiles
+    return max(1, min(share, part))
 
 
 @final
 class _Places:
-    """The tiles of a map, `together` at a time, in their 36 places.
+    """The tiles of a map, to be spread out in their 36 places.
 
     size: rows and columns of the results that the tiles make up; make: the kernel that transforms them.
     """
 
-    def __init__(
-        self, x: Tensor, size: tuple[int, int], padding: tuple[int, int], together: int, make: Callable[..., None]
-    ) -> None:
+    def __init__(self, x: Tensor, size: tuple[int, int], padding: tuple[int, int], make: Callable[..., None]) -> None:
         n, self.channels, h, w = x.shape
         dense = x if _runs(x) else x.contiguous(memory_format=torch.channels_last)
         self.pitches = (dense.stride(0), dense.stride(2))
@@ -175,47 +201,45 @@ class _Places:
         self.map, self.padding, self.make = (h, w), padding, make
         self.grid = (-(-size[0] // TILE), -(-size[1] // TILE))
         self.tiles = n * self.grid[0] * self.grid[1]
-        self.together = min(self.tiles, together)
-        self.room, self.pitch = _room(self.channels, self.together)
 
-    def turns(self) -> Iterator[tuple[int, int]]:
-        """(first tile, how many) of each turn."""
-        for first in range(0, self.tiles, self.together):
-            yield first, min(self.together, self.tiles - first)
+    def spread(self, room: _Room, first: int, some: int, alone: bool = False) -> None:
+        """`some` tiles from `first` on into `room`, by this thread alone or by all."""
+        _shared(some, functools.partial(self._make, room, first), alone)
 
-    def at(self, first: int, some: int) -> Tensor:
-        """36 T C: `some` tiles from `first` on, until the next turn."""
-        _shared(some, functools.partial(self._make, first))
-        return self.room.as_strided((PLACES, some, self.channels), (self.pitch, self.channels, 1))
-
-    def _make(self, first: int, begin: int, end: int) -> None:
+    def _make(self, room: _Room, first: int, begin: int, end: int) -> None:
         from fullyconv.ops import winograd_kernels as kernels
 
         place = kernels.Place(first, begin, end, self.map, self.grid, self.padding, self.channels)
-        self.make(self.numbers, self.pitches, place, self.room.numpy(), self.pitch, kernels.scratch())
+        self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.scratch())
 
 
-def _room(channels: int, tiles: int) -> tuple[Tensor, int]:
-    """(numbers for 36 places, from one place to the next). The distance is an odd multiple of 16: places a power of two
+@final
+class _Room:
+    """Room for tiles in their 36 places, `pitch` numbers apart: an odd multiple of 16, since places a power of two
     apart would share the same cache lines."""
-    pitch = (-(-tiles * channels // WIDTH) | 1) * WIDTH
-    return torch.empty(PLACES * pitch), pitch
+
+    def __init__(self, channels: int, tiles: int) -> None:
+        self.channels, self.pitch = channels, (-(-tiles * channels // WIDTH) | 1) * WIDTH
+        self.numbers = torch.empty(PLACES * self.pitch)
+
+    def places(self, some: int) -> Tensor:
+        """The first `some` tiles, 36 T C."""
+        return self.numbers.as_strided((PLACES, some, self.channels), (self.pitch, self.channels, 1))
 
 
 def _multiply(numbers: Tensor, weight: Tensor, out: Tensor) -> None:
     """numbers 36 T C times weight 36 K C -> out 36 T K."""
     if weight[0].numel() < WIDE:
-        with torch.autocast("cpu", enabled=False):
-            torch.bmm(numbers, weight.transpose(1, 2), out=out)
+        torch.bmm(numbers, weight.transpose(1, 2), out=out)
         return
     product = torch.ops.mkldnn._linear_pointwise
     for i in range(PLACES):
         out[i] = product(numbers[i], weight[i], None, "none", [], "")
 
 
-def _shared(tiles: int, some: Callable[[int, int], None]) -> None:
-    """some(first, last) for parts of the tiles, spread over the threads."""
-    each = max(1, -(-tiles // (4 * torch.get_num_threads())))
+def _shared(tiles: int, some: Callable[[int, int], None], alone: bool = False) -> None:
+    """some(first, last) for parts of the tiles, one for each thread, or for all of them in this one."""
+    each = tiles if alone else max(1, -(-tiles // torch.get_num_threads()))
     threads.run(lambda i: some(i * each, min(tiles, (i + 1) * each)), -(-tiles // each))
 
 
