@@ -227,12 +227,12 @@ def test_packed_weights_serve_every_size() -> None:
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
+    monkeypatch.setattr(convolving, "has_byte_products", lambda: amx)
     monkeypatch.setattr(winograd, "installed", lambda: True)
     f32, b16 = torch.float32, torch.bfloat16
     signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
     assert choose((512, 512, 3, 3), f32, layer()) is (Digits if amx else Winograd)
-    assert choose((512, 512, 3, 3), b16, layer()) is (Packed if amx else Winograd)
+    assert choose((512, 512, 3, 3), b16, layer()) is Packed
     assert choose((512, 512, 3, 3), f32, signed) is Winograd
     assert choose((64, 64, 3, 3), f32, layer()) is Winograd
     assert choose((64, 64, 3, 3), f32, layer(stride=2)) is Packed
@@ -251,7 +251,7 @@ def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
+    monkeypatch.setattr(convolving, "has_byte_products", lambda: amx)
     weight = weights(32, 256, 3)
     assert isinstance(way_of(weight, None, torch.float32, layer()), Digits if amx else Winograd)
     weight[0, 0, 0, 0] = float("nan")
@@ -259,7 +259,7 @@ def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
 
 
 def test_copies_are_counted_by_the_way(monkeypatch) -> None:
-    monkeypatch.setattr(winograd, "has_amx", lambda: True)
+    monkeypatch.setattr(convolving, "has_byte_products", lambda: True)
     fc6 = torch.empty(4096, 512, 7, 7, device="meta")
     assert copied_bytes(fc6, torch.float32, layer(), False) == 0
     assert copied_bytes(fc6, torch.float32, layer(), True) == 4 * fc6.numel()
@@ -270,15 +270,12 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     score = torch.empty(64, 32, 1, 1, device="meta")
     assert copied_bytes(score, torch.float32, layer(), False) == 0
     assert copied_bytes(score, torch.bfloat16, layer(), False) == 2 * score.numel()
-    monkeypatch.setattr(winograd, "has_amx", lambda: False)
+    monkeypatch.setattr(convolving, "has_byte_products", lambda: False)
     monkeypatch.setattr(winograd, "installed", lambda: True)
-    assert copied_bytes(conv, torch.bfloat16, layer(), False) == 0  # transformed anew in every call
-    assert copied_bytes(conv, torch.bfloat16, layer(), True) == 4 * conv.numel()
+    assert copied_bytes(conv, torch.float32, layer(), False) == 0  # transformed anew in every call
+    assert copied_bytes(conv, torch.float32, layer(), True) == 4 * conv.numel()
     small = torch.empty(64, 64, 3, 3, device="meta")
-    assert (
-        copied_bytes(small, torch.float32, layer(), True)
-        == Winograd(torch.zeros(64, 64, 3, 3), None, layer()).weight.nbytes
-    )
+    assert copied_bytes(small, torch.float32, layer(), True) == winograd.transformed(torch.zeros(64, 64, 3, 3)).nbytes
 
 
 def test_what_is_laid_out_beside_a_layer_is_counted_by_the_way(monkeypatch) -> None:
@@ -331,21 +328,33 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
     assert errors[True] <= max(2 * errors[False], 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch, dtype) -> None:
-    weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 29, 18).to(dtype)
+def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch) -> None:
+    weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 29, 18)
+    monkeypatch.setattr(convolving, "ROOMS", [])
     once = Winograd(weight, bias, layer(relu=True))
     monkeypatch.setattr(convolving, "HELD", 0)
     monkeypatch.setattr(convolving, "FEW", 0)
     anew = Winograd(weight, bias, layer(relu=True))
-    assert anew.weight.data_ptr() == weight.data_ptr()  # no copy
+    assert anew.held is None
+    assert anew.plain.data_ptr() == weight.data_ptr()  # no copy
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
     with torch.autocast("cpu", torch.bfloat16):  # which would compute the products in bfloat16
         found = [way(x, (1, 1)) for way in (once, anew)]
-    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+    with torch.inference_mode():  # its tensors may not be written to outside of it
+        found.append(anew(x, (1, 1)))
+    found.append(anew(x, (1, 1)))
     for y in found:
-        assert y.dtype == dtype
         assert torch.equal(y, found[0])
-        assert distance(y, exact) <= (2e-6 if dtype == torch.float32 else 4e-3)
+        assert distance(y, exact) <= 2e-6
+    assert [len(room) for room in convolving.ROOMS] == [4 * weight.numel()]
+    larger = weights(64, 48, 3)
+    assert (
+        distance(
+            Winograd(larger, None, layer())(found[0], (1, 1)), F.conv2d(found[0].double(), larger.double(), padding=1)
+        )
+        <= 2e-6
+    )
+    assert [len(room) for room in convolving.ROOMS] == [4 * larger.numel()]
 
 
 def test_small_maps_are_convolved_by_packed_weights_made_when_they_are_met(monkeypatch) -> None:
@@ -371,7 +380,7 @@ def test_a_network_computes_the_same_by_winograds_tiles_and_without(monkeypatch)
     x = numbers(1, 3, 97, 170, negative=True)
     exact = model.double().coarse(x.double())["semantic"]
     model = model.float()
-    monkeypatch.setattr(winograd, "has_amx", lambda: False)
+    monkeypatch.setattr(convolving, "has_byte_products", lambda: False)
     errors = {}
     for there in (False, True):
         monkeypatch.setattr(winograd, "installed", lambda there=there: there)

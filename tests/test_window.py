@@ -104,6 +104,16 @@ def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, siz
     assert any(rows)  # row by row was not whole
 
 
+def test_what_is_computed_once_leaves_no_copies_of_weights() -> None:
+    layer = Convolution(nn.Conv2d(32, 32, 3, padding=1), None, True, torch.float32)
+    with torch.no_grad():
+        x = torch.randn(1, 32, 9, 9)
+        assert torch.allclose(layer.once(x), layer(x), atol=1e-5)
+        fresh = Convolution(nn.Conv2d(32, 32, 3, padding=1), None, True, torch.float32)
+        fresh.once(x)
+    assert fresh.way is None
+
+
 def test_the_window_handles_branches_that_meet() -> None:
     model = small("fcn8s-googlenet")
     for h, w in [(1, 1), (37, 61)]:

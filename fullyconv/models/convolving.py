@@ -59,9 +59,7 @@ class Layer:
     plain: Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def choose(
-    shape: Sequence[int], dtype: torch.dtype, layer: Layer
-) -> type[Packed] | type[Product] | type[Winograd] | type[Digits]:
+def choose(shape: Sequence[int], dtype: torch.dtype, layer: Layer) -> type[Way]:
     """The way for weights of this shape C' C h w: by layer and processor alone, so that the same picture gives the same
     bits."""
     if layer.groups > 1:
@@ -71,14 +69,9 @@ def choose(
     digits = dtype == torch.float32 and layer.from_zero_up and TERMS <= math.prod(shape[1:]) <= MOST_TERMS
     if digits and has_byte_products():
         return Digits
+    # In bfloat16 oneDNN's convolution is as quick, and transforms would lose too much of eight bits.
     slides = set(layer.stride) | set(layer.dilation) == {1}
-    # By AMX, bfloat16 is quicker than a quarter of the multiplications in float32.
-    if (
-        slides
-        and winograd.serves(shape)
-        and winograd.installed()
-        and (dtype == torch.float32 or not winograd.has_amx())
-    ):
+    if dtype == torch.float32 and slides and winograd.serves(shape) and winograd.installed():
         return Winograd
     # The layout of packed 1x1 weights suits one size of the image; at others they are 16 to 40 times as slow.
     return Product if tuple(shape[2:]) == (1, 1) else Packed
@@ -120,7 +113,8 @@ def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: Layer, size: 
 
 def has_byte_products() -> bool:
     """Whether this processor has matrix instructions for bytes (Intel's AMX), so that `Digits` pays."""
-    return winograd.has_amx() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(amx()) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 @final
@@ -168,22 +162,27 @@ class Product:
         most = max(1, PART // (self.matrix.shape[1] * x.element_size()))
         copied = self.kernel != (1, 1) or any(s > 1 for s in stride)
         together = max(1, most // (len(x) * columns)) if copied else rows
-        outputs = len(self.matrix) if x.dtype == self.matrix.dtype else most
+        outputs = len(self.matrix) if x.dtype == self.matrix.dtype else max(1, most // 2)  # both lie in the caches
         if outputs >= len(self.matrix) and together >= rows:
-            return self._times(self._windows(x, reach), slice(None), (len(x), rows, columns, -1))
+            return self._times(self._windows(x, reach), self.matrix, slice(None), (len(x), rows, columns, -1))
         y = x.new_empty((len(x), len(self.matrix), rows, columns)).contiguous(memory_format=torch.channels_last)
-        for out in range(0, len(self.matrix), outputs):
-            part = slice(out, out + outputs)
-            for row in range(0, rows, together):
-                last = min(row + together, rows)
-                windows = self._windows(x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]], reach)
-                y[:, part, row:last] = self._times(windows, part, (len(x), last - row, columns, -1))
+        converted = self.matrix.new_empty(
+            (0 if x.dtype == self.matrix.dtype else outputs, self.matrix.shape[1]), dtype=x.dtype
+        )
+        for row in range(0, rows, together):
+            last = min(row + together, rows)
+            windows = self._windows(x[:, :, row * stride[0] : (last - 1) * stride[0] + reach[0]], reach)
+            for out in range(0, len(self.matrix), outputs):
+                part = slice(out, out + outputs)
+                matrix = self.matrix[part]
+                if x.dtype != matrix.dtype:
+                    matrix = converted[: len(matrix)].copy_(matrix)
+                y[:, part, row:last] = self._times(windows, matrix, part, (len(x), last - row, columns, -1))
         return y
 
-    def _times(self, windows: Tensor, part: slice, shape: Sequence[int]) -> Tensor:
+    def _times(self, windows: Tensor, matrix: Tensor, part: slice, shape: Sequence[int]) -> Tensor:
         """The output channels of `part`, N C H W, of windows in the order of images, rows, columns: `shape`."""
-        matrix, bias = self.matrix[part].to(windows.dtype), None if self.bias is None else self.bias[part]
-        after = "relu" if self.layer.relu else "none"
+        bias, after = None if self.bias is None else self.bias[part], "relu" if self.layer.relu else "none"
         found: Tensor = torch.ops.mkldnn._linear_pointwise(windows, matrix, bias, after, [], "")
         return found.view(*shape).permute(0, 3, 1, 2)
 
@@ -198,32 +197,29 @@ class Product:
 
 @final
 class Winograd:
-    """A 3x3 convolution by a quarter of the multiplications (`ops.winograd`), in float32 whatever its input.
+    """A 3x3 convolution in float32 by a quarter of the multiplications (`ops.winograd`).
 
     The transform of large weights is made in every call: it takes a tenth of the time, and kept it would take four
     times the memory of the weights. Small maps, for which it does not pay, are convolved by `Packed`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
-        self.bias, self.layer = None if bias is None else bias.float(), layer
-        self.plain, self.held = weight, weight.numel() <= HELD
-        self.weight = winograd.transformed(weight) if self.held else weight
+        self.plain, self.bias, self.layer = weight, bias, layer
+        self.held = winograd.transformed(weight) if weight.numel() <= HELD else None
         self.packed: Packed | None = None
 
     def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
         if few(self.plain.numel(), (len(x), x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2)):
-            if self.packed is None:
-                bias = None if self.bias is None else self.bias.to(x.dtype)
-                self.packed = Packed(self.plain.to(x.dtype), bias, self.layer)
+            self.packed = self.packed or Packed(self.plain, self.bias, self.layer)
             return self.packed(x, padding)
-        if self.held:
-            return winograd.convolve(x, self.weight, self.bias, padding, self.layer.relu)
-        needed = self.weight.numel() * 4  # 36 for 9
+        if self.held is not None:
+            return winograd.convolve(x, self.held, self.bias, padding, self.layer.relu)
+        needed = self.plain.numel() * 4  # 36 for 9
         room = ROOMS.pop() if ROOMS else torch.empty(0)
         if len(room) < needed:
             with torch.inference_mode(False):  # so that it may be written to in every mode
                 room = torch.empty(needed)
-        y = winograd.convolve(x, winograd.transformed(self.weight, room), self.bias, padding, self.layer.relu)
+        y = winograd.convolve(x, winograd.transformed(self.plain, room), self.bias, padding, self.layer.relu)
         ROOMS.append(room)
         return y
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fullyconv.models.convolving import Layer, Way, copied_bytes, scratch_bytes, way_of
+from fullyconv.models.convolving import Layer, Way, Winograd, choose, copied_bytes, scratch_bytes, way_of
 from fullyconv.models.trace import _Leaves, trace
 
 __all__ = ["Convolution", "fused"]
@@ -66,6 +66,14 @@ class Convolution(nn.Module):
             weight, bias = self._folded()
             self.weights = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
         return self._convolved(x, pad, *self.weights)
+
+    def once(self, x: Tensor) -> Tensor:
+        """What calling it gives, up to rounding, for a map that does not come again: nothing is laid out for more."""
+        way = choose(self._parts[0].weight.shape, self.dtype, self.layer)
+        if x.device.type == "cpu" and way is Winograd:
+            return self._plain(x, [int(p) for p in self.padding])
+        found: Tensor = self(x)
+        return found
 
     def _plain(self, x: Tensor, padding: Sequence[int]) -> Tensor:
         return self._convolved(x, padding, *self._folded())

@@ -119,7 +119,8 @@ class Windowed:
         """The maps of `needed` for the image x, all cells computed."""
         values, kept = {"image": x}, {}
         for i, node in enumerate(self.nodes):
-            value = _apply(node, [values[name] for name in node.inputs])
+            inputs = [values[name] for name in node.inputs]
+            value = node.module.once(*inputs) if isinstance(node.module, Convolution) else _apply(node, inputs)
             values[node.name] = value
             if node.name in needed:
                 kept[node.name] = value.clone() if _overwritten(self.nodes, node.name) else value

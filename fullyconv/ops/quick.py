@@ -45,7 +45,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        shift = None if bias is None else bias.detach().float()
+        shift = None if bias is None else bias.detach()
         return winograd.convolve(x.detach(), winograd.transformed(weight.detach()), shift, padding, False)
 
     @staticmethod
@@ -53,14 +53,13 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x = for_weight = for_bias = None
-        gradient = gradient.to(x.dtype)
         if ctx.needs_input_grad[0]:
             turned = winograd.transformed(weight.flip(2, 3).transpose(0, 1))
             for_x = winograd.convolve(gradient, turned, None, [2 - p for p in ctx.padding], False)
         if ctx.needs_input_grad[1]:
             for_weight = torch.empty_like(weight).copy_(winograd.weight_gradient(x, gradient, ctx.padding))
         if ctx.needs_input_grad[2]:
-            for_bias = gradient.sum((0, 2, 3), dtype=torch.float32)
+            for_bias = gradient.sum((0, 2, 3))
         return for_x, for_weight, for_bias, None
 
 

@@ -40,7 +40,6 @@ overload: Any = extending.overload
 register_model: Any = extending.register_model
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
-_SHORTS = ir.VectorType(ir.IntType(16), WIDTH)
 _CONTRACT = ("contract",)
 
 
@@ -73,32 +72,20 @@ def _whole(value: int) -> Any:
 
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """The 16 floats of a contiguous 1-D array from `index` on, float32 or, as uint16, bfloat16; no bounds check."""
+    """The 16 floats of a contiguous 1-D float32 array from `index` on; no bounds check."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if array.dtype == types.float32:
-            return builder.load(_pointer(context, builder, array, args[0], args[1], _FLOATS), align=4)
-        upper = builder.load(_pointer(context, builder, array, args[0], args[1], _SHORTS), align=2)
-        return builder.bitcast(builder.shl(builder.zext(upper, _INTEGERS), _whole(16)), _FLOATS)
+        return builder.load(_pointer(context, builder, array, args[0], args[1], _FLOATS), align=4)
 
     return _vector(array, types.intp), generate
 
 
 @intrinsic
 def store(typingctx: Any, vector: Any, array: Any, index: Any) -> Any:
-    """Put 16 floats into a contiguous 1-D array from `index` on, float32 or, as uint16, bfloat16 (rounded to the
-    nearest, halves to even); no bounds check.
-    """
+    """Put 16 floats into a contiguous 1-D float32 array from `index` on; no bounds check."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, kind, align = args[0], _FLOATS, 4
-        if array.dtype != types.float32:
-            bits, kind, align = builder.bitcast(value, _INTEGERS), _SHORTS, 2
-            even = builder.and_(builder.lshr(bits, _whole(16)), _whole(1))
-            rounded = builder.lshr(builder.add(bits, builder.add(even, _whole(0x7FFF))), _whole(16))
-            no_number = builder.fcmp_unordered("uno", value, value)
-            value = builder.trunc(builder.select(no_number, _whole(0x7FC0), rounded), _SHORTS)
-        builder.store(value, _pointer(context, builder, array, args[1], args[2], kind), align=align)
+        builder.store(args[0], _pointer(context, builder, array, args[1], args[2], _FLOATS), align=4)
         return context.get_dummy_value()
 
     return types.void(_vector, array, types.intp), generate

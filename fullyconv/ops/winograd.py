@@ -27,7 +27,6 @@ from fullyconv.ops import threads
 __all__ = [
     "POINTS",
     "convolve",
-    "has_amx",
     "installed",
     "matrices",
     "reference",
@@ -42,7 +41,7 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 # Bytes of transformed numbers that are made at a time (by each thread, where it works alone): twice those of the
 # weights they meet, within these bounds. Fewer, and the weights are read too often; more, and the numbers have left the
 # caches when they are needed.
-LEAST_PART, MOST_PART = 2 << 20, 32 << 20
+LEAST_PART, MOST_PART = 2 << 20, 16 << 20
 # Numbers in a matrix of weights from which all threads work on one product, by oneDNN (twice as quick as MKL on
 # processors of AMD whose width MKL does not use). Below, what comes before each product would cost too much: each
 # thread works alone, by MKL, where there are enough tiles for it.
@@ -52,11 +51,6 @@ WIDE, ENOUGH = 1 << 15, 48
 def installed() -> bool:
     """Whether the transforms, which numba compiles, are there."""
     return importlib.util.find_spec("numba") is not None
-
-
-def has_amx() -> bool:
-    """Whether this processor has Intel's matrix instructions, for bytes and bfloat16: quicker than fewer products."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def serves(shape: Sequence[int]) -> bool:
@@ -80,11 +74,11 @@ def matrices(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor
 
 
 def transformed(weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Weights K C 3 3 -> G w G' for each K and C: 36 K C float32, in the first numbers of `out` where it is given."""
+    """Weights K C 3 3 float32 -> G w G' for each K and C: 36 K C, in the first numbers of `out` where it is given."""
     g, size = matrices()[1], (PLACES, weight.shape[0] * weight.shape[1])
-    found = weight.new_empty(size, dtype=torch.float32) if out is None else out[: math.prod(size)].view(size)
+    found = weight.new_empty(size) if out is None else out[: math.prod(size)].view(size)
     with torch.autocast("cpu", enabled=False):
-        torch.mm(torch.kron(g, g).float(), weight.float().reshape(-1, 9).T, out=found)
+        torch.mm(torch.kron(g, g).float(), weight.reshape(-1, 9).T, out=found)
     return found.view(PLACES, *weight.shape[:2])
 
 
@@ -99,15 +93,15 @@ def scratch_bytes(shape: Sequence[int], images: int, rows: int, columns: int) ->
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], relu: bool) -> Tensor:
     """The convolution (then ReLU, where asked for) of x with zeros of `padding` (rows, columns) round it.
 
-    x: N C H W on the CPU, float32 or bfloat16 (computed with in float32); weight: `transformed`, 36 K C; bias: K
-    float32. Returns N K H+2r-2 W+2c-2 of x's type, channels_last. K and C are multiples of 16.
+    x: N C H W float32 on the CPU; weight: `transformed`, 36 K C; bias: K float32. Returns N K H+2r-2 W+2c-2 float32,
+    channels_last. K and C are multiples of 16.
     """
     from fullyconv.ops import winograd_kernels as kernels  # compiled: only where it is used
 
     (n, c, h, w), k = x.shape, weight.shape[1]
     size = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
-    y = torch.empty((n, k, *size), dtype=x.dtype, memory_format=torch.channels_last)
-    out = _numbers(y.permute(0, 2, 3, 1).view(-1))
+    y = torch.empty((n, k, *size), memory_format=torch.channels_last)
+    out = y.permute(0, 2, 3, 1).view(-1).numpy()
     shift = (torch.zeros(k) if bias is None else bias).numpy()
     numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
     alone, together = _alone(k, c, numbers.tiles), _together(k, c, numbers.tiles)
@@ -197,7 +191,7 @@ class _Places:
         dense = x if _runs(x) else x.contiguous(memory_format=torch.channels_last)
         self.pitches = (dense.stride(0), dense.stride(2))
         span = (n - 1) * self.pitches[0] + (h - 1) * self.pitches[1] + w * self.channels
-        self.numbers = _numbers(torch.as_strided(dense, (span,), (1,)))
+        self.numbers = torch.as_strided(dense, (span,), (1,)).numpy()
         self.map, self.padding, self.make = (h, w), padding, make
         self.grid = (-(-size[0] // TILE), -(-size[1] // TILE))
         self.tiles = n * self.grid[0] * self.grid[1]
@@ -241,11 +235,6 @@ def _shared(tiles: int, some: Callable[[int, int], None], alone: bool = False) -
     """some(first, last) for parts of the tiles, one for each thread, or for all of them in this one."""
     each = tiles if alone else max(1, -(-tiles // torch.get_num_threads()))
     threads.run(lambda i: some(i * each, min(tiles, (i + 1) * each)), -(-tiles // each))
-
-
-def _numbers(flat: Tensor) -> np.ndarray:
-    """As numpy knows them: bfloat16 as unsigned integers."""
-    return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _runs(x: Tensor) -> bool:

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator"
 """Numba kernels of `winograd`: numbers and gradients into their 36 places, results out of them, 16 channels at a time.
 
-All arrays are flat. Maps are float32, or bfloat16 as uint16; what lies in places is float32, `pitch` numbers apart.
+All arrays are flat and float32; what lies in places lies `pitch` numbers apart.
 """
 
 from __future__ import annotations
