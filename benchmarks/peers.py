@@ -3,7 +3,8 @@
     python benchmarks/peers.py [--size 500 500] [--train-size 360 480] [--rounds 7] [--rivals PYTHON] [--json FILE]
 
 Same picture, 21 classes, each network in its own process with its own defaults (rivals: contiguous float32, no_grad,
-full scores, argmax; ours: `Predictor`, and the gradient step of `train`). FLOPs are printed beside the times, since
+full scores, argmax; ours: `Predictor`, and a step in channels last with the loss from coarse scores; what `train` does
+beside that, `train_step.py` measures). FLOPs are printed beside the times, since
 the networks are not equally large. PYTHON: an environment made from requirements/rivals.lock.
 """
 
