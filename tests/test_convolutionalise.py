@@ -247,6 +247,11 @@ def test_what_cannot_slide_is_refused_in_one_sentence(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(UsageError, match="torch module, not str"):
+        fc.convolutionalise("resnet18")
+
+
 def test_a_picture_smaller_than_the_window_is_refused() -> None:
     dense = fc.convolutionalise(classifier("mean"), SIZE)
     with pytest.raises(DataError, match="22x26"):

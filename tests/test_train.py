@@ -34,6 +34,7 @@ from fullyconv.errors import (
     MissingInput,
     StorageError,
     TryAgain,
+    UnknownName,
     UsageError,
 )
 from fullyconv.recipes import Recipe, read
@@ -385,6 +386,8 @@ def test_resuming_another_thing_is_refused_unless_named(tmp_path: Path) -> None:
     fit(small(epochs=1), tmp_path / "run")
     with pytest.raises(UsageError, match=r"--allow-changed data"):
         fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9))
+    with pytest.raises(UnknownName, match="data"):
+        fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9), allow=("dta",))
     fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9), allow=("data",))
     recipe = (tmp_path / "run" / "recipe.toml").read_text()
     with pytest.raises(UsageError, match=r"network is not what .* \(name: fcn2s-tiny then, fcn4s-tiny now\)"):

@@ -20,7 +20,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Run directory; runs/KIND by default.", show_default=False)] = "",
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="Run directory; runs/KIND by default.", show_default=False)
+    ] = "",
     time: Annotated[str, typer.Option(help="Wall-clock budget such as 30m.", show_default=False)] = "",
     val: Annotated[str, typer.Option(help="Data to measure on, if not a split of DATA.", show_default=False)] = "",
     init_from: Annotated[
@@ -119,7 +121,7 @@ def _supervised(out: Path, resume: bool) -> int:
     from fullyconv.cli.supervise import supervise
 
     same = [a for a in sys.argv[1:] if a not in ("--auto-restart", "--resume")]
-    if not any(a == "--out" or a.startswith("--out=") for a in same):
+    if not any(a in ("-o", "--out") or a.startswith("--out=") for a in same):
         same += ["--out", str(out)]
 
     def start(again: bool) -> subprocess.Popen[bytes]:

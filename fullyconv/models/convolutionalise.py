@@ -119,6 +119,8 @@ def convolutionalise(
     self-attention, batch norm in train mode, untraceable forwards and heads that cannot slide; InternalError when the
     two disagree where they must not.
     """
+    if not isinstance(classifier, nn.Module):
+        raise UsageError(f"A classifier is a torch module, not {type(classifier).__name__}; give the network itself.")
     size = (input_size, input_size) if isinstance(input_size, int) else (int(input_size[0]), int(input_size[1]))
     _refuse_batch_statistics(classifier)
     reading = read(trace_shared(classifier), channels, size)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fullyconv.data.base import Dataset
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, UnknownName, UsageError
 
 __all__ = ["CHANGES", "State", "identity", "pack", "refuse_changes", "restore"]
 
@@ -52,6 +52,9 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str]) -> None:
     """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them."""
+    for name in allow:
+        if name not in CHANGES:
+            raise UnknownName("change to allow", name, CHANGES)
     for what in CHANGES:
         if before.get(what) != now[what] and what not in allow:
             verb = "are" if what in ("classes", "data") else "is"
