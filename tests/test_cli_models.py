@@ -12,11 +12,15 @@ from fullyconv.cli.convolutionalise import choose, class_names, load_classifier,
 from fullyconv.cli.models import info, models
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.models import NETWORKS
+from fullyconv.models.trunks import TRUNKS
 
 NAMES = ["tabby cat", "tiger cat", "dog", "Cat"]
 
 
-def test_every_network_of_the_paper_is_listed_with_its_crops(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_network_of_the_paper_is_listed_with_its_crops(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(TRUNKS, "tiny", raising=False)  # where tests of training have added theirs
     models(as_json=True)
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows.keys() > set(NETWORKS)
