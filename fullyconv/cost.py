@@ -30,9 +30,9 @@ MIB = 1 << 20
 # libraries, compiled kernels (measured with torch 2.15 on Linux: 720 and 800 MiB on two processors). On a GPU: the
 # context and its libraries' workspaces (not measured).
 RUNTIME = {"cpu": 770 * MIB, "cuda": 600 * MIB}
-# Beside that on the CPU, measured as well: what autograd and an optimiser load, the gaps that maps of many sizes leave
-# in a heap that keeps what is freed, and the largest weight laid out anew for the forward and for the backward pass.
-TRAINER, GAPS, LAID_OUT = 110 * MIB, 1.35, 2
+# Beside that on the CPU, measured as well: what autograd and an optimiser load, and the gaps that maps of many sizes
+# leave in a heap that keeps what is freed.
+TRAINER, GAPS = 110 * MIB, 1.35
 Optimizer = Literal["sgd", "adamw"]
 
 
@@ -88,8 +88,7 @@ def estimate(
     if training:
         flops, weights, working = _training(network.train(), size, precision, optimizer)
         if device == "cpu":
-            largest = max((p.numel() * p.element_size() for p in parameters if p.ndim == 4), default=0)
-            working = TRAINER + int(GAPS * working) + LAID_OUT * largest
+            working = TRAINER + int(GAPS * working)
     else:
         flops, weights, working = _prediction(network.eval(), size, precision, device)
     return Cost(

@@ -43,6 +43,37 @@ def test_results_and_all_gradients_are_those_of_torch(monkeypatch, batch, size, 
         assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "padding"), [((7, 7), (0, 0)), ((3, 5), (2, 1)), ((1, 1), (0, 0))])
+def test_a_product_with_windows_is_the_convolution_with_all_gradients(kernel, padding, layout) -> None:
+    tensors = [drawn(0, 2, 6, 9, 8).contiguous(memory_format=layout)]
+    tensors += [drawn(1, 10, 6, *kernel).contiguous(memory_format=layout), drawn(2, 10)]
+    exact = with_gradients(lambda x, w, b: F.conv2d(x, w, b, padding=padding), tensors, torch.float64)
+    found = with_gradients(lambda x, w, b: quick.multiply(x, w, b, padding), tensors, torch.float32)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_very_many_weights_are_multiplied_at_any_precision_unless_windows_are_too_many(monkeypatch, autocast) -> None:
+    asked, real = [], quick.multiply
+    monkeypatch.setattr(quick, "multiply", lambda *given: asked.append(1) or real(*given))
+    monkeypatch.setattr(quick, "HUGE", 16 * 8 * 49)
+    x, weight, bias = drawn(0, 1, 8, 12, 11), drawn(1, 16, 8, 7, 7) / 20, drawn(2, 16)
+    rest = ((1, 1), (0, 0), (1, 1), 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = F.conv2d(x, weight, bias, *rest)
+        with quick_convolutions():
+            y = F.relu_(F.conv2d(x, weight, bias, *rest))
+            F.conv2d(x, weight[1:], None, *rest)  # fewer weights
+            monkeypatch.setattr(quick, "WINDOWS", 6 * 5 * 8 * 49 - 1)
+            F.conv2d(x, weight, bias, *rest)
+    assert asked == [1]
+    assert y.dtype == plain.dtype
+    assert (y.float() - plain.float().relu()).abs().max() <= (0.05 if autocast else 1e-5)
+
+
 def test_what_follows_may_change_the_result_in_place() -> None:
     x, weight = drawn(0, 2, 32, 9, 9), drawn(1, 32, 32, 3, 3) / 17
     exact = with_gradients(lambda x, w: F.conv2d(x, w, None, padding=1).relu_(), [x, weight], torch.float64)

@@ -1,4 +1,5 @@
-"""Learning through 3x3 convolutions by a quarter of the multiplications: forward, and for both gradients.
+"""Learning through convolutions that are computed another way than torch's, forward and for both gradients: 3x3 ones by
+a quarter of the multiplications, those with very many weights as products with the weights as they lie.
 
     with quick_convolutions():
         scores = network(x)
@@ -9,26 +10,31 @@ The slow twin is the same without it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fullyconv.ops import winograd
 
-__all__ = ["convolve", "quick_convolutions"]
+__all__ = ["convolve", "multiply", "quick_convolutions"]
 
 FEW = 1024  # results below which transforming the weights takes longer than the multiplications that it saves
+HUGE = 1 << 24  # weights (fc6, fc7) from which laying them out for a convolution costs more than laying out windows
+WINDOWS = 1 << 26  # numbers in the windows up to which that is so, and they fit into memory beside the weights
 
 
 def quick_convolutions() -> AbstractContextManager[Any]:
-    """While it is entered, torch's convolutions are computed by `winograd` where that serves: float32 on the CPU, 3x3,
-    stride and dilation 1, one group, whole groups of 16 channels, and maps that are not tiny. Gradients may be taken
-    afterwards. Under automatic precision, and without numba, nothing changes.
+    """While it is entered, some of torch's convolutions on the CPU (stride and dilation 1, one group) are computed
+    another way; gradients may be taken afterwards.
+
+    `convolve`: float32 (no automatic precision), 3x3, whole groups of 16 channels, maps that are not tiny; needs
+    numba. `multiply`: from 16 million weights, at any precision.
     """
-    return _Quick() if winograd.installed() else nullcontext()
+    return _Quick()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
@@ -37,6 +43,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     """
     found: Tensor = _Convolve.apply(x, weight, bias, (padding[0], padding[1]))
     return found
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=padding)` up to rounding, with gradients: the weights, as they lie, times a
+    matrix of windows. (A convolution lays fc6's 411 MB out anew three times a step.)
+    """
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+    windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)  # N C rows columns h w
+    n, _, rows, columns = windows.shape[:4]
+    inner = weight.is_contiguous(memory_format=torch.channels_last)
+    matrix = (weight.permute(0, 2, 3, 1) if inner else weight).reshape(len(weight), -1)
+    windows = windows.permute(0, 2, 3, 4, 5, 1) if inner else windows.permute(0, 2, 3, 1, 4, 5)
+    found = F.linear(windows.reshape(n * rows * columns, -1), matrix, bias)
+    return found.view(n, rows, columns, -1).permute(0, 3, 1, 2)
 
 
 @final
@@ -65,19 +85,37 @@ class _Convolve(torch.autograd.Function):
 
 @final
 class _Quick(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiles = winograd.installed()
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if function is torch.conv2d and not kwargs and len(args) == 7 and _pays(*args):
-            return convolve(args[0], args[1], args[2], args[4])
+        if function is torch.conv2d and not kwargs and len(args) == 7 and _slides(*args):
+            x, weight, bias, _, padding = args[:5]
+            if _is_huge(x, weight, padding):
+                return multiply(x, weight, bias, padding)
+            if self.tiles and _has_tiles(x, weight, padding):
+                return convolve(x, weight, bias, padding)
         return function(*args, **(kwargs or {}))
 
 
-def _pays(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
-    if x.device.type != "cpu" or x.ndim != 4 or {x.dtype, weight.dtype} != {torch.float32}:
-        return False
-    if torch.is_autocast_enabled("cpu") or (*stride, *dilation, groups) != (1, 1, 1, 1, 1):
-        return False
-    if isinstance(padding, str) or max(padding) > 2 or not winograd.serves(weight.shape):
-        return False
-    return bool(len(x) * (x.shape[2] + 2 * padding[0] - 2) * (x.shape[3] + 2 * padding[1] - 2) >= FEW)
+def _slides(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether it is a convolution of images on the CPU that moves by single cells."""
+    once = (*stride, *dilation, groups) == (1, 1, 1, 1, 1)
+    return once and x.device.type == "cpu" and x.ndim == 4 and not isinstance(padding, str)
+
+
+def _results(x: Tensor, weight: Tensor, padding: Any) -> int:
+    rows, columns = (n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
+    return int(len(x) * rows * columns)
+
+
+def _is_huge(x: Tensor, weight: Tensor, padding: Any) -> bool:
+    return weight.numel() >= HUGE and _results(x, weight, padding) * weight[0].numel() <= WINDOWS
+
+
+def _has_tiles(x: Tensor, weight: Tensor, padding: Any) -> bool:
+    plain = {x.dtype, weight.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
+    return plain and max(padding) <= 2 and winograd.serves(weight.shape) and _results(x, weight, padding) >= FEW
