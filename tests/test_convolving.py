@@ -311,14 +311,19 @@ def test_layers_know_whether_they_are_given_negative_numbers() -> None:
     assert known == {"a": False, "b": True, "c": True, "d": True, "e": False}
 
 
-@exact_bytes
-def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None:
+def drawn_network(width: int) -> tuple[models.FCN, Tensor, Tensor]:
+    """(a network, an image, its scores in float64)"""
     model = models.create("fcn8s-resnet18", 5, quiet=True).eval()
     for p in model.head_parameters():
         p.normal_(0, 0.01, generator=torch.Generator().manual_seed(p.numel()))
-    x = numbers(1, 3, 97, 70, negative=True)
+    x = numbers(1, 3, 97, width, negative=True)
     exact = model.double().coarse(x.double())["semantic"]
-    model = model.float()
+    return model.float(), x, exact
+
+
+@exact_bytes
+def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None:
+    model, x, exact = drawn_network(70)
     monkeypatch.setattr(winograd, "installed", lambda: False)
     errors = {}
     for pays in (False, True):
@@ -374,12 +379,7 @@ def test_small_maps_are_convolved_by_packed_weights_made_when_they_are_met(monke
 
 
 def test_a_network_computes_the_same_by_winograds_tiles_and_without(monkeypatch) -> None:
-    model = models.create("fcn8s-resnet18", 5, quiet=True).eval()
-    for p in model.head_parameters():
-        p.normal_(0, 0.01, generator=torch.Generator().manual_seed(p.numel()))
-    x = numbers(1, 3, 97, 170, negative=True)
-    exact = model.double().coarse(x.double())["semantic"]
-    model = model.float()
+    model, x, exact = drawn_network(170)
     monkeypatch.setattr(convolving, "has_byte_products", lambda: False)
     errors = {}
     for there in (False, True):
