@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 import fullyconv as fc
 from fullyconv import ops
-from fullyconv.models.prepare import prepare
+from fullyconv.engine.prepare import prepare
 
 CLASSES = 21
 Call = Callable[[], Any]

@@ -23,7 +23,7 @@ import json, sys
 import numpy as np, torch
 import fullyconv as fc
 from fullyconv import allocator, ops
-from fullyconv.ops.quick import quick_convolutions
+from fullyconv.engine.autograd import fast_convolutions
 name, height, width, training = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "training"
 model = fc.create(name, 21, quiet=True).to(memory_format=torch.channels_last)
 if training:
@@ -35,7 +35,7 @@ if training:
     labels = torch.zeros(1, height, width, dtype=torch.uint8)
     for _ in range(2):
         optimizer.zero_grad()
-        with quick_convolutions():
+        with fast_convolutions():
             scores = model.coarse(x)["semantic"]
         ops.upsample_cross_entropy(scores, labels, at.stride, at.offset, border=at.border).backward()
         optimizer.step()

@@ -18,7 +18,7 @@ _LAZY = {
     "Result": "fullyconv.evaluate",
     "Sample": "fullyconv.data.base",
     "Taxonomy": "fullyconv.taxonomy",
-    "convolutionalise": "fullyconv.models.convolutionalise",
+    "convolutionalise": "fullyconv.convolutionalisation",
     "create": "fullyconv.models",
     "evaluate": "fullyconv.evaluate",
     "fit": "fullyconv.train",
@@ -46,12 +46,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from fullyconv.convolutionalisation import convolutionalise
     from fullyconv.data import open_dataset
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.errors import DataError, FullyconvError
     from fullyconv.evaluate import Result, evaluate
     from fullyconv.models import create, load
-    from fullyconv.models.convolutionalise import convolutionalise
     from fullyconv.predict import Predictor
     from fullyconv.preprocessing import Preprocessing
     from fullyconv.recipes import Recipe

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from fullyconv.engine.folding import Convolution
+from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UnknownName, UsageError
-from fullyconv.models.fused import Convolution
-from fullyconv.models.prepare import prepare
 
 __all__ = ["Cost", "Live", "estimate", "working_bytes"]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fullyconv as fc
+from fullyconv.convolutionalisation.rewriting import spread
 from fullyconv.errors import DataError, UsageError
-from fullyconv.models.densify import spread
 
 SIZE = (22, 26)  # native: the trunk below leaves 4 x 5 cells, 4 pixels apart
 

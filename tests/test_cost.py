@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fullyconv as fc
 from fullyconv.cost import Live, estimate, on_meta
+from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.models.fcn import FCN
-from fullyconv.models.prepare import prepare
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

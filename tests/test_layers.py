@@ -28,6 +28,8 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "hub": (1, False),
     "data": (1, False),
     "models": (2, True),
+    "convolutionalisation": (2, True),
+    "engine": (2, True),
     "cost": (2, True),
     "recipes": (3, False),
     "predict": (3, True),
@@ -40,7 +42,12 @@ LAYERS: dict[str, tuple[int, bool]] = {
 }
 ORDER = list(LAYERS)
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
-COMPILED = {"fullyconv.data.kernels", "fullyconv.images.kernels", "fullyconv.metrics.kernels", "fullyconv.ops.digits"}
+COMPILED = {
+    "fullyconv.data.kernels",
+    "fullyconv.images.kernels",
+    "fullyconv.metrics.kernels",
+    "fullyconv.engine.split_bytes",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -35,9 +35,9 @@ def convolutionalise(
 
     import torch
 
+    from fullyconv.convolutionalisation import convolutionalise as densify
     from fullyconv.files import atomic_write
     from fullyconv.images import encode_png, read_image
-    from fullyconv.models.convolutionalise import convolutionalise as densify
     from fullyconv.models.weights import read_tensors, sidecar
     from fullyconv.preprocessing import IMAGENET
 

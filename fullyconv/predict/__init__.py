@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models import FCN, parse
-from fullyconv.models.prepare import prepare
 from fullyconv.predict.inputs import Image, as_array, refuse_scaled, resize_image
 from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
 

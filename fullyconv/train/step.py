@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fullyconv import ops
-from fullyconv.ops.quick import quick_convolutions
+from fullyconv.engine.autograd import fast_convolutions
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.train.world import World
@@ -85,7 +85,7 @@ def gradients(
     total = torch.zeros((), device=world.device)
     for batch, label in zip(batches, labels, strict=True):
         x = network_input(batch.images, model.preprocessing, world.device)
-        with _autocast(recipe, world.device), quick_convolutions():
+        with _autocast(recipe, world.device), fast_convolutions():
             coarse = model.coarse(x)
         loss = _loss(model, coarse, label, x.shape[2:], recipe, shares, weights)
         clock("forward")

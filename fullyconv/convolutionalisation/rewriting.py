@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fullyconv.convolutionalisation.analysis import RESHAPES, Collapse, Reading, called
 from fullyconv.errors import UsageError
-from fullyconv.models.positions import RESHAPES, Collapse, Reading, called
 
 __all__ = ["densify"]
 

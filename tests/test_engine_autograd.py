@@ -1,4 +1,4 @@
-"""Learning through quick convolutions is learning through torch's own, up to rounding."""
+"""Learning through fast convolutions is learning through torch's own, up to rounding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fullyconv import models
-from fullyconv.ops import quick, winograd
-from fullyconv.ops.quick import convolve, quick_convolutions
+from fullyconv.engine import autograd, winograd
+from fullyconv.engine.autograd import convolve, fast_convolutions
+from fullyconv.engine.thresholds import Thresholds
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -49,7 +50,7 @@ def test_a_product_with_windows_is_the_convolution_with_all_gradients(kernel, pa
     tensors = [drawn(0, 2, 6, 9, 8).contiguous(memory_format=layout)]
     tensors += [drawn(1, 10, 6, *kernel).contiguous(memory_format=layout), drawn(2, 10)]
     exact = with_gradients(lambda x, w, b: F.conv2d(x, w, b, padding=padding), tensors, torch.float64)
-    found = with_gradients(lambda x, w, b: quick.multiply(x, w, b, padding), tensors, torch.float32)
+    found = with_gradients(lambda x, w, b: autograd.multiply(x, w, b, padding), tensors, torch.float32)
     for ours, theirs in zip(found, exact, strict=True):
         assert ours.shape == theirs.shape
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
@@ -57,17 +58,17 @@ def test_a_product_with_windows_is_the_convolution_with_all_gradients(kernel, pa
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_very_many_weights_are_multiplied_at_any_precision_unless_windows_are_too_many(monkeypatch, autocast) -> None:
-    asked, real = [], quick.multiply
-    monkeypatch.setattr(quick, "multiply", lambda *given: asked.append(1) or real(*given))
-    monkeypatch.setattr(quick, "HUGE", 16 * 8 * 49)
+    asked, real = [], autograd.multiply
+    monkeypatch.setattr(autograd, "multiply", lambda *given: asked.append(1) or real(*given))
+    huge, windows = 16 * 8 * 49 - 1, 6 * 5 * 8 * 49
     x, weight, bias = drawn(0, 1, 8, 12, 11), drawn(1, 16, 8, 7, 7) / 20, drawn(2, 16)
     rest = ((1, 1), (0, 0), (1, 1), 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain = F.conv2d(x, weight, bias, *rest)
-        with quick_convolutions():
+        with fast_convolutions(Thresholds(product_weights=huge, product_windows=windows)):
             y = F.relu_(F.conv2d(x, weight, bias, *rest))
             F.conv2d(x, weight[1:], None, *rest)  # fewer weights
-            monkeypatch.setattr(quick, "WINDOWS", 6 * 5 * 8 * 49 - 1)
+        with fast_convolutions(Thresholds(product_weights=huge, product_windows=windows - 1)):
             F.conv2d(x, weight, bias, *rest)
     assert asked == [1]
     assert y.dtype == plain.dtype
@@ -99,20 +100,20 @@ def test_gradients_that_nobody_wants_are_not_computed(monkeypatch) -> None:
 
 
 class Counted:
-    """How many convolutions went the quick way."""
+    """How many convolutions went the fast way."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
-        real = quick.convolve
+        real = autograd.convolve
 
         def counting(*given: Any) -> Tensor:
             self.calls += 1
             return real(*given)
 
-        monkeypatch.setattr(quick, "convolve", counting)
+        monkeypatch.setattr(autograd, "convolve", counting)
 
 
-def test_a_network_learns_the_same_and_its_wide_layers_go_the_quick_way(monkeypatch) -> None:
+def test_a_network_learns_the_same_and_its_wide_layers_go_the_fast_way(monkeypatch) -> None:
     counted = Counted(monkeypatch)
     model = models.create("fcn8s-resnet18", 3, quiet=True).eval()  # batch statistics would enlarge all rounding
     with torch.no_grad():
@@ -122,7 +123,7 @@ def test_a_network_learns_the_same_and_its_wide_layers_go_the_quick_way(monkeypa
 
     def distance(x: Tensor) -> float:
         """The largest of all parameters' gradients, relative."""
-        with quick_convolutions():
+        with fast_convolutions():
             scores = model.coarse(x)
         for network, found in ((model, scores), (exact, exact.coarse(x.double()))):
             network.zero_grad()
@@ -139,7 +140,7 @@ def test_what_does_not_pay_or_is_not_served_is_left_to_torch(monkeypatch) -> Non
     counted = Counted(monkeypatch)
     x, weight = drawn(0, 1, 32, 40, 40), drawn(1, 32, 32, 3, 3)
     one = ((1, 1), (1, 1), (1, 1), 1)
-    with quick_convolutions():
+    with fast_convolutions():
         F.conv2d(x[:, :, :20, :20], weight, None, *one)
         F.conv2d(x, weight, None, (2, 2), (1, 1), (1, 1), 1)
         F.conv2d(x, weight, None, (1, 1), (2, 2), (2, 2), 1)
@@ -162,6 +163,6 @@ def test_what_does_not_pay_or_is_not_served_is_left_to_torch(monkeypatch) -> Non
 def test_without_numba_nothing_changes(monkeypatch) -> None:
     counted = Counted(monkeypatch)
     monkeypatch.setattr(winograd, "installed", lambda: False)
-    with quick_convolutions():
+    with fast_convolutions():
         F.conv2d(drawn(0, 1, 32, 40, 40), drawn(1, 32, 32, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
     assert counted.calls == 0

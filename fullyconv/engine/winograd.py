@@ -96,7 +96,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     x: N C H W float32 on the CPU; weight: `transformed`, 36 K C; bias: K float32. Returns N K H+2r-2 W+2c-2 float32,
     channels_last. K and C are multiples of 16.
     """
-    from fullyconv.ops import winograd_kernels as kernels  # compiled: only where it is used
+    from fullyconv.engine import winograd_kernels as kernels  # compiled: only where it is used
 
     (n, c, h, w), k = x.shape, weight.shape[1]
     size = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
@@ -133,7 +133,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tens
     """The gradient of a loss for the weights K C 3 3 float32, from the gradient for the results of convolving x with
     them; both as in `convolve`, where `gradient` stands for what it returns.
     """
-    from fullyconv.ops import winograd_kernels as kernels
+    from fullyconv.engine import winograd_kernels as kernels
 
     c, k, size = x.shape[1], gradient.shape[1], (gradient.shape[2], gradient.shape[3])
     numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
@@ -201,7 +201,7 @@ class _Places:
         _shared(some, functools.partial(self._make, room, first), alone)
 
     def _make(self, room: _Room, first: int, begin: int, end: int) -> None:
-        from fullyconv.ops import winograd_kernels as kernels
+        from fullyconv.engine import winograd_kernels as kernels
 
         place = kernels.Place(first, begin, end, self.map, self.grid, self.padding, self.channels)
         self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.scratch())

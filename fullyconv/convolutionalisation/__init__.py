@@ -11,9 +11,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
+from fullyconv.convolutionalisation.analysis import called, read, trace_shared
+from fullyconv.convolutionalisation.rewriting import densify
 from fullyconv.errors import DataError, InternalError, UsageError
-from fullyconv.models.densify import densify
-from fullyconv.models.positions import called, read, trace_shared
 
 __all__ = ["DenseScorer", "Proof", "convolutionalise"]
 

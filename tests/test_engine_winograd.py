@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fullyconv.ops import winograd
-from fullyconv.ops.winograd import convolve, matrices, reference, serves, transformed
+from fullyconv.engine import winograd
+from fullyconv.engine.winograd import convolve, matrices, reference, serves, transformed
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fullyconv.engine import visibility
+from fullyconv.engine.folding import Convolution
+from fullyconv.engine.visibility import Node, Plan, Region, area, beyond, clipped, reads, ring, stretched, within
 from fullyconv.errors import InternalError
 from fullyconv.geometry import Layer
-from fullyconv.models import cone
-from fullyconv.models.cone import Node, Plan, Region, area, beyond, clipped, reads, ring, stretched, within
-from fullyconv.models.fused import Convolution
 
 __all__ = ["Windowed"]
 
@@ -101,7 +101,7 @@ class Windowed:
         size = (height, width)
         plan = self._plans.get(size)
         if plan is None:
-            plan = _remember(self._plans, size, cone.plan(self.nodes, set(self.outputs.values()), size), PLANS)
+            plan = _remember(self._plans, size, visibility.plan(self.nodes, set(self.outputs.values()), size), PLANS)
         return plan
 
     def _background(self, plan: Plan, x: Tensor) -> Background:

@@ -1,7 +1,7 @@
 """Learning through convolutions that are computed another way than torch's, forward and for both gradients: 3x3 ones by
 a quarter of the multiplications, those with very many weights as products with the weights as they lie.
 
-    with quick_convolutions():
+    with fast_convolutions():
         scores = network(x)
 
 The slow twin is the same without it.
@@ -14,27 +14,24 @@ from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fullyconv.ops import winograd
+from fullyconv.engine import winograd
+from fullyconv.engine.product import multiply
+from fullyconv.engine.thresholds import THRESHOLDS, Thresholds
 
-__all__ = ["convolve", "multiply", "quick_convolutions"]
-
-FEW = 1024  # results below which transforming the weights takes longer than the multiplications that it saves
-HUGE = 1 << 24  # weights (fc6, fc7) from which laying them out for a convolution costs more than laying out windows
-WINDOWS = 1 << 26  # numbers in the windows up to which that is so, and they fit into memory beside the weights
+__all__ = ["convolve", "fast_convolutions"]
 
 
-def quick_convolutions() -> AbstractContextManager[Any]:
+def fast_convolutions(thresholds: Thresholds = THRESHOLDS) -> AbstractContextManager[Any]:
     """While it is entered, some of torch's convolutions on the CPU (stride and dilation 1, one group) are computed
     another way; gradients may be taken afterwards.
 
     `convolve`: float32 (no automatic precision), 3x3, whole groups of 16 channels, maps that are not tiny; needs
     numba. `multiply`: from 16 million weights, at any precision.
     """
-    return _Quick()
+    return _FastConvolutions(thresholds)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
@@ -43,20 +40,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     """
     found: Tensor = _Convolve.apply(x, weight, bias, (padding[0], padding[1]))
     return found
-
-
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
-    """`F.conv2d(x, weight, bias, padding=padding)` up to rounding, with gradients: the weights, as they lie, times a
-    matrix of windows. (A convolution lays fc6's 411 MB out anew three times a step.)
-    """
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
-    windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)  # N C rows columns h w
-    n, _, rows, columns = windows.shape[:4]
-    inner = weight.is_contiguous(memory_format=torch.channels_last)
-    matrix = (weight.permute(0, 2, 3, 1) if inner else weight).reshape(len(weight), -1)
-    windows = windows.permute(0, 2, 3, 4, 5, 1) if inner else windows.permute(0, 2, 3, 1, 4, 5)
-    found = F.linear(windows.reshape(n * rows * columns, -1), matrix, bias)
-    return found.view(n, rows, columns, -1).permute(0, 3, 1, 2)
 
 
 @final
@@ -84,9 +67,10 @@ class _Convolve(torch.autograd.Function):
 
 
 @final
-class _Quick(TorchFunctionMode):
-    def __init__(self) -> None:
+class _FastConvolutions(TorchFunctionMode):
+    def __init__(self, thresholds: Thresholds) -> None:
         super().__init__()
+        self.thresholds = thresholds
         self.tiles = winograd.installed()
 
     def __torch_function__(
@@ -94,9 +78,9 @@ class _Quick(TorchFunctionMode):
     ) -> Any:
         if function is torch.conv2d and not kwargs and len(args) == 7 and _slides(*args):
             x, weight, bias, _, padding = args[:5]
-            if _is_huge(x, weight, padding):
+            if _is_huge(x, weight, padding, self.thresholds):
                 return multiply(x, weight, bias, padding)
-            if self.tiles and _has_tiles(x, weight, padding):
+            if self.tiles and _has_tiles(x, weight, padding, self.thresholds):
                 return convolve(x, weight, bias, padding)
         return function(*args, **(kwargs or {}))
 
@@ -112,10 +96,12 @@ def _results(x: Tensor, weight: Tensor, padding: Any) -> int:
     return int(len(x) * rows * columns)
 
 
-def _is_huge(x: Tensor, weight: Tensor, padding: Any) -> bool:
-    return weight.numel() >= HUGE and _results(x, weight, padding) * weight[0].numel() <= WINDOWS
+def _is_huge(x: Tensor, weight: Tensor, padding: Any, at: Thresholds) -> bool:
+    windows = _results(x, weight, padding) * weight[0].numel()
+    return weight.numel() > at.product_weights and windows <= at.product_windows
 
 
-def _has_tiles(x: Tensor, weight: Tensor, padding: Any) -> bool:
+def _has_tiles(x: Tensor, weight: Tensor, padding: Any, at: Thresholds) -> bool:
     plain = {x.dtype, weight.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
-    return plain and max(padding) <= 2 and winograd.serves(weight.shape) and _results(x, weight, padding) >= FEW
+    enough = _results(x, weight, padding) >= at.winograd_results
+    return plain and max(padding) <= 2 and winograd.serves(weight.shape) and enough

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fullyconv as fc
+from fullyconv.engine import window
+from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.engine.prepare import prepare
+from fullyconv.engine.visibility import axis, background_side
+from fullyconv.engine.window import Windowed
 from fullyconv.errors import InternalError
-from fullyconv.models import window
-from fullyconv.models.cone import axis, background_side
 from fullyconv.models.fcn import FCN
-from fullyconv.models.fused import Convolution, fused
-from fullyconv.models.prepare import prepare
 from fullyconv.models.trace import trace
-from fullyconv.models.window import Windowed
 
 PAPER = ["fcn8s-vgg16", "fcn32s-alexnet", "fcn8s-googlenet"]
 
@@ -155,7 +155,7 @@ def test_folded_and_packed_networks_keep_their_scores(name: str) -> None:
 
 def test_batch_norm_and_relu_are_gone_and_unused_strides_are_not_computed() -> None:
     trunk = fc.create("fcn8s-resnet18", 3, quiet=True).eval().streams["rgb"].trunk
-    network = fused(trunk, (8,))  # type: ignore[arg-type]
+    network = fold_layers(trunk, (8,))  # type: ignore[arg-type]
     kinds = [type(m) for m in network.modules()]
     assert nn.BatchNorm2d not in kinds
     assert 0 < kinds.count(Convolution) < sum(isinstance(m, nn.Conv2d) for m in trunk.modules())  # type: ignore[union-attr]
@@ -191,7 +191,7 @@ def test_bf16_scores_are_near_and_come_back_as_float32() -> None:
 
 
 def test_what_is_computed_grows_with_the_image_not_with_its_padding() -> None:
-    network = Windowed(fused(small("fcn8s-vgg16").streams["rgb"].trunk, (32, 16, 8)))  # type: ignore[arg-type]
+    network = Windowed(fold_layers(small("fcn8s-vgg16").streams["rgb"].trunk, (32, 16, 8)))  # type: ignore[arg-type]
     first = network.nodes[0].name
     plan = network.plan(10, 20)
     (top, bottom), (left, right) = plan.computed[first]
@@ -202,7 +202,7 @@ def test_what_is_computed_grows_with_the_image_not_with_its_padding() -> None:
 
 def test_large_images_share_a_small_background_and_the_cache_is_bounded() -> None:
     model = small("fcn8s-vgg16")
-    network = Windowed(fused(model.streams["rgb"].trunk, (32, 16, 8)))  # type: ignore[arg-type]
+    network = Windowed(fold_layers(model.streams["rgb"].trunk, (32, 16, 8)))  # type: ignore[arg-type]
     plans = [network.plan(h, w) for h, w in [(500, 375), (500, 407), (2000, 3063)]]
     assert plans[0].small == plans[1].small
     assert max(plans[2].small) < 128
@@ -216,7 +216,7 @@ def test_large_images_share_a_small_background_and_the_cache_is_bounded() -> Non
 @settings(max_examples=15)
 def test_the_planned_sizes_are_the_traced_ones(side: int) -> None:
     trunk = MODELS.setdefault("fcn32s-alexnet", small("fcn32s-alexnet")).streams["rgb"].trunk
-    nodes = Windowed(fused(trunk, (32,))).nodes  # type: ignore[arg-type]
+    nodes = Windowed(fold_layers(trunk, (32,))).nodes  # type: ignore[arg-type]
     found, traced = axis(nodes, side, 0), trace(trunk).sizes(side, 1)  # type: ignore[arg-type]
     for node in nodes:
         low, high = found[node.name].seen

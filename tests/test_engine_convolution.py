@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv import models
-from fullyconv.models import convolving
-from fullyconv.models.convolving import (
-    Digits,
-    Layer,
+from fullyconv.engine import convolution, split_bytes, winograd
+from fullyconv.engine.convolution import (
     Packed,
     Product,
+    SplitBytes,
     Winograd,
-    choose,
+    algorithm_for,
+    choose_algorithm,
     copied_bytes,
-    way_of,
     weight_digits,
 )
-from fullyconv.models.fused import Convolution, fused
-from fullyconv.models.prepare import prepare
-from fullyconv.ops import digits, winograd
+from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.engine.prepare import prepare
+from fullyconv.engine.spec import ConvolutionSpec
+from fullyconv.engine.thresholds import Thresholds
 
 exact_bytes = pytest.mark.skipif(
     not (torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")),
@@ -38,8 +38,9 @@ def no_gradients():
         yield
 
 
-def layer(stride=1, dilation=1, groups=1, relu=False, plain=None) -> Layer:
-    return Layer((stride, stride), (dilation, dilation), groups, relu, True, plain or unexpected)
+def layer(stride=1, dilation=1, groups=1, relu=False, plain=None, **thresholds: int) -> ConvolutionSpec:
+    once = (stride, stride), (dilation, dilation)
+    return ConvolutionSpec(*once, groups, relu, True, plain or unexpected, Thresholds(**thresholds))
 
 
 def unexpected(x: Tensor, padding: object) -> Tensor:
@@ -71,32 +72,32 @@ def test_digits_are_those_of_the_slow_twin(case: int) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
     if case % 4 == 1:
         x = x.contiguous(memory_format=torch.channels_last)[:, :, x.shape[2] // 3 :, x.shape[3] // 2 :]
-    scale = digits.scale_of(x)
+    scale = split_bytes.scale_of(x)
     assert scale is not None
     padding = (rng.randint(0, 3), rng.randint(0, 3))
-    found = digits.split(x, scale, padding)
-    for a, b in zip(found, digits.reference(x, scale, padding), strict=True):
+    found = split_bytes.split(x, scale, padding)
+    for a, b in zip(found, split_bytes.reference(x, scale, padding), strict=True):
         assert torch.equal(a, b)
         assert a.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_three_digits_make_up_the_number_to_half_a_step() -> None:
     x = numbers(1, 16, 40, 40)
-    scale = digits.scale_of(x)
+    scale = split_bytes.scale_of(x)
     assert scale is not None
-    a, b, c = (d.double() for d in digits.split(x, scale, (0, 0)))
-    whole = a * 65536 + (b - digits.MIDDLE) * 256 + (c - digits.MIDDLE)
+    a, b, c = (d.double() for d in split_bytes.split(x, scale, (0, 0)))
+    whole = a * 65536 + (b - split_bytes.MIDDLE) * 256 + (c - split_bytes.MIDDLE)
     assert a.max() == 255  # all of the range is used
     assert (whole / scale - x.double()).abs().max() <= 1.01 / scale  # the product with the scale is rounded too
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e-40])
 def test_numbers_that_have_no_digits_are_told(value: float) -> None:
-    assert digits.scale_of(torch.full((1, 1, 2, 2), value)) is None
+    assert split_bytes.scale_of(torch.full((1, 1, 2, 2), value)) is None
 
 
 def test_zeros_have_digits() -> None:
-    assert digits.scale_of(torch.zeros(1, 1, 2, 2)) == 1
+    assert split_bytes.scale_of(torch.zeros(1, 1, 2, 2)) == 1
 
 
 def test_weight_digits_make_up_the_weight_channel_by_channel() -> None:
@@ -128,7 +129,7 @@ def test_products_of_bytes_are_as_near_to_float64_as_float32_is(
 ):
     x, weight = numbers(batch, into, *size), weights(out, into, kernel)
     bias = torch.linspace(-0.1, 0.1, out)
-    way = Digits(weight, bias, layer(stride, dilation))
+    way = SplitBytes(weight, bias, layer(stride, dilation))
     exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, dilation)
     stock = F.conv2d(x, weight, bias, stride, padding, dilation)
     for _ in range(2):  # packing at the first call, as packed at the second
@@ -141,7 +142,7 @@ def test_products_of_bytes_are_as_near_to_float64_as_float32_is(
 @exact_bytes
 def test_products_of_bytes_end_in_relu_and_take_zeros() -> None:
     weight, bias = weights(32, 256, 3), torch.linspace(-1, 1, 32)
-    way = Digits(weight, bias, layer(relu=True))
+    way = SplitBytes(weight, bias, layer(relu=True))
     x = numbers(1, 256, 8, 8)
     assert torch.allclose(way(x, (1, 1)), F.conv2d(x, weight, bias, padding=1).relu(), atol=2e-5)
     assert torch.equal(way(torch.zeros(1, 256, 4, 4), (1, 1)), bias.clamp(min=0).view(1, -1, 1, 1).expand(1, 32, 4, 4))
@@ -152,7 +153,7 @@ def test_whole_numbers_convolve_without_any_error() -> None:
     """Weights and numbers that digits hold exactly: TOP and its parts, sums below 2^24 steps of float32."""
     x = torch.randint(0, 2, (1, 256, 6, 6), generator=torch.Generator().manual_seed(0)).float()
     weight = torch.randint(-1, 2, (16, 256, 3, 3), generator=torch.Generator().manual_seed(1)).float()
-    y, exact = Digits(weight, None, layer())(x, (1, 1)), F.conv2d(x, weight, padding=1)
+    y, exact = SplitBytes(weight, None, layer())(x, (1, 1)), F.conv2d(x, weight, padding=1)
     assert (y - exact).abs().max() <= 2e-4
     assert torch.equal(y.round(), exact)
 
@@ -166,7 +167,7 @@ def test_what_is_not_finite_is_convolved_plainly() -> None:
 
     x = numbers(1, 256, 4, 4)
     x[0, 0, 0, 0] = float("inf")
-    Digits(weights(8, 256, 3), None, layer(plain=plain))(x, (1, 1))
+    SplitBytes(weights(8, 256, 3), None, layer(plain=plain))(x, (1, 1))
     assert asked == [(1, 1)]
 
 
@@ -181,15 +182,13 @@ def test_what_is_not_finite_is_convolved_plainly() -> None:
         (1, 1, 1, (0, 0), (40, 30), 1),
     ],
 )
-def test_a_matrix_of_windows_gives_the_convolution(
-    monkeypatch, kernel, stride, dilation, padding, size, batch, dtype, inner
-):
-    monkeypatch.setattr(convolving, "PART", 37 * 45 * 4)  # several turns, the last one shorter
+def test_a_matrix_of_windows_gives_the_convolution(kernel, stride, dilation, padding, size, batch, dtype, inner):
     x, weight = numbers(batch, 5, *size, negative=True).to(dtype), weights(6, 5, kernel).to(dtype)
     bias = torch.linspace(-1, 1, 6).to(dtype)
     if inner:
         weight = weight.contiguous(memory_format=torch.channels_last)
-    way = Product(weight, bias, layer(stride, dilation, relu=True))
+    turns = layer(stride, dilation, relu=True, part_bytes=37 * 45 * 4)  # several, the last one shorter
+    way = Product(weight, bias, turns)
     exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, dilation).relu()
     y = way(x.contiguous(memory_format=torch.channels_last), padding)
     assert y.dtype == dtype
@@ -197,12 +196,11 @@ def test_a_matrix_of_windows_gives_the_convolution(
     assert (y.double() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 5e-2)
 
 
-def test_weights_of_another_type_are_converted_in_parts(monkeypatch) -> None:
-    monkeypatch.setattr(convolving, "PART", 4 * 45 * 2)
+def test_weights_of_another_type_are_converted_in_parts() -> None:
     x, weight, bias = numbers(1, 5, 9, 8).bfloat16(), weights(6, 5, 3), torch.linspace(-1, 1, 6).bfloat16()
-    found = Product(weight, bias, layer())(x, (1, 1))
+    found = Product(weight, bias, layer(part_bytes=4 * 45 * 2))(x, (1, 1))
     assert torch.equal(found, Product(weight.bfloat16(), bias, layer())(x, (1, 1)))
-    for tensor in (way_of(weight, bias.float(), torch.bfloat16, layer()).weight, found):
+    for tensor in (algorithm_for(weight, bias.float(), torch.bfloat16, layer()).weight, found):
         assert tensor.dtype == torch.bfloat16
 
 
@@ -227,39 +225,39 @@ def test_packed_weights_serve_every_size() -> None:
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_the_way_is_chosen_by_the_layer_and_the_processor(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: amx)
+    monkeypatch.setattr(convolution, "has_byte_products", lambda: amx)
     monkeypatch.setattr(winograd, "installed", lambda: True)
     f32, b16 = torch.float32, torch.bfloat16
-    signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
-    assert choose((512, 512, 3, 3), f32, layer()) is (Digits if amx else Winograd)
-    assert choose((512, 512, 3, 3), b16, layer()) is Packed
-    assert choose((512, 512, 3, 3), f32, signed) is Winograd
-    assert choose((64, 64, 3, 3), f32, layer()) is Winograd
-    assert choose((64, 64, 3, 3), f32, layer(stride=2)) is Packed
-    assert choose((64, 64, 3, 3), f32, layer(dilation=2)) is Packed
-    assert choose((512, 256, 3, 3), f32, layer(groups=2)) is Packed
-    assert choose((64, 3, 3, 3), f32, layer()) is Packed
-    assert choose((48, 40, 3, 3), f32, layer()) is Packed  # not whole groups of 16 channels
-    assert choose((64, 64, 5, 5), f32, layer()) is Packed
-    assert choose((4096, 512, 7, 7), f32, layer()) is Product
-    assert choose((4096, 512, 7, 7), b16, signed) is Product
-    assert choose((4096, 4096, 1, 1), f32, layer()) is (Digits if amx else Product)
-    assert choose((256, 64, 1, 1), f32, layer()) is Product
+    signed = ConvolutionSpec((1, 1), (1, 1), 1, False, False, unexpected)
+    assert choose_algorithm((512, 512, 3, 3), f32, layer()) is (SplitBytes if amx else Winograd)
+    assert choose_algorithm((512, 512, 3, 3), b16, layer()) is Packed
+    assert choose_algorithm((512, 512, 3, 3), f32, signed) is Winograd
+    assert choose_algorithm((64, 64, 3, 3), f32, layer()) is Winograd
+    assert choose_algorithm((64, 64, 3, 3), f32, layer(stride=2)) is Packed
+    assert choose_algorithm((64, 64, 3, 3), f32, layer(dilation=2)) is Packed
+    assert choose_algorithm((512, 256, 3, 3), f32, layer(groups=2)) is Packed
+    assert choose_algorithm((64, 3, 3, 3), f32, layer()) is Packed
+    assert choose_algorithm((48, 40, 3, 3), f32, layer()) is Packed  # not whole groups of 16 channels
+    assert choose_algorithm((64, 64, 5, 5), f32, layer()) is Packed
+    assert choose_algorithm((4096, 512, 7, 7), f32, layer()) is Product
+    assert choose_algorithm((4096, 512, 7, 7), b16, signed) is Product
+    assert choose_algorithm((4096, 4096, 1, 1), f32, layer()) is (SplitBytes if amx else Product)
+    assert choose_algorithm((256, 64, 1, 1), f32, layer()) is Product
     monkeypatch.setattr(winograd, "installed", lambda: False)
-    assert choose((64, 64, 3, 3), f32, layer()) is Packed
+    assert choose_algorithm((64, 64, 3, 3), f32, layer()) is Packed
 
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_weights_that_are_not_finite_are_packed(monkeypatch, amx: bool) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: amx)
+    monkeypatch.setattr(convolution, "has_byte_products", lambda: amx)
     weight = weights(32, 256, 3)
-    assert isinstance(way_of(weight, None, torch.float32, layer()), Digits if amx else Winograd)
+    assert isinstance(algorithm_for(weight, None, torch.float32, layer()), SplitBytes if amx else Winograd)
     weight[0, 0, 0, 0] = float("nan")
-    assert isinstance(way_of(weight, None, torch.float32, layer()), Packed)
+    assert isinstance(algorithm_for(weight, None, torch.float32, layer()), Packed)
 
 
 def test_copies_are_counted_by_the_way(monkeypatch) -> None:
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: True)
+    monkeypatch.setattr(convolution, "has_byte_products", lambda: True)
     fc6 = torch.empty(4096, 512, 7, 7, device="meta")
     assert copied_bytes(fc6, torch.float32, layer(), False) == 0
     assert copied_bytes(fc6, torch.float32, layer(), True) == 4 * fc6.numel()
@@ -270,7 +268,7 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
     score = torch.empty(64, 32, 1, 1, device="meta")
     assert copied_bytes(score, torch.float32, layer(), False) == 0
     assert copied_bytes(score, torch.bfloat16, layer(), False) == 2 * score.numel()
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: False)
+    monkeypatch.setattr(convolution, "has_byte_products", lambda: False)
     monkeypatch.setattr(winograd, "installed", lambda: True)
     assert copied_bytes(conv, torch.float32, layer(), False) == 0  # transformed anew in every call
     assert copied_bytes(conv, torch.float32, layer(), True) == 4 * conv.numel()
@@ -280,14 +278,14 @@ def test_copies_are_counted_by_the_way(monkeypatch) -> None:
 
 def test_what_is_laid_out_beside_a_layer_is_counted_by_the_way(monkeypatch) -> None:
     monkeypatch.setattr(winograd, "installed", lambda: True)
-    signed, f32, size = Layer((1, 1), (1, 1), 1, False, False, unexpected), torch.float32, (1, 400, 400)
-    assert convolving.scratch_bytes((4096, 512, 7, 7), f32, layer(), (1, 16, 16)) == 3 * convolving.PART
-    assert convolving.scratch_bytes((64, 3, 3, 3), f32, layer(), size) == 0
-    small = convolving.scratch_bytes((64, 64, 3, 3), f32, signed, size)
+    signed, f32, size = ConvolutionSpec((1, 1), (1, 1), 1, False, False, unexpected), torch.float32, (1, 400, 400)
+    assert convolution.scratch_bytes((4096, 512, 7, 7), f32, layer(), (1, 16, 16)) == 3 * Thresholds().part_bytes
+    assert convolution.scratch_bytes((64, 3, 3, 3), f32, layer(), size) == 0
+    small = convolution.scratch_bytes((64, 64, 3, 3), f32, signed, size)
     workers = torch.get_num_threads()
     assert 1.9 * winograd.LEAST_PART * workers < small <= 2 * winograd.LEAST_PART * workers
-    assert convolving.scratch_bytes((64, 64, 3, 3), f32, signed, (8, 5, 7)) == 8 * 2 * 2 * 2 * 64 * 36 * 4
-    large = convolving.scratch_bytes((512, 512, 3, 3), f32, signed, size)
+    assert convolution.scratch_bytes((64, 64, 3, 3), f32, signed, (8, 5, 7)) == 8 * 2 * 2 * 2 * 64 * 36 * 4
+    large = convolution.scratch_bytes((512, 512, 3, 3), f32, signed, size)
     assert 36 * 512 * 512 * 4 < large <= 36 * 512 * 512 * 4 + 2 * winograd.MOST_PART
 
 
@@ -306,7 +304,7 @@ class Net(nn.Module):
 
 
 def test_layers_know_whether_they_are_given_negative_numbers() -> None:
-    graph = fused(Net().eval(), [2])
+    graph = fold_layers(Net().eval(), [2])
     known = {name: m.layer.from_zero_up for name, m in graph.named_modules() if isinstance(m, Convolution)}
     assert known == {"a": False, "b": True, "c": True, "d": True, "e": False}
 
@@ -327,7 +325,7 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
     monkeypatch.setattr(winograd, "installed", lambda: False)
     errors = {}
     for pays in (False, True):
-        monkeypatch.setattr(convolving, "has_byte_products", lambda pays=pays: pays)
+        monkeypatch.setattr(convolution, "has_byte_products", lambda pays=pays: pays)
         errors[pays] = distance(prepare(model)(x)["semantic"], exact)
     assert errors[True] != errors[False]  # it was used
     assert errors[True] <= max(2 * errors[False], 1e-6)
@@ -335,11 +333,10 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
 
 def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch) -> None:
     weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 29, 18)
-    monkeypatch.setattr(convolving, "ROOMS", [])
-    once = Winograd(weight, bias, layer(relu=True))
-    monkeypatch.setattr(convolving, "HELD", 0)
-    monkeypatch.setattr(convolving, "FEW", 0)
-    anew = Winograd(weight, bias, layer(relu=True))
+    monkeypatch.setattr(convolution, "SCRATCH", [])
+    always = {"kept_transform": 0, "winograd_results": 0}
+    once = Winograd(weight, bias, layer(relu=True, winograd_results_kept=0))
+    anew = Winograd(weight, bias, layer(relu=True, **always))
     assert anew.held is None
     assert anew.plain.data_ptr() == weight.data_ptr()  # no copy
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
@@ -351,15 +348,16 @@ def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeyp
     for y in found:
         assert torch.equal(y, found[0])
         assert distance(y, exact) <= 2e-6
-    assert [len(room) for room in convolving.ROOMS] == [4 * weight.numel()]
+    assert [len(scratch) for scratch in convolution.SCRATCH] == [4 * weight.numel()]
     larger = weights(64, 48, 3)
     assert (
         distance(
-            Winograd(larger, None, layer())(found[0], (1, 1)), F.conv2d(found[0].double(), larger.double(), padding=1)
+            Winograd(larger, None, layer(**always))(found[0], (1, 1)),
+            F.conv2d(found[0].double(), larger.double(), padding=1),
         )
         <= 2e-6
     )
-    assert [len(room) for room in convolving.ROOMS] == [4 * larger.numel()]
+    assert [len(scratch) for scratch in convolution.SCRATCH] == [4 * larger.numel()]
 
 
 def test_small_maps_are_convolved_by_packed_weights_made_when_they_are_met(monkeypatch) -> None:
@@ -370,17 +368,17 @@ def test_small_maps_are_convolved_by_packed_weights_made_when_they_are_met(monke
         exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
         assert distance(way(x, (1, 1)), exact) <= 2e-6
         assert (way.packed is None) == (x is large)
-    assert convolving.few(1 << 20, (1, 9, 9))
-    assert not convolving.few(1 << 20, (1, 31, 33))
-    assert convolving.few(2 << 20, (1, 31, 33))
+    assert convolution.too_few(1 << 20, (1, 9, 9), Thresholds())
+    assert not convolution.too_few(1 << 20, (1, 31, 33), Thresholds())
+    assert convolution.too_few(2 << 20, (1, 31, 33), Thresholds())
     monkeypatch.setattr(winograd, "installed", lambda: True)
-    signed = Layer((1, 1), (1, 1), 1, False, False, unexpected)
-    assert convolving.scratch_bytes((48, 32, 3, 3), torch.float32, signed, (1, 9, 9)) == 4 * weight.numel()
+    signed = ConvolutionSpec((1, 1), (1, 1), 1, False, False, unexpected)
+    assert convolution.scratch_bytes((48, 32, 3, 3), torch.float32, signed, (1, 9, 9)) == 4 * weight.numel()
 
 
 def test_a_network_computes_the_same_by_winograds_tiles_and_without(monkeypatch) -> None:
     model, x, exact = drawn_network(170)
-    monkeypatch.setattr(convolving, "has_byte_products", lambda: False)
+    monkeypatch.setattr(convolution, "has_byte_products", lambda: False)
     errors = {}
     for there in (False, True):
         monkeypatch.setattr(winograd, "installed", lambda there=there: there)

@@ -10,15 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fullyconv.models.convolving import Layer, Way, Winograd, choose, copied_bytes, scratch_bytes, way_of
+from fullyconv.engine.convolution import (
+    Algorithm,
+    Winograd,
+    algorithm_for,
+    choose_algorithm,
+    copied_bytes,
+    scratch_bytes,
+)
+from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.models.trace import _Leaves, trace
 
-__all__ = ["Convolution", "fused"]
+__all__ = ["Convolution", "fold_layers"]
 
 
 @final
 class Convolution(nn.Module):
-    """A convolution with what follows it: batch norm in its weights, ReLU in its loop; on the CPU the quickest way."""
+    """A convolution with what follows it: batch norm in its weights, ReLU in its loop; the quickest way on the CPU."""
 
     def __init__(
         self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype, from_zero_up: bool = False
@@ -28,9 +36,9 @@ class Convolution(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.kernel_size, self.in_channels, self.out_channels = conv.kernel_size, conv.in_channels, conv.out_channels
         self.relu, self.dtype = relu, dtype
-        self.layer = Layer(conv.stride, conv.dilation, conv.groups, relu, from_zero_up, self._plain)
+        self.layer = ConvolutionSpec(conv.stride, conv.dilation, conv.groups, relu, from_zero_up, self._plain)
         self.weights: tuple[Tensor, Tensor | None] | None = None
-        self.way: Way | None = None
+        self.algorithm: Algorithm | None = None
 
     @property
     def packed_bytes(self) -> int:
@@ -59,9 +67,9 @@ class Convolution(nn.Module):
         x = x.to(self.dtype)
         pad = [int(p) for p in (self.padding if padding is None else padding)]
         if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
-            if self.way is None:
-                self.way = way_of(*self._folded(), self.dtype, self.layer)
-            return self.way(x, pad)
+            if self.algorithm is None:
+                self.algorithm = algorithm_for(*self._folded(), self.dtype, self.layer)
+            return self.algorithm(x, pad)
         if self.weights is None:
             weight, bias = self._folded()
             self.weights = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
@@ -69,8 +77,8 @@ class Convolution(nn.Module):
 
     def once(self, x: Tensor) -> Tensor:
         """What calling it gives, up to rounding, for a map that does not come again: nothing is laid out for more."""
-        way = choose(self._parts[0].weight.shape, self.dtype, self.layer)
-        if x.device.type == "cpu" and way is Winograd:
+        algorithm = choose_algorithm(self._parts[0].weight.shape, self.dtype, self.layer)
+        if x.device.type == "cpu" and algorithm is Winograd:
             return self._plain(x, [int(p) for p in self.padding])
         found: Tensor = self(x)
         return found
@@ -83,7 +91,7 @@ class Convolution(nn.Module):
         return y.relu_() if self.relu else y
 
 
-def fused(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+def fold_layers(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> fx.GraphModule:
     """`trunk` as a graph of `Convolution`s and its other layers, giving {stride: features} of `strides` alone.
 
     The other layers are the trunk's own. Raises CannotTrace.

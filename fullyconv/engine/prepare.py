@@ -15,11 +15,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
+from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.engine.window import Windowed
 from fullyconv.errors import InternalError
 from fullyconv.models.fcn import FCN
-from fullyconv.models.fused import Convolution, fused
 from fullyconv.models.trace import CannotTrace
-from fullyconv.models.window import Windowed
 
 __all__ = ["Prepared", "prepare"]
 
@@ -86,7 +86,7 @@ class Prepared:
             return None
         model, dtype = self.model, DTYPES[self.precision]
         try:
-            networks = {key: fused(s.trunk, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
+            networks = {key: fold_layers(s.trunk, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
         except CannotTrace:
             return None
         self._networks = list(networks.values())

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from fullyconv.engine.winograd import PLACES, POINTS, TILE
 from fullyconv.ops.kernels import jit
 from fullyconv.ops.vectors import WIDTH, load, maximum, spread, store
-from fullyconv.ops.winograd import PLACES, POINTS, TILE
 
 __all__ = ["Place", "gathered", "scratch", "spread_gradient", "spread_out"]
 
