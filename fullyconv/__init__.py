@@ -15,12 +15,12 @@ _LAZY = {
     "Predictor": "fullyconv.predict",
     "Preprocessing": "fullyconv.preprocessing",
     "Recipe": "fullyconv.recipes",
-    "Result": "fullyconv.evaluate",
+    "Result": "fullyconv.evaluation",
     "Sample": "fullyconv.data.base",
     "Taxonomy": "fullyconv.taxonomy",
     "convolutionalise": "fullyconv.convolutionalisation",
     "create": "fullyconv.models",
-    "evaluate": "fullyconv.evaluate",
+    "evaluate": "fullyconv.evaluation",
     "fit": "fullyconv.train",
     "load": "fullyconv.models",
     "open_dataset": "fullyconv.data",
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fullyconv.data import open_dataset
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.errors import DataError, FullyconvError
-    from fullyconv.evaluate import Result, evaluate
+    from fullyconv.evaluation import Result, evaluate
     from fullyconv.models import create, load
     from fullyconv.predict import Predictor
     from fullyconv.preprocessing import Preprocessing

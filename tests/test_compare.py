@@ -12,8 +12,8 @@ import pytest
 
 from fullyconv.cli import main
 from fullyconv.errors import UsageError
-from fullyconv.evaluate.comparison import compare, differences
-from fullyconv.evaluate.result import ImageTables, Result
+from fullyconv.evaluation.comparison import compare, differences
+from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.taxonomy import Taxonomy
 
 NAMES = ("sky", "road", "car")

@@ -14,7 +14,7 @@ from test_predict import Tiny
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingInput, UsageError
-from fullyconv.evaluate import Result, evaluate, merge, resized
+from fullyconv.evaluation import Result, evaluate, merge, resized
 from fullyconv.predict import Predictor
 from fullyconv.taxonomy import Taxonomy
 
@@ -156,7 +156,7 @@ def test_absent_classes_are_named_and_do_not_enter_the_present_mean(tmp_path: Pa
 
 
 def test_the_digest_follows_the_weights() -> None:
-    from fullyconv.evaluate import digest
+    from fullyconv.evaluation import digest
 
     assert digest(Predictor(Tiny())) == digest(Predictor(Tiny()))
     assert digest(Predictor(Tiny())) != digest(Predictor(Tiny(seed=1)))
@@ -244,7 +244,14 @@ def test_a_file_that_is_no_result_is_refused_in_words(tmp_path: Path) -> None:
             Result.load(tmp_path)
 
 
-def test_the_public_function_is_not_hidden_by_its_module(tmp_path: Path) -> None:
-    import fullyconv.evaluate
+def test_the_public_name_is_the_function_itself() -> None:
+    import inspect
+    import sys
+    import types
 
-    assert fullyconv.evaluate(Predictor(Tiny()), dataset(tmp_path)).images == len(SIZES)
+    import fullyconv
+
+    assert fullyconv.evaluate is evaluate
+    assert "keep" in inspect.signature(fullyconv.evaluate).parameters
+    loaded = [m for name, m in sys.modules.items() if name.split(".")[0] == "fullyconv"]
+    assert all(type(m) is types.ModuleType for m in loaded), "no module swaps its class"

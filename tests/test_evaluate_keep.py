@@ -12,11 +12,11 @@ from test_predict import Tiny
 
 from fullyconv import metrics
 from fullyconv.errors import UsageError
-from fullyconv.evaluate import Result, evaluate
-from fullyconv.evaluate.keep import around, find_suspect, shrunk, typical, viewable
-from fullyconv.evaluate.regions import border_band, box, components
-from fullyconv.evaluate.statistics import costly_pairs, counts, image_iu, interval, resample
-from fullyconv.evaluate.tallies import BAND, BINS, RINGS, THICKNESS, Tallies
+from fullyconv.evaluation import Result, evaluate
+from fullyconv.evaluation.keep import around, find_suspect, shrunk, typical, viewable
+from fullyconv.evaluation.regions import border_band, box, components
+from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
+from fullyconv.evaluation.tallies import BAND, BINS, RINGS, THICKNESS, Tallies
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
 

@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "cost": (2, True),
     "recipes": (3, False),
     "predict": (3, True),
-    "evaluate": (3, True),
+    "evaluation": (3, True),
     "train": (3, True),
     "experiments": (3, True),
     "report": (4, False),

@@ -25,9 +25,9 @@ from test_predict import Tiny
 from fullyconv.cli import main
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingInput
-from fullyconv.evaluate import Result, evaluate
-from fullyconv.evaluate.progress import draw
-from fullyconv.evaluate.statistics import Interval, image_iu
+from fullyconv.evaluation import Result, evaluate
+from fullyconv.evaluation.progress import draw
+from fullyconv.evaluation.statistics import Interval, image_iu
 from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.report import charts, render, words, write

@@ -16,7 +16,7 @@ from test_report import about
 
 from fullyconv.cli import main
 from fullyconv.errors import MissingInput, UnknownName, UsageError
-from fullyconv.evaluate import evaluate
+from fullyconv.evaluation import evaluate
 from fullyconv.predict import Predictor
 from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role, unmeasured, write_paper
 from fullyconv.report.published import TABLES

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fullyconv.evaluate.comparison import Change, Comparison
+    from fullyconv.evaluation.comparison import Change, Comparison
 
 __all__ = ["compare"]
 
@@ -21,8 +21,8 @@ def compare(
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
-    from fullyconv.evaluate import Result
-    from fullyconv.evaluate.comparison import compare as against
+    from fullyconv.evaluation import Result
+    from fullyconv.evaluation.comparison import compare as against
 
     found = against(Result.load(a), Result.load(b))
     print(json.dumps(found.to_json(), allow_nan=False) if as_json else text(found))

@@ -24,7 +24,7 @@ def demo(
     from fullyconv import recipes
     from fullyconv.allocator import keep_freed
     from fullyconv.data import open_dataset, scenes
-    from fullyconv.evaluate import evaluate
+    from fullyconv.evaluation import evaluate
     from fullyconv.models import load
     from fullyconv.predict import Predictor
     from fullyconv.report import write

@@ -10,7 +10,7 @@ import typer
 from fullyconv.cli.options import MaxPixels
 
 if TYPE_CHECKING:
-    from fullyconv.evaluate import Result
+    from fullyconv.evaluation import Result
 
 __all__ = ["evaluate", "model_directory", "predictor", "progress_line", "table"]
 
@@ -43,7 +43,7 @@ def evaluate(
     """Measure a model: the paper's four figures, each class, and what was measured how."""
     import json
 
-    from fullyconv.evaluate import evaluate as measure
+    from fullyconv.evaluation import evaluate as measure
     from fullyconv.files import atomic_write
 
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
@@ -187,7 +187,7 @@ def _ways(about: Any) -> str:
 
 
 def _classes(result: Result, head: str) -> Any:
-    from fullyconv.evaluate import class_figures
+    from fullyconv.evaluation import class_figures
 
     return class_figures(result.tables[head], result.taxonomies[head])
 

@@ -173,7 +173,7 @@ def overlaid(image: Any, labels: NDArray[Any], palette: Sequence[Sequence[int]])
     """The picture with its labels' colours over it, half and half, as JPEG."""
     import numpy as np
 
-    from fullyconv.evaluate.keep import jpeg, viewable
+    from fullyconv.evaluation.keep import jpeg, viewable
 
     shown = viewable(next(iter(image.values())) if isinstance(image, dict) else image)
     colours = np.asarray(palette, np.uint16)[labels]

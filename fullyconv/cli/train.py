@@ -96,7 +96,7 @@ def train(
 def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
     from fullyconv.errors import StorageError
-    from fullyconv.evaluate import evaluate
+    from fullyconv.evaluation import evaluate
     from fullyconv.models import load
     from fullyconv.predict import Predictor
     from fullyconv.report import write

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv.errors import MissingInput, printable
-from fullyconv.evaluate.result import Result
+from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.report import words
 from fullyconv.report.evaluation import evaluation

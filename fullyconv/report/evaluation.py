@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluate.result import Result
-from fullyconv.evaluate.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
+from fullyconv.evaluation.result import Result
+from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
 from fullyconv.report import charts, words
 from fullyconv.report.gather import address, error_map, label_address, outline
 from fullyconv.report.heads import heads, learned

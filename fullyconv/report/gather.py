@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput, printable
-from fullyconv.evaluate.result import Result
+from fullyconv.evaluation.result import Result
 from fullyconv.images import read_label
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fullyconv.evaluate.result import Result, class_figures
-from fullyconv.evaluate.statistics import Interval, counts, interval, resample
+from fullyconv.evaluation.result import Result, class_figures
+from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report import charts
 from fullyconv.report.gather import label_address
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from fullyconv.errors import UnknownName, UsageError
-from fullyconv.evaluate.result import Result
+from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.report.gather import address, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table

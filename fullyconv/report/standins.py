@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from fullyconv.evaluate.statistics import Interval, counts, interval, resample
+from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report.published import CONVERTED, CVPR, FOUR, Table
 
 if TYPE_CHECKING:

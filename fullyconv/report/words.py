@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fullyconv.evaluate.result import Result
-from fullyconv.evaluate.statistics import Interval, costly_pairs
+from fullyconv.evaluation.result import Result
+from fullyconv.evaluation.statistics import Interval, costly_pairs
 from fullyconv.report.gather import Run
 
 __all__ = ["duration", "evaluated", "listed", "percent", "summary", "under_way"]

@@ -9,8 +9,8 @@ import torch
 
 from fullyconv import metrics
 from fullyconv.errors import StorageError
-from fullyconv.evaluate import class_figures, evaluate
-from fullyconv.evaluate.progress import draw
+from fullyconv.evaluation import class_figures, evaluate
+from fullyconv.evaluation.progress import draw
 from fullyconv.files import atomic_write
 from fullyconv.predict import Predictor
 from fullyconv.train.course import TIMES, Course

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluate.regions import box, components
-from fullyconv.evaluate.result import ImageTables, Result
-from fullyconv.evaluate.statistics import costly_pairs, image_iu
-from fullyconv.evaluate.tallies import Tallies
+from fullyconv.evaluation.regions import box, components
+from fullyconv.evaluation.result import ImageTables, Result
+from fullyconv.evaluation.statistics import costly_pairs, image_iu
+from fullyconv.evaluation.tallies import Tallies
 from fullyconv.files import atomic_write
 from fullyconv.images import encode_label, read_image, read_label
 
@@ -119,7 +119,7 @@ class Keeper:
 
     def _sample(self, image: ImageTables) -> Sample:
         """The sample as it was scored: resized where the protocol did so."""
-        from fullyconv.evaluate import resized
+        from fullyconv.evaluation import resized
 
         sample = self.dataset[image.index]
         return sample if sample.image.shape[:2] == image.size else resized(sample, min(image.size))

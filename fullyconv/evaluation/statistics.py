@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluate.result import Result
+from fullyconv.evaluation.result import Result
 from fullyconv.metrics import Interval, draws, interval
 
 __all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "image_iu", "interval", "resample"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from fullyconv import metrics
 from fullyconv.errors import DataError, UsageError
-from fullyconv.evaluate.result import AVERAGES, ImageTables, Result, class_figures, merge
+from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -261,7 +259,7 @@ def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str],
         return None
     if share != (0, 1):
         raise UsageError("An evaluation shared over processes cannot be kept; evaluate with one process.")
-    from fullyconv.evaluate.keep import Keeper
+    from fullyconv.evaluation.keep import Keeper
 
     return Keeper(Path(keep), dataset, next(iter(heads)))
 
@@ -284,13 +282,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-class _Callable(types.ModuleType):
-    """`fullyconv.evaluate` is both this module and the public function: importing the module must not hide it."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Result:
-        return evaluate(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

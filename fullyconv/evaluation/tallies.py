@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import metrics
-from fullyconv.evaluate.regions import border_band, components
-from fullyconv.evaluate.result import number
+from fullyconv.evaluation.regions import border_band, components
+from fullyconv.evaluation.result import number
 
 __all__ = ["BAND", "BINS", "RINGS", "SIZES", "THICKNESS", "Tallies"]
 

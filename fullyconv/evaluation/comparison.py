@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import UsageError
-from fullyconv.evaluate.result import Result, number
-from fullyconv.evaluate.statistics import Interval, counts, interval, resample
+from fullyconv.evaluation.result import Result, number
+from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 
 __all__ = ["Change", "Comparison", "compare", "differences", "ways"]
 

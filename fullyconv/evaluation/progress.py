@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluate.keep import jpeg, viewable
+from fullyconv.evaluation.keep import jpeg, viewable
 from fullyconv.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
