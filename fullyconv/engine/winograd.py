@@ -3,7 +3,7 @@
 A tile of 4 x 4 outputs is A' [ (G w G') * (B' d B) ] A of the 6 x 6 numbers d under it, where * goes place by place: of
 all tiles and channels together 36 matrix products are left, one for each of the 6 x 6 places. The three transforms
 evaluate and interpolate polynomials at `POINTS` and infinity: exact but for rounding. The points 0, +-3/4, +-3/2 lose
-half as much of it as the usual 0, +-1, +-2 (`tests/test_winograd.py` holds both figures). `reference` is the slow twin.
+half as much of it as the usual 0, +-1, +-2 (`tests/test_engine_winograd.py` holds both). `reference` is the slow twin.
 
 Sources: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1; on the points, Barabasz
 et al. 2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks".
