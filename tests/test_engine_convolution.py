@@ -25,6 +25,7 @@ from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.engine.prepare import prepare
 from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.engine.thresholds import Thresholds
+from fullyconv.processor import native
 
 exact_bytes = pytest.mark.skipif(
     not (torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")),
@@ -171,8 +172,11 @@ def test_what_is_not_finite_is_convolved_plainly() -> None:
     assert asked == [(1, 1)]
 
 
+HALF = pytest.mark.skipif(not native("bf16"), reason="the processor has no bfloat16, in which oneDNN has no product")
+
+
 @pytest.mark.parametrize("inner", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALF)])
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding", "size", "batch"),
     [
@@ -196,6 +200,7 @@ def test_a_matrix_of_windows_gives_the_convolution(kernel, stride, dilation, pad
     assert (y.double() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@HALF
 def test_weights_of_another_type_are_converted_in_parts() -> None:
     x, weight, bias = numbers(1, 5, 9, 8).bfloat16(), weights(6, 5, 3), torch.linspace(-1, 1, 6).bfloat16()
     found = Product(weight, bias, layer(part_bytes=4 * 45 * 2))(x, (1, 1))

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "fullyconv"
 LAYERS: dict[str, tuple[int, bool]] = {
     "errors": (0, False),
     "allocator": (0, False),
+    "processor": (0, False),
     "taxonomy": (0, False),
     "preprocessing": (0, False),
     "geometry": (0, False),

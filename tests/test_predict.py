@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fullyconv import processor
+from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError
 from fullyconv.geometry import Map
 from fullyconv.predict import Predictor, as_array
@@ -160,9 +162,39 @@ def test_bf16_is_close_where_the_processor_has_it_and_refused_where_not(monkeypa
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(UsageError, match="no bfloat16"):
         Predictor(Tiny(), precision="bf16")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    with pytest.raises(UsageError, match="no bfloat16"):
+        prepare(Tiny(), "bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True, "amx_bf16": True})
     rough = Predictor(Tiny(), precision="bf16").scores(picture())
     np.testing.assert_allclose(rough, Predictor(Tiny()).scores(picture()), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "times", "chosen", "why"),
+    [
+        (False, {}, "fp32", "no bfloat16 arithmetic"),
+        (True, {"fp32": 3.0, "bf16": 1.0}, "bf16", "1000 ms in bfloat16, 3000 in float32"),
+        (True, {"fp32": 1.0, "bf16": 3.0}, "fp32", "not quicker"),
+        (True, {"fp32": 1.05, "bf16": 1.0}, "fp32", "not quicker"),
+    ],
+)
+def test_auto_takes_bf16_only_where_it_is_native_and_quicker(
+    bf16: bool, times: dict[str, float], chosen: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "native", lambda _: bf16)
+    asked: list[str] = []
+
+    def seconds(call: Any, _: Any) -> float:
+        call()
+        asked.append(list(times)[len(asked)])
+        return times[asked[-1]]
+
+    monkeypatch.setattr("fullyconv.predict.seconds", seconds)
+    ready = Predictor(Tiny(), precision="auto")
+    assert ready.precision == chosen
+    assert why in ready.chosen
+    assert asked == list(times)
+    assert Predictor(Tiny(), precision="fp32").chosen == ""
 
 
 def test_averaging_over_mirrored_images_makes_the_labels_mirror_symmetric() -> None:

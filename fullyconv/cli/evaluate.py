@@ -30,7 +30,9 @@ def evaluate(
     max_memory: Annotated[
         str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
     ] = "",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_pixels: MaxPixels = 0,
     keep: Annotated[
@@ -46,7 +48,7 @@ def evaluate(
     from fullyconv.evaluation import evaluate as measure
     from fullyconv.files import atomic_write
 
-    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
+    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
     dataset = _dataset(data, split, ready)
     line = progress_line("evaluating", quiet)
     for note in () if quiet else dataset.notes:
@@ -79,7 +81,9 @@ def _dataset(data: str, split: str, ready: Any) -> Any:
     return add_again(found, origin.get("heads") or {})
 
 
-def predictor(model: str, *, device: str, tile: int, max_memory: str, precision: str) -> Any:
+def predictor(
+    model: str, *, device: str, tile: int, max_memory: str, precision: str = "auto", quiet: bool = False
+) -> Any:
     """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
     import sys
 
@@ -96,6 +100,8 @@ def predictor(model: str, *, device: str, tile: int, max_memory: str, precision:
     network.to(where)
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)
+    if ready.chosen and not quiet:
+        say(f"precision {ready.precision}: {ready.chosen}")
     if budget:
         print(f"tiles of {size} pixels (+ {ready.tiling['context']} around) for {max_memory}", file=sys.stderr)
     if ready.tiling["blended"]:

@@ -35,7 +35,9 @@ def predict(
     max_memory: Annotated[
         str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
     ] = "",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_pixels: MaxPixels = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line a file.")] = False,
@@ -49,7 +51,7 @@ def predict(
     from fullyconv.errors import DataError, MissingInput, printable
 
     pairs = outputs(pictures, out)
-    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision)
+    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
     further = _further(ready.inputs or ("rgb",), inputs or [])
     line = progress_line("labelling", quiet)
     written, failed = [], []

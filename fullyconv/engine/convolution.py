@@ -20,6 +20,7 @@ from fullyconv.engine import winograd
 from fullyconv.engine.product import Product
 from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.engine.thresholds import THRESHOLDS, Thresholds
+from fullyconv.processor import instruction_sets
 
 __all__ = [
     "Algorithm",
@@ -102,8 +103,8 @@ def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: ConvolutionSp
 
 def has_byte_products() -> bool:
     """Whether this processor has matrix instructions for bytes (Intel's AMX), so that `SplitBytes` pays."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(amx()) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # asks the kernel's leave too
+    return "amx_int8" in instruction_sets() and bool(amx()) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 @final

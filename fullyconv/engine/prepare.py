@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.engine.precision import refuse
 from fullyconv.engine.window import Windowed
 from fullyconv.errors import InternalError
 from fullyconv.models.fcn import FCN
@@ -24,6 +25,7 @@ from fullyconv.models.trace import CannotTrace
 __all__ = ["Prepared", "prepare"]
 
 Features = Callable[[Tensor], Mapping[int, Tensor]]
+META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -32,7 +34,8 @@ def prepare(model: Any, precision: str = "fp32", window: bool = True) -> Prepare
 
     precision: "fp32" or "bf16" (the trunk's; scores are added in float32). window: whether, with the paper's padding,
     the surroundings that do not depend on the image are taken from a cache. Weights that change are noticed and
-    prepared anew. Networks that cannot be traced, and others than FCN, are called as they are.
+    prepared anew. Networks that cannot be traced, and others than FCN, are called as they are. UsageError for a type of
+    numbers that the network's device has not.
     """
     return Prepared(model, precision, window)
 
@@ -42,6 +45,7 @@ class Prepared:
     """See `prepare`. The network's own parameters are neither changed nor copied, but for their packed layout."""
 
     def __init__(self, model: Any, precision: str = "fp32", window: bool = True) -> None:
+        refuse(precision, next((p.device for p in model.parameters()), META))
         self.model, self.precision, self.window = model, precision, window
         self._trunks: dict[str, Features] | None = None
         self._networks: list[fx.GraphModule] = []

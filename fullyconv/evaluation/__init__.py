@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv import metrics
+from fullyconv import metrics, processor
 from fullyconv.errors import DataError, UsageError
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
@@ -168,12 +167,18 @@ def describe(
 
 
 def machine(device: Any) -> dict[str, Any]:
-    """The hardware: processor, cores this process may use, and the accelerator if one computed."""
+    """The hardware: processor, its instructions (as wide as active), cores this process may use, and the accelerator if
+    one computed."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads(), "device": accelerator}
+    return {
+        "processor": processor.name(),
+        "width": processor.width(),
+        "cores": processor.cores(),
+        "threads": torch.get_num_threads(),
+        "device": accelerator,
+    }
 
 
 def digest(predictor: Predictor) -> str:
@@ -274,11 +279,3 @@ def _summed(images: Sequence[ImageTables], taxonomies: Mapping[str, Taxonomy]) -
 
 def _size(image: NDArray[Any]) -> tuple[int, int]:
     return int(image.shape[0]), int(image.shape[1])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fullyconv.engine.precision import choose, refuse, seconds
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models import FCN, parse
@@ -22,7 +23,8 @@ from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, 
 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
+MEASURED = (256, 320)  # rows and columns of the picture by which "auto" chooses
 SCALES = (0.75, 1.0, 1.25)
 
 
@@ -34,7 +36,8 @@ class Predictor:
     tile: pixels (or (H, W)) of the output computed at a time; what a pixel's label depends on is read round it, so
     labels are those of the whole image and memory is the tile's. Networks with unbounded context are blended over
     overlapping tiles instead, which `tiling` says.
-    precision: "fp32", or "bf16" where the processor computes it natively (else `UsageError`).
+    precision: "fp32", or "bf16" where the processor computes it natively (else `UsageError`), or "auto": bf16 where
+    it is native and measured to be quicker. `precision` is what was chosen, `chosen` why (empty where it was given).
 
     Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros.
     """
@@ -44,7 +47,7 @@ class Predictor:
         self.device: torch.device = next(model.parameters()).device
         # On the CPU `prepare` lays weights out itself; to do so here would copy fc6.
         self.model = model if self.device.type == "cpu" else model.to(memory_format=torch.channels_last)
-        self.precision = _precision(precision, self.device)
+        self.precision, self.chosen = _precision(self.model, precision, self.device)
         self._network = prepare(self.model, self.precision)
         self._plan = plan(model, tile)
 
@@ -162,16 +165,24 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train()
 
 
-def _precision(precision: str, device: torch.device) -> str:
-    if precision not in PRECISIONS:
-        raise UsageError(f"The precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}.")
-    if precision == "bf16" and not _native_bf16(device):
-        raise UsageError(f"This {device.type} has no bfloat16 arithmetic, it would only be slower; use fp32.")
-    return precision
+def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
+    """(precision, why it was chosen: empty where it was given)."""
+    if name not in PRECISIONS:
+        raise UsageError(f"The precision {name!r} is unknown; choose from {', '.join(PRECISIONS)}.")
+    if name == "auto":
+        return _quicker(model, device)
+    refuse(name, device)
+    return name, ""
 
 
-def _native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
+    """(precision, why) of `model` for prediction, by a picture of usual size where the device has bfloat16."""
+    channels = len(model.preprocessing.mean)
+    x = torch.zeros(1, channels, *MEASURED, device=device).contiguous(memory_format=torch.channels_last)
+
+    def measure(name: str) -> float:
+        network = prepare(model, name)
+        with torch.inference_mode(), evaluating(model):
+            return seconds(lambda: network(x), device)
+
+    return choose(device, measure)
