@@ -199,8 +199,11 @@ def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
     ("annotation", "said"),
     [
         ({"category_id": 9, "segmentation": [SQUARE]}, "category 9"),
-        ({"category_id": 1, "segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "2 points"),
-        ({"category_id": 1, "segmentation": {"size": [H, W], "counts": [5, 7]}}, "covers 12 pixels"),
+        ({"category_id": 1, "segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "fewer than 3 points"),
+        (
+            {"category_id": 1, "segmentation": {"size": [H, W], "counts": [5, 7]}},
+            "of runs that do not fill their 30x40",
+        ),
         ({"category_id": 1, "segmentation": {"size": [W, H], "counts": [H * W]}}, "40x30"),
         ({"category_id": 1, "segmentation": {"size": [H, W]}}, "counts"),
         ({"category_id": 1, "segmentation": [["a"] * 6]}, "not as its format says"),

@@ -2,102 +2,241 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import DataError
+from fullyconv.errors import DataError, printable
 
-__all__ = ["coco_counts", "coco_polygon", "draw", "ellipse_points", "from_counts", "label_studio_brush"]
+__all__ = [
+    "BadShape",
+    "checked_counts",
+    "checked_points",
+    "coco_counts",
+    "coco_polygon",
+    "draw",
+    "ellipse_points",
+    "from_counts",
+    "label_studio_brush",
+    "most_cuts",
+]
 
 Size = tuple[int, int]
 Region = NDArray[np.bool_]  # H W: which pixels a shape covers
 
 
+class BadShape(DataError):
+    """A shape that cannot be painted; `reason` says why in words that follow "shapes" ("of fewer than 3 points")."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"A shape {reason} cannot be painted; leave it out or draw it again.")
+
+
 def from_counts(counts: Iterable[int], size: Size, *, columns: bool) -> Region:
     """Runs of absent and present pixels in turn, absent first, along columns (COCO) or rows (CVAT) -> H W.
 
-    Raises DataError unless the runs are not negative and add up to H * W.
+    Raises BadShape unless the runs are whole, not negative and add up to H * W.
     """
-    runs = np.fromiter(counts, np.int64)
-    total = int(runs.sum()) if len(runs) else 0
-    if (runs < 0).any() or total != size[0] * size[1]:
-        raise DataError(
-            f"A run-length coded region covers {total} pixels, its picture or box has {size[0]}x{size[1]} (HxW); "
-            "export it again."
-        )
+    runs = checked_counts(counts, size)
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(size, order="F" if columns else "C")
 
 
-def coco_counts(text: str | bytes) -> list[int]:
-    """COCO's compressed runs: base 48 with 5 bits a character, a sign bit, and differences to the last run but one."""
-    data = text.encode("latin-1", "replace") if isinstance(text, str) else text
-    counts: list[int] = []
-    at = 0
-    while at < len(data):
-        value, shift, more = 0, 0, True
-        while more:
-            if at >= len(data) or not 48 <= data[at] < 112 or shift > 60:
-                raise DataError(
-                    "A compressed region holds characters that COCO's coding does not have; export it again."
-                )
-            part = data[at] - 48
-            value |= (part & 31) << shift
-            more, at, shift = bool(part & 32), at + 1, shift + 5
-            if not more and part & 16:
-                value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
+def checked_counts(counts: Iterable[int], size: Size) -> NDArray[np.int64]:
+    """`counts` as int64 that fill `size` exactly, else BadShape. No sum can wrap: each run is checked first."""
+    pixels = size[0] * size[1]
+    stated = f"of runs that do not fill their {size[0]}x{size[1]} (HxW)"
+    try:
+        values = counts if isinstance(counts, np.ndarray) else [_whole(c) for c in counts]
+        runs = np.asarray(values, np.int64).reshape(-1)
+    except (OverflowError, TypeError, ValueError) as error:  # beyond int64, or no numbers
+        raise BadShape(stated) from error
+    if not len(runs) or int(runs.min()) < 0 or int(runs.max()) > pixels or int(runs.sum()) != pixels:
+        raise BadShape(stated)
+    return runs
+
+
+def _whole(value: Any) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise TypeError("no whole number")
+
+
+def coco_counts(text: str | bytes) -> NDArray[np.int64]:
+    """COCO's compressed runs: base 48 with 5 bits a character, a sign bit, and differences to the last run but one.
+
+    Raises BadShape for characters outside the code, a cut number, and numbers of more than 60 bits.
+    """
+    try:
+        data = np.frombuffer(text.encode("ascii") if isinstance(text, str) else bytes(text), np.uint8).astype(np.int64)
+    except ValueError as error:
+        raise BadShape("of characters that COCO's runs do not have") from error
+    part = data - 48
+    last = (part & 32) == 0
+    if not len(part):
+        return part
+    if int(part.min()) < 0 or int(part.max()) > 63 or not last[-1]:
+        raise BadShape("of characters that COCO's runs do not have")
+    end = np.flatnonzero(last)
+    start = np.concatenate([[0], end[:-1] + 1])
+    length = end - start + 1
+    if int(length.max()) > 12:
+        raise BadShape("of runs that no picture has")
+    shift = 5 * (np.arange(len(part)) - np.repeat(start, length))
+    value = np.add.reduceat((part & 31) << shift, start)
+    value -= np.where(part[end] & 16, np.int64(1) << 5 * length, 0)
+    return _undo_differences(value)
+
+
+def _undo_differences(value: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From the fourth on, each number is the difference to the one two before: the odd and even ones added up."""
+    if int(np.abs(value).max()) >= 1 << 40 or len(value) > 1 << 22:  # so that no sum can wrap
+        raise BadShape("of runs that no picture has")
+    counts = value.copy()
+    counts[1::2] = np.cumsum(value[1::2])
+    counts[2::2] = np.cumsum(value[2::2])
     return counts
 
 
-def coco_polygon(points: Sequence[float], size: Size) -> Region:
+_FAR = 1 << 26  # pixels: farther points are moved to there, so that five times as much fits pycocotools' 32 bits
+_AT_ONCE = 1 << 16  # cuts worked out together: a few tens of MiB
+
+
+def coco_polygon(points: Sequence[float] | NDArray[np.float64], size: Size) -> Region:
     """The pixels of a polygon x0 y0 x1 y1 ... by COCO's own rule (maskApi's rleFrPoly), equal to pycocotools.
 
     Edges are walked on a grid five times finer; a column of pixels is cut where the outline crosses its centre, and
-    everything between two cuts is inside (even-odd).
+    everything between two cuts is inside (even-odd). Only those steps of the walk that cross a column of the picture
+    are worked out: the cost is the points' and the cuts', however far the points lie. Raises BadShape for fewer than
+    three points, points that are not finite, and outlines that cross the picture's columns over `most_cuts` times.
     """
     height, width = size
     xy = np.asarray(points, np.float64).reshape(-1, 2)
-    if len(xy) < 3 or not np.isfinite(xy).all():
-        raise DataError(f"A polygon has {len(xy)} points or infinite ones; it needs three finite points (x y).")
-    reach = 10 * max(1000, *size)  # farther points are moved to there: no edge may take all memory
-    grid = np.trunc(5 * np.clip(xy, -reach, reach) + 0.5).astype(np.int64)
-    u, v = (np.concatenate(part) for part in zip(*map(_edge, grid, np.roll(grid, -1, 0)), strict=True))
-    step = np.flatnonzero(u[1:] != u[:-1])
-    x = np.where(u[step + 1] < u[step], u[step + 1], u[step + 1] - 1)
-    x = (x + 0.5) / 5 - 0.5
-    y = np.ceil(np.clip((np.minimum(v[step + 1], v[step]) + 0.5) / 5 - 0.5, 0, height))
-    keep = (np.floor(x) == x) & (x >= 0) & (x <= width - 1)
-    cuts = (x[keep] * height + y[keep]).astype(np.int64)
-    inside: Region = np.cumsum(np.bincount(cuts, minlength=height * width + 1))[: height * width] % 2 == 1
+    if len(xy) < 3:
+        raise BadShape("of fewer than 3 points")
+    if not np.isfinite(xy).all():
+        raise BadShape("with points that are no finite numbers")
+    grid = np.trunc(5 * np.clip(xy, -_FAR, _FAR) + 0.5).astype(np.int64)
+    toggled = np.zeros(height * width + 1, np.uint8)
+    for columns, rows in _cuts(grid, size):
+        np.bitwise_xor.at(toggled, columns * height + rows, np.uint8(1))
+    inside = np.bitwise_xor.accumulate(toggled)[: height * width].view(np.bool_)
     return inside.reshape(size, order="F")
 
 
-def _edge(start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The grid points of one edge, from start to end."""
-    (xs, ys), (xe, ye) = start.tolist(), end.tolist()
-    dx, dy = abs(xe - xs), abs(ye - ys)
-    flip = (dx >= dy and xs > xe) or (dx < dy and ys > ye)
-    if flip:
-        xs, xe, ys, ye = xe, xs, ye, ys
-    t = np.arange(max(dx, dy) + 1)
-    if flip:
-        t = t[::-1]
-    if dx >= dy:
-        slope = (ye - ys) / dx if dx else 0.0
-        return t + xs, np.trunc(ys + slope * t + 0.5).astype(np.int64)
-    return np.trunc(xs + (xe - xs) / dy * t + 0.5).astype(np.int64), t + ys
+def most_cuts(size: Size) -> int:
+    """How often an outline may cross the picture's columns: once for each pixel, and a million times in small ones."""
+    return size[0] * size[1] + 1_000_000
 
 
-def draw(kind: str, points: Sequence[Sequence[float]], size: Size, width: int = 1) -> Region:
-    """A shape drawn by Pillow, as labelme does: polygon, rectangle, circle (centre, rim), line, linestrip, point."""
+def _cuts(grid: NDArray[np.int64], size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(columns, rows) where the outline through the `grid` points cuts columns' centres, some edges at a time."""
+    start, end = grid, np.roll(grid, -1, 0)
+    low, high = np.minimum(start[:, 0], end[:, 0]), np.maximum(start[:, 0], end[:, 0])
+    first = np.maximum((low + 2) // 5, 0)  # the first column c with low <= 5c + 2
+    count = np.maximum(np.minimum((high - 3) // 5, size[1] - 1) - first + 1, 0)
+    crossing = np.flatnonzero(count)
+    count = count[crossing]
+    total = np.cumsum(count)
+    if len(total) and int(total[-1]) > most_cuts(size):
+        raise BadShape("whose outline crosses the picture's columns more often than it has pixels")
+    at = 0
+    while at < len(crossing):
+        stop = max(int(np.searchsorted(total, (total[at - 1] if at else 0) + _AT_ONCE, "right")), at + 1)
+        edges, n = crossing[at:stop], count[at:stop]
+        which = np.repeat(edges, n)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
+        columns = first[which] + within
+        yield columns, _rows(start[which], end[which], columns, size[0])
+        at = stop
+
+
+def _rows(
+    start: NDArray[np.int64], end: NDArray[np.int64], columns: NDArray[np.int64], height: int
+) -> NDArray[np.int64]:
+    """The row at which each edge cuts its column: between the grid's 5c + 2 and 5c + 3, as the walk steps over it."""
+    (xs, ys), (xe, ye) = start.T, end.T
+    wide = np.abs(xe - xs) >= np.abs(ye - ys)
+    flip = np.where(wide, xs > xe, ys > ye)
+    xs, xe = np.where(flip, xe, xs), np.where(flip, xs, xe)
+    ys, ye = np.where(flip, ye, ys), np.where(flip, ys, ye)
+    long, short = np.where(wide, xe - xs, ye - ys), np.where(wide, ye - ys, xe - xs)
+    slope = short / long  # an edge that crosses a column is not a point
+    step = 5 * columns + 2
+    before = np.where(wide, step - xs, 0)
+    steep = np.flatnonzero(~wide)
+    before[steep] = _step_over(xs[steep], slope[steep], long[steep], step[steep])
+    v = np.where(wide, np.minimum(*(np.trunc(ys + slope * (before + k) + 0.5) for k in (0, 1))), before + ys)
+    rows: NDArray[np.int64] = np.ceil(np.clip((v + 0.5) / 5 - 0.5, 0, height)).astype(np.int64)
+    return rows
+
+
+def _step_over(
+    xs: NDArray[np.int64], slope: NDArray[np.float64], long: NDArray[np.int64], step: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The t at which trunc(xs + slope t + 0.5) goes from `step` to `step` + 1, or back, between t and t + 1.
+
+    Solved by a division, which rounding may put one beside it; where that does not fit, by halving.
+    """
+    up = slope > 0
+    t = np.ceil((step + 0.5 - xs) / slope).astype(np.int64) - 1
+    t = np.clip(t, 0, long - 1)
+    wrong = np.flatnonzero(_beyond(t, xs, slope, step, up) | ~_beyond(t + 1, xs, slope, step, up))
+    if len(wrong):
+        t[wrong] = _halved(xs[wrong], slope[wrong], long[wrong], step[wrong])
+    return t
+
+
+def _beyond(
+    t: NDArray[np.int64], xs: NDArray[np.int64], slope: NDArray[np.float64], step: NDArray[np.int64], up: Any
+) -> NDArray[np.bool_]:
+    """Whether the walk is past the step at t."""
+    return np.asarray((np.trunc(xs + slope * t + 0.5) > step) == up)
+
+
+def _halved(
+    xs: NDArray[np.int64], slope: NDArray[np.float64], long: NDArray[np.int64], step: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The slow twin of the division: rounding keeps the order of its arguments, so the walk is monotone."""
+    low, high = np.zeros_like(long), long.copy()
+    for _ in range(int(long.max()).bit_length()):
+        middle = (low + high) >> 1
+        beyond = _beyond(middle, xs, slope, step, slope > 0) & (middle > low)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return low
+
+
+_MOST_STEPS = 1 << 28  # of Pillow's loops over an outline's pixels and over its edges in each row: under a second
+
+
+def checked_points(points: Sequence[Sequence[float]] | NDArray[np.float64], size: Size) -> NDArray[np.float64]:
+    """N x 2 points (x y) that Pillow can paint in bounded time, else BadShape: finite, not far off, not too many."""
+    xy = np.asarray(points, np.float64).reshape(-1, 2)
+    if not np.isfinite(xy).all():
+        raise BadShape("with points that are no finite numbers")
+    if len(xy) and np.abs(xy).max() > 10 * max(1000, *size):
+        raise BadShape("with points far outside the picture")
+    steps = np.abs(np.diff(xy, axis=0)).max(-1, initial=0).sum()
+    if max(steps, len(xy) * size[0]) > _MOST_STEPS:
+        raise BadShape("with an outline longer than all pixels of the picture")
+    return xy
+
+
+def draw(kind: str, points: Sequence[Sequence[float]] | NDArray[np.float64], size: Size, width: int = 1) -> Region:
+    """A shape drawn by Pillow, as labelme does: polygon, rectangle, circle (centre, rim), line, linestrip, point.
+
+    Raises BadShape for another kind, a number of points that the kind does not have, and `checked_points`'s reasons.
+    """
     from PIL import Image, ImageDraw
 
     picture = Image.new("1", (size[1], size[0]))
     pen = ImageDraw.Draw(picture)
-    xy = [(float(x), float(y)) for x, y in points]
+    xy = [(x, y) for x, y in checked_points(points, size).tolist()]
     turned = kind in ("rectangle", "oriented_rectangle", "rotation") and len(xy) == 4  # labelme's successors
     if (kind == "polygon" and len(xy) > 2) or turned:
         pen.polygon(xy, outline=1, fill=1)
@@ -114,7 +253,7 @@ def draw(kind: str, points: Sequence[Sequence[float]], size: Size, width: int = 
         (x, y), r = xy[0], width / 2
         pen.ellipse((x - r, y - r, x + r, y + r), outline=1, fill=1)
     else:
-        raise DataError(f"A shape of kind {kind!r} with {len(xy)} points cannot be painted; export it as a polygon.")
+        raise BadShape(f"of kind {printable(kind)!r} with {len(xy)} points")
     return np.asarray(picture)
 
 
@@ -132,30 +271,32 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
     Header: 32 bits the number of values, 5 the word size - 1, four times 4 the run sizes - 1. Then, again and again: a
     bit (run or not), 2 bits choosing a size, that many bits the length - 1, and one value (run) or length values.
     """
-    raw = bytes(data)
+    try:
+        raw = bytes(data if isinstance(data, bytes) else list(data))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadShape("of strokes that are no list of bytes") from error
     at = 0
 
     def take(count: int) -> int:
         nonlocal at
         start, at = at, at + count
         if at > len(raw) * 8:
-            raise DataError("A brush region is cut off; export the project again.")
+            raise BadShape("of strokes that are cut off")
         return int.from_bytes(raw[start >> 3 : (at + 7) >> 3], "big") >> (-at & 7) & ((1 << count) - 1)
 
     total, word = take(32), take(5) + 1
     sizes = [take(4) + 1 for _ in range(4)]
     if total != size[0] * size[1] * 4:
-        raise DataError(
-            f"A brush region has {total} values, its picture {size[0]}x{size[1]}x4 (HxWx4); export the project again."
-        )
-    painted = np.zeros(total, bool)
+        raise BadShape(f"of strokes for another picture than one of {size[0]}x{size[1]} (HxW)")
+    painted = np.zeros(size[0] * size[1], bool)  # the fourth channel of each pixel
     found = 0
     while found < total:
         repeated, length = take(1), take(sizes[take(2)]) + 1
         stop = min(found + length, total)
         if repeated:
-            painted[found:stop] = take(word) > 0
+            painted[found // 4 : stop // 4] = take(word) > 0
         else:
-            painted[found:stop] = [take(word) > 0 for _ in range(stop - found)]
+            values = [take(word) > 0 for _ in range(stop - found)]
+            painted[found // 4 : stop // 4] = values[3 - found % 4 :: 4]
         found = stop
-    return painted.reshape(*size, 4)[..., 3]
+    return painted.reshape(size)
