@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Taxonomy:
         if not names:
             raise DataError("A taxonomy needs at least one class name; give the class names in order of their ids.")
         if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
+            twice = sorted(n for n, count in Counter(names).items() if count > 1)
             raise DataError(f"The class name {twice[0]!r} occurs twice; every class needs a name of its own.")
         palette = tuple(_colour(c) for c in self.palette) or voc_palette(len(names))
         if len(palette) != len(names):

@@ -33,42 +33,34 @@ def hha(
     import json
     import sys
 
-    pairs = _outputs(depth, out)
+    from fullyconv.cli.evaluate import progress_line, say
+    from fullyconv.files.outputs import Outputs
+
+    pairs, notes = _outputs(depth, out)
+    for note in notes:
+        say(f"note: {note}")
     unit = _units_a_metre(depth_unit)
-    out.mkdir(parents=True, exist_ok=True)
-    for i, (source, target) in enumerate(pairs):
-        _encode_file(source, target, camera, unit, _raw_of(raw, source, target.relative_to(out), len(pairs)))
-        if sys.stderr.isatty():
-            print(f"\r{i + 1}/{len(pairs)}", end="\n" if i + 1 == len(pairs) else "", file=sys.stderr)
+    raws = [_raw_of(raw, source, Path(f"{name}.png"), len(pairs)) for source, name in pairs]
+    plan = Outputs(out, [*(source for source, _ in pairs), *(r for r in raws if r is not None)])
+    names = [plan.claim(f"{name}.png") for _, name in pairs]
+    line = None if as_json or not sys.stderr.isatty() else progress_line("encoding", False)
+    written = []
+    for (source, _), unfilled, name in zip(pairs, raws, names, strict=True):
+        written.append(plan.write(name, _encoded(source, camera, unit, unfilled)))
+        if line:
+            line(len(written), len(pairs))
         if not as_json:
-            print(target)
+            print(written[-1])
     if as_json:
-        print(json.dumps({"files": [str(target) for _, target in pairs]}))
+        print(json.dumps({"files": [str(target) for target in written]}))
 
 
-def _outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every depth file with the PNG it becomes: its stem, below its folder's own tree when a folder was given."""
-    from fullyconv.errors import MissingInput, UsageError
+def _outputs(sources: Sequence[Path], out: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Every depth file with the name of its PNG: its stem, below its folder's own tree when a folder was given; and
+    notes of what the folders hold besides."""
+    from fullyconv.cli.predict import outputs
 
-    pairs: list[tuple[Path, Path]] = []
-    for source in sources:
-        if source.is_dir():
-            files = sorted(
-                p for p in source.rglob("*") if p.suffix.lower() in (".png", ".tif", ".tiff") and p.is_file()
-            )
-            if not files:
-                raise MissingInput(f"{source} holds no PNG or TIFF; give depth pictures or a folder of them.")
-            pairs += [(p, (out / p.relative_to(source)).with_suffix(".png")) for p in files]
-        elif source.exists():
-            pairs.append((source, out / f"{source.stem}.png"))
-        else:
-            raise MissingInput(f"{source} does not exist; give depth pictures or a folder of them.")
-    if len({target for _, target in pairs}) < len(pairs):
-        raise UsageError("Two depth pictures have the same name and would overwrite each other; run them apart.")
-    clash = next((s for s, t in pairs if t.exists() and t.samefile(s)), None)
-    if clash is not None:
-        raise UsageError(f"{clash} would be overwritten by its own HHA picture; choose another folder with -o.")
-    return pairs
+    return outputs(sources, out, (".png", ".tif", ".tiff"), "an HHA picture")
 
 
 def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | None:
@@ -108,13 +100,12 @@ def _units_a_metre(value: float) -> float:
     return value if value >= 1 else 1 / value
 
 
-def _encode_file(source: Path, target: Path, camera: str, unit: float, raw: Path | None) -> None:
+def _encoded(source: Path, camera: str, unit: float, raw: Path | None) -> bytes:
+    """The HHA picture of a depth file as PNG."""
     from fullyconv.data.hha import encode, read_camera, read_depth
     from fullyconv.images import encode_png
 
     depth = read_depth(source, unit)
     _doubt(source, depth[depth > 0])
     intrinsics = read_camera(camera, (depth.shape[0], depth.shape[1]))
-    picture = encode(depth, intrinsics, None if raw is None else read_depth(raw, unit))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(encode_png(picture))
+    return encode_png(encode(depth, intrinsics, None if raw is None else read_depth(raw, unit)))

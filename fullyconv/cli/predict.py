@@ -13,6 +13,9 @@ from fullyconv.cli.options import MaxPixels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fullyconv.files.listing import Listing
+    from fullyconv.files.outputs import Outputs
+
 __all__ = ["predict"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -45,57 +48,82 @@ def predict(
 ) -> None:
     """Label every pixel of pictures with a trained model."""
     import json
-    import sys
 
-    from fullyconv.cli.evaluate import predictor, progress_line
+    from fullyconv.cli.evaluate import predictor, progress_line, say
     from fullyconv.errors import DataError, MissingInput, printable
+    from fullyconv.files.outputs import Outputs
 
-    pairs = outputs(pictures, out)
+    pairs, notes = outputs(pictures, out)
+    for note in () if quiet else notes:
+        say(f"note: {note}")
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
-    further = _further(ready.inputs or ("rgb",), inputs or [])
+    needed = ready.inputs or ("rgb",)
+    further = _further(needed, inputs or [])
+    plan = Outputs(out, _files_read(pairs, further))
+    every = [_claim(plan, list(ready.heads), name, overlay, confidence, probabilities) for _, name in pairs]
     line = progress_line("labelling", quiet)
-    written, failed = [], []
-    for done, (source, name) in enumerate(pairs, 1):
+    written: list[tuple[str, Path]] = []
+    failed = []
+    for done, ((source, _), names) in enumerate(zip(pairs, every, strict=True), 1):
         try:
-            image = _read(source, ready.inputs or ("rgb",), further)
-            written += _write(ready, image, out, name, overlay, confidence, probabilities)
+            written += _write(ready, _read(source, needed, further), plan, names)
         except (DataError, MissingInput) as error:  # one damaged picture does not end a folder of them
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             failed.append(printable(source))
         if line:
             line(done, len(pairs))
     if as_json:
-        print(json.dumps({"files": [str(p) for p in written], "failed": failed}))
+        print(json.dumps({"files": [str(p) for _, p in written], "failed": failed}))
     else:
-        print("\n".join(str(p) for p in written if p.parent != out / "overlay"))
+        print("\n".join(str(p) for what, p in written if what != "overlay"))
     if failed:
         raise DataError(f"{len(failed)} of {len(pairs)} pictures could not be labelled ({failed[0]}); see above.")
 
 
-def outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every picture with the name (relative, without suffix) its outputs get. Refuses clashes before work starts."""
-    from fullyconv.errors import MissingInput, UsageError
+def outputs(
+    sources: Sequence[Path], out: Path, suffixes: Sequence[str] = SUFFIXES, what: str = "a label map"
+) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Every picture with the name (relative, without suffix) its outputs get, and notes of what folders hold besides.
+    Refuses clashes before work starts; takes time in proportion to the pictures."""
+    from fullyconv.errors import MissingInput, UsageError, printable
+    from fullyconv.files.outputs import fold, safe_name
 
-    pairs: list[tuple[Path, Path]] = []
+    pairs: list[tuple[Path, str]] = []
+    notes: list[str] = []
     for source in sources:
         if source.is_dir():
-            files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            files = [p for p in files if not p.is_relative_to(out)] if out != source else files
-            if not files:
-                raise MissingInput(f"{source} holds no pictures ({', '.join(SUFFIXES)}); give a folder of pictures.")
-            pairs += [(p, p.relative_to(source).with_suffix("")) for p in files]
+            listed = pictures_in(source, suffixes, out)
+            pairs += [(p, p.relative_to(source).with_suffix("").as_posix()) for p in listed.files]
+            notes += [note] if (note := listed.note(source)) else []
         elif source.exists():
-            pairs.append((source, Path(source.stem)))
+            pairs.append((source, source.stem))
         else:
-            raise MissingInput(f"{source} does not exist; give pictures or a folder of them.")
-    names = [name for _, name in pairs]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise UsageError(f"Two pictures are named {twice} and would share a label map; label them into two folders.")
-    for source, name in pairs:
-        target = out / f"{name}.png"
-        if target.exists() and target.samefile(source):
-            raise UsageError(f"{source} would be overwritten by its own label map; choose another folder with -o.")
-    return pairs
+            raise MissingInput(f"{printable(source)} does not exist; give pictures or a folder of them.")
+    pairs = [(picture, safe_name(name)) for picture, name in pairs]
+    named: dict[str, Path] = {}
+    for picture, name in pairs:
+        if (other := named.setdefault(fold(name), picture)) is not picture:
+            raise UsageError(
+                f"Two pictures are named {printable(name)} ({printable(other)} and {printable(picture)}) and would "
+                f"share {what}; write them into two folders."
+            )
+    return pairs, notes
+
+
+def pictures_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
+    """The pictures below a folder, without those of the folder of results inside it; MissingInput for none."""
+    from fullyconv.errors import MissingInput, printable
+    from fullyconv.files.listing import list_below
+
+    same = out.is_dir() and out.samefile(folder)
+    found = list_below(folder, suffixes, None if same else out)
+    if not found.files:
+        note = found.note(folder).rstrip(".")
+        raise MissingInput(
+            f"{printable(folder)} holds no pictures ({', '.join(suffixes)}){f', {note}' if note else ''}; "
+            "give a folder of pictures."
+        )
+    return found
 
 
 def _further(needed: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
@@ -109,14 +137,26 @@ def _further(needed: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
+def _files_read(pairs: Sequence[tuple[Path, str]], further: dict[str, Path]) -> list[Path]:
+    """Every file that is going to be read, as far as it is there."""
+    more = (_beside(source, folder) for folder in further.values() for source, _ in pairs)
+    return [*(source for source, _ in pairs), *(file for file in more if file is not None)]
+
+
+def _beside(source: Path, folder: Path) -> Path | None:
+    return next((p for s in SUFFIXES if (p := folder / f"{source.stem}{s}").is_file()), None)
+
+
 def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
-    from fullyconv.errors import MissingInput
+    from fullyconv.errors import MissingInput, printable
 
     planes = {needed[0]: _plane(source, needed[0])}
     for modality, folder in further.items():
-        found = next((p for s in SUFFIXES if (p := folder / f"{source.stem}{s}").is_file()), None)
+        found = _beside(source, folder)
         if found is None:
-            raise MissingInput(f"{folder} has no {modality} picture named {source.stem}; name both alike.")
+            raise MissingInput(
+                f"{printable(folder)} has no {modality} picture named {printable(source.stem)}; name both alike."
+            )
         planes[modality] = _plane(found, modality)
     return planes if further or needed[0] in ("depth", "bands") else planes[needed[0]]
 
@@ -131,43 +171,61 @@ def _plane(file: Path, modality: str) -> NDArray[Any]:
     return read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
 
 
-def _write(
-    ready: Any, image: Any, out: Path, name: Path, overlay: bool, confidence: bool, probabilities: bool
-) -> list[Path]:
-    """Write what was asked for one image; the main head's label map under the picture's own name."""
+Files = dict[tuple[str, str], str]  # (what, head) -> the name claimed for it
+
+
+def _claim(
+    plan: Outputs, heads: Sequence[str], name: str, overlay: bool, confidence: bool, probabilities: bool
+) -> Files:
+    """The files of one picture: the main head's label map under the picture's own name, the others' in folders."""
+    from fullyconv.files.outputs import one_part
+
+    found: Files = {}
+    for i, head in enumerate(heads):
+        folder = [] if i == 0 else [one_part(head, "The head")]
+        found["labels", head] = plan.claim(*folder, f"{name}.png")
+        if overlay and i == 0:
+            found["overlay", head] = plan.claim("overlay", f"{name}.jpg")
+        if confidence:
+            found["confidence", head] = plan.claim("confidence", *folder, f"{name}.png")
+        if probabilities:
+            found["probabilities", head] = plan.claim("probabilities", *folder, f"{name}.npy")
+    return found
+
+
+def _write(ready: Any, image: Any, plan: Outputs, names: Files) -> list[tuple[str, Path]]:
+    """Write what was claimed for one image: (what, file)."""
     import numpy as np
 
     from fullyconv.images import encode_label, encode_png
 
-    found = ready.confident_labels(image) if confidence else {h: (v, None) for h, v in ready.labels(image).items()}
-    files: list[tuple[Path, bytes]] = []
-    for i, (head, (labels, sure)) in enumerate(found.items()):
-        folder = Path() if i == 0 else Path(head)
+    sure = any(what == "confidence" for what, _ in names)
+    found = ready.confident_labels(image) if sure else {h: (v, None) for h, v in ready.labels(image).items()}
+    data: dict[tuple[str, str], bytes] = {}
+    for head, (labels, probability) in found.items():
         palette = ready.model.taxonomies[head].palette
-        files.append((folder / f"{name}.png", encode_label(labels, palette)))
-        if overlay and i == 0:
-            files.append((Path("overlay") / f"{name}.jpg", overlaid(image, labels, palette)))
-        if sure is not None:
-            files.append(
-                (Path("confidence") / folder / f"{name}.png", encode_png(np.rint(sure * 255).astype(np.uint8)))
-            )
-    if probabilities:
-        files += _probabilities(ready, image, name)
-    return [_written(out / path, data) for path, data in files]
+        data["labels", head] = encode_label(labels, palette)
+        if ("overlay", head) in names:
+            data["overlay", head] = overlaid(image, labels, palette)
+        if probability is not None:
+            data["confidence", head] = encode_png(np.rint(probability * 255).astype(np.uint8))
+    if any(what == "probabilities" for what, _ in names):
+        data |= _probabilities(ready, image)
+    return [(key[0], plan.write(names[key], content)) for key, content in data.items()]
 
 
-def _probabilities(ready: Any, image: Any, name: Path) -> list[tuple[Path, bytes]]:
+def _probabilities(ready: Any, image: Any) -> dict[tuple[str, str], bytes]:
     from io import BytesIO
 
     import numpy as np
     import torch
 
     scores = ready.scores(image)
-    files = []
-    for i, (head, s) in enumerate((scores if isinstance(scores, dict) else {"": scores}).items()):
+    files = {}
+    for head, s in (scores if isinstance(scores, dict) else {next(iter(ready.heads)): scores}).items():
         data = BytesIO()
         np.save(data, torch.from_numpy(s).softmax(0).numpy())
-        files.append((Path("probabilities") / (Path() if i == 0 else Path(head)) / f"{name}.npy", data.getvalue()))
+        files["probabilities", head] = data.getvalue()
     return files
 
 
@@ -180,11 +238,3 @@ def overlaid(image: Any, labels: NDArray[Any], palette: Sequence[Sequence[int]])
     shown = viewable(next(iter(image.values())) if isinstance(image, dict) else image)
     colours = np.asarray(palette, np.uint16)[labels]
     return jpeg(((shown.astype(np.uint16) + colours) // 2).astype(np.uint8), 90)
-
-
-def _written(path: Path, data: bytes) -> Path:
-    from fullyconv.files import atomic_write
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, data)
-    return path

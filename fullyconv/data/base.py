@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data import heartbeat
-from fullyconv.errors import DataError
+from fullyconv.errors import DataError, printable
+from fullyconv.files.outputs import name_fault
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["Dataset", "ReadInput", "ReadLabels", "Record", "Sample"]
@@ -21,12 +22,21 @@ __all__ = ["Dataset", "ReadInput", "ReadLabels", "Record", "Sample"]
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it."""
+    """One picture's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it, so it is a
+    relative path of plain parts: DataError for one that climbs, begins at the root, holds control characters or is over
+    240 bytes a part, 1,024 in all."""
 
     name: str
     inputs: Mapping[str, Path]  # modality ("rgb", "depth", "hha", ...) -> file
     labels: Mapping[str, Path] = field(default_factory=dict)  # head -> file; empty when there are none
     group: str = ""  # video, patient, scene: records of one group belong on one side of a split
+
+    def __post_init__(self) -> None:
+        if fault := name_fault(self.name):
+            raise DataError(
+                f"The picture name {printable(self.name)[:200]!r} {fault}, so no result can be named after it; rename "
+                "the picture, or its entry where it is listed."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,11 @@ class Dataset:
     def _label(self, record: Record, head: str) -> NDArray[Any]:
         heartbeat.at(record.labels.get(head, record.name))
         return self.read_labels(record, head)
+
+    @property
+    def files(self) -> set[Path]:
+        """Every file that is read: inputs and labels."""
+        return {f for r in self.records for f in (*r.inputs.values(), *r.labels.values())}
 
     @property
     def taxonomy(self) -> Taxonomy:

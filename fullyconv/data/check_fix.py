@@ -20,7 +20,8 @@ from fullyconv.data.coding import classes_text
 from fullyconv.data.convert import storable
 from fullyconv.data.layout import SUFFIXES, role
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable
-from fullyconv.files import atomic_write, new_directory
+from fullyconv.files import new_directory
+from fullyconv.files.outputs import Outputs, one_part, safe_name, unique_name
 from fullyconv.taxonomy import Taxonomy, voc_palette
 
 __all__ = ["repair"]
@@ -31,9 +32,12 @@ __all__ = ["repair"]
 class _Copy:
     """The copy in the making: what was done to how many, and the names taken in each split."""
 
-    root: Path
+    files: Outputs
     done: Counter[str] = field(default_factory=Counter)
     names: dict[str, set[str]] = field(default_factory=dict)
+
+    def write(self, data: bytes, *parts: str) -> None:
+        self.files.write(self.files.claim(*parts), data)
 
 
 def repair(
@@ -49,13 +53,21 @@ def repair(
             raise UsageError(f"{printable(out)} lies inside the data; name a folder outside {printable(dataset.root)}.")
     if out.exists():
         raise UsageError(f"{printable(out)} exists already; name a new folder.")
+    for dataset in datasets:  # each names a folder or a file of the copy
+        for what, names in (
+            ("The split", [dataset.split or "all"]),
+            ("The input", dataset.inputs),
+            ("The head", dataset.taxonomies),
+        ):
+            for name in names:
+                one_part(name, what)
     kinds: dict[Path, set[str]] = {}
     for f in findings:
         for file in f.files:
             kinds.setdefault(file, set()).add(f.kind)
     left_out = _duplicates(facts)
     with new_directory(out) as folder:
-        copy = _Copy(folder)
+        copy = _Copy(Outputs(folder))
         for record in facts:
             dataset = next(d for d in datasets if d.split == record.split)
             if id(record) in left_out:
@@ -66,7 +78,8 @@ def repair(
             raise DataError("Nothing can be repaired: every picture or its label is unreadable or missing.")
         _classes(copy, datasets, kinds)
         lines = [f"{n} x {what}" for what, n in copy.done.most_common()]
-        atomic_write(folder / "README.txt", "Repaired copy made by fullyconv check --fix\n" + "\n".join(lines) + "\n")
+        text = "\n".join(("Repaired copy made by fullyconv check --fix", *lines, ""))
+        copy.write(text.encode(errors="backslashreplace"), "README.txt")
     return dict(copy.done)
 
 
@@ -93,21 +106,14 @@ def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[P
     if reason:
         copy.done[f"left out: {reason}"] += 1
         return
-    where = copy.root / record.split if split else copy.root
+    where = (record.split,) if split else ()
     stem = _name(record.record.name, copy.names.setdefault(record.split, set()))
     for facts in record.inputs:
-        _picture(
-            copy,
-            dataset,
-            record,
-            facts,
-            where / ("images" if facts.modality in ("rgb", "bands") else facts.modality),
-            stem,
-        )
+        folder = "images" if facts.modality in ("rgb", "bands") else one_part(facts.modality, "The input")
+        _picture(copy, dataset, record, facts, (*where, folder, stem))
     for head, label in labels.items():
-        target = where / ("labels" if head == "semantic" else f"labels-{head}") / f"{stem}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images.write_label(target, label, dataset.taxonomies[head].palette)
+        data = images.encode_label(label, dataset.taxonomies[head].palette)
+        copy.write(data, *where, "labels" if head == "semantic" else f"labels-{head}", f"{stem}.png")
     copy.done["pairs written"] += 1
 
 
@@ -126,27 +132,22 @@ def _hopeless(dataset: Dataset, record: RecordFacts) -> str:
 def _name(name: str, taken: set[str]) -> str:
     """A plain stem: no folders, no control or undecodable characters, unique without regard to case."""
     plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in printable(name)).strip(". ") or "picture"
-    stem, n = plain, 2
-    while stem.casefold() in taken:
-        stem, n = f"{plain}-{n}", n + 1
-    taken.add(stem.casefold())
-    return stem
+    return unique_name(safe_name(plain), taken)
 
 
-def _picture(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFacts, folder: Path, stem: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    info = facts.info
+def _picture(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFacts, stem: tuple[str, ...]) -> None:
+    info, (*where, name) = facts.info, stem
     if facts.file.suffix.lower() not in SUFFIXES:  # kept inside a JSON or MATLAB file
         pixels = storable(dataset.read_input(record.record, facts.modality))
-        atomic_write(folder / f"{stem}.png", images.encode_png(pixels))
+        copy.write(images.encode_png(pixels), *where, f"{name}.png")
         return
     plain = info is None or (
         info.orientation == 1 and info.frames == 1 and info.bits <= 8 and info.mode in ("RGB", "L", "P", "1")
     )
     if plain or facts.modality not in ("rgb", "hha"):
-        atomic_write(folder / f"{stem}{facts.file.suffix.lower()}", images.read_bytes(facts.file))
+        copy.write(images.read_bytes(facts.file), *where, f"{name}{facts.file.suffix.lower()}")
         return
-    atomic_write(folder / f"{stem}.png", images.encode_png(images.read_image(facts.file)))
+    copy.write(images.encode_png(images.read_image(facts.file)), *where, f"{name}.png")
     copy.done["picture rewritten as upright 8-bit RGB"] += 1
 
 
@@ -238,4 +239,4 @@ def _classes(copy: _Copy, datasets: Sequence[Dataset], kinds: Mapping[Path, set[
         if binary and len(taxonomy) == 1:
             taxonomy = Taxonomy(("background", "foreground"), voc_palette(2))
         name = "classes.txt" if head == "semantic" else f"classes-{head}.txt"
-        atomic_write(copy.root / name, classes_text(taxonomy))
+        copy.write(classes_text(taxonomy).encode(), name)

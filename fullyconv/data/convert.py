@@ -6,19 +6,22 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data import open_dataset
-from fullyconv.data.base import Dataset
+from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import classes_text
 from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import new_directory
+from fullyconv.files.outputs import Outputs, one_part
+from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["convert", "storable"]
 
@@ -42,16 +45,22 @@ def convert(
     if target.exists():
         raise UsageError(f"{printable(target)} exists already; name a new folder.")
     parts = _open(spec, splits, inputs, options)
-    total, done = sum(map(len, parts.values())), 0
+    plan = Outputs(target, (f for data in parts.values() for f in data.files))
+    classes = _claim_classes(plan, parts)
+    places = [
+        (data, record, _claim(plan, split, data, record, shared))
+        for split, data in parts.items()
+        for shared in [Counter(path for r in data.records for path in r.inputs.values())]
+        for record in data.records
+    ]
     with new_directory(target) as root:
-        _write_classes(root, parts)
-        for split, data in parts.items():
-            shared = Counter(path for r in data.records for path in r.inputs.values())
-            for i in range(len(data)):
-                _write(root / split, data, i, shared)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+        plan.moved(root)
+        for name, taxonomy in classes.items():
+            plan.place(name).write_text(classes_text(taxonomy), encoding="utf-8")
+        for done, (data, record, names) in enumerate(places, 1):
+            _write(plan, data, record, names)
+            if progress is not None:
+                progress(done, len(places))
         os.sync()  # one for all the small files, before the folder gets its name
     return {split or "all": len(data) for split, data in parts.items()}
 
@@ -76,37 +85,53 @@ def _open(
     return found or {"": open_dataset(spec, "all", inputs=inputs, **options)}
 
 
-def _write_classes(root: Path, parts: Mapping[str, Dataset]) -> None:
+def _claim_classes(plan: Outputs, parts: Mapping[str, Dataset]) -> dict[str, Taxonomy]:
+    """The file that lists a head's classes -> these."""
     heads = {head: t for data in parts.values() for head, t in data.taxonomies.items()}
     for split, data in parts.items():
         for head, taxonomy in data.taxonomies.items():
             if taxonomy.names != heads[head].names:
                 raise DataError(f"The split {split!r} has other {head} classes than the rest; convert each by itself.")
-    for head, taxonomy in heads.items():
-        (root / f"classes{_suffix(head)}.txt").write_text(classes_text(taxonomy), encoding="utf-8")
+    return {plan.claim(f"classes{_suffix(one_part(h, 'The head'))}.txt"): t for h, t in heads.items()}
 
 
 def _suffix(head: str) -> str:
     return "" if head == "semantic" else f"-{head}"
 
 
-def _write(folder: Path, data: Dataset, index: int, shared: Mapping[Path, int]) -> None:
-    """One record's pictures and labels, below `folder` by its name."""
-    record = data.records[index]
+@final
+@dataclass(frozen=True)
+class _Claimed:
+    """One record's files: {modality: (name, whether the picture is copied)}, {head: name}."""
+
+    inputs: dict[str, tuple[str, bool]]
+    labels: dict[str, str]
+
+
+def _claim(plan: Outputs, split: str, data: Dataset, record: Record, shared: Mapping[Path, int]) -> _Claimed:
+    top = [one_part(split, "The split")] if split else []
+    inputs = {}
     for modality in data.inputs:
-        path = folder / ("images" if modality == data.inputs[0] else modality) / record.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source = record.inputs[modality]
-        if source.suffix.lower() in SUFFIXES and shared[source] == 1:
-            shutil.copyfile(source, path.with_name(path.name + source.suffix.lower()))
+        source = record.inputs.get(modality)
+        copied = source is not None and source.suffix.lower() in SUFFIXES and shared[source] == 1
+        suffix = source.suffix.lower() if source is not None and copied else ".png"
+        folder = "images" if modality == data.inputs[0] else one_part(modality, "The input")
+        inputs[modality] = plan.claim(*top, folder, record.name + suffix), copied
+    labels = {h: plan.claim(*top, f"labels{_suffix(h)}", f"{record.name}.png") for h in data.taxonomies}
+    return _Claimed(inputs, labels)
+
+
+def _write(plan: Outputs, data: Dataset, record: Record, names: _Claimed) -> None:
+    """One record's pictures and labels."""
+    for modality, (name, copied) in names.inputs.items():
+        if copied:
+            shutil.copyfile(record.inputs[modality], plan.place(name))
         else:
             pixels = storable(data.read_input(record, modality))
-            path.with_name(path.name + ".png").write_bytes(images.encode_png(pixels))
-    for head, taxonomy in data.taxonomies.items():
+            plan.place(name).write_bytes(images.encode_png(pixels))
+    for head, name in names.labels.items():
         label = data.read_labels(record, head)
-        path = folder / f"labels{_suffix(head)}" / f"{record.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(images.encode_label(label, taxonomy.palette))
+        plan.place(name).write_bytes(images.encode_label(label, data.taxonomies[head].palette))
 
 
 def storable(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -14,7 +14,9 @@ or in labels/.
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,7 @@ from fullyconv.data.layout import (
 )
 from fullyconv.data.pairing import beside, couples, pair
 from fullyconv.errors import DataError, FullyconvError, MissingInput, printable
+from fullyconv.files.outputs import name_fault, safe_name
 
 __all__ = ["open_folder", "read_modality", "recognise"]
 
@@ -381,11 +384,10 @@ def _file_columns(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]],
 
 
 def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> _Part:
-    part = _Part({"rgb": {}})
+    part, names = _Part({"rgb": {}}), _ListedNames(root)
     for row in rows:
         path = _listed_file(root, row.get("image", ""), file)
-        inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-        stem = inside.with_suffix("").as_posix()
+        stem = names.of(path)
         if stem in part.inputs["rgb"]:
             part.strays.append(("duplicate-stem", path))
             continue
@@ -402,6 +404,38 @@ def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> _Pa
             into = part.labels.setdefault(head, {}) if head else part.inputs.setdefault(column, {})
             into[stem] = _listed_file(root, value, file)
     return part
+
+
+@final
+class _ListedNames:
+    """Names of listed pictures: the path without suffix from the list's folder on. What leads out of it (`..`, the
+    root) is left out, and then a name that another picture has gets a number: ../a/x and ../../a/x are a/x and a/x-2.
+    Outputs are named so, below their own folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._taken: set[str] = set()
+        self._numbers: Counter[str] = Counter()
+        self._outside: dict[str, str] = {}  # real path -> name
+
+    def of(self, path: Path) -> str:
+        below = path.is_relative_to(self._root)
+        stem = (path.relative_to(self._root) if below else Path(path.name)).with_suffix("").as_posix()
+        if below and not name_fault(stem):
+            self._taken.add(stem)
+            return stem
+        real = os.path.realpath(path)
+        if real not in self._outside:
+            self._outside[real] = self._free(safe_name(stem))
+        return self._outside[real]
+
+    def _free(self, plain: str) -> str:
+        name = plain
+        while name in self._taken:
+            self._numbers[plain] += 1
+            name = f"{plain}-{self._numbers[plain] + 1}"
+        self._taken.add(name)
+        return name
 
 
 def _listed_file(root: Path, entry: str, file: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
+from fullyconv.files.outputs import safe_name
 
 __all__ = [
     "SUFFIXES",
@@ -60,12 +61,13 @@ def _any_picture(folder: Path) -> bool:
 def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[str, Path], list[Path]]:
     """{path below `folder` without its suffix: file}, and the files whose stem was taken already.
 
-    Stems are NFC: macOS writes an umlaut as two characters, others as one.
+    Stems are NFC (macOS writes an umlaut as two characters, others as one), and `safe_name`s: records are named after
+    them.
     """
     found: dict[str, Path] = {}
     twice: list[Path] = []
     for file in files:
-        stem = unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
+        stem = safe_name(unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix()))
         if suffix and stem.endswith(suffix):
             stem = stem[: -len(suffix)]
         if stem in found:

@@ -22,7 +22,7 @@ from fullyconv.evaluation.regions import box, components
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
 from fullyconv.evaluation.tallies import Tallies
-from fullyconv.files import atomic_write
+from fullyconv.files.outputs import Outputs, one_part, output_file
 from fullyconv.images import encode_label, read_image, read_label
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "jpeg", "typical", "viewable"]
 
+RESULT = b'{"format":'  # how a result.json begins
 SURE = 0.9
 SHOWN, CROPS, SUSPECTS = 640, 12, 12
 Window = tuple[int, int, int, int]
@@ -57,7 +58,20 @@ class Keeper:
         self.taxonomy: Taxonomy = dataset.taxonomies[head]
         self.tallies = Tallies(len(self.taxonomy))
         self.suspects: list[Suspect] = []
-        directory.mkdir(parents=True, exist_ok=True)
+        self._outputs = Outputs(directory, dataset.files)
+        self._claim()
+
+    def _claim(self) -> None:
+        """Every file that is named after something, before the first image is labelled."""
+        for modality in self.dataset.inputs:
+            one_part(modality, "The input")
+        self._outputs.claim("result.json")
+        self._outputs.look("gallery/0/image.jpg")
+        output_file(self.directory / "result.json", "an evaluation's result", RESULT)
+        folders = [(self._folder(one_part(head, "The head")), "png") for head in self.dataset.taxonomies]
+        for record in self.dataset.records:
+            for folder, suffix in (*folders, ("confidence", "jpg")):
+                self._outputs.claim(folder, f"{record.name}.{suffix}")
 
     def add(self, image: ImageTables, sample: Sample, said: Mapping[str, Any]) -> None:
         """Count and write one image; said[head] has `.labels` and `.confidence`."""
@@ -154,9 +168,8 @@ class Keeper:
         return files
 
     def _write(self, name: str, data: bytes) -> None:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        """What is named after something was claimed at the start; the gallery is numbered."""
+        self._outputs.write(self._outputs.claim(name) if name.startswith("gallery/") else name, data)
 
 
 def typical(result: Result, worst: int = 6, middle: int = 3, best: int = 3) -> list[tuple[str, int]]:

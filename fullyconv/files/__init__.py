@@ -7,6 +7,7 @@
     sha256_file(path)                        lower-case hex
     require_space(directory, needed)         StorageError before anything is written
     download(url, path, size=, sha256=)      https, resumable; nothing unverified ever stands at `path`
+    outputs.Outputs(folder, inputs)          every file that is named after something: below its folder, never an input
 
 Every function raises errors of `fullyconv.errors` alone: StorageError (exit 74) for what the disk refused, MissingInput
 (66) for what is not there, DataError (65) for what is not what it should be, TryAgain (75) for a held lock.

@@ -1,0 +1,102 @@
+"""Which files below a folder are taken: links followed, each real folder once, and what is left out said in words."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import final
+
+from fullyconv.errors import DataError, printable
+
+__all__ = ["Listing", "list_below"]
+
+MOST = 5_000_000  # files below one folder; more means a wrong folder
+KINDS = 6  # reasons that a note names
+
+
+@final
+class Listing:
+    """Files below a folder, sorted, and what was left out: how many for which reason, with an example."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self.left: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def leave(self, reason: str, name: str) -> None:
+        self.left[reason] += 1
+        self.examples.setdefault(reason, name)
+
+    def note(self, folder: Path) -> str:
+        """What was left out, in a sentence; "" for nothing."""
+        shown = self.left.most_common(KINDS)
+        said = [f"{n} {reason} ({printable(self.examples[reason])})" for reason, n in shown]
+        rest = sum(self.left.values()) - sum(n for _, n in shown)
+        return (
+            f"left out of {printable(folder)}: {', '.join(said + ([f'{rest} others'] if rest else []))}."
+            if said
+            else ""
+        )
+
+
+def list_below(folder: Path, suffixes: Sequence[str], without: Path | None = None) -> Listing:
+    """The files below `folder` with these suffixes (lower case); hidden names and the folder `without` are left out.
+
+    Linked folders are entered after all that lies there really, and no real folder twice, so a loop ends. Takes time
+    in proportion to the files. Raises DataError for more than five million of them.
+    """
+    found = Listing()
+    entered = {_key(os.fspath(without))} if without is not None and without.is_dir() else set()
+    real, linked = [(os.fspath(folder), "")], deque[tuple[str, str]]()
+    while real or linked:
+        at, below = real.pop() if real else linked.popleft()
+        if (key := _key(at)) in entered:
+            found.leave("folders of results or met before", below)
+            continue
+        entered.add(key)
+        for entry in _entries(found, at, below):
+            name = f"{below}{entry.name}"
+            if entry.name.startswith("."):
+                found.leave("hidden names", name)
+            elif _is(entry.is_dir):
+                (linked if entry.is_symlink() else real).append((entry.path, f"{name}/"))
+            else:
+                _take(found, entry, name, suffixes)
+        if len(found.files) > MOST:
+            raise DataError(f"{printable(folder)} holds more than {MOST} files; give the pictures' own folder.")
+    found.files.sort()
+    return found
+
+
+def _key(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _entries(found: Listing, at: str, below: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(at) as entries:
+            return sorted(entries, key=lambda e: e.name)
+    except PermissionError:
+        found.leave("folders that may not be opened", below)
+        return []
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """A link that leads to itself is neither file nor folder."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _take(found: Listing, entry: os.DirEntry[str], name: str, suffixes: Sequence[str]) -> None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if not _is(entry.is_file):
+        found.leave("broken links, pipes and devices", name)
+    elif suffix in suffixes:
+        found.files.append(Path(entry.path))
+    else:
+        found.leave(f"{printable(suffix)} files" if suffix else "files without a suffix", name)
