@@ -14,6 +14,8 @@ from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
 from fullyconv.models.names import NETWORKS, Network, parse
+from fullyconv.models.packaged import timm_names
+from fullyconv.models.pretrained import locate
 from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
 from fullyconv.models.weights import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
@@ -40,7 +42,8 @@ def create(
     """A network by name, for `classes` classes (None: as published, else 21) or for several `heads` by name.
 
     `weights` is the trunk's: a local .pt, .pth or .safetensors file with torchvision's keys, a model directory of the
-    same network, or "imagenet" (downloaded because you asked). Without it the trunk starts from seeded random weights.
+    same network, "imagenet" (from an installed package, else downloaded because you asked), or "auto" (a package's,
+    else a file downloaded before, else none; nothing is fetched). Without it the trunk starts from random weights.
     `padding`: "paper" | "same" (None: the trunk's default). `preprocessing`, where the weights file has no sidecar.
     The load report goes to stderr unless `quiet`, and is `model.report`.
 
@@ -148,14 +151,17 @@ def _load_weights(model: FCN, weights: str, preprocessing: Preprocessing | None)
     path = Path(weights)
     if path.is_dir():
         return checkpoint.following(path, lambda stored: _load_stored(model, stored, str(path)))
-    if weights == "imagenet":
-        from fullyconv.models.imagenet import fetch
-
-        path = fetch(parse(model.name).trunk)
+    located = locate(parse(model.name).trunk, weights)
+    if located.path is None:
+        return LoadReport(located.note)
+    path = located.path
     tensors = read_tensors(path)
+    rename = timm_names(tensors) if located.packaged else None
     report = LoadReport(path.name)
     for stream in model.streams.values():
-        report = load_into(stream.trunk, tensors, path.name)  # type: ignore[arg-type]
+        report = load_into(stream.trunk, tensors, located.note or path.name, rename)  # type: ignore[arg-type]
+    if located.packaged:
+        model.origin = {**model.origin, "trunk_weights": located.packaged.about()}
     found = sidecar(path)
     if found is not None and found.channels == model.preprocessing.channels:
         model.preprocessing, report.preprocessing = found, f"the sidecar {path.name}.json"

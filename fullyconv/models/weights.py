@@ -32,6 +32,8 @@ class LoadReport:
         def some(names: list[str]) -> str:
             return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else "0"
 
+        if not (self.copied or self.coerced or self.adapted):
+            return self.source
         parts = [f"{self.source}: {len(self.copied)} tensors copied"]
         for title in ("coerced", "adapted", "dropped", "initial"):
             names = getattr(self, title)

@@ -67,7 +67,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     if recipe.frozen_trunk:
         for p in model.trunk_parameters():
             p.requires_grad_(False)
-    model.origin = origin(recipe, train)
+    model.origin = {**model.origin, **origin(recipe, train)}
     return model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.models.trunks.alexnet import AlexNet, AlexNetTV
 from fullyconv.models.trunks.base import Trunk
+from fullyconv.models.trunks.efficientnet_lite import EfficientNetLite
 from fullyconv.models.trunks.googlenet import GoogLeNet, GoogLeNetTV
 from fullyconv.models.trunks.mobilenet import MobileNetV2, MobileNetV3Large
 from fullyconv.models.trunks.resnet import BasicBlock, Bottleneck, ResNet
@@ -20,6 +21,11 @@ __all__ = ["PAPER", "TRUNKS", "Trunk", "create_trunk"]
 TRUNKS: dict[str, tuple[Callable[..., Trunk], dict[str, Any]]] = {
     "alexnet": (AlexNet, {}),
     "alexnet_tv": (AlexNetTV, {}),
+    "efficientnet_lite0": (EfficientNetLite, {}),
+    "efficientnet_lite1": (EfficientNetLite, {"depth": 1.1}),
+    "efficientnet_lite2": (EfficientNetLite, {"width": 1.1, "depth": 1.2}),
+    "efficientnet_lite3": (EfficientNetLite, {"width": 1.2, "depth": 1.4}),
+    "efficientnet_lite4": (EfficientNetLite, {"width": 1.4, "depth": 1.8}),
     "googlenet": (GoogLeNet, {}),
     "googlenet_tv": (GoogLeNetTV, {}),
     "mobilenet_v2": (MobileNetV2, {}),
