@@ -1,15 +1,18 @@
-"""What label values mean: class names, palette and the value that is ignored; and the published taxonomies."""
+"""What label values mean: class names, palette and the value that is ignored; and which classes of two sets of names
+are the same (`match`)."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, final
 
-from fullyconv.errors import DataError
+from fullyconv.errors import DataError, printable
 
-__all__ = ["Taxonomy", "voc_palette"]
+__all__ = ["Match", "Taxonomy", "listed_names", "match", "voc_palette"]
 
 Colour = tuple[int, int, int]
 
@@ -45,6 +48,11 @@ class Taxonomy:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def named_by(self) -> Literal["name", "number", "colour"]:
+        """Whether the classes bear names, or only numbers ("class 3", "3") or colours ("rgb 0 0 255")."""
+        return "number" if _numbers(self) else "colour" if _coloured(self) else "name"
+
     @classmethod
     def numbered(cls, classes: int) -> Taxonomy:
         """K classes named by their ids, with the VOC palette."""
@@ -75,3 +83,110 @@ def voc_palette(classes: int) -> tuple[Colour, ...]:
         return r, g, b
 
     return tuple(colour(k) for k in range(classes))
+
+
+@final
+@dataclass(frozen=True)
+class Match:
+    """Which classes of two taxonomies are the same: `ids[k]` is the id that our class k has in `theirs`, -1 for none.
+
+    how: "same" (the same names in the same order), by "names", "numbers" (both are only numbered), "ids" (one is only
+    numbered: by its place) or "colours" (one is only named by its colours).
+    """
+
+    ours: Taxonomy
+    theirs: Taxonomy
+    ids: tuple[int, ...]
+    how: Literal["same", "names", "numbers", "ids", "colours"]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Our classes that they lack."""
+        return tuple(name for name, k in zip(self.ours.names, self.ids, strict=True) if k < 0)
+
+    @property
+    def spare(self) -> tuple[str, ...]:
+        """Their classes that we lack."""
+        return tuple(name for k, name in enumerate(self.theirs.names) if k not in self.ids)
+
+    @property
+    def identical(self) -> bool:
+        """Whether id k means the same in both."""
+        return self.ids == tuple(range(len(self.theirs)))
+
+    def __str__(self) -> str:
+        """How they were matched, in words: what moved, what is named otherwise, what has no partner."""
+        by = {"same": "name", "names": "name", "numbers": "number", "ids": "id", "colours": "colour"}[self.how]
+        pairs = [(k, to) for k, to in enumerate(self.ids) if to >= 0]
+        moved = [f"{printable(self.ours.names[k])} {k} -> {to}" for k, to in pairs if k != to]
+        called = [
+            f"{printable(self.ours.names[k])} is {printable(self.theirs.names[to])}"
+            for k, to in pairs
+            if self.ours.names[k] != self.theirs.names[to]
+        ]
+        said = [f"{len(pairs)} of {len(self.ids)} classes matched by {by}"]
+        said += [_few(moved)] if moved else []
+        said += [_few(called)] if called and not moved else []
+        said += [f"without a partner: {_few([printable(n) for n in self.unknown])}"] if self.unknown else []
+        said += [f"not among them: {_few([printable(n) for n in self.spare])}"] if self.spare else []
+        return "; ".join(said)
+
+
+def match(ours: Taxonomy, theirs: Taxonomy) -> Match:
+    """Which of our classes is which of theirs, by name.
+
+    Equal names first; what is left by names that differ in case, blanks, "_" and "-" alone, where only one of each
+    side does. Classes that are only numbered ("class 3", "3") match by number; against names, by their ids; classes
+    that are only named by their colours ("rgb 0 0 255"), by the other side's palette. Whoever asks decides what
+    becomes of those without a partner (-1).
+    """
+    if ours.names == theirs.names:
+        return Match(ours, theirs, tuple(range(len(ours))), "same")
+    one, two = _numbers(ours), _numbers(theirs)
+    if one and two:
+        return Match(ours, theirs, _paired(one, two), "numbers")
+    if one or two:
+        return Match(ours, theirs, tuple(k if k < len(theirs) else -1 for k in range(len(ours))), "ids")
+    if _coloured(ours) != _coloured(theirs):
+        return Match(ours, theirs, _paired(ours.palette, theirs.palette), "colours")
+    ids = _paired(ours.names, theirs.names)
+    left = [name if k < 0 else None for name, k in zip(ours.names, ids, strict=True)]
+    free = [name if k not in ids else None for k, name in enumerate(theirs.names)]
+    alike = _paired([_folded(n) for n in left], [_folded(n) for n in free])
+    return Match(ours, theirs, tuple(a if k < 0 else k for k, a in zip(ids, alike, strict=True)), "names")
+
+
+def listed_names(taxonomy: Taxonomy, most: int = 6) -> str:
+    """The class names for a message: the first `most`, and how many there are."""
+    return _few([printable(n) for n in taxonomy.names], most)
+
+
+def _few(texts: Sequence[str], most: int = 6) -> str:
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _paired(ours: Sequence[Hashable], theirs: Sequence[Hashable]) -> tuple[int, ...]:
+    """For each of ours the place of its equal in theirs; -1 without one, for None, and where one occurs twice."""
+    place = {key: k for k, key in enumerate(theirs)}
+    once = {key for key, n in Counter(theirs).items() if n == 1} & {k for k, n in Counter(ours).items() if n == 1}
+    return tuple(place[key] if key is not None and key in once else -1 for key in ours)
+
+
+_NUMBERED = re.compile(r"(?:(?:class|label|category|id)[\s_-]*)?(\d{1,9})", re.IGNORECASE)
+
+
+def _numbers(taxonomy: Taxonomy) -> tuple[int, ...]:
+    """The classes' numbers where they are only numbered, each with one of its own; else nothing."""
+    found = [_NUMBERED.fullmatch(name.strip()) for name in taxonomy.names]
+    numbers = tuple(int(m[1]) for m in found if m)
+    return numbers if len(set(numbers)) == len(found) else ()
+
+
+def _coloured(taxonomy: Taxonomy) -> bool:
+    """Whether the classes are only named by their colours."""
+    return all(name == f"rgb {r} {g} {b}" for name, (r, g, b) in zip(taxonomy.names, taxonomy.palette, strict=True))
+
+
+def _folded(name: str | None) -> str | None:
+    """`name` without what people write in different ways: case, blanks, "_", "-", the form of accents."""
+    return None if name is None else re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())

@@ -118,3 +118,36 @@ def test_the_command_prints_a_verdict_or_json(tmp_path: Path, capsys: pytest.Cap
     value = json.loads(text[text.index("{") :])
     assert value["mean_iu"]["certain"] is True
     assert [c["name"] for c in value["classes"]] == list(NAMES)
+
+
+def renumbered(one: Result, names: tuple[str, ...], to: tuple[int, ...]) -> Result:
+    """`one` as a network counts whose class of our id k is its to[k], one pixel group at a time."""
+    images = []
+    for image in one.per_image:
+        table = np.zeros((len(names), len(names)), np.int64)
+        for i, j in np.ndindex(3, 3):
+            table[to[i], to[j]] = image.table("semantic", 3)[i, j]
+        images.append(ImageTables.of(image.index, image.name, image.size, {"semantic": table}))
+    total = np.stack([i.table("semantic", len(names)) for i in images]).sum(0)
+    return replace(one, taxonomies={"semantic": Taxonomy(names)}, tables={"semantic": total}, per_image=images)
+
+
+@pytest.mark.parametrize(
+    ("names", "to"), [(("car", "sky", "road"), (1, 2, 0)), (("tree", "road", "sky", "dog", "car"), (2, 1, 4))]
+)
+def test_results_of_networks_that_number_classes_otherwise_are_compared_class_by_class(
+    names: tuple[str, ...], to: tuple[int, ...]
+) -> None:
+    a, b = result(0.7), result(0.8, seed=1)
+    plain = compare(a, b)
+    for found in (compare(a, renumbered(b, names, to)), compare(renumbered(a, names, to), b)):
+        assert found.mean_iu == plain.mean_iu
+        assert {c.name: c for c in found.classes} == {c.name: c for c in plain.classes}
+        assert any("matched by name" in note for note in found.notes)
+
+
+def test_results_that_left_different_pixels_out_are_not_compared() -> None:
+    a = result(0.7)
+    fewer = renumbered(a, ("car", "sky", "road"), (1, 2, 0))
+    fewer.tables["semantic"][0] = 0
+    assert "pixels of car, B 0" in str(differences(a, fewer))

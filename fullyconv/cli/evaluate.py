@@ -34,6 +34,9 @@ def evaluate(
         str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    unknown_classes: Annotated[
+        str, typer.Option(help="Classes that the network lacks: refuse, missed (count as wrong) or ignored.")
+    ] = "refuse",
     max_pixels: MaxPixels = 0,
     keep: Annotated[
         Path | None, typer.Option(help="Directory for result, predictions and what the report shows.")
@@ -54,7 +57,10 @@ def evaluate(
     for note in () if quiet else dataset.notes:
         say(note)
     variants = [v for v in tta.split(",") if v]
-    result = measure(ready, dataset, protocol=protocol, average=average, tta=variants, progress=line, keep=keep)
+    how: dict[str, Any] = {"protocol": protocol, "average": average, "tta": variants, "unknown": unknown_classes}
+    result = measure(ready, dataset, progress=line, keep=keep, **how)
+    for head, words in result.about.get("classes", {}).items():
+        say(f"{head}: {words}.")
     text = json.dumps(result.to_json(), allow_nan=False)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fullyconv import metrics, processor
 from fullyconv.errors import DataError, UsageError
+from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads, network_classes
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
 
@@ -40,8 +41,12 @@ def evaluate(
     progress: Progress | None = None,
     keep: str | Path | None = None,
     timeout: float = math.inf,
+    unknown: str = "refuse",
 ) -> Result:
     """Label every image of `dataset` and count, for each head, which class was called what.
+
+    Classes of the data are the network's of the same name, whatever their ids (`taxonomy.match`); the result is in the
+    network's ids, and `about["classes"]` says what was matched how where they are not simply the same.
 
     protocol: "native" (images and labels at their own size); "paper" (the same, whole images and no augmentation, as
     the paper scores); "resized:520" (shorter side 520, labels resampled nearest, as torchvision reports).
@@ -50,13 +55,15 @@ def evaluate(
     share: (rank, processes): only images rank, rank + processes, ...; `merge` adds the shares up.
     progress: called with (images done, images in all). keep: a directory that gets result.json, every prediction and
     what the report shows. timeout: seconds that reading may stand still at one file before it counts as hung.
+    unknown: classes of the data that the network lacks are refused ("refuse"), count as "missed", or are "ignored".
 
-    Raises `DataError` for an empty or unlabelled split, heads or classes that do not fit the network, and labels
-    outside the table; `UsageError` for an unknown protocol or variant; `TryAgain` naming the file where reading hangs.
+    Raises `DataError` for an empty or unlabelled split, heads or classes that the network lacks, and labels outside
+    the table; `UsageError` for an unknown protocol or variant; `TryAgain` naming the file where reading hangs.
     """
     side = _shorter_side(protocol)
     _check(predictor, dataset, protocol, average, tta)
-    heads = matching_heads(predictor.heads, dataset.taxonomies)
+    heads, stored = matching_heads(predictor.heads, dataset.taxonomies), dataset
+    dataset, matched = in_the_networks_classes(dataset, network_classes(predictor), heads, unknown)
     label = _labeller(predictor, tta, confident=keep is not None)
     indices = range(share[0], len(dataset), share[1])
     keeper = _keeper(keep, dataset, heads, share)
@@ -72,8 +79,8 @@ def evaluate(
             progress(done, len(indices))
     seconds = time.perf_counter() - start
     about = describe(
-        predictor, dataset, protocol=protocol, average=average, tta=tta, seconds=seconds, images=len(images)
-    )
+        predictor, stored, protocol=protocol, average=average, tta=tta, seconds=seconds, images=len(images)
+    ) | ({"classes": matched} if matched else {})
     taxonomies = {h: dataset.taxonomies[h] for h in heads}
     result = Result(taxonomies, _summed(images, taxonomies), images, about)
     return keeper.finish(result) if keeper else result
@@ -98,25 +105,6 @@ def score(sample: Sample, head: str, predicted: NDArray[Any], taxonomy: Taxonomy
             f"there are {classes} classes (0..{classes - 1}) and {taxonomy.ignore} is ignored; correct the labels."
         )
     return np.asarray(metrics.confusion(labels, predicted, classes, ignore=taxonomy.ignore), np.int64)
-
-
-def matching_heads(model: Mapping[str, int], data: Mapping[str, Taxonomy]) -> dict[str, str]:
-    """Data head -> the network's head of that name; two lone heads match whatever their names. `DataError` else."""
-    pairs = {h: h for h in data if h in model}
-    if not pairs and len(model) == len(data) == 1:
-        pairs = {next(iter(data)): next(iter(model))}
-    if not pairs:
-        raise DataError(
-            f"The network labels {', '.join(model)} but the data have labels for {', '.join(data) or 'nothing'}; "
-            "evaluate on data with the network's heads."
-        )
-    for h, m in pairs.items():
-        if model[m] != len(data[h]):
-            raise DataError(
-                f"The network's {m} head has {model[m]} classes and the data {len(data[h])}; "
-                "evaluate on the data set the network was trained for."
-            )
-    return pairs
 
 
 def describe(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import UsageError
-from fullyconv.evaluation.result import Result, number
+from fullyconv.evaluation.result import ImageTables, Result, number
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
+from fullyconv.taxonomy import Taxonomy, match
 
 __all__ = ["Change", "Comparison", "compare", "differences", "ways"]
 
@@ -78,12 +80,14 @@ class Comparison:
 
 
 def compare(a: Result, b: Result) -> Comparison:
-    """B against A by a paired bootstrap over images (the same draws for both).
+    """B against A by a paired bootstrap over images (the same draws for both), class by class of the same name.
 
     Raises `UsageError` naming what differs when they are not results of the same data, classes and protocol.
     """
     if found := differences(a, b):
         raise UsageError(f"These results cannot be compared: {'; '.join(found)}. Measure both alike.")
+    notes = ways(a, b)
+    a, b = _in_common_classes(a, b)
     one, two = resample([counts(a), counts(b)], a.average)
     classes = [
         Change(x["name"], x["iu"], y["iu"], interval(two.iu[:, k] - one.iu[:, k]))
@@ -100,7 +104,7 @@ def compare(a: Result, b: Result) -> Comparison:
         ),
         tuple(classes),
         _images(a, b),
-        tuple(ways(a, b)),
+        tuple(notes),
     )
 
 
@@ -114,10 +118,13 @@ def differences(a: Result, b: Result) -> list[str]:
     for key in ("protocol", "average"):
         if a.about.get(key) != b.about.get(key):
             found.append(f"the {key} is {a.about.get(key)} in A and {b.about.get(key)} in B")
-    if a.taxonomy.names != b.taxonomy.names:
-        found.append(f"A has the classes {_named(a)}, B {_named(b)}")
+    classes, together = match(b.taxonomy, a.taxonomy), _in_common_classes(a, b)
     if [i.name for i in a.per_image] != [i.name for i in b.per_image]:
         found.append(f"A measured {a.images} images, B {b.images}, not the same ones in the same order")
+    elif max(classes.ids) < 0 or (classes.unknown and _other_truth(*together)):
+        found.append(f"A has the classes {_named(a)}, B {_named(b)}")
+    elif truth := _other_truth(*together):
+        found.append(truth)
     return found
 
 
@@ -128,7 +135,48 @@ def ways(a: Result, b: Result) -> list[str]:
         one, two = (_way(r.about.get(key)) for r in (a, b))
         if one != two:
             found.append(f"The {words} was {one} for A and {two} for B.")
-    return found
+    classes = match(b.taxonomy, a.taxonomy)
+    return found if classes.how == "same" else [*found, f"B's classes are A's: {classes}."]
+
+
+def _in_common_classes(a: Result, b: Result) -> tuple[Result, Result]:
+    """Both in A's ids; classes that B alone has come behind them."""
+    found = match(b.taxonomy, a.taxonomy)
+    if found.how == "same":
+        return a, b
+    behind = [k for k, to in enumerate(found.ids) if to < 0]
+    places = {k: len(a.taxonomy) + i for i, k in enumerate(behind)}
+    together = Taxonomy(
+        (*a.taxonomy.names, *(b.taxonomy.names[k] for k in behind)),
+        (*a.taxonomy.palette, *(b.taxonomy.palette[k] for k in behind)),
+    )
+    ids = [places.get(k, to) for k, to in enumerate(found.ids)]
+    return _renumbered(a, together, range(len(a.taxonomy))), _renumbered(b, together, ids)
+
+
+def _renumbered(result: Result, classes: Taxonomy, ids: Sequence[int]) -> Result:
+    """`result` with class k of its main head as ids[k] of `classes`."""
+    head, before, place = result.head, len(result.taxonomy), np.asarray(ids, np.int64)
+
+    def moved(image: ImageTables) -> ImageTables:
+        truth, said = np.divmod(image.cells[head], before)
+        return replace(image, cells={**image.cells, head: place[truth] * len(classes) + place[said]})
+
+    table = np.zeros((len(classes),) * 2, np.int64)
+    table[np.ix_(place, place)] = result.confusion
+    return replace(
+        result,
+        taxonomies={**result.taxonomies, head: classes},
+        tables={**result.tables, head: table},
+        per_image=[moved(image) for image in result.per_image],
+    )
+
+
+def _other_truth(a: Result, b: Result) -> str:
+    """What differs when the same images were counted with other labels, or with classes left out; else nothing."""
+    one, two = a.confusion.sum(1), b.confusion.sum(1)
+    k = int((one != two).argmax())
+    return f"A counts {one[k]:,} pixels of {a.taxonomy.names[k]}, B {two[k]:,}" if one[k] != two[k] else ""
 
 
 def _way(value: Any) -> str:

@@ -267,6 +267,7 @@ def _about(result: Result) -> list[tuple[str, str]]:
         ("Model", f"{a['model']['name']}, weights sha256 {a['model']['sha256']}"),
         *([("Learned", how)] if how else []),
         ("Protocol", f"{a['protocol']}: {size}"),
+        *(("Classes", f"{head}: {words}") for head, words in a.get("classes", {}).items()),
         ("Means over", averaging),
         ("Ignored label", ", ".join(f"{h}: {v}" for h, v in a["ignore"].items())),
         ("Computed in", f"{_tiling(a['tiling'])}; {a['precision']}; {augmented}"),
