@@ -13,7 +13,7 @@ from PIL import Image
 
 from fullyconv.data import KINDS, coding, open_dataset, parse_spec
 from fullyconv.data.check import check
-from fullyconv.data.coding import read_classes
+from fullyconv.data.class_tables import classes_text, read_classes
 from fullyconv.data.layout import choose_split, list_files, read_table
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
 from fullyconv.taxonomy import Taxonomy
@@ -416,7 +416,7 @@ def test_classes_may_be_numbered(form: str, tmp_path: Path) -> None:
 def test_classes_are_written_as_they_are_read_even_where_two_share_a_colour(
     colours: tuple[tuple[int, int, int], ...], tmp_path: Path
 ) -> None:
-    (tmp_path / "classes.txt").write_text(coding.classes_text(Taxonomy(("road 1", "sky"), colours)))
+    (tmp_path / "classes.txt").write_text(classes_text(Taxonomy(("road 1", "sky"), colours)))
     assert read_classes(tmp_path / "classes.txt").taxonomy.names == ("road 1", "sky")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding, read_coded
 from fullyconv.data.folder import read_modality
+from fullyconv.data.folder_classes import are_theirs
 from fullyconv.data.layout import choose_split, list_files, looked_at, merge_splits, read_table, stems
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.taxonomy import Taxonomy
@@ -109,11 +110,18 @@ class _Layout:
 
 
 def recognise(root: Path) -> bool:
-    """Whether `root` (or the CamVid folder in it) is one of the three layouts."""
+    """Whether `root` (or the CamVid folder in it) is one of the three layouts, with CamVid's names of pictures, and no
+    other classes are listed or stored there: others use these layouts for classes of their own."""
     if not root.is_dir():
         return False
     base = _base(root)
-    return bool(_tutorial(base)) or _original(base) is not None or (bool(_repacked(base)) and _has_camvid_name(base))
+    if original := _original(base):
+        return are_theirs((CAMVID32, CAMVID11), 255, (root, base), []) and _named_so(original[0])
+    splits = {**_tutorial(base), **_repacked(base)}
+    if not any(_named_so(pictures) for pictures, _ in splits.values()):
+        return False
+    labels = [f for _, folder in splits.values() for f in list_files(folder)]
+    return are_theirs((CAMVID11, CAMVID32), _VOID, (root, base), labels)
 
 
 def open_camvid(root: Path, split: str | None = None, *, classes: int | None = None) -> Dataset:
@@ -200,9 +208,9 @@ def _original(base: Path) -> tuple[Path, Path] | None:
     return (pictures, labels) if next(labels.glob("*_L.png"), None) else None
 
 
-def _has_camvid_name(base: Path) -> bool:
-    names = next(iter(_repacked(base).values()))[0].glob("*.png")
-    return any(n.name.startswith(("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")) for n in names)
+def _named_so(folder: Path) -> bool:
+    """Whether a picture in the folder has a name of CamVid's drives."""
+    return any(n.name.startswith(("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")) for n in folder.glob("*.png"))
 
 
 def _tutorial_layout(base: Path) -> _Layout | None:

@@ -16,7 +16,7 @@ from fullyconv.data.base import Dataset
 from fullyconv.data.check_findings import Finding
 from fullyconv.data.check_pairs import same_pictures
 from fullyconv.data.check_scan import InputFacts, LabelFacts, RecordFacts, coding_of
-from fullyconv.data.coding import classes_text
+from fullyconv.data.class_tables import classes_text
 from fullyconv.data.convert import storable
 from fullyconv.data.layout import SUFFIXES, role
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable

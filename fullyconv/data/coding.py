@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import images
-from fullyconv.data.layout import read_lines
 from fullyconv.errors import DataError, FullyconvError, printable
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["Coding", "check_ids", "classes_text", "infer_coding", "read_classes", "read_coded"]
+__all__ = ["Coding", "check_ids", "infer_coding", "read_coded"]
 
 Colour = tuple[int, int, int]
 _PACK = np.array([65536, 256, 1], np.float32)  # (r, g, b) -> one number; below 2^24 every integer is a float32
@@ -132,103 +129,6 @@ def _no_class(file: Path, what: str, bad: NDArray[np.bool_], taxonomy: Taxonomy)
         f"{column}); the classes are 0..{len(taxonomy) - 1} and {taxonomy.ignore} is ignored: correct it, or list it "
         "in classes.txt."
     )
-
-
-# ---- classes files ---------------------------------------------------------------------------------------------
-
-_BARE = re.compile(r"^(?P<value>\d{1,5})\s*[\s:,;=\t]\s*(?P<name>[^\d\s].*)$")  # 7 road, 7: road
-_BARE_LAST = re.compile(r"^(?P<name>[^:,;\t]*[^\d\s:,;\t])\s*[:,;\t]\s*(?P<value>\d{1,5})$")  # road: 7
-_NUMBER = r"\s*(\d{1,3})\s*"
-_PATTERNS = (
-    re.compile(rf"^(?P<name>[^:]+):{_NUMBER},{_NUMBER},{_NUMBER}(?::.*)?$"),  # CVAT's labelmap.txt
-    re.compile(rf"^(?P<name>.*?)[\s,;]+{_NUMBER}[\s,;]{_NUMBER}[\s,;]{_NUMBER}$"),  # name r g b
-    re.compile(rf"^{_NUMBER}[\s,;]{_NUMBER}[\s,;]{_NUMBER}[\s,;]+(?P<name>\D.*)$"),  # r g b name
-)
-
-
-def read_classes(file: Path) -> Coding:
-    """The classes in a text file, one line each, ids in the order of the lines:
-
-        road                name alone
-        road 128 64 128     with its colour (also name,r,g,b and r g b name)
-        road = 255          with the value that stands for it in the label files (also 255 road, road: 255, if all are)
-        !void 0 0 0         ! marks a colour or value that is ignored
-
-    Raises DataError for a file that is not UTF-8 text, is empty, or gives a value or colour twice.
-    """
-    names: list[str] = []
-    colours: list[tuple[Colour, int]] = []
-    values: list[tuple[int, int]] = []
-    for line in _numbered([line for line in read_lines(file) if not _is_heading(line)]):
-        name, colour, value = _class_line(line, file)
-        k = -1 if name.startswith("!") else len(names)
-        names += [] if k < 0 else [name]
-        colours += [(colour, k)] if colour is not None else []
-        values += [(value, k)] if value is not None else []
-    if not names:
-        raise DataError(f"{printable(file)} names no class; write one class name a line.")
-    return _coding(names, colours, values, file)
-
-
-def classes_text(taxonomy: Taxonomy) -> str:
-    """What `read_classes` reads as these classes: with their colours where each has one of its own."""
-    names, colours = taxonomy.names, taxonomy.palette
-    if len(set(colours)) < len(names) or any(n.startswith(("!", "#")) for n in names):
-        return "".join(f"{name}\n" for name in names)
-    return "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colours, strict=True))
-
-
-def _is_heading(line: str) -> bool:
-    plain = line.lower().replace(" ", "")
-    return line.startswith("#") or plain in ("name,r,g,b", "r,g,b,name", "id,name", "name,id", "class,id", "id,class")
-
-
-def _numbered(lines: list[str]) -> list[str]:
-    """`lines`; where each is a class with its number, "7 road" or "road: 7", as "road = 7"."""
-    if any(pattern.match(line) for line in lines for pattern in _PATTERNS):
-        return lines  # colours
-    for pattern in (_BARE, _BARE_LAST):
-        found = [m for line in lines if (m := pattern.match(line))]
-        if found and len(found) == len(lines) and len({int(m["value"]) for m in found}) == len(found):
-            return [f"{m['name']} = {m['value']}" for m in found]
-    return lines
-
-
-def _coding(names: list[str], colours: list[tuple[Colour, int]], values: list[tuple[int, int]], file: Path) -> Coding:
-    by_class = {k: c for c, k in reversed(colours) if k >= 0}
-    palette = tuple(by_class[k] for k in range(len(names))) if len(by_class) == len(names) else ()
-    try:
-        taxonomy = Taxonomy(tuple(names), palette)
-    except DataError as error:
-        raise DataError(f"{printable(file)}: {error}") from error
-    for what, listed in (("colour", colours), ("value", values)):
-        twice = [v for v, n in Counter(v for v, _ in listed).items() if n > 1]
-        if twice:
-            raise DataError(f"{printable(file)} gives the {what} {twice[0]} twice; every class needs its own.")
-    if values and len({k for _, k in values if k >= 0}) < len(names):
-        raise DataError(f"{printable(file)} gives values (name = value) to some classes only; give one to each.")
-    ignore = taxonomy.ignore
-    return Coding(
-        taxonomy,
-        {v: k if k >= 0 else ignore for v, k in values},
-        {c: k if k >= 0 else ignore for c, k in colours} if palette else {},
-    )
-
-
-def _class_line(line: str, file: Path) -> tuple[str, Colour | None, int | None]:
-    name, equals, value = line.rpartition("=")
-    if equals and value.strip().isdigit():
-        if int(value) > 65535:
-            raise DataError(f"{printable(file)}: the value {int(value)} is above 65535; labels hold 16 bits.")
-        return name.strip(), None, int(value)
-    for pattern in _PATTERNS:
-        if found := pattern.match(line):
-            numbers = [int(v) for v in found.groups() if v is not None and v.isdigit()]
-            r, g, b = numbers[-3:] if found.group(1) == found["name"] else numbers[:3]
-            if max(r, g, b) > 255:
-                raise DataError(f"{printable(file)}: the colour in {line!r} is above 255; give bytes.")
-            return found["name"].strip(), (r, g, b), None
-    return line, None, None
 
 
 # ---- guessing --------------------------------------------------------------------------------------------------

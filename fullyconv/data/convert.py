@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fullyconv import images
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import classes_text
+from fullyconv.data.class_tables import classes_text
 from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import new_directory

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, ReadLabels, Record
-from fullyconv.data.coding import Coding, infer_coding, read_classes, read_coded
+from fullyconv.data.class_tables import read_classes
+from fullyconv.data.coding import Coding, infer_coding, read_coded
 from fullyconv.data.layout import list_files, stems
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
 from fullyconv.taxonomy import Taxonomy, voc_palette

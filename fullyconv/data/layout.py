@@ -6,16 +6,20 @@ import csv
 import os
 import re
 import unicodedata
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
+from fullyconv.files import read_file
 from fullyconv.files.outputs import safe_name
 
 __all__ = [
     "SUFFIXES",
+    "LeftOut",
     "choose_split",
+    "is_split",
     "list_files",
     "looked_at",
     "merge_splits",
@@ -28,34 +32,118 @@ __all__ = [
 ]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_ALIASES = (("val", "valid", "validation", "dev"), ("train", "training"), ("test", "testing"))
+_ALIASES = (
+    ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    ("train", "training"),
+    ("test", "testing", "holdout", "held-out", "held_out"),
+)
+_FOLD = re.compile(r"(fold|split|cv)[-_ ]?\d+", re.IGNORECASE)
+_LARGEST = 2**30  # bytes of a list
 _MOST = 5_000_000  # files under one root; more means a wrong root or a loop
 
 
-def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES) -> list[Path]:
-    """Files below `folder` with these suffixes (None: all), sorted; hidden names and linked folders are left out."""
+@final
+class LeftOut(Counter[str]):
+    """What a listing passed over, counted by why, with the first example of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, Path] = {}
+
+    def add(self, why: str, path: Path) -> None:
+        self[why] += 1
+        self.first.setdefault(why, path)
+
+    def note(self, folder: Path) -> str:
+        """One sentence; "" where nothing was left out."""
+        said = [f"{n} {why} ({_below(self.first[why], folder)})" for why, n in self.items()]
+        return f"left out in {printable(folder.name)}/: {', '.join(said)}." if said else ""
+
+
+def _below(path: Path, folder: Path) -> str:
+    return printable(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+_SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lost+found")
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES, left: LeftOut | None = None) -> list[Path]:
+    """Files below `folder` with these suffixes (None: all), sorted. Links to folders are followed, every real folder
+    being read once, by its own path rather than by a link's; hidden names and what systems leave behind are left out.
+
+    left   is told what was passed over, but for suffixes.
+    """
+    left = LeftOut() if left is None else left
     found: list[Path] = []
-    for at, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in files:
-            if not name.startswith(".") and (suffixes is None or name.lower().endswith(suffixes)):
-                found.append(Path(at, name))
-        if len(found) > _MOST:
-            raise DataError(f"{printable(folder)} holds more than {_MOST} files; give the data set's own folder.")
+    seen: set[tuple[int, int]] = set()
+    links: deque[Path] = deque([Path(folder)])
+    while links:  # real folders first
+        at = links.popleft()
+        if _is_new(at, seen):
+            links.extend(_list_tree(at, suffixes, found, seen, left))
+        elif at.is_dir():
+            left.add("link to a folder that is read already", at)
     return sorted(found)
 
 
-def pictures(folder: Path) -> bool:
-    """Whether `folder` holds a picture, at the top or one level down."""
-    return folder.is_dir() and any(
-        e.name.lower().endswith(SUFFIXES) or (e.is_dir() and _any_picture(Path(e.path)))
-        for e in os.scandir(folder)
-        if not e.name.startswith(".")
-    )
+def _list_tree(
+    top: Path, suffixes: tuple[str, ...] | None, found: list[Path], seen: set[tuple[int, int]], left: LeftOut
+) -> list[Path]:
+    """Puts the files of a folder and its real folders into `found`; returns the links to folders."""
+    links: list[Path] = []
+    stack = [os.fspath(top)]
+    while stack:
+        folders, there = _entries(stack.pop(), links, left)
+        found += [Path(f) for f in there if suffixes is None or f.lower().endswith(suffixes)]
+        stack += [f for f in folders if _is_new(f, seen)]
+        if len(found) > _MOST:
+            raise DataError(f"{printable(top)} holds more than {_MOST} files; give the data set's own folder.")
+    return sorted(links)
 
 
-def _any_picture(folder: Path) -> bool:
-    return any(e.name.lower().endswith(SUFFIXES) for e in os.scandir(folder))
+def _entries(at: str, links: list[Path], left: LeftOut) -> tuple[list[str], list[str]]:
+    """The real folders and the files in a folder; links to folders are put into `links`."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(at) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    left.add("hidden", Path(entry.path))
+                elif entry.name.lower() in _SYSTEM:
+                    left.add("of the system", Path(entry.path))
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    links.append(Path(entry.path))
+                else:
+                    files.append(entry.path)
+    except OSError:
+        left.add("folder that cannot be opened", Path(at))
+    return folders, files
+
+
+def _is_new(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether the real folder was not seen before; it counts as seen from now on."""
+    try:
+        info = os.stat(folder)
+    except OSError:
+        return False
+    key = (info.st_dev, info.st_ino)
+    new = key not in seen
+    seen.add(key)
+    return new
+
+
+def pictures(folder: Path, levels: int = 1) -> bool:
+    """Whether `folder` holds a picture, at the top or up to `levels` folders down."""
+    if not folder.is_dir():
+        return False
+    links: list[Path] = []
+    folders, files = _entries(os.fspath(folder), links, LeftOut())
+    if any(f.lower().endswith(SUFFIXES) for f in files):
+        return True
+    return levels > 0 and any(pictures(f, levels - 1) for f in (*map(Path, folders), *links))
 
 
 def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[str, Path], list[Path]]:
@@ -87,8 +175,15 @@ class NoSplits(UnknownName):
 
 
 def role(split: str) -> str:
-    """ "train", "val" or "test" for every usual name of it (Training, valid, ...); any other name itself."""
-    return next((names[0] for names in _ALIASES if split.lower() in names), split)
+    """ "train", "val" or "test" for every usual name of it (Training, valid, val2017, test_set, ...); any other name
+    itself."""
+    plain = re.sub(r"[-_ ]?(set|data|split|20\d\d)$", "", split.lower())
+    return next((names[0] for names in _ALIASES if plain in names), split)
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder or list of this name is a split: one of the usual names, or a fold's."""
+    return role(name) in ("train", "val", "test", "trainval") or bool(_FOLD.fullmatch(name))
 
 
 def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[str, ...]:
@@ -98,7 +193,8 @@ def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[s
     """
     if split is None:
         train = [s for s in found if role(s) == "train"]
-        return tuple(train[:1]) or tuple(found)
+        plain = [s for s in train if s.lower() in ("train", "training")]
+        return tuple(plain[:1] or train or found)
     if split in found:
         return (split,)
     if split == "all":
@@ -125,9 +221,9 @@ def merge_splits(chosen: Sequence[str]) -> tuple[str, Callable[[str, str], str]]
 
 
 def read_lines(file: Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, stripped; DataError names the file if it is none."""
+    """The non-empty lines of a UTF-8 text file, stripped; DataError names the file if it is none (or no file)."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_file(file, _LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{printable(file)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-from fullyconv.data.layout import list_files, stems
+from fullyconv.data.layout import is_split, stems
 
 __all__ = ["Pairs", "beside", "couples", "pair"]
 
@@ -66,34 +66,52 @@ def _shared(names: Sequence[str]) -> str:
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))]
 
 
-def beside(root: Path) -> tuple[dict[str, Path], Pairs] | None:
-    """(pictures, labels) of a folder that holds both: X.jpg with X.png, or with X_mask.png; None for pictures alone."""
-    found, twice = stems(list_files(root), root)
+# What pictures' names end in where the labels' names end otherwise (X_sat.jpg and X_mask.png).
+_PICTURES = ("", "_sat", "_image", "_img", "_rgb", "_photo", "_leftImg8bit", "-image", "_im", "_input", "_RGB")
+
+
+def beside(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], Pairs] | None:
+    """(pictures, labels) among files that are both: X.jpg with X.png, X_mask.png or X_sat.jpg with X_mask.png; None for
+    pictures alone."""
+    found, twice = stems(files, folder)
     photos = {s: f for s, f in found.items() if f.suffix.lower() != ".png"}
-    maps = {s: f for f in twice for s in stems([f], root)[0] if f.suffix.lower() == ".png"}
+    maps = {s: f for f in twice for s in stems([f], folder)[0] if f.suffix.lower() == ".png"}
     if maps and 2 * len(maps) >= len(photos) and photos.keys() == found.keys():
         pairs = Pairs(maps)
         pairs.note = "each PNG is the label of the picture of its name."
         return photos, pairs
     for ending in ENDINGS:
-        ended = {s[: -len(ending)]: f for s, f in found.items() if s.endswith(ending) and s[: -len(ending)] in found}
-        if 2 * len(ended) >= len(found) - len(ended) > 0:
-            pairs = Pairs(ended)
-            pairs.note = f"files that end in {ending!r} are the labels of the others."
-            return {s: f for s, f in found.items() if not s.endswith(ending)}, pairs
+        labels = {s[: -len(ending)]: f for s, f in found.items() if s.endswith(ending)}
+        for front in _PICTURES if labels else ():
+            ended = {core + front: f for core, f in labels.items() if core + front in found}
+            if 2 * len(ended) >= len(found) - len(labels) > 0:
+                pairs = Pairs(ended)
+                pairs.note = f"files that end in {ending!r} are the labels of the others."
+                return {s: f for s, f in found.items() if not s.endswith(ending)}, pairs
     return None
 
 
 def couples(root: Path, images: Collection[str], labels: Collection[str]) -> dict[str, tuple[Path, Path]]:
-    """{split: (pictures, labels)} of folders such as train_images/ and train_masks/, or train/ and train_labels/."""
-    folders = {d.name: d for d in sorted(root.iterdir()) if d.is_dir()}
+    """{split: (pictures, labels)} of folders such as train_images/ and train_masks/, train/ and train_labels/, train/
+    and trainannot/, images_train/ and labels_train/."""
+    folders = {d.name.lower(): d for d in sorted(root.iterdir()) if d.is_dir()}
     found: dict[str, tuple[Path, Path]] = {}
     for name, folder in folders.items():
-        split, sign, what = name.rpartition("_") if "_" in name else name.rpartition("-")
-        if not split or what.lower() not in labels:
-            continue
-        theirs = [f for n, f in folders.items() if n.lower() in {f"{split}{sign}{i}".lower() for i in images}]
-        theirs += [folders[split]] if split in folders else []
-        if theirs:
-            found[split] = theirs[0], folder
+        for split, others in _partners(name, images, labels):
+            theirs = next((folders[o] for o in others if o in folders), None)
+            if theirs is not None:
+                found.setdefault(folder.name[: len(split)] if name.startswith(split) else split, (theirs, folder))
+                break
     return found
+
+
+def _partners(name: str, images: Collection[str], labels: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """(split, what the folder of its pictures may be called) for a folder of labels called `name`."""
+    for sign in ("_", "-", ""):
+        for what in labels:
+            if name.endswith(sign + what) and len(name) > len(sign + what):
+                split = name[: -len(sign + what)]
+                if sign or is_split(split):
+                    yield split, [*(f"{split}{sign}{i}" for i in images), split]
+            if sign and name.startswith(what + sign) and is_split(split := name[len(what + sign) :]):
+                yield split, [f"{i}{sign}{split}" for i in images]

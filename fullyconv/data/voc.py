@@ -16,6 +16,7 @@ from pathlib import Path
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
 from fullyconv.data.corpus import Labels, dataset, no_layout, records
+from fullyconv.data.folder_classes import are_theirs
 from fullyconv.data.layout import choose_split, merge_splits, read_lines
 from fullyconv.data.sbd import SBD_SOURCE, Sbd, find_sbd
 from fullyconv.data.taxonomies import VOC
@@ -28,8 +29,14 @@ _LISTS = "ImageSets/Segmentation"
 
 
 def recognise(root: Path) -> bool:
-    """Whether a devkit's year folder lies at `root` or below it; with a labelmap.txt it is CVAT's likeness of one."""
-    return bool(find_devkits(root)) and not (root / "labelmap.txt").is_file()
+    """Whether a devkit's year folder lies at `root` or below it, with VOC's classes; with a labelmap.txt it is CVAT's
+    likeness of one, and with values or names of other classes somebody's own."""
+    devkits = find_devkits(root)
+    if not devkits or (root / "labelmap.txt").is_file():
+        return False
+    base = devkits[max(devkits)]
+    labels = [f for folder in ("SegmentationClassAug", "SegmentationClass") for f in (base / folder).glob("*.png")]
+    return are_theirs((VOC,), len(VOC) - 1, (root, base), sorted(labels))
 
 
 def open_voc(

@@ -26,7 +26,8 @@ from fullyconv.data.annotations.paint import (
 )
 from fullyconv.data.annotations.raster import Region, Size, coco_polygon, ellipse_points, from_counts
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import Coding, read_classes
+from fullyconv.data.class_tables import read_classes
+from fullyconv.data.coding import Coding
 from fullyconv.data.corpus import Labels, choose
 from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
