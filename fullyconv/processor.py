@@ -7,6 +7,8 @@ and loaded only for that.
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from fullyconv.errors import UnknownName, UsageError
 
 __all__ = [
     "WIDTHS", "cores", "cores_granted", "held_back", "huge_pages", "instruction_sets", "load", "memory", "name",
-    "native", "width",
+    "native", "numba_note", "right_threads", "width",
 ]  # fmt: skip
 
 # By which torch's names a set is known. On x86 all of a group must be there.
@@ -124,6 +126,29 @@ def cores_granted(root: Path = Path("/")) -> float:
     """Cores' worth of time: `cores`, or less where a control group (a container's --cpus) gives less."""
     shares = [q for folder in _groups(root, "cpu") if (q := _quota(folder))]
     return min([float(cores()), *shares])
+
+
+def right_threads() -> list[str]:
+    """Have torch use no more threads than cores were granted: they would wait for each other. What is to be said."""
+    import torch
+
+    asked, granted = torch.get_num_threads(), cores_granted()
+    most = max(1, math.ceil(granted))
+    if asked <= most:
+        return []
+    torch.set_num_threads(most)
+    said = f"{asked} threads were asked for (OMP_NUM_THREADS, or the machine's cores) but {granted:g} cores are granted"
+    return [f"{said} here (taskset, or a container's limit): {most} are used."]
+
+
+def numba_note() -> str:
+    """What to say where numba is missing; empty where it is there."""
+    if importlib.util.find_spec("numba"):
+        return ""
+    return (
+        "numba is not installed, so plain torch upsamples and counts, several times as slow; pip install numba (on a "
+        "Python that it has a wheel for)."
+    )
 
 
 def memory(root: Path = Path("/")) -> int:

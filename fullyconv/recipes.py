@@ -130,7 +130,11 @@ class Recipe(BaseModel):
 
     # Machine
     device: str = _key("auto", "cpu, cuda, or auto: cuda when there is one.")
-    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "Numbers of the forward pass (autocast).")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _key(
+        "auto",
+        "Numbers of the forward pass (autocast). auto takes bf16 where the processor or GPU has it and a step is "
+        "quicker by it, else fp32, and the run keeps what it took.",
+    )
     seed: int = _key(0, "Seed of everything random.", ge=0)
     deterministic: bool = _key(False, "Same bits on a GPU too, or an error naming the operation that cannot.")
     tensorboard: bool = _key(False, "Write TensorBoard events into the run as well.")

@@ -99,7 +99,7 @@ def small(**keys: Any) -> Recipe:
     values: dict[str, Any] = {"model": "fcn2s-tiny", "epochs": 3, "batch_size": 2, "lr": 0.01, "scale": (0.8, 1.25)}
     if {"steps", "time"} & set(keys):
         del values["epochs"]
-    return read(None, values | {"crop": (16, 16), "photometric": 0.1, "save_every": "1h"} | keys)
+    return read(None, values | {"crop": (16, 16), "photometric": 0.1, "save_every": "1h", "precision": "fp32"} | keys)
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, train: Dataset | None = None, **more: Any) -> Path:

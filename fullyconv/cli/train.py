@@ -34,7 +34,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option("--allow-changed", metavar="WHAT", help="network, classes or data that may differ on --resume."),
+        typer.Option(
+            "--allow-changed", metavar="WHAT", help="network, classes, data or threads that may differ on --resume."
+        ),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Check the data before training.")] = True,

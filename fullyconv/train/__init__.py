@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from fullyconv.data.base import Dataset
+from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
 from fullyconv.train import keeping, optimisation, planning
@@ -25,7 +26,7 @@ from fullyconv.train.reading import Reader, read_ahead
 from fullyconv.train.signals import Stop
 from fullyconv.train.staged import run_stages
 from fullyconv.train.step import gradient_norm, gradients
-from fullyconv.train.world import join
+from fullyconv.train.world import device_for, join
 
 __all__ = ["fit"]
 
@@ -44,7 +45,8 @@ def fit(
     """Train by `recipe` (a Recipe, a published name, a TOML file or None for the defaults) on `data` into `out`.
 
     data, val: a `Dataset` or what `open_dataset` takes; without `val`, the recipe's `val_split` of `data`.
-    resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" that may have changed since.
+    resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" or
+    "threads" that may have changed since.
     check: look for everything that is wrong with the data first (`fullyconv check`, fast).
     Returns `out`, whose `best` and `last` are model directories and whose `metrics.jsonl` has a row a step.
     Raises UsageError for a recipe or run directory that cannot be used, DataError for data that cannot be learned,
@@ -53,6 +55,7 @@ def fit(
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
     if not isinstance(data, Dataset) and not os.fspath(data):
         raise UsageError("Name the labelled pictures to learn from: data=PATH, kind:PATH or a Dataset.")
+    refuse(recipe.precision, device_for(recipe.device))
     if recipe.stages:
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:

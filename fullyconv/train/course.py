@@ -28,6 +28,7 @@ from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import caching, planning, state
 from fullyconv.train.display import Clock, Display
+from fullyconv.train.machine import settle
 from fullyconv.train.network import network, network_name
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.reading import window
@@ -57,6 +58,7 @@ class Course:
     run: RunDirectory | None
     state: state.State
     about: dict[str, Any]
+    machine: dict[str, Any]
     display: Display
     clock: Clock = field(default_factory=Clock)
     unlogged: int = 0  # rows that the disk refused
@@ -101,6 +103,7 @@ def prepare(
     model = network(recipe, train, quiet=display.quiet)
     about = state.identity(model, train)
     run = _directory(out, resume, world, stack)
+    stored = _stored(out, run, about, allow, display, world) if resume else None
     train = caching.on_disk(recipe, train, out, world, display)
     val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
     if run is not None and recipe.cache == "disk":
@@ -109,18 +112,24 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
     model.to(world.device, memory_format=torch.channels_last)
+    kept = stored.state.get("machine", {}) if stored else {}
+    recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
+    for note in machine.notes:
+        display.note(note)
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
     optimizer = optimizer_for(model, recipe)
     scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
-    where = _go_back(out, run, resume, allow, about, model, average, optimizer, scaler, display, world)
+    where = state.restore(stored, model, average, optimizer, scaler) if stored else state.State()
+    if stored:
+        display.note(f"Going on from step {where.step} of {out}.")
     plan = _plan(recipe, train, val)
     weights = _class_weights(recipe, train, world.device)
     training_mode(model, recipe)
     if run is not None:  # not before: a refused --resume leaves the run's recipe alone
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
     return Course(
-        recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about, display,
-        _clock(world.device, out if resume else None), saved=where.step if resume else -1,
+        recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about,
+        machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
         board=_board(recipe, out, world),
     )  # fmt: skip
 
@@ -232,22 +241,15 @@ def _directory(out: Path, resume: bool, world: World, stack: Any) -> RunDirector
     return run
 
 
-def _go_back(
+def _stored(
     out: Path,
     run: RunDirectory | None,
-    resume: bool,
-    allow: Collection[str],
     about: dict[str, Any],
-    model: Any,
-    average: Any,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
+    allow: Collection[str],
     display: Display,
     world: World,
-) -> state.State:
-    """The checkpoint's state, everything put back; a new state for a new run."""
-    if not resume:
-        return state.State()
+) -> Any:
+    """The checkpoint to go on from; UsageError where it is of another network, other classes or other data."""
     with world.together():
         stored = run.resume() if run else None
     step = world.first(float(stored.step if stored and stored.step is not None else -1) if run else 0.0)
@@ -256,10 +258,10 @@ def _go_back(
     stored = stored or read_model(out / "checkpoints" / f"step-{int(step)}")
     for note in run.notes if run else ():
         display.note(note)
+    if not isinstance(stored.state, Mapping) or "train" not in stored.state:
+        raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
     state.refuse_changes(stored.state["identity"], about, allow)
-    where = state.restore(stored, model, average, optimizer, scaler)
-    display.note(f"Going on from step {where.step} of {out}.")
-    return where
+    return stored
 
 
 def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.Plan:

@@ -157,7 +157,7 @@ def _save(c: Course, run: RunDirectory) -> None:
         preprocessor=store.preprocessor_json(model),
         card=card(c),
         canary={"input": x, **scores},
-        state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about),
+        state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about, c.machine),
         # What is never measured has no best but its last.
         best=c.val is None or (c.state.best_step == c.state.step and c.state.measured == c.state.step),
     )

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fullyconv.data.base import Dataset
-from fullyconv.errors import DataError, UnknownName, UsageError
+from fullyconv.errors import UnknownName, UsageError
 
 __all__ = ["CHANGES", "State", "identity", "pack", "refuse_changes", "restore"]
 
-CHANGES = ("network", "classes", "data")  # what `allow` may name
+CHANGES = ("network", "classes", "data")  # of a run's identity
+ALLOWED = (*CHANGES, "threads")  # what `allow` may name
 
 
 @final
@@ -53,8 +54,8 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str]) -> None:
     """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them."""
     for name in allow:
-        if name not in CHANGES:
-            raise UnknownName("change to allow", name, CHANGES)
+        if name not in ALLOWED:
+            raise UnknownName("change to allow", name, ALLOWED)
     for what in CHANGES:
         if before.get(what) != now[what] and what not in allow:
             verb = "are" if what in ("classes", "data") else "is"
@@ -79,7 +80,13 @@ def _difference(before: Any, now: Any) -> str:
 
 
 def pack(
-    state: State, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, scaler: Any, about: Any
+    state: State,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    about: Any,
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The nest that `RunDirectory.save` stores as state.json and optim.safetensors.
 
@@ -91,6 +98,7 @@ def pack(
         "weights": dict(model.state_dict()) if average is not None else None,
         "scaler": scaler.state_dict(),
         "identity": about,
+        "machine": dict(machine),
         "torch": torch.__version__,
     }
 
@@ -100,8 +108,6 @@ def restore(
 ) -> State:
     """Put everything back from a checkpoint, to the bit; returns where the run was."""
     kept = stored.state
-    if not isinstance(kept, Mapping) or "train" not in kept:
-        raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
     tensors = stored.tensors
     try:
         model.load_state_dict(kept["weights"] if kept["weights"] is not None else tensors)
@@ -111,6 +117,7 @@ def restore(
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The checkpoint does not fit this network or optimiser ({first}); use init_from.") from error
-    scaler.load_state_dict(kept["scaler"])
+    if kept["scaler"]:  # empty where the run was not in fp16
+        scaler.load_state_dict(kept["scaler"])
     known = {f.name for f in fields(State)}
     return State(**{key: value for key, value in kept["train"].items() if key in known})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fullyconv.errors import FullyconvError, TryAgain, UsageError
 
-__all__ = ["World", "join"]
+__all__ = ["World", "device_for", "join"]
 
 
 @final
@@ -89,7 +89,7 @@ class World:
 def join(device: str) -> Iterator[World]:
     """Join the group that torchrun describes in the environment, or run alone; `device` as in the recipe."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    where = _device(device)
+    where = device_for(device)
     if size == 1:
         yield World(0, 1, where)
         return
@@ -103,7 +103,7 @@ def join(device: str) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def device_for(name: str) -> torch.device:
     """`name` as a device that is there; "auto" is the local rank's GPU, or the CPU."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
