@@ -8,7 +8,6 @@ Modules and functions count alike: both are read by their canonical name from th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fullyconv.errors import UsageError
+from fullyconv.models.tracer import QuietTracer, shared_copy
 
 __all__ = ["RESHAPES", "Collapse", "Reading", "called", "read", "trace_shared"]
 
@@ -92,7 +92,7 @@ class Reading:
 
 
 @final
-class _Tracer(fx.Tracer):
+class _Tracer(QuietTracer):
     """torch.fx, but a module that it cannot follow (its forward branches on the picture's size) stays one node."""
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -114,8 +114,7 @@ def trace_shared(classifier: nn.Module) -> fx.GraphModule:
 
     Errors: UsageError when the graph cannot be traced.
     """
-    memo: dict[int, Any] = {id(t): t for t in chain(classifier.parameters(), classifier.buffers())}
-    twin = copy.deepcopy(classifier, memo).eval()
+    twin = shared_copy(classifier).eval()
     try:
         return fx.GraphModule(twin, _Tracer().trace(twin)).eval()
     except Exception as error:

@@ -19,7 +19,7 @@ from fullyconv.engine.convolution import (
     scratch_bytes,
 )
 from fullyconv.engine.spec import ConvolutionSpec
-from fullyconv.models.trace import _Leaves, trace
+from fullyconv.models.trace import Leaves, trace
 
 __all__ = ["Convolution", "fold_layers"]
 
@@ -97,7 +97,7 @@ def fold_layers(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = t
     The other layers are the trunk's own. Raises CannotTrace.
     """
     trace(trunk)  # refuses what would be recorded for one size only
-    graph = _Leaves().trace(trunk)
+    graph = Leaves().trace(trunk)
     modules = dict(trunk.named_modules())
     root: dict[str, Any] = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers()), **modules}
     output = next(n for n in graph.nodes if n.op == "output")

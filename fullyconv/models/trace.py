@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from fullyconv.errors import FullyconvError
 from fullyconv.geometry import IMAGE, Layer, Map
+from fullyconv.models.tracer import QuietTracer
 
-__all__ = ["CannotTrace", "Step", "Trace", "trace"]
+__all__ = ["CannotTrace", "Leaves", "Step", "Trace", "probe", "trace"]
 
 Pair = tuple[Layer | None, Layer | None]  # rows, columns; None: sizes and grid stay as they are
 
@@ -122,7 +123,9 @@ POINTWISE_METHODS = {
 GLOBAL_OPERATIONS = {"mean", "norm", "sum", "vector_norm", "std", "var"}  # over space, as far as is known: unbounded
 
 
-class _Leaves(fx.Tracer):
+class Leaves(QuietTracer):
+    """Follows modules down to those whose geometry is known."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (*WINDOWED, *POINTWISE, *GLOBAL)) or type(m).__name__ in POINTWISE_KINDS:
             return True
@@ -169,7 +172,7 @@ def trace(network: nn.Module) -> Trace:
     whose reach is unknown.
     """
     try:
-        graph = _Leaves().trace(network)
+        graph = Leaves().trace(network)
     except Exception as error:  # torch.fx raises anything
         raise CannotTrace(
             f"The network's graph cannot be traced ({error}); its coordinates are probed instead."
