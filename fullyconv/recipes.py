@@ -17,6 +17,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, nearest
+from fullyconv.files import read_text
 
 __all__ = ["Recipe", "key_table", "names", "parse_time", "published", "read", "setting"]
 
@@ -240,10 +241,10 @@ def _read_table(recipe: str | Path | None) -> tuple[dict[str, Any], str]:
             raise UnknownName("recipe", text, names())
         path = PUBLISHED / f"{text}.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInput(f"The recipe {path} cannot be opened ({error.strerror}); name a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path, 1 << 20))
+    except MissingInput as error:
+        raise MissingInput(f"The recipe {path} cannot be opened (it does not exist); name a TOML file.") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The recipe {path} is not TOML ({error}); correct that line.") from error
     if PUBLISHED in path.parents:
         table.setdefault("name", path.stem)

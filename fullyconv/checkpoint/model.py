@@ -22,7 +22,7 @@ from fullyconv.checkpoint.manifest import (
 )
 from fullyconv.checkpoint.state import pack, unpack
 from fullyconv.errors import DataError, MissingInput, StorageError, UsageError, printable
-from fullyconv.files import Written, new_directory, remove_stale, require_space, storage_errors, write_file
+from fullyconv.files import Written, new_directory, read_file, remove_stale, require_space, storage_errors, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ class Stored:
     def card(self) -> str:
         """README.md as it is now ("" when the user removed it)."""
         path = self.directory / CARD
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return read_file(path, 1 << 24).decode(errors="replace") if os.path.lexists(path) else ""
 
     def match(self, expected: Mapping[str, Any]) -> None:
         """Raise DataError unless names, shapes and dtypes are exactly those of `expected` (meta tensors do)."""

@@ -16,6 +16,8 @@ from fullyconv.files import (
     Lock,
     atomic_write,
     make_directory,
+    open_append,
+    read_file,
     remove_stale,
     remove_tree,
     replace_link,
@@ -23,6 +25,7 @@ from fullyconv.files import (
     sync_directory,
 )
 from fullyconv.files.disk import PREFIX
+from fullyconv.files.reading import MOST_TEXT
 
 __all__ = ["RunDirectory"]
 
@@ -221,9 +224,9 @@ class RunDirectory:
     def rows(self) -> list[dict[str, Any]]:
         """The complete rows of metrics.jsonl."""
         path = self.path / LOG
-        if not path.exists():
+        if not os.path.lexists(path):
             return []
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = read_file(path, MOST_TEXT).split(b"\n")[:-1]
         try:
             return [json.loads(line.decode()) for line in lines]
         except ValueError as error:
@@ -232,8 +235,7 @@ class RunDirectory:
     def _open_log(self) -> int:
         if self._log is None:
             with storage_errors("Opening", self.path / LOG):
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._log = os.open(self.path / LOG, flags, 0o666)
+                self._log = open_append(self.path / LOG)
             sync_directory(self.path)
         return self._log
 
@@ -247,7 +249,7 @@ class RunDirectory:
     def _cut_log(self, step: int, size: int) -> None:
         """Cut metrics.jsonl to what it was when `step` was saved: its first `size` bytes."""
         path = self.path / LOG
-        content = path.read_bytes() if path.exists() else b""
+        content = read_file(path, MOST_TEXT) if os.path.lexists(path) else b""
         if len(content) == size:
             return
         if len(content) < size:

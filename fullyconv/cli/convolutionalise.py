@@ -102,9 +102,10 @@ def _classes(build: Callable[..., nn.Module], tensors: dict[str, Any]) -> int:
 
 def class_names(file: Path | None, classes: int) -> list[str]:
     from fullyconv.errors import DataError
+    from fullyconv.files import read_text
 
     if file is not None:
-        found = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
         if len(found) != classes:
             raise DataError(f"{file} names {len(found)} classes, the classifier has {classes}; give one name a line.")
         return found

@@ -65,11 +65,12 @@ def _make_room(out: Path) -> None:
     import shutil
 
     from fullyconv.errors import UsageError
+    from fullyconv.files import read_ends
 
     if not out.exists() or not any(out.iterdir()):
         return
     recipe = out / "recipe.toml"
-    ours = recipe.is_file() and 'name = "demo"' in recipe.read_text("utf-8", "replace")
+    ours = recipe.is_file() and b'name = "demo"' in read_ends(recipe, 1 << 16)
     if not ours and [p.name for p in out.iterdir()] != ["data"]:
         raise UsageError(f"{out} holds something that is not a demo; name another place with --out.")
     shutil.rmtree(out)

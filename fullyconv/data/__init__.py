@@ -16,6 +16,7 @@ from typing import Any
 
 from fullyconv.data.base import Dataset, Record, Sample
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
+from fullyconv.files import open_regular
 
 __all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_options", "parse_spec"]
 
@@ -57,7 +58,9 @@ def open_dataset(
     """
     kind, root, written = parse_spec(spec)
     options = {**written, **options}
-    if not root.exists():
+    if os.path.lexists(root) and not os.path.isdir(root):
+        os.close(open_regular(root))  # a pipe, a device, a link to itself: said before a reader looks at it
+    if not os.path.exists(root):
         raise MissingInput(f"{printable(root)} does not exist; give the folder (or list file) of the data set.")
     notes: tuple[str, ...] = ()
     if kind is None:

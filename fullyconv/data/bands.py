@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.errors import MissingExtra
+from fullyconv.files import open_regular, read_ends
 from fullyconv.images import BadImage
 
 __all__ = ["is_multiband", "is_tiff", "read_bands"]
@@ -33,7 +35,7 @@ _COLOURS = (2, 3, 5, 6, 8)  # RGB, palette, CMYK, YCbCr, Lab
 
 def _tiff_tags(file: Path) -> dict[int, int]:
     """The first value of the tags above on a TIFF's (or BigTIFF's) first page; {} for other formats."""
-    with file.open("rb") as handle:
+    with os.fdopen(open_regular(file), "rb") as handle:
         head = handle.read(16)
         order, big = {b"II": "<", b"MM": ">"}.get(head[:2], ""), head[2:4] in (b"+\0", b"\0+")
         if not order or not (big or head[2:4] in (b"*\0", b"\0*")):
@@ -57,8 +59,7 @@ def _tiff_tags(file: Path) -> dict[int, int]:
 
 
 def is_tiff(file: Path) -> bool:
-    with file.open("rb") as handle:
-        return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return read_ends(file, 4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_bands(file: Path) -> NDArray[Any]:

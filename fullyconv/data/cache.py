@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, ReadInput, ReadLabels, Record
 from fullyconv.errors import DataError, FullyconvError, StorageError, UsageError, printable
-from fullyconv.files import atomic_write, require_space
+from fullyconv.files import atomic_write, read_json, require_space
 
 __all__ = ["cached"]
 
@@ -51,7 +51,7 @@ def cached(
         except OSError as error:
             text = f"The cache {printable(file)} cannot be written ({error.strerror}); name another folder."
             raise StorageError(text) from error
-    stored = json.loads(index_file.read_bytes())
+    stored = read_json(index_file)
     index = {key: (int(o), tuple(shape), str(dtype)) for key, (o, shape, dtype) in stored.items()}
     note = f"decoded pictures are kept in {printable(file)} ({file.stat().st_size / 2**20:.0f} MiB)."
     return replace(

@@ -6,7 +6,7 @@ ECCV 2014; the encoding their depth networks, and the FCN paper's NYUDv2 network
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput
+from fullyconv.files import read_json
 from fullyconv.images import read_image
 
 __all__ = ["NYUD", "NYUD_CROP", "encode", "gravity", "normals", "read_camera", "read_depth"]
@@ -62,12 +63,9 @@ def read_camera(name: str | Path, size: tuple[int, int]) -> dict[str, float]:
             "give a JSON file with fx fy cx cy."
         )
     path = Path(name)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise MissingInput(f"There is no camera file {path}; give 'nyud' or a JSON file with fx fy cx cy.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}); it must give fx fy cx cy in pixels.") from error
+    value = read_json(path)
     return _intrinsics(value, str(path))
 
 

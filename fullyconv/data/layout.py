@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
-from fullyconv.files import read_file
+from fullyconv.files import read_text
 from fullyconv.files.outputs import safe_name
 
 __all__ = [
@@ -221,12 +221,8 @@ def merge_splits(chosen: Sequence[str]) -> tuple[str, Callable[[str, str], str]]
 
 
 def read_lines(file: Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, stripped; DataError names the file if it is none (or no file)."""
-    try:
-        text = read_file(file, _LARGEST).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable(file)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The non-empty lines of a UTF-8 text file, stripped; DataError names the file if it is none."""
+    return [line.strip() for line in read_text(file, _LARGEST).splitlines() if line.strip()]
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

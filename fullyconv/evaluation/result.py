@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fullyconv import metrics
 from fullyconv.errors import DataError, MissingInput, UsageError
+from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["AVERAGES", "ImageTables", "Result", "class_figures", "merge"]
@@ -161,13 +162,10 @@ class Result:
         """The result in a file, or in `result.json` of an evaluation's or run's directory."""
         path = Path(path)
         tried = [path] if path.is_file() else [path / "result.json", path / "evaluation" / "result.json"]
-        found = next((p for p in tried if p.is_file()), None)
+        found = next((p for p in tried if os.path.lexists(p)), None)
         if found is None:
             raise MissingInput(f"{path} holds no result.json; write one with fullyconv evaluate --keep DIR or -o FILE.")
-        try:
-            value = json.loads(found.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{found} is not JSON ({error}); give the file fullyconv evaluate wrote.") from error
+        value = read_json(found)
         if not isinstance(value, dict):
             raise DataError(f"{found} is not a result; give the file fullyconv evaluate wrote.")
         return cls.from_json(value)

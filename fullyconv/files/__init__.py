@@ -4,6 +4,8 @@
     with new_directory(target) as temporary: write into `temporary`; it becomes `target` in one rename, or vanishes
     replace_link(link, relative)             swap a symbolic link in one rename
     with Lock(path): ...                     flock; a second holder gets TryAgain; a killed holder frees it
+    read_text(path), read_json(path), read_toml(path), read_file(path, limit), read_ends(path, head, tail)
+                                             whatever stands in the file's place: nothing blocks, nothing is endless
     sha256_file(path)                        lower-case hex
     require_space(directory, needed)         StorageError before anything is written
     download(url, path, size=, sha256=)      https, resumable; nothing unverified ever stands at `path`
@@ -22,8 +24,6 @@ from fullyconv.files.disk import (
     atomic_write,
     make_directory,
     new_directory,
-    open_regular,
-    read_file,
     remove_stale,
     remove_tree,
     replace_link,
@@ -33,6 +33,7 @@ from fullyconv.files.disk import (
     sync_directory,
     write_file,
 )
+from fullyconv.files.reading import open_append, open_regular, read_ends, read_file, read_json, read_text, read_toml
 from fullyconv.files.streaming import Sha256
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ __all__ = [
     "download",
     "make_directory",
     "new_directory",
+    "open_append",
     "open_regular",
+    "read_ends",
     "read_file",
+    "read_json",
+    "read_text",
+    "read_toml",
     "remove_stale",
     "remove_tree",
     "replace_link",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, TryAgain, printable
+from fullyconv.files.reading import human, open_regular
 from fullyconv.files.streaming import CHUNK, Chunk, Sha256, begin_writeback, pieces
 
 __all__ = [
@@ -27,8 +28,6 @@ __all__ = [
     "atomic_write",
     "make_directory",
     "new_directory",
-    "open_regular",
-    "read_file",
     "remove_stale",
     "remove_tree",
     "replace_link",
@@ -67,18 +66,9 @@ def _storage_error(action: str, path: str | os.PathLike[str], error: OSError) ->
     where = Path(path)
     if error.errno in _FULL:
         free = _free(where.parent)
-        room = "" if free is None else f" ({_human(free)} free)"
+        room = "" if free is None else f" ({human(free)} free)"
         return StorageError(f"{action} {printable(where)} failed: {reason}{room}; make room there and run it again.")
     return StorageError(f"{action} {printable(where)} failed: {reason}; check the disk and the rights there.")
-
-
-def _human(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def _free(directory: Path) -> int | None:
@@ -96,33 +86,12 @@ def require_space(directory: str | os.PathLike[str], needed: int) -> None:
     free = _free(where)
     if free is not None and free < needed:
         raise StorageError(
-            f"{printable(directory)} needs {_human(needed)} but its disk has {_human(free)} free; "
+            f"{printable(directory)} needs {human(needed)} but its disk has {human(free)} free; "
             "make room or choose another place."
         )
 
 
 # Reading
-
-
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """A read-only descriptor of a regular file; never blocks on a FIFO or a device. The caller closes it."""
-    with storage_errors("Opening", path):
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise DataError(f"{printable(path)} is not a regular file; give a file.")
-    return fd
-
-
-def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes, else DataError."""
-    with os.fdopen(open_regular(path), "rb", buffering=0) as file, storage_errors("Reading", path):
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise DataError(
-                f"{printable(path)} has {_human(size)}, at most {_human(limit)} are allowed; it is damaged."
-            )
-        return file.readall()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

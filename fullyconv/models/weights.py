@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.files import read_json
 from fullyconv.preprocessing import Preprocessing
 
 __all__ = ["LoadReport", "load_into", "read_tensors", "sidecar"]
@@ -54,12 +55,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def sidecar(path: Path) -> Preprocessing | None:
     """The preprocessing in `FILE.json` beside a weights file, or None."""
     beside = path.with_name(path.name + ".json")
-    if not beside.is_file():
+    if not os.path.lexists(beside):
         return None
     try:
-        value = json.loads(beside.read_text())
+        value = read_json(beside)
         return Preprocessing.from_json(value.get("preprocessing", value))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, DataError) as error:
         raise DataError(f"{printable(beside)} is not a readable sidecar ({error}); mend it or remove it.") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import tomllib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.evaluation.result import Result
+from fullyconv.files import read_file, read_json, read_text, read_toml
 from fullyconv.images import read_label
 
 __all__ = [
@@ -106,7 +107,7 @@ def _without_lost_pictures(result: Result, place: Path) -> Result:
 def _rows(log: Path) -> list[dict[str, Any]]:
     """The log's rows; a last line that is still being written is left out."""
     rows = []
-    lines = log.read_text("utf-8").splitlines() if log.is_file() else []
+    lines = read_text(log).splitlines() if os.path.lexists(log) else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -120,20 +121,12 @@ def _rows(log: Path) -> list[dict[str, Any]]:
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{printable(path)} is not TOML ({error}); is the file damaged?") from error
+    return read_toml(path) if os.path.lexists(path) else {}
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
-    try:
-        found = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{printable(path)} is not JSON ({error}); is the file damaged?") from error
+    found = read_json(path) if os.path.lexists(path) else {}
     return found if isinstance(found, dict) else {}
 
 
@@ -163,8 +156,8 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
 def address(file: Path) -> str:
     """A picture file as a data: address, so that the page needs no other file."""
     try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
+        data = read_file(file, 1 << 30)
+    except MissingInput as error:
         raise MissingInput(f"{printable(file)} is missing; evaluate again with --keep.") from error
     return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,8 @@ from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
-from fullyconv.errors import DataError, MissingExtra, StorageError, UnknownName, UsageError
-from fullyconv.files import atomic_write
+from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError
+from fullyconv.files import atomic_write, read_json
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import caching, planning, state
@@ -277,8 +276,8 @@ def _clock(device: torch.device, before: Path | None) -> Clock:
     """A clock, with what the run that goes on in `before` had spent."""
     clock = Clock(torch.cuda.synchronize) if device.type == "cuda" else Clock()
     if before and (before / TIMES).is_file():
-        with contextlib.suppress(ValueError):  # damaged: these times are for people to look at
-            spent = json.loads((before / TIMES).read_bytes())
+        with contextlib.suppress(ValueError, FullyconvError):  # damaged: these times are for people to look at
+            spent = read_json(before / TIMES)
             clock.spent |= {k: float(spent[k]) for k in clock.spent if k in spent}
     return clock
 

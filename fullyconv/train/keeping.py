@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fullyconv.checkpoint import RunDirectory
 from fullyconv.errors import FullyconvError
+from fullyconv.files import open_append
 from fullyconv.models import store
 from fullyconv.train import caching, measuring, planning, state
 from fullyconv.train.course import Course, training_mode
@@ -50,10 +52,10 @@ def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[T
     if c.run is not None:
         row = {"step": c.state.step + 1, "epoch": step.ticket.epoch, "what": what, "files": names}
         try:
-            with open(c.out / "refused.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            c.display.note(f"refused.jsonl cannot be written ({error.strerror}).")
+            with os.fdopen(open_append(c.out / "refused.jsonl"), "ab") as file:
+                file.write(json.dumps(row).encode() + b"\n")
+        except (OSError, FullyconvError) as error:
+            c.display.note(f"refused.jsonl cannot be written ({error}).")
     if c.state.refused >= c.recipe.max_bad_steps:
         raise FullyconvError(
             f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; look at these "

@@ -29,6 +29,7 @@ from fullyconv.data.annotations.raster import Region, Size, coco_counts, coco_po
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.layout import choose_split, list_files, looked_at
 from fullyconv.errors import DataError, printable
+from fullyconv.files import read_ends
 
 __all__ = ["open_coco", "recognise", "region"]
 
@@ -111,11 +112,10 @@ def _base(root: Path) -> Path:
 
 def _is_coco(file: Path) -> bool:
     """Judged by the first and last 64 KiB: such files may be gigabytes."""
-    with file.open("rb") as handle:
-        head = handle.read(65536)
-        handle.seek(max(0, file.stat().st_size - 65536))
-        ends = head + handle.read()
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if file.is_dir():
+        return False
+    ends = read_ends(file, 65536, 65536)
+    if not ends.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return False
     return sum(key in ends for key in (b'"images"', b'"annotations"', b'"categories"')) >= 2
 

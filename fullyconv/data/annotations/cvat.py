@@ -9,6 +9,7 @@ by COCO's rule, as CVAT itself does. Pictures that were not exported with the la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fullyconv.data.coding import Coding
 from fullyconv.data.corpus import Labels, choose
 from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.files import read_ends, read_file
 from fullyconv.taxonomy import Colour
 
 __all__ = ["open_cvat", "recognise"]
@@ -107,12 +109,18 @@ def _label_map(file: Path) -> Coding:
 
 def _xml(root: Path) -> Path | None:
     files = [root] if root.is_file() else [root / "annotations.xml", *sorted(root.glob("*.xml"))[:1]]
-    return next((f for f in files if f.suffix == ".xml" and f.is_file() and b"<annotations" in _head(f)), None)
+    return next(
+        (
+            f
+            for f in files
+            if f.suffix == ".xml" and os.path.lexists(f) and not f.is_dir() and b"<annotations" in _head(f)
+        ),
+        None,
+    )
 
 
 def _head(file: Path) -> bytes:
-    with file.open("rb") as handle:
-        return handle.read(4096)
+    return read_ends(file, 4096)
 
 
 def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
@@ -155,9 +163,7 @@ def _parse(file: Path) -> Any:
     """The XML's root; entities (a document type) are refused, since they can blow a small file up to any size."""
     from xml.etree import ElementTree
 
-    if file.stat().st_size > _MAX_XML:
-        raise DataError(f"{printable(file)} is over {_MAX_XML} bytes large; export the task in parts.")
-    data = file.read_bytes()
+    data = read_file(file, _MAX_XML)
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise DataError(
             f"{printable(file)} declares a document type, which CVAT does not write; export the task again."

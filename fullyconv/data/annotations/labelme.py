@@ -21,6 +21,7 @@ from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpus import choose
 from fullyconv.data.layout import list_files, looked_at, merge_splits, read_lines, role
 from fullyconv.errors import DataError, UnknownName, printable
+from fullyconv.files import read_ends
 
 __all__ = ["open_labelme", "recognise"]
 
@@ -82,12 +83,9 @@ def _parts(root: Path) -> dict[str, list[Path]]:
 
 
 def _is_labelme(file: Path) -> bool:
-    if not file.is_file():
+    if file.is_dir():
         return False
-    with file.open("rb") as handle:
-        head = handle.read(65536)
-        handle.seek(max(0, file.stat().st_size - 4096))
-        ends = head + handle.read()
+    ends = read_ends(file, 65536, 4096)
     return b'"shapes"' in ends and (b'"imagePath"' in ends or b'"imageData"' in ends)
 
 

@@ -28,6 +28,7 @@ from fullyconv.data.annotations.raster import Region, Size, coco_polygon, ellips
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.layout import choose_split, list_files, looked_at
 from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.files import read_ends
 
 __all__ = ["open_labelstudio", "recognise"]
 
@@ -82,8 +83,9 @@ def _files(root: Path) -> list[Path]:
 
 
 def _is_export(file: Path) -> bool:
-    with file.open("rb") as handle:
-        head = handle.read(1 << 20)
+    if file.is_dir():
+        return False
+    head = read_ends(file, 1 << 20)
     if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         return False
     return (b'"annotations"' in head and b'"data"' in head) or any(f'"{k}"'.encode() in head for k in _KINDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv import images
+from fullyconv import files, images
 from fullyconv.data.annotations.raster import Region, Size
 from fullyconv.data.base import Record
 from fullyconv.data.layout import SUFFIXES
@@ -77,12 +76,7 @@ def checked_size(height: Any, width: Any) -> Size:
 
 def read_json(file: Path, what: str) -> Any:
     """The contents of a JSON file, or DataError that names it."""
-    if not file.is_file():
-        raise MissingInput(f"{printable(file)} does not exist; give the {what} file.")
-    try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{printable(file)} is no JSON ({printable(error)[:100]}); export the {what} again.") from error
+    return files.read_json(file)
 
 
 def inside(folder: Path, name: str) -> Path:
