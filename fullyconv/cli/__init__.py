@@ -1,4 +1,5 @@
-"""The command line: argument -> one call -> print. Results alone on stdout, progress and errors on stderr.
+"""The command line: argument -> one call -> print. Results alone on stdout, progress and errors on stderr,
+both through `terminal`.
 
 Every command lives in a module of this package that imports nothing heavy at the top; `COMMANDS` is their order in
 `--help`. Errors become one sentence and the exit code of `errors.EXIT_CODES`; `--debug` shows the traceback.
@@ -23,6 +24,7 @@ from fullyconv.errors import (
     missing_extra,
     printable,
 )
+from fullyconv.terminal import guarded
 
 __all__ = ["app", "main"]
 
@@ -87,6 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments or bool(os.environ.get("FULLYCONV_DEBUG"))
     arguments = [a for a in arguments if a != "--debug"]
     _register()
+    with guarded():
+        _run(arguments, debug)
+
+
+def _run(arguments: list[str], debug: bool) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except BrokenPipeError:

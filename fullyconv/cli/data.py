@@ -83,6 +83,8 @@ def _bytes_line() -> Any:
     """Progress in MB on stderr: rewritten on a terminal, else a line every tenth of the way."""
     import sys
 
+    from fullyconv.terminal import rewrite, say
+
     live, last = sys.stderr.isatty(), -1
 
     def line(done: int, total: int | None) -> None:
@@ -90,7 +92,10 @@ def _bytes_line() -> Any:
         tenth = done * 10 // total if total else done >> 26
         if live or tenth != last:
             text = f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f}" if total else "")
-            print(f"\r{text}\x1b[K" if live else text, end="" if live and done != total else "\n", file=sys.stderr)
+            if live:
+                rewrite(text, last=done == total)
+            else:
+                say(text)
         last = tenth
 
     return line

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.terminal import rewrite, say
 
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
@@ -138,12 +139,6 @@ def model_directory(model: str) -> Path:
     return path / "best" if (path / "best").is_dir() else path
 
 
-def say(text: str) -> None:
-    import sys
-
-    print(text, file=sys.stderr)
-
-
 def progress_line(what: str, quiet: bool) -> Any:
     """A progress function: one line on stderr, rewritten on a terminal, otherwise every tenth of the way."""
     import sys
@@ -156,9 +151,9 @@ def progress_line(what: str, quiet: bool) -> Any:
         left = seconds / done * (total - done)
         text = f"{what} {done}/{total}  {done / max(seconds, 1e-9):.1f} images/s  {left:.0f} s left"
         if live:
-            print(f"\r{text}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            rewrite(text, last=done == total)
         elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(text, file=sys.stderr)
+            say(text)
 
     return None if quiet else line
 

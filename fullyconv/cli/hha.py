@@ -33,8 +33,9 @@ def hha(
     import json
     import sys
 
-    from fullyconv.cli.evaluate import progress_line, say
+    from fullyconv.cli.evaluate import progress_line
     from fullyconv.files.outputs import Outputs
+    from fullyconv.terminal import say
 
     pairs, notes = _outputs(depth, out)
     for note in notes:

@@ -49,9 +49,10 @@ def predict(
     """Label every pixel of pictures with a trained model."""
     import json
 
-    from fullyconv.cli.evaluate import predictor, progress_line, say
+    from fullyconv.cli.evaluate import predictor, progress_line
     from fullyconv.errors import DataError, MissingInput, printable
     from fullyconv.files.outputs import Outputs
+    from fullyconv.terminal import say
 
     pairs, notes = outputs(pictures, out)
     for note in () if quiet else notes:

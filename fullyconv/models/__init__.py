@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
 from fullyconv.models.weights import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
+from fullyconv.terminal import say
 
 __all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "create", "load", "parse"]
 
@@ -69,7 +69,7 @@ def create(
         report = _load_weights(model, str(weights), preprocessing)
         model.report = report
         if not quiet:
-            print(report, file=sys.stderr)
+            say(report)
     return model
 
 

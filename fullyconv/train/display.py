@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TextIO, final
 
+from fullyconv.terminal import plain, raw
+
 __all__ = ["Clock", "Display", "duration"]
 
 PHASES = ("data", "forward", "backward")
@@ -78,7 +80,9 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self.stream, highlight=False), auto_refresh=False, transient=True)
+            self._live = Live(
+                console=Console(file=raw(self.stream), highlight=False), auto_refresh=False, transient=True
+            )
             self._live.start()
         return self
 
@@ -92,9 +96,9 @@ class Display:
         if self.silent:
             return
         if self._live is not None:
-            self._live.console.print(text, markup=False, soft_wrap=True)
+            self._live.console.print(plain(text), markup=False, soft_wrap=True)
         else:
-            print(text, file=self.stream, flush=True)
+            print(plain(text), file=self.stream, flush=True)
 
     def step(self, facts: dict[str, Any], progress: float, images: int, clock: Clock) -> None:
         """Show where the run is; facts: step, epoch, loss, chance, lr, left (seconds)."""

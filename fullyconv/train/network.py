@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fullyconv.models.names import INPUTS
 from fullyconv.models.surgery import init_from
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
+from fullyconv.terminal import say
 from fullyconv.train.unfold import unfold
 
 __all__ = ["network", "network_name", "origin"]
@@ -61,7 +61,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     if recipe.init_from:
         report = init_from(model, [model_directory(path) for path in recipe.init_from.split(",")])
         if not quiet:
-            print(report, file=sys.stderr)
+            say(report)
     if recipe.batch_norm == "unfold":
         unfold(model, train)
     if recipe.frozen_trunk:
