@@ -56,7 +56,8 @@ def _foreground_ignored(datasets: Sequence[Dataset], labels: Mapping[str, Sequen
     """Whether the labels hold 0 and 255 alone and 255 counts as ignored: "binary-0-255" says what to do then."""
     coding = next(coding_of(d, head) for d in datasets if head in d.taxonomies)
     stored = {value for some in labels.values() for la in some for value in la.stored}
-    return stored == {0, 255} and not (coding and coding.values)
+    as_stored = all(la.as_stored for some in labels.values() for la in some)
+    return stored == {0, 255} and as_stored and not (coding and coding.values)
 
 
 def _counted(facts: Sequence[RecordFacts], split: str, head: str, classes: int) -> list[LabelFacts]:

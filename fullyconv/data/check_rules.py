@@ -147,7 +147,7 @@ def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
         for head, taxonomy in dataset.taxonomies.items():
             coding = coding_of(dataset, head)
             here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
-            mapped, ignore = bool(coding and coding.values), taxonomy.ignore
+            mapped, ignore = bool(coding and coding.values) or not all(la.as_stored for la in here), taxonomy.ignore
             values = {v for r in facts for la in r.labels if la.head == head for v in la.stored} - {ignore}
             binary = not mapped and ignore == 255 and (len(taxonomy) <= 2 or _all_binary(here))
             moved = not mapped and len(taxonomy) in values and 0 not in values and max(values) == len(taxonomy)

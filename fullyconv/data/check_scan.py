@@ -83,6 +83,13 @@ class LabelFacts:
     blended: float = 0.0  # share of the rare pixels that lie between their neighbours in value
     shift: Shift | None = None
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether the reader took stored values for ids; one of a user's own may turn 255 into class 0."""
+        if self.counts is None:
+            return True
+        return all(n == self.counts[v] for v, n in self.stored.items() if v < len(self.counts) - 1)
+
 
 @final
 @dataclass
