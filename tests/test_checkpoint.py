@@ -569,6 +569,54 @@ def test_a_log_that_lost_rows_is_said(tmp_path: Path) -> None:
         assert "shorter" in run.notes[0]
 
 
+ROWS = b"".join(b'{"step": %d, "loss": %d.5}\n' % (n, n) for n in range(1, 6))
+LENGTH = len(ROWS) // 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "steps", "said"),
+    [
+        (lambda rows: bytes(len(rows)), [], "1 damaged line"),
+        (lambda rows: rows[: 3 * LENGTH] + bytes(2 * LENGTH), [1, 2, 3], "1 damaged line"),
+        (lambda rows: rows[:LENGTH] + bytes(LENGTH) + rows[2 * LENGTH :], [1, 4, 5], "1 damaged line"),
+        (lambda rows: rows[: LENGTH + 7] + bytes(9) + rows[LENGTH + 16 :], [1, 3, 4, 5], "1 damaged line"),
+        (lambda rows: rows[: 2 * LENGTH + 5], [1, 2], "1 damaged line"),
+        (lambda rows: rows[: 2 * LENGTH], [1, 2], "shorter than when"),
+        (lambda rows: rows.replace(b"3.5", b"9.5"), [1, 2, 3, 4, 5], "changed since"),
+        (lambda rows: b"[" * (len(rows) - 1) + b"\n", [], "1 damaged line"),
+        (lambda rows: rows + bytes(40), [1, 2, 3, 4, 5], ""),
+        (lambda rows: rows + b'{"step": 6}\n{"st', [1, 2, 3, 4, 5], ""),
+    ],
+)
+def test_a_log_that_a_power_cut_damaged_is_said_and_its_whole_rows_stay(
+    damage: Callable[[bytes], bytes], steps: list[int], said: str, tmp_path: Path
+) -> None:
+    """What lies beyond the checkpoint is cut as ever; within it every byte is vouched for."""
+    log = tmp_path / "run" / "metrics.jsonl"
+    with RunDirectory(tmp_path / "run") as run:
+        for line in ROWS.splitlines():
+            run.log(json.loads(line))
+        save(run, 5)
+    assert log.read_bytes() == ROWS
+    log.write_bytes(damage(ROWS))
+    for _ in range(2):  # killed after it was mended, before another checkpoint: rows beyond are cut all the same
+        with RunDirectory(tmp_path / "run") as run:
+            assert run.resume() is not None
+            assert [row["step"] for row in run.rows()] == steps
+            assert said in " ".join(run.notes)
+            assert bool(run.notes) == bool(said)
+            run.log({"step": 6})
+        said = said and "damaged"
+    with RunDirectory(tmp_path / "run") as run:
+        run.resume()
+        run.log({"step": 6})
+        save(run, 6)
+    with RunDirectory(tmp_path / "run") as run:
+        run.resume()
+        assert [row["step"] for row in run.rows()] == [*steps, 6]
+        assert run.notes == []
+
+
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run") as run:
         (tmp_path / "run" / "metrics.jsonl").write_bytes(b"\xff\0\0\0\n")

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from fullyconv.checkpoint.log import whole
 from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, printable
 from fullyconv.files import (
@@ -47,6 +49,7 @@ class RunDirectory:
         self._keep = max(2, keep)
         self._verified: set[int] = set()  # steps written or read through by this process
         self._log: int | None = None
+        self._crc = 0  # CRC-32 of the log's bytes, while it is open
         make_directory(self.path / CHECKPOINTS)
         self._lock = Lock(self.path / LOCK)
         self._lock.acquire()
@@ -105,7 +108,7 @@ class RunDirectory:
                               card=card, canary=canary)  # fmt: skip
 
     def _save(self, step: int, best: bool, *, state: Any, **content: Any) -> Path:
-        extra = {"step": step, "metrics_bytes": self._sync_log()}
+        extra = {"step": step, "metrics_bytes": self._sync_log(), "metrics_crc": self._crc}
         directory = self._directory(step)
         if directory.exists() and step not in self._linked_steps():
             self._remove(step)  # finished, but never acknowledged, by a process that was killed
@@ -138,11 +141,11 @@ class RunDirectory:
             if faults:
                 self.notes.append(f"Going on from step {step}, because a newer checkpoint is damaged: {faults[0]}")
             self._verified.add(step)
-            self._cut_log(step, stored.extra.get("metrics_bytes", 0))
+            self._cut_log(step, stored.extra.get("metrics_bytes", 0), stored.extra.get("metrics_crc"))
             return stored
         if candidates:
             raise DataError(f"{printable(self.path)} has no checkpoint that is whole: {faults[0]}")
-        self._cut_log(-1, 0)
+        self._cut_log(-1, 0, None)
         return None
 
     def _directory(self, step: int) -> Path:
@@ -217,6 +220,7 @@ class RunDirectory:
             try:
                 if os.write(fd, line) != len(line):
                     raise StorageError(f"Writing {printable(self.path / LOG)} failed: the disk is full; make room.")
+                self._crc = zlib.crc32(line, self._crc)
             except BaseException:
                 os.ftruncate(fd, size)
                 raise
@@ -236,6 +240,7 @@ class RunDirectory:
         if self._log is None:
             with storage_errors("Opening", self.path / LOG):
                 self._log = open_append(self.path / LOG)
+                self._crc = zlib.crc32(read_file(self.path / LOG, MOST_TEXT))
             sync_directory(self.path)
         return self._log
 
@@ -246,21 +251,20 @@ class RunDirectory:
             os.fsync(fd)
             return os.fstat(fd).st_size
 
-    def _cut_log(self, step: int, size: int) -> None:
-        """Cut metrics.jsonl to what it was when `step` was saved: its first `size` bytes."""
+    def _cut_log(self, step: int, size: int, crc: int | None) -> None:
+        """Cut metrics.jsonl to what it was when `step` was saved, its first `size` bytes; where these are not what was
+        written, `notes` says so and the rows that are whole stay."""
         path = self.path / LOG
         content = read_file(path, MOST_TEXT) if os.path.lexists(path) else b""
-        if len(content) == size:
+        kept, fault = whole(content, step, size, crc)
+        if fault:
+            self.notes.append(f"{printable(path)} is damaged: {fault}.")
+        if kept == content:
             return
-        if len(content) < size:
-            self.notes.append(
-                f"{printable(path)} is shorter than when step {step} was saved; earlier rows are missing."
-            )
-            size = content.rfind(b"\n") + 1
         if self._log is not None:
             os.close(self._log)
             self._log = None
-        atomic_write(path, content[:size])
+        atomic_write(path, kept)
 
 
 def _plain(value: Any) -> Any:

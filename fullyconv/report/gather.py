@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.checkpoint.log import parse
+from fullyconv.errors import MissingInput, printable
 from fullyconv.evaluation.result import Result
-from fullyconv.files import read_file, read_json, read_text, read_toml
+from fullyconv.files import MOST_TEXT, read_file, read_json, read_toml
 from fullyconv.images import read_label
 
 __all__ = [
@@ -56,6 +56,7 @@ class Run:
     times: Mapping[str, float] = field(default_factory=dict)
     strips: Sequence[Strip] = ()
     state: Mapping[str, Any] = field(default_factory=dict)  # of the last checkpoint; empty before it
+    damaged: int = 0  # lines of the log that are no rows
 
     @property
     def last(self) -> Mapping[str, Any] | None:
@@ -74,7 +75,7 @@ def read_run(directory: Path) -> Run | None:
     log, recipe = directory / "metrics.jsonl", directory / "recipe.toml"
     if not (log.is_file() or recipe.is_file()):
         return None
-    rows = _rows(log)
+    rows, damaged = _rows(log)
     return Run(
         directory.resolve().name,
         _recipe(recipe),
@@ -83,6 +84,7 @@ def read_run(directory: Path) -> Run | None:
         _mapping(directory / "times.json"),
         _strips(directory / "progress"),
         _mapping(directory / "last" / "state.json").get("state", {}).get("train", {}),
+        damaged,
     )
 
 
@@ -104,20 +106,12 @@ def _without_lost_pictures(result: Result, place: Path) -> Result:
     return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in PICTURED})
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
-    """The log's rows; a last line that is still being written is left out."""
-    rows = []
-    lines = read_text(log).splitlines() if os.path.lexists(log) else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{printable(log)}: line {number} is not JSON ({error}); is the file damaged?") from error
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+def _rows(log: Path) -> tuple[list[dict[str, Any]], int]:
+    """(the log's rows, how many lines are damaged); a last line that is still being written is no damage."""
+    content = read_file(log, MOST_TEXT) if os.path.lexists(log) else b""
+    torn = b"" if b"\0" in content.rpartition(b"\n")[2] else content.rpartition(b"\n")[2]
+    found, damaged = parse(content[: len(content) - len(torn)])
+    return [row for _, row in found], damaged
 
 
 def _recipe(path: Path) -> dict[str, Any]:

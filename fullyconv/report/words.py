@@ -172,14 +172,26 @@ def _absent(result: Result) -> list[str]:
 
 def evaluated(run: Run | None) -> list[str]:
     """What the state of the run adds to its kept evaluation."""
-    if run is None or not run.state or run.state.get("finished", True):
+    if run is None:
         return []
-    return ["The run is not finished: this evaluation is of the checkpoint that was best when it was made."]
+    said = damaged(run)
+    if run.state and not run.state.get("finished", True):
+        said.append("The run is not finished: this evaluation is of the checkpoint that was best when it was made.")
+    return said
+
+
+def damaged(run: Run) -> list[str]:
+    """What is missing of the run's log."""
+    if not run.damaged:
+        return []
+    lines = "1 line" if run.damaged == 1 else f"{run.damaged} lines"
+    text = f"The log of the run is damaged: {lines} of metrics.jsonl (zeros, or torn by a power cut) are left out,"
+    return [f"{text} so the curves have gaps."]
 
 
 def under_way(run: Run, source: Path) -> list[str]:
     """Words for a run without a kept evaluation."""
-    said = [_measured_so_far(run)]
+    said = [*damaged(run), _measured_so_far(run)]
     if run.last:
         lasts = next((f"{run.recipe[k]} {k}".removesuffix(" time") for k in LENGTHS if run.recipe.get(k)), "")
         epoch = f", epoch {run.last['epoch']:.3g}" if isinstance(run.last.get("epoch"), int | float) else ""
