@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import warnings
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import faults
 import numpy as np
@@ -76,3 +80,84 @@ def test_a_half_made_cache_leaves_nothing(data: Path, tmp_path: Path) -> None:
 def test_a_cache_never_lies_in_the_data(data: Path) -> None:
     with pytest.raises(UsageError, match="lies in the data"):
         cached(open_dataset(data), data / "cache")
+
+
+def _damage(kind: str, content: bytes, blocks: list[tuple[int, int]]) -> bytes:
+    """The cache's file with its second block (an input) damaged."""
+    (start, size), (other, _) = blocks[2], blocks[4]
+    block = content[start : start + size]
+    if kind == "zeroed":
+        return content[:start] + bytes(size) + content[start + size :]
+    if kind == "flipped":
+        return content[: start + 7] + bytes([content[start + 7] ^ 4]) + content[start + 8 :]
+    if kind == "swapped":
+        return (
+            content[:start]
+            + content[other : other + size]
+            + content[start + size : other]
+            + block
+            + content[other + size :]
+        )
+    return content[: start + size // 2] if kind == "cut" else b""
+
+
+def _blocks(folder: Path) -> list[tuple[int, int]]:
+    stored = json.loads(next(folder.glob("*.json")).read_bytes())["blocks"].values()
+    return [(offset, int(np.prod(shape)) * np.dtype(dtype).itemsize) for offset, shape, dtype, _ in stored]
+
+
+@pytest.mark.parametrize("kind", ["zeroed", "flipped", "swapped", "cut", "empty"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_damaged_block_is_read_from_the_data_said_once_and_mended(
+    kind: str, before: bool, data: Path, tmp_path: Path
+) -> None:
+    plain, folder = open_dataset(data), tmp_path / "cache"
+    quick = cached(plain, folder)
+    file = next(folder.glob("*.bin"))
+    sound = file.read_bytes()
+    if before:
+        list(quick)  # the file is open while it is damaged
+    with open(file, "r+b") as out:
+        damaged = _damage(kind, sound, _blocks(folder))
+        out.write(damaged)
+        out.truncate(len(damaged))
+    with pytest.warns(RuntimeWarning, match="is damaged") as said:
+        equal(plain, quick)
+    assert len(said) == 1
+    assert file.read_bytes() == sound.rstrip(b"\0") + bytes(len(file.read_bytes()) - len(sound.rstrip(b"\0")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        equal(plain, quick)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", bytes(90), b'{"a": [0, [2], "|u1"]}', None])
+def test_a_cache_without_a_sound_index_is_made_again(content: bytes | None, data: Path, tmp_path: Path) -> None:
+    plain = open_dataset(data)
+    cached(plain, tmp_path / "cache")
+    index = next((tmp_path / "cache").glob("*.json"))
+    if content is None:  # one number of it is another
+        content = index.read_bytes().replace(b'"input/rgb/p000": [0,', b'"input/rgb/p000": [64,')
+        assert content != index.read_bytes()
+    index.write_bytes(content)
+    equal(plain, cached(plain, tmp_path / "cache"))
+    assert json.loads(index.read_bytes())["format"] == 2
+
+
+def test_files_changed_in_place_at_the_same_size_have_a_cache_of_their_own(data: Path, tmp_path: Path) -> None:
+    cached(open_dataset(data), tmp_path / "cache")
+    file = faults.image(data, 0)
+    size = file.stat().st_size
+    content = file.read_bytes()
+    file.write_bytes(content)  # the same bytes: only its time differs
+    assert file.stat().st_size == size
+    cached(open_dataset(data), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 2
+
+
+def test_the_cache_is_on_the_disk_before_it_has_its_name(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b).suffix), replace(a, b))[1])
+    cached(open_dataset(data), tmp_path / "cache")
+    assert done[:2] == ["fsync", ".bin"]

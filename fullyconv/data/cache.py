@@ -1,15 +1,20 @@
-"""Decoded samples in one memory-mapped file, so that an epoch after the first decodes nothing.
+"""Decoded samples in one file, so that an epoch after the first decodes nothing.
 
-The file lies where the user says, never in the data. Arrays are kept as read, in the order of the records; their pages
-are shared by all worker processes and given back by the system when memory is short, so workers stay small.
+The file lies where the user says, never in the data. Arrays are kept as read, in the order of the records, each with a
+checksum that every read verifies: what the disk lost or changed is read from its source again and mended, never
+learned. Pages are the system's, which gives them back when memory is short, so workers stay small.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -18,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, ReadInput, ReadLabels, Record
-from fullyconv.errors import DataError, FullyconvError, StorageError, UsageError, printable
-from fullyconv.files import atomic_write, read_json, require_space
+from fullyconv.errors import FullyconvError, StorageError, UsageError, printable
+from fullyconv.files import atomic_write, open_regular, read_json, require_space, sync_directory
 
-__all__ = ["cached"]
+__all__ = ["cached", "key"]
 
 _ALIGN = 64  # bytes; arrays start at multiples of it
-_Place = tuple[int, tuple[int, ...], str]  # offset, shape, dtype
-_maps: dict[tuple[int, str], NDArray[np.uint8]] = {}
+_FORMAT = 2
+_Place = tuple[int, tuple[int, ...], str, int]  # offset, shape, dtype, CRC-32 of the bytes
+_open: dict[tuple[int, str], int] = {}  # (process, file) -> descriptor
+_told: set[str] = set()  # files of which this process has said that blocks are damaged
 
 
 def cached(
@@ -37,61 +44,119 @@ def cached(
 ) -> Dataset:
     """`dataset` reading from a cache in `folder`, which the first call makes and later ones find.
 
-    The cache belongs to the data's fingerprint: changed files get another one. What it returns are read-only views.
+    The cache belongs to the data's files (`key`): changed files get another one. What it returns are read-only views.
     skip: a record that cannot be read is left out, and raises its error when it is read, as without a cache.
     Raises UsageError for a folder inside the data, StorageError when the disk has no room, and what reading raises.
     """
     if Path(folder).resolve().is_relative_to(dataset.root.resolve()):
         raise UsageError(f"{printable(folder)} lies in the data; name a folder outside {printable(dataset.root)}.")
-    base = Path(folder) / dataset.fingerprint[:24]
+    base = Path(folder) / key(dataset)
     file, index_file = base.with_suffix(".bin"), base.with_suffix(".json")
-    if not (file.is_file() and index_file.is_file()):
+    index = _index(index_file) if file.is_file() else None
+    if index is None:
         try:
-            _make(dataset, file, index_file, progress, skip)
+            index = _make(dataset, file, index_file, progress, skip)
         except OSError as error:
             text = f"The cache {printable(file)} cannot be written ({error.strerror}); name another folder."
             raise StorageError(text) from error
-    stored = read_json(index_file)
-    index = {key: (int(o), tuple(shape), str(dtype)) for key, (o, shape, dtype) in stored.items()}
     note = f"decoded pictures are kept in {printable(file)} ({file.stat().st_size / 2**20:.0f} MiB)."
     return replace(
         dataset,
-        read_input=_Reader(file, index, "input", dataset.read_input if skip else None),
-        read_labels=_Reader(file, index, "label", dataset.read_labels if skip else None),
+        read_input=_Reader(file, index, "input", dataset.read_input),
+        read_labels=_Reader(file, index, "label", dataset.read_labels),
         notes=(*dataset.notes, note),
     )
+
+
+def key(dataset: Dataset) -> str:
+    """What the cache of `dataset` is called: 24 hex digits over its fingerprint and every file's time and number, so
+    that a file that was changed in place at the same size has another."""
+    digest = hashlib.sha256(dataset.fingerprint.encode())
+    for file in sorted(dataset.files):
+        with suppress(OSError):
+            info = file.stat()
+            digest.update(repr((info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)).encode())
+    return digest.hexdigest()[:24]
 
 
 @final
 @dataclass(frozen=True)
 class _Reader:
-    """(record, modality or head) -> a read-only view of the file, which each process maps once."""
+    """(record, modality or head) -> what the cache holds, read-only; from the source where it holds nothing sound."""
 
     file: Path
     index: Mapping[str, _Place]
     what: str
-    read: ReadInput | ReadLabels | None  # for records that were left out
+    read: ReadInput | ReadLabels
 
     def __call__(self, record: Record, name: str) -> NDArray[Any]:
         place = self.index.get(_key(self.what, record, name))
-        if place is None and self.read is not None:
+        if place is None:  # it was left out
             return self.read(record, name)
-        if place is None:
-            raise DataError(f"{printable(record.name)} has no {name} in {printable(self.file)}; make the cache again.")
-        offset, shape, dtype = place
+        offset, shape, dtype, crc = place
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return _mapped(self.file)[offset : offset + size].view(dtype).reshape(shape)
+        block = _block(self.file, offset, size)
+        if len(block) != size or zlib.crc32(block) != crc:
+            return self._mend(record, name, place)
+        return np.frombuffer(block, np.uint8).view(dtype).reshape(shape)
+
+    def _mend(self, record: Record, name: str, place: _Place) -> NDArray[Any]:
+        """The source's array, written over the damaged block where it is the one that was kept."""
+        if str(self.file) not in _told:
+            _told.add(str(self.file))
+            warnings.warn(
+                f"The cache {printable(self.file)} is damaged (the first seen: the {self.what} of "
+                f"{printable(record.name)}); such blocks are read from the data again and mended.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        array = np.ascontiguousarray(self.read(record, name))
+        block = array.tobytes()
+        if zlib.crc32(block) == place[3] and (array.shape, array.dtype.str) == place[1:3]:
+            with suppress(OSError):  # a disk that refuses costs time only
+                _overwrite(self.file, place[0], block)
+        array.flags.writeable = False
+        return array
 
 
 def _key(what: str, record: Record, name: str) -> str:
     return f"{what}/{name}/{record.name}"
 
 
-def _mapped(file: Path) -> NDArray[np.uint8]:
-    key = (os.getpid(), str(file))
-    if key not in _maps:
-        _maps[key] = np.memmap(file, np.uint8, "r")
-    return _maps[key]
+def _block(file: Path, offset: int, size: int) -> bytes:
+    """Bytes of the file; fewer where it is cut or gone. Not mapped: a page that is cut off then kills the process."""
+    place = (os.getpid(), str(file))
+    try:
+        if place not in _open:
+            _open[place] = open_regular(file)
+        return os.pread(_open[place], size, offset)
+    except (FullyconvError, OSError):
+        return b""
+
+
+def _overwrite(file: Path, offset: int, block: bytes) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, block, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _index(file: Path) -> dict[str, _Place] | None:
+    """The cache's table of contents; None where there is none that is whole."""
+    try:
+        stored = read_json(file)
+        if stored["format"] != _FORMAT or stored["crc"] != _crc_of(stored["blocks"]):
+            return None
+        return {
+            k: (int(o), tuple(shape), str(dtype), int(crc)) for k, (o, shape, dtype, crc) in stored["blocks"].items()
+        }
+    except (FullyconvError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _crc_of(blocks: Any) -> int:
+    return zlib.crc32(json.dumps(blocks).encode())
 
 
 def _arrays(dataset: Dataset, record: Record) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -119,8 +184,8 @@ def _require_space(dataset: Dataset, folder: Path, skip: bool) -> None:
 
 def _make(
     dataset: Dataset, file: Path, index_file: Path, progress: Callable[[int, int], None] | None, skip: bool
-) -> None:
-    """Writes both files under other names and puts them in place when they are whole, the index last."""
+) -> dict[str, _Place]:
+    """Writes both files under other names and puts them in place when they are whole on the disk, the index last."""
     file.parent.mkdir(parents=True, exist_ok=True)
     _require_space(dataset, file.parent, skip)
     index: dict[str, _Place] = {}
@@ -128,15 +193,25 @@ def _make(
     try:
         with os.fdopen(handle, "wb") as out:
             for n, record in enumerate(dataset.records):
-                for key, array in _arrays_of(dataset, record, skip):
-                    index[key] = (out.tell(), array.shape, array.dtype.str)
-                    out.write(np.ascontiguousarray(array).tobytes())
+                for name, array in _arrays_of(dataset, record, skip):
+                    block = np.ascontiguousarray(array).tobytes()
+                    index[name] = (out.tell(), array.shape, array.dtype.str, zlib.crc32(block))
+                    out.write(block)
                     out.write(bytes(-out.tell() % _ALIGN))
                 if progress:
                     progress(n + 1, len(dataset))
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(temporary, file)
+        sync_directory(file.parent)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
-    _maps.pop((os.getpid(), str(file)), None)
-    atomic_write(index_file, json.dumps(index).encode())
+    if (descriptor := _open.pop((os.getpid(), str(file)), None)) is not None:
+        os.close(descriptor)
+    _told.discard(str(file))
+    blocks = {name: [offset, list(shape), dtype, crc] for name, (offset, shape, dtype, crc) in index.items()}
+    content = {"format": _FORMAT, "crc": _crc_of(blocks), "blocks": blocks}
+    atomic_write(index_file, json.dumps(content).encode())
+    return index

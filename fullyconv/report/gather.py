@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fullyconv.checkpoint.log import parse
 from fullyconv.errors import MissingInput, printable
 from fullyconv.evaluation.result import Result
-from fullyconv.files import MOST_TEXT, read_file, read_json, read_toml
+from fullyconv.files import read_file, read_json, read_toml
+from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import read_label
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullyconv.data.base import Dataset
-from fullyconv.data.cache import cached
+from fullyconv.data.cache import cached, key
 from fullyconv.files import remove_tree
 from fullyconv.recipes import Recipe
 from fullyconv.train.display import Display
@@ -38,7 +38,7 @@ def drop(out: Path, *, but: tuple[Dataset, ...] = ()) -> None:
     if not but:
         remove_tree(folder)
         return
-    names = {d.fingerprint[:24] for d in but}
+    names = {key(d) for d in but}
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name.split(".")[0] not in names:
             file.unlink()
