@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,8 @@ def test_overlap_order_is_what_is_asked_for_and_is_said(tmp_path: Path) -> None:
     by_area, by_file = open_dataset(tmp_path), open_dataset(tmp_path, order="file")
     assert by_area[0].labels["semantic"][10, 10] == 1
     assert by_file[0].labels["semantic"][10, 10] == 2
-    assert "smaller annotation covers" in by_area.notes[-1]
-    assert "later ones cover" in by_file.notes[-1]
+    assert "smaller annotation covers" in by_area.notes[1]
+    assert "later ones cover" in by_file.notes[1]
     for option in ({"order": "id"}, {"crowd": "maybe"}):
         with pytest.raises(UsageError, match="choose"):
             open_dataset(f"coco:{tmp_path}", **option)
@@ -198,25 +199,84 @@ def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
-        ({"category_id": 9, "segmentation": [SQUARE]}, "category 9"),
+        ({"category_id": 9, "segmentation": [SQUARE]}, "categories that are not listed, such as 9 (1)"),
+        ({"category_id": None, "segmentation": [SQUARE]}, "categories that are not listed"),
+        ({"category_id": 1, "image_id": 7, "segmentation": [SQUARE]}, "images that are not listed (1)"),
+        ({"category_id": 1, "image_id": float("nan"), "segmentation": [SQUARE]}, "images that are not listed (1)"),
+        ({"category_id": 1, "segmentation": [[]]}, "fewer than 3 points"),
+        ({"category_id": 1, "segmentation": [[float("nan")] * 6]}, "no finite numbers"),
+        ({"category_id": 1, "segmentation": [[5, 5, 9, 5, 15, 5, 8, 5]]}, "without an area"),
+        ({"category_id": 1, "segmentation": [[50, 5, 90, 5, 60, 9]]}, "outside the picture"),
+        ({"category_id": 1, "segmentation": [[10**400] * 6]}, "no numbers"),
+        ({"category_id": 1, "segmentation": {"size": [H, W], "counts": [2**62] * 4 + [H * W]}}, "of runs"),
         ({"category_id": 1, "segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "fewer than 3 points"),
         (
             {"category_id": 1, "segmentation": {"size": [H, W], "counts": [5, 7]}},
             "of runs that do not fill their 30x40",
         ),
-        ({"category_id": 1, "segmentation": {"size": [W, H], "counts": [H * W]}}, "40x30"),
-        ({"category_id": 1, "segmentation": {"size": [H, W]}}, "counts"),
-        ({"category_id": 1, "segmentation": [["a"] * 6]}, "not as its format says"),
+        ({"category_id": 1, "segmentation": {"size": [W, H], "counts": [H * W]}}, "another size"),
+        ({"category_id": 1, "segmentation": {"size": [H, W]}}, "of runs"),
+        ({"category_id": 1, "segmentation": [["a"] * 6]}, "no numbers"),
+        ("nothing", "images that are not listed (nothing)"),
     ],
 )
-def test_a_damaged_coco_annotation_names_file_picture_and_fault(
-    annotation: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    write_coco(tmp_path, [annotation])
-    with pytest.raises(DataError) as caught:
-        _ = open_dataset(tmp_path)[0]
-    assert said in str(caught.value)
-    assert "instances_val2017.json" in str(caught.value)
+def test_what_cannot_be_painted_is_left_out_counted_and_named(annotation: Any, said: str, tmp_path: Path) -> None:
+    sound = {"category_id": 18, "segmentation": [SQUARE]}
+    file = write_coco(tmp_path, [sound, annotation if isinstance(annotation, dict) else {}])
+    if not isinstance(annotation, dict):
+        value = json.loads(file.read_text())
+        value["annotations"][1] = annotation
+        file.write_text(json.dumps(value))
+    data = open_dataset(f"coco:{tmp_path}", "val")
+    assert np.array_equal(data[0].labels["semantic"] == 2, oracle(SQUARE))
+    left = [note for note in data.notes if "left out: 1" in note and said in note]
+    assert left, data.notes
+    assert "(1)" in left[0] or "(annotation 1)" in left[0] or "(nothing)" in left[0]
+
+
+def test_a_set_of_crowds_alone_is_told_how_to_use_them(tmp_path: Path) -> None:
+    whole = {"size": [H, W], "counts": runs(oracle(SQUARE).ravel(order="F"))}
+    write_coco(tmp_path, [{"category_id": 1, "segmentation": whole, "iscrowd": 1}] * 2)
+    with pytest.raises(DataError, match="2 crowd annotations") as caught:
+        open_dataset(tmp_path)
+    spec = re.search(r"give (coco,crowd=label:\S+) to", str(caught.value))
+    assert spec
+    assert np.array_equal(open_dataset(spec[1])[0].labels["semantic"] == 1, oracle(SQUARE))
+    said = open_dataset(tmp_path, crowd="ignore")
+    assert (said[0].labels["semantic"][oracle(SQUARE)] == 255).all()
+    assert "2 of 2 annotations" in said.notes[1]
+
+
+@pytest.mark.parametrize("names", [("1.png", "1.jpg"), ("a/1.png", "b/1.png"), ("A.png", "a.png"), ("x.png", "x.PNG")])
+def test_pictures_of_one_stem_have_labels_of_their_own(names: tuple[str, str], tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": n, "height": H, "width": W} for i, n in enumerate(names)]
+    outlines = [{"id": i, "image_id": i, "category_id": 1, "segmentation": [p]} for i, p in enumerate((SQUARE, INNER))]
+    for name in names:
+        picture(tmp_path / "images" / name)
+    value = {"images": images, "annotations": outlines, "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(value))
+    data = open_dataset(tmp_path)
+    assert len({r.name for r in data.records}) == 2
+    for record, sample, points in zip(data.records, data, (SQUARE, INNER), strict=True):
+        assert record.inputs["rgb"].name == Path(names[0 if points is SQUARE else 1]).name
+        assert np.array_equal(sample.labels["semantic"] == 1, oracle(points))
+
+
+def test_two_listed_pictures_are_never_one_file(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{n}/1.png", "height": H, "width": W} for i, n in enumerate("ab")]
+    picture(tmp_path / "images/1.png")
+    (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(MissingInput, match=r"only .*1\.png"):
+        open_dataset(f"coco:{tmp_path}")
+
+
+def test_boxes_alone_are_refused_and_unlisted_pictures_counted(tmp_path: Path) -> None:
+    write_coco(tmp_path, [{"category_id": 1, "bbox": [1, 1, 5, 5]}] * 3)
+    with pytest.raises(DataError, match="3 annotations, all of them boxes"):
+        open_dataset(tmp_path)
+    write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}])
+    picture(tmp_path / "val2017/other.png")
+    assert any("1 pictures that the file does not list (other.png)" in n for n in open_dataset(tmp_path).notes)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\x.png", ""])
@@ -253,14 +313,14 @@ def test_the_panoptic_form_is_named(tmp_path: Path) -> None:
 
 def test_boxes_without_an_outline_are_counted_and_sizes_may_be_written_with_a_point(tmp_path: Path) -> None:
     file = write_coco(
-        tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}, {"category_id": 2, "bbox": [1, 1, 5, 5]}]
+        tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}, {"category_id": 1, "bbox": [1, 1, 5, 5]}]
     )
     value = json.loads(file.read_text())
     value["images"] = [{**i, "height": float(i["height"]), "width": float(i["width"])} for i in value["images"]]
     file.write_text(json.dumps(value))
     data = open_dataset(f"coco:{tmp_path}", "val")
     assert np.array_equal(data[0].labels["semantic"] > 0, oracle(SQUARE))
-    assert any("a box and no outline are left out: 1" in note for note in data.notes)
+    assert any("left out: 1 annotations with a box and no outline" in note for note in data.notes)
 
 
 # ---- labelme ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,6 +17,7 @@ from fullyconv.data.annotations.raster import Region, Size
 from fullyconv.data.base import Record
 from fullyconv.data.layout import SUFFIXES
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
+from fullyconv.files.outputs import safe_name
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
 __all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "paint", "read_json", "read_rgb"]
@@ -50,27 +53,61 @@ class Painter:
 
     taxonomy: Taxonomy
     entries: Mapping[str, Any]
-    draw: Callable[[Any, Mapping[str, int]], tuple[Size, list[tuple[int, Region]]]]
+    draw: Callable[[Any, Mapping[str, int]], tuple[Size, Iterable[tuple[int, Region]]]]
     ids: Mapping[str, int]
 
     def __call__(self, record: Record, head: str) -> NDArray[Any]:
         try:
             size, regions = self.draw(self.entries[record.name], self.ids)
+            return paint(size, regions, self.taxonomy)
         except DataError as error:
             raise DataError(f"{printable(record.labels.get(head, record.name))}, {record.name}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{printable(record.labels.get(head, record.name))}, {record.name}: a shape is not as its format says "
-                f"({type(error).__name__}: {printable(error)}); export it again."
+                f"({type(error).__name__}: {printable(error)}); correct it where it was drawn."
             ) from error
-        return paint(size, regions, self.taxonomy)
+
+
+def unique_names(listed: Sequence[str]) -> list[str]:
+    """A record name for each picture: its path without suffix, or (a/1_jpg, a/1_png) with it where stems are shared."""
+    plain = [PurePosixPath(safe_name(n.replace("\\", "/"))) for n in listed]
+    short = [(p.with_suffix("") if p.suffix.lower() in SUFFIXES else p).as_posix() for p in plain]
+    shared = Counter(short)
+    named: dict[str, int] = dict.fromkeys((n for n in short if shared[n] == 1), 1)
+    found: list[str] = []
+    for path, name in zip(plain, short, strict=True):
+        if shared[name] > 1:
+            name = bare = f"{name}_{path.suffix[1:]}" if path.suffix.lower() in SUFFIXES else name
+            while name in named:
+                named[bare] = named.get(bare, 1) + 1
+                name = f"{bare}-{named[bare]}"
+            named[name] = 1
+        found.append(name)
+    return found
+
+
+def refuse_shared(found: Iterable[tuple[str, Path]], source: Path) -> None:
+    """MissingInput where pictures of different names turned out to be one file: whose labels are they?"""
+    stated: dict[Path, str] = {}
+    for name, file in found:
+        other = stated.setdefault(file, name)
+        if other != name:
+            raise MissingInput(
+                f"{printable(source)} names {printable(other)!r} and {printable(name)!r}, and only {printable(file)} "
+                "is there; put both pictures there under the folders that it names."
+            )
 
 
 def checked_size(height: Any, width: Any) -> Size:
     """(H, W) from a foreign file, or DataError. Whole numbers may be written as 480.0."""
     height, width = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width))
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= images.pixel_cap()):
-        raise DataError(f"The size {printable(height)}x{printable(width)} (HxW) is no picture's; export it again.")
+    whole = type(height) is int and type(width) is int and min(height, width) > 0
+    if not (whole and height * width <= images.pixel_cap()):
+        said = "x".join(
+            "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
+        )
+        raise DataError(f"The size {said} (HxW) is no picture's; correct it.")
     return height, width
 
 
@@ -93,7 +130,7 @@ def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path]
     """The picture a foreign file names: below one of `folders`, else the one file of that name."""
     for folder in folders:
         path = inside(folder, name)
-        if path.is_file():
+        if os.path.isfile(path):  # False for names that no file can have
             return path
     found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
     if found is None:

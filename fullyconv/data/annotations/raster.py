@@ -12,6 +12,7 @@ from fullyconv.errors import DataError, printable
 
 __all__ = [
     "BadShape",
+    "check_outline",
     "checked_counts",
     "checked_points",
     "coco_counts",
@@ -134,17 +135,28 @@ def most_cuts(size: Size) -> int:
     return size[0] * size[1] + 1_000_000
 
 
-def _cuts(grid: NDArray[np.int64], size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(columns, rows) where the outline through the `grid` points cuts columns' centres, some edges at a time."""
-    start, end = grid, np.roll(grid, -1, 0)
-    low, high = np.minimum(start[:, 0], end[:, 0]), np.maximum(start[:, 0], end[:, 0])
+def check_outline(points: NDArray[np.float64], size: Size) -> None:
+    """BadShape for an outline that `coco_polygon` would refuse for crossing too often."""
+    _crossings(np.trunc(5 * np.clip(points, -_FAR, _FAR) + 0.5).astype(np.int64), size)
+
+
+def _crossings(grid: NDArray[np.int64], size: Size) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The edges that cross columns, how many each, and the first column of every edge."""
+    end = np.roll(grid, -1, 0)
+    low, high = np.minimum(grid[:, 0], end[:, 0]), np.maximum(grid[:, 0], end[:, 0])
     first = np.maximum((low + 2) // 5, 0)  # the first column c with low <= 5c + 2
     count = np.maximum(np.minimum((high - 3) // 5, size[1] - 1) - first + 1, 0)
     crossing = np.flatnonzero(count)
-    count = count[crossing]
-    total = np.cumsum(count)
-    if len(total) and int(total[-1]) > most_cuts(size):
+    if int(count.sum()) > most_cuts(size):
         raise BadShape("whose outline crosses the picture's columns more often than it has pixels")
+    return crossing, count[crossing], first
+
+
+def _cuts(grid: NDArray[np.int64], size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(columns, rows) where the outline through the `grid` points cuts columns' centres, some edges at a time."""
+    start, end = grid, np.roll(grid, -1, 0)
+    crossing, count, first = _crossings(grid, size)
+    total = np.cumsum(count)
     at = 0
     while at < len(crossing):
         stop = max(int(np.searchsorted(total, (total[at - 1] if at else 0) + _AT_ONCE, "right")), at + 1)
