@@ -54,9 +54,8 @@ def local(model: str | os.PathLike[str]) -> Path:
         return pull(address[1], revision=address[2])
     path = Path(model)
     if not path.is_dir():
-        hint = f"; on the Hugging Face Hub it is hf://{name}" if _NAME.fullmatch(name) and "/" in name else ""
         raise MissingInput(
-            f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote{hint}."
+            f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote."
         )
     if (path / "best").is_dir() and not (path / "MANIFEST.json").exists():
         raise DataError(f"{printable(path)} is a run of several models; name one, {printable(path / 'best')}.")

@@ -143,8 +143,9 @@ def test_a_run_is_no_model_and_the_error_names_the_model_to_take(tmp_path: Path)
 
 
 def test_nothing_is_fetched_unless_the_address_says_so(published: Path) -> None:
-    with pytest.raises(MissingInput, match="hf://me/net"):
+    with pytest.raises(MissingInput, match="There is no model directory me/net") as missing:
         fc.load("me/net")
+    assert "Hub" not in str(missing.value)  # a missing path is a missing path
     with pytest.raises(MissingInput):
         fc.load("https://huggingface.co/me/net")
     assert asked() == []

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import Coding
-from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, records
+from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, painted, records
 from fullyconv.data.layout import choose_split, merge_splits
 from fullyconv.data.taxonomies import ADE20K
 
@@ -50,7 +49,7 @@ def open_ade20k(root: Path, split: str | None = None) -> Dataset:
             _SOURCE,
         )
         rows += [Record(record_name(s, r.name), r.inputs, r.labels) for r in part]
-    coding = Coding(ADE20K, {0: 255, **{k + 1: k for k in range(150)}})
+    coding = painted("ade20k", ADE20K, {0: 255, **{k + 1: k for k in range(150)}})
     return dataset("ade20k", base, name, rows, Labels({"semantic": coding}))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding, read_coded
+from fullyconv.data.corpus import painted
 from fullyconv.data.folder import read_modality
 from fullyconv.data.folder_classes import are_theirs
 from fullyconv.data.layout import choose_split, list_files, looked_at, merge_splits, read_table, stems
@@ -216,11 +217,11 @@ def _named_so(folder: Path) -> bool:
 def _tutorial_layout(base: Path) -> _Layout | None:
     splits = _tutorial(base)
     values = {**{k: k for k in range(len(CAMVID11))}, _VOID: 255}
-    return _Layout(base, Coding(CAMVID11, values), splits) if splits else None
+    return _Layout(base, painted("camvid", CAMVID11, values), splits) if splits else None
 
 
 def _colour_layout(base: Path) -> _Layout | None:
-    coding = Coding(CAMVID32, {}, {**{c: k for k, c in enumerate(CAMVID32.palette)}, (0, 0, 0): 255})
+    coding = Coding(CAMVID32, {}, {**{c: k for k, c in enumerate(CAMVID32.palette)}, (0, 0, 0): 255}, "camvid")
     whole, splits = _original(base), _repacked(base)
     if whole:
         return _Layout(base, coding, {"": whole}, "_L")
@@ -233,13 +234,13 @@ def _colour_layout(base: Path) -> _Layout | None:
 def _with_classes(coding: Coding, classes: int | None) -> Coding:
     if classes not in (None, 11, 32):
         raise UsageError(f"CamVid has 11 or 32 classes, not {classes}; give classes=11 or 32.")
-    if classes is None or (classes == 32) == bool(coding.colours):
+    if classes is None or classes in (len(coding.taxonomy), len(coding.taxonomy) + 1):
         return coding
     if classes == 32:
         raise UsageError("These CamVid labels are the 11-class ones; the 32 classes need the original colour labels.")
     eleven = {old: k for k, olds in enumerate(GROUPS.values()) for old in olds}
     grouped = {_ORIGINAL[old]: k for old, k in eleven.items()}
-    return Coding(CAMVID11, {}, {c: grouped.get(c, 255) for c in coding.colours})
+    return Coding(CAMVID11, {}, {c: grouped.get(c, 255) for c in coding.colours}, "camvid")
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------

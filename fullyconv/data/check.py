@@ -16,11 +16,12 @@ from typing import Any, final
 from fullyconv.data import check_pairs, check_rules, open_dataset, parse_spec
 from fullyconv.data.base import Dataset
 from fullyconv.data.check_classes import class_findings
-from fullyconv.data.check_findings import KINDS, Finding, finding
+from fullyconv.data.check_findings import KINDS, Finding
+from fullyconv.data.check_remedies import joined_extras, no_labels, suited
 from fullyconv.data.check_scan import Progress, RecordFacts, scan
 from fullyconv.data.check_summary import Summary, summarise
 from fullyconv.data.layout import role
-from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, printable
+from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName
 
 __all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_splits", "refuse_errors"]
 
@@ -69,19 +70,10 @@ def _findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> list
     for head in dict.fromkeys(h for d in datasets for h in d.taxonomies):
         found += class_findings(datasets, facts, head)
     if facts and not any(d.taxonomies for d in datasets):
-        found.append(finding("no-labels", [datasets[0].root], _no_labels(datasets, facts), len(facts)))
+        found.append(no_labels(datasets, facts))
+    found = suited(joined_extras(found), datasets)
     order = {"error": 0, "warning": 1, "info": 2}
     return sorted(dict.fromkeys(found), key=lambda f: order[f.level])
-
-
-def _no_labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> str:
-    """How many pictures have no label; and, where label files lie there under other names, an example of both."""
-    said = f"{len(facts)} pictures and no label"
-    lost = [file for d in datasets for kind, file in d.strays if kind == "label-without-image"]
-    if not lost or not facts[0].inputs:
-        return said
-    picture = printable(facts[0].inputs[0].file.name)
-    return f"{said}; {len(lost)} labels have other names ({printable(lost[0].name)}, and a picture {picture})"
 
 
 def _datasets(data: Data, options: dict[str, Any]) -> list[Dataset]:

@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[Level, str]] = {
     "no-data": ("error", "Mend this first: nothing else can be checked before."),
     "no-labels": ("error", "Add label maps of the pictures' names in labels/; without them nothing can be learned."),
     "missing-file": ("error", "Correct the list, or put the file back."),
+    "missing-extra": ("error", "Install it as it says, then check again."),
     "empty-file": ("error", "Copy the file again from its source, or take the pair away."),
     "unreadable-file": ("error", "Copy or export the file again, or take the pair away."),
     "image-without-label": ("error", "Add the label, or take the picture away."),

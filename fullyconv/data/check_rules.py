@@ -66,13 +66,19 @@ def _inputs(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
     for record in facts:
         for facts_ in record.inputs:
             if facts_.problem:
-                yield finding(facts_.problem[0], [facts_.file], facts_.problem[1].rstrip("."), 1)
+                yield _unread(*facts_.problem, facts_.file)
             else:
                 yield from _layout(facts_)
         for modality in wanted[record.split]:
             if modality not in record.record.inputs:
                 files = list(record.record.inputs.values())[:1]
                 yield finding("input-missing", files, f"its {modality} input is missing", 1, modality)
+
+
+def _unread(kind: str, reason: str, file: Path) -> Finding:
+    """A file that was refused; a missing package is the value, since it is said once for all files."""
+    what = reason.partition(" needs the package ")[2].rstrip(".") if kind == "missing-extra" else ""
+    return finding(kind, [file], reason.rstrip("."), 1, what)
 
 
 def _layout(facts: InputFacts) -> Iterator[Finding]:
@@ -193,8 +199,8 @@ def _refused(facts: LabelFacts, classes: int, ignore: int) -> Finding:
     assert facts.problem
     kind, reason = facts.problem
     if kind != "no-class":
-        return finding(kind, [facts.shown], reason.rstrip("."), 1)
-    reason = reason.removeprefix(f"{printable(facts.file)}: ").rstrip(".")
+        return _unread(kind, reason, facts.shown)
+    reason = reason.removeprefix(f"{printable(facts.file)}: ").rstrip(".").partition("; give the colours")[0]
     if facts.colours:
         alpha = facts.info is not None and facts.info.mode in ("RGBA", "LA")
         kind = "unknown-colour" if "colour (" in reason else ("alpha-label" if alpha else "colour-label")

@@ -20,7 +20,7 @@ from fullyconv.data.bands import is_tiff
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
 from fullyconv.data.layout import SUFFIXES
-from fullyconv.errors import FullyconvError, TryAgain
+from fullyconv.errors import FullyconvError, MissingExtra, TryAgain
 from fullyconv.images import BadImage, ImageInfo
 
 __all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan"]
@@ -170,6 +170,8 @@ def _is_picture(file: Path) -> bool:
 
 def _problem(error: Exception, data: bytes | None) -> tuple[str, str]:
     """(kind, reason) of a file that was refused."""
+    if isinstance(error, MissingExtra):
+        return "missing-extra", str(error)
     reason = error.reason if isinstance(error, BadImage) else str(error)
     if data == b"" or "(0 bytes)" in reason:
         return "empty-file", reason

@@ -1,7 +1,7 @@
 """Cityscapes (Cordts et al. 2016): the 19 evaluated classes from the labelIds pictures; all else is ignored.
 
 leftImg8bit/SPLIT/CITY/*_leftImg8bit.png
-gtFine/SPLIT/CITY/*_gtFine_labelIds.png     (or gtCoarse; or *_labelTrainIds.png where only those are)
+gtFine/SPLIT/CITY/*_gtFine_labelIds.png     (or gtCoarse; or *_labelTrainIds.png, *_color.png where only those are)
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import Coding
-from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, records
+from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, painted, records
 from fullyconv.data.layout import choose_split, merge_splits
 from fullyconv.data.taxonomies import CITYSCAPES, CITYSCAPES_IDS
 from fullyconv.errors import UnknownName
@@ -22,6 +21,12 @@ _SOURCE = (
     "and unpack both here"
 )
 _PICTURE = "_leftImg8bit.png"
+_FORMS = ("labelIds", "labelTrainIds", "color")
+# Colours of what is not evaluated (cityscapesScripts, helpers/labels.py); a licence plate has the colour of a car.
+_IGNORED = (
+    *((0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180), (150, 100, 100)),
+    *((150, 120, 90), (0, 0, 90), (0, 0, 110)),
+)
 
 
 def recognise(root: Path) -> bool:
@@ -43,12 +48,12 @@ def open_cityscapes(root: Path, split: str | None = None, *, annotations: str = 
     found = sorted(d.name for d in (root / "leftImg8bit").iterdir() if d.is_dir())
     chosen = choose_split(found, split, root)
     name, record_name = merge_splits(chosen)
-    train_ids = _only_train_ids(root / annotations)
+    form = next((f for f in _FORMS if next((root / annotations).rglob(f"*_{f}.png"), None)), _FORMS[0])
     rows: list[Record] = []
     for s in chosen:
-        for r in _records(root, s, annotations, "labelTrainIds" if train_ids else "labelIds"):
+        for r in _records(root, s, annotations, form):
             rows.append(Record(record_name(s, r.name), r.inputs, r.labels, r.group))
-    coding = Coding(CITYSCAPES) if train_ids else Coding(CITYSCAPES, CITYSCAPES_IDS)
+    coding = painted("cityscapes", CITYSCAPES, CITYSCAPES_IDS if form == "labelIds" else {}, _IGNORED)
     return dataset("cityscapes", root, name, rows, Labels({"semantic": coding}))
 
 
@@ -63,11 +68,4 @@ def _records(root: Path, split: str, annotations: str, kind: str) -> list[Record
         f"Cityscapes leftImg8bit/{split}",
         _SOURCE,
         lambda n: "_".join(n.split("/")[-1].split("_")[:2]),
-    )
-
-
-def _only_train_ids(folder: Path) -> bool:
-    return (
-        next(folder.rglob("*_labelIds.png"), None) is None
-        and next(folder.rglob("*_labelTrainIds.png"), None) is not None
     )

@@ -29,12 +29,20 @@ class Coding:
 
     `values` maps stored values to ids and `colours` colours to ids (the ignore value among them); without either the
     stored value is the id. Values and colours that are not listed are errors; the ignore value always is itself, and
-    65535, the 16-bit one, is ignored too.
+    65535, the 16-bit one, is ignored too. `kind` names the published set whose classes these are, for remedies.
     """
 
     taxonomy: Taxonomy
     values: Mapping[int, int] = field(default_factory=dict)
     colours: Mapping[Colour, int] = field(default_factory=dict)
+    kind: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a value or colour that is no class."""
+        if not self.kind:
+            return "correct it, or list it in classes.txt"
+        return f"correct it, or, if it is no {self.kind} label, read your own classes as folder:PATH with a classes.txt"
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -80,20 +88,23 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
     """
     label = images.read_label(file, colours=bool(coding.colours))
     if label.ndim == 3:
-        return _from_colours(label, coding, file)
-    return _from_values(label, coding, file) if coding.values else check_ids(label, coding.taxonomy, file)
+        one = images.equal_channels(label)
+        if one is None or all((v, v, v) in coding.colours for v in np.flatnonzero(np.bincount(one.ravel())).tolist()):
+            return _from_colours(label, coding, file)
+        label = one  # ids, three times
+    return _from_values(label, coding, file) if coding.values else check_ids(label, coding, file)
 
 
-def check_ids(label: NDArray[Any], taxonomy: Taxonomy, file: Path) -> NDArray[Any]:
-    """`label` if its values are ids of `taxonomy` (65535 becomes its ignore value), else DataError with the value, the
-    count and the place."""
-    k, ignore = len(taxonomy), taxonomy.ignore
+def check_ids(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+    """`label` if its values are ids of the coding's classes (65535 becomes its ignore value), else DataError with the
+    value, the count and the place."""
+    k, ignore = len(coding.taxonomy), coding.taxonomy.ignore
     if label.max() >= k:
         if label.dtype == np.uint16:
             label = np.where(label == 65535, np.uint16(ignore), label)
         bad = (label >= k) & (label != ignore)
         if bad.any():
-            raise _no_class(file, f"value {label[bad][0]}", bad, taxonomy)
+            raise _no_class(file, f"value {label[bad][0]}", bad, coding)
     return label
 
 
@@ -106,7 +117,7 @@ def _from_values(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any
         ids = coding.value_table.astype(coding.dtype).take(label)
         bad = (coding.value_table < 0).take(label)
     if bad.any():
-        raise _no_class(file, f"value {label[bad][0]}", bad, coding.taxonomy)
+        raise _no_class(file, f"value {label[bad][0]}", bad, coding)
     return ids
 
 
@@ -117,17 +128,19 @@ def _from_colours(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[An
     unknown = key_of.take(slot) != packed
     if unknown.any():
         colour = tuple(int(v) for v in label[unknown][0])
-        raise _no_class(file, f"colour {colour}", unknown, coding.taxonomy)
+        others = [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed[unknown]).tolist()]
+        more = f" and {len(others) - 1} others, such as {next(c for c in others if c != colour)}," if others[1:] else ""
+        raise _no_class(file, f"colour {colour}{more}", unknown, coding)
     ids: NDArray[Any] = id_of.astype(coding.dtype).take(slot)
     return ids
 
 
-def _no_class(file: Path, what: str, bad: NDArray[np.bool_], taxonomy: Taxonomy) -> DataError:
+def _no_class(file: Path, what: str, bad: NDArray[np.bool_], coding: Coding) -> DataError:
+    taxonomy = coding.taxonomy
     row, column = (int(v) for v in np.argwhere(bad)[0])
     return DataError(
         f"{printable(file)}: the label {what} is no class ({int(bad.sum())} pixels, the first at row {row}, column "
-        f"{column}); the classes are 0..{len(taxonomy) - 1} and {taxonomy.ignore} is ignored: correct it, or list it "
-        "in classes.txt."
+        f"{column}); the classes are 0..{len(taxonomy) - 1} and {taxonomy.ignore} is ignored: {coding.remedy}."
     )
 
 

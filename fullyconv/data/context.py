@@ -134,5 +134,5 @@ def _open_copies(root: Path, split: str | None, classes: int) -> Dataset:
             raise no_layout(root, "PASCAL-Context", wanted, _SOURCE)
         rows += [Record(record_name(s, n), {"rgb": at / f"{n}.jpg"}, {"semantic": at / f"{n}.png"}) for n in names]
     ids = {k: k - (60 - classes) if k or classes == 60 else 255 for k in range(60)}
-    coding = Coding(_taxonomy(classes), ids, {CONTEXT.palette[k]: v for k, v in ids.items()})
+    coding = Coding(_taxonomy(classes), ids, {CONTEXT.palette[k]: v for k, v in ids.items()}, "context")
     return dataset("context", root, name or "all", rows, Labels({"semantic": coding}))

@@ -17,7 +17,7 @@ from fullyconv.data.folder import read_modality
 from fullyconv.data.layout import choose_split, looked_at
 from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
 from fullyconv.sandbox import Session
-from fullyconv.taxonomy import Taxonomy
+from fullyconv.taxonomy import Colour, Taxonomy
 
 __all__ = [
     "Labels",
@@ -27,6 +27,7 @@ __all__ = [
     "existing",
     "in_folder",
     "no_layout",
+    "painted",
     "read_mat",
     "records",
     "unlabelled",
@@ -34,6 +35,15 @@ __all__ = [
 
 FileOf = Callable[[str], Path]
 _matlab = Session("fullyconv.sandbox.matlab:read_variable")  # one confined child a process, for all .mat files
+
+
+def painted(
+    kind: str, taxonomy: Taxonomy, values: Mapping[int, int] | None = None, ignored: Iterable[Colour] = ((0, 0, 0),)
+) -> Coding:
+    """A published set's coding by values, and by its palette where its labels were saved as colours; `ignored` are the
+    colours of what is ignored."""
+    colours = dict.fromkeys(ignored, taxonomy.ignore) | {c: k for k, c in reversed([*enumerate(taxonomy.palette)])}
+    return Coding(taxonomy, values or {}, colours, kind)
 
 
 def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
@@ -141,13 +151,13 @@ def apply_values(values: NDArray[Any], coding: Coding, file: Path) -> NDArray[An
             "unpack it again."
         )
     if not coding.values:
-        return check_ids(values.astype(coding.dtype), coding.taxonomy, file)
+        return check_ids(values.astype(coding.dtype), coding, file)
     ids: NDArray[Any] = coding.value_table[values]
     if (ids < 0).any():
         row, col = np.argwhere(ids < 0)[0]
         raise DataError(
             f"{printable(file)}: the label value {values[row, col]} is no class ({int((ids < 0).sum())} pixels, the "
-            f"first at row {row}, column {col}); unpack the set again."
+            f"first at row {row}, column {col}): {coding.remedy}."
         )
     return ids.astype(coding.dtype)
 

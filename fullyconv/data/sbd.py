@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import Coding
-from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, records
+from fullyconv.data.corpus import Labels, dataset, in_folder, no_layout, painted, records
 from fullyconv.data.layout import choose_split, merge_splits, read_lines
 from fullyconv.data.taxonomies import VOC
 
@@ -90,5 +89,5 @@ def open_sbd(root: Path, split: str | None = None) -> Dataset:
             SBD_SOURCE,
         )
         rows += [Record(record_name(s, r.name), r.inputs, r.labels) for r in part]
-    reader = Labels({"semantic": Coding(VOC)}, {"semantic": "GTcls.Segmentation"})
+    reader = Labels({"semantic": painted("sbd", VOC, ignored=[(224, 224, 192)])}, {"semantic": "GTcls.Segmentation"})
     return dataset("sbd", found.base, name, rows, reader)

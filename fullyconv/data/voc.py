@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.coding import Coding
-from fullyconv.data.corpus import Labels, dataset, no_layout, records
+from fullyconv.data.corpus import Labels, dataset, no_layout, painted, records
 from fullyconv.data.folder_classes import are_theirs
 from fullyconv.data.layout import choose_split, merge_splits, read_lines
 from fullyconv.data.sbd import SBD_SOURCE, Sbd, find_sbd
@@ -63,7 +62,8 @@ def open_voc(
     found: list[Record] = []
     for s in chosen:
         found += _records(base, extra, splits[s](), f"{base.name} {s}", partial(record_name, s))
-    return dataset("voc", base, name, found, Labels({"semantic": Coding(VOC)}, {"semantic": "GTcls.Segmentation"}))
+    coding = painted("voc", VOC, ignored=[(224, 224, 192)])
+    return dataset("voc", base, name, found, Labels({"semantic": coding}, {"semantic": "GTcls.Segmentation"}))
 
 
 def find_devkits(root: Path) -> dict[int, Path]:
