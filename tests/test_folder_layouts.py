@@ -14,7 +14,7 @@ from fullyconv.data.check import check, open_splits
 from fullyconv.data.layout import LeftOut, is_split, list_files, role
 from fullyconv.errors import DataError
 
-TRUTH = [faults.scene(i, (24, 32)) for i in range(8)]
+TRUTH = [faults.scene(i, (40, 48)) for i in range(8)]
 NAMES = ("ground", "disc", "box", "stripe")
 
 
@@ -35,7 +35,7 @@ def segnet(root: Path, name: str = "{i}", value: int = 0) -> Path:
     for i, split in enumerate(("train", "train", "val")):
         put(root / split / f"{name.format(i=i)}.png", root / f"{split}annot" / f"{name.format(i=i)}.png", i)
         if value:
-            faults.save(np.full((24, 32), value, np.uint8), root / f"{split}annot" / f"{name.format(i=i)}.png")
+            faults.save(np.full((40, 48), value, np.uint8), root / f"{split}annot" / f"{name.format(i=i)}.png")
     return root
 
 

@@ -33,6 +33,9 @@ KINDS: dict[str, str] = {
     "labelme": "fullyconv.data.annotations.labelme:open_labelme",
     "coco": "fullyconv.data.annotations.coco:open_coco",
     "labelstudio": "fullyconv.data.annotations.labelstudio:open_labelstudio",
+    "supervisely": "fullyconv.data.annotations.supervisely:open_supervisely",
+    "yolo": "fullyconv.data.annotations.yolo:open_yolo",
+    "nnunet": "fullyconv.data.nnunet:open_nnunet",
     "folder": "fullyconv.data.folder:open_folder",
 }
 

@@ -86,14 +86,15 @@ def _datasets(data: Data, options: dict[str, Any]) -> list[Dataset]:
 
 def open_splits(spec: str | os.PathLike[str], **options: Any) -> list[Dataset]:
     """Every split of `spec` as a data set of its own; the whole where there are none."""
+    known: list[str] = []
     try:
-        open_dataset(spec, _NO_SPLIT, **options)
+        open_dataset(spec, _NO_SPLIT, **options)  # a set of one part may take any name
     except UnknownName as error:
         if error.kind != "split":
             raise
         known = error.known
     except FullyconvError:
-        known = []
+        pass
     usual: list[str | None] = [s for r in ("train", "val", "test") for s in known if role(s) == r]
     return [open_dataset(spec, s, **options) for s in usual or known or [None]]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.data.class_tables import table_rank
+from fullyconv.data.foreign import is_map
 from fullyconv.data.layout import SUFFIXES, LeftOut, is_split, list_files, pictures, stems
 from fullyconv.data.pairing import beside, pair
 from fullyconv.errors import printable
@@ -170,6 +171,13 @@ def _alone_part(root: Path, split: str, files: Sequence[Path]) -> Part:
         used = {*both[0].values(), *both[1].values()}
         part.strays += [("label-without-image", f) for f in files if f not in used]
         return part
+    maps = [f for f in files if is_map(f, base)]
+    if 0 < len(maps) < len(files):
+        part.notes.append(
+            f"{len(maps)} files look like label maps of pictures that are not there ({printable(maps[0].name)}): they "
+            "are left out."
+        )
+        files = [f for f in files if f not in set(maps)]
     part.inputs["rgb"], twice = stems(files, base)
     part.strays += [("duplicate-stem", f) for f in twice]
     return part

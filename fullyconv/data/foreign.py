@@ -13,7 +13,7 @@ from fullyconv.data.layout import SUFFIXES, list_files
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_regular
 
-__all__ = ["Foreign", "foreign_labels", "head_of"]
+__all__ = ["Foreign", "foreign_labels", "head_of", "is_map", "is_outline"]
 
 _PART = 65536  # bytes of a file that are looked at
 
@@ -35,6 +35,11 @@ def head_of(file: Path, size: int = _PART) -> bytes:
             return handle.read(size)
     except (FullyconvError, OSError):
         return b""
+
+
+def is_outline(file: Path) -> bool:
+    """Whether a text's first line is a class and an outline, as YOLO writes it."""
+    return file.suffix.lower() == ".txt" and bool(_OUTLINE.match(head_of(file)))
 
 
 def _json_of(*keys: str) -> Callable[[Path], bool]:
@@ -60,7 +65,7 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
         "They say where something is and not what: give each a class in a labelling tool, and export COCO.",
     ),
     ("Labelbox rows", _ending(".ndjson"), f"Labelbox exports COCO: {_COCO}"),
-    ("lines of YOLO outlines", lambda f: f.suffix == ".txt" and bool(_OUTLINE.match(head_of(f, 4096))),
+    ("lines of YOLO outlines", is_outline,
      "Put the pictures into images/, these into labels/, and the names into data.yaml: read it as yolo:PATH."),
     ("lines of YOLO boxes", lambda f: f.suffix == ".txt" and bool(_BOX.match(head_of(f, 4096))),
      "Boxes are no labels of pixels: outline the objects, and export the YOLO segmentation form."),
