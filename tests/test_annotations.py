@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_oracle
 
 from fullyconv.data import open_dataset
+from fullyconv.data.annotations import cvat as cvat_reader
 from fullyconv.data.annotations.raster import coco_counts, coco_polygon, from_counts, label_studio_brush
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, UsageError
 
@@ -542,10 +543,66 @@ def test_xml_that_is_no_image_export_is_refused(content: str, said: str, tmp_pat
         open_dataset(f"cvat:{tmp_path}")
 
 
-def test_a_mask_that_leaves_its_picture_is_refused(tmp_path: Path) -> None:
-    write_cvat(tmp_path, '<mask label="car" rle="0, 4" left="39" top="0" width="2" height="2" z_order="0"></mask>')
-    with pytest.raises(DataError, match="leaves its picture"):
-        _ = open_dataset(tmp_path)[0]
+HUGE = 2**62
+BAD_CVAT = {
+    "leaves its picture": '<mask label="car" rle="0, 4" left="39" top="0" width="2" height="2" z_order="0"></mask>',
+    "do not fill": f'<mask label="car" rle="{HUGE},{HUGE},{HUGE},{HUGE + 4}" left="3" top="0" width="2" height="2"/>',
+    "left is no number": '<mask label="car" rle="0, 4" left="nan" top="0" width="2" height="2"/>',
+    "runs that are no numbers": f'<mask label="car" rle="{"9" * 5000}" left="1" top="0" width="2" height="2"/>',
+    "without an area (polyline)": '<polyline label="car" points="1,1;2,2" z_order="0"/>',
+    "without an area (skeleton)": '<skeleton label="car"><points label="car" points="1,1"/></skeleton>',
+    "without an area (cuboid)": '<cuboid label="car" xtl1="1"/>',
+    "image tags": '<tag label="car"/>',
+    "fewer than 3": '<polygon label="car" points="1,1;2,2"/>',
+    "no numbers": '<polygon label="car" points="1,1;b,2;3,3"/>',
+    "no finite": '<polygon label="car" points="1,1;nan,2;3,3"/>',
+    "without a label": '<polygon points="1,1;5,2;3,9"/>',
+    "z_order is no number": '<polygon label="car" z_order="x" points="1,1;5,2;3,9"/>',
+    "outside = 1": '<polygon label="car" outside="1" points="1,1;5,2;3,9"/>',
+    "without an area (": '<cuboid label="car"/>',
+    "xbr is no number": '<box label="car" xtl="1" ytl="1" ybr="5"/>',
+}
+
+
+@pytest.mark.parametrize("said", BAD_CVAT)
+def test_what_cvat_holds_and_is_not_painted_is_counted(said: str, tmp_path: Path) -> None:
+    write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0) + BAD_CVAT[said])
+    data = open_dataset(tmp_path)
+    assert np.array_equal(data[0].labels["semantic"] == 1, oracle(SQUARE))
+    assert any(n.startswith("left out: 1 ") and said in n and "a.png" in n for n in data.notes), data.notes
+
+
+def test_cvat_pictures_of_one_stem_have_labels_of_their_own(tmp_path: Path) -> None:
+    file = write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0))
+    picture(tmp_path / "images/a.jpg")
+    more = f'<image id="1" name="a.jpg" width="{W}" height="{H}">{cvat_polygon("car", INNER, 0)}</image></annotations>'
+    file.write_text(file.read_text().replace("</annotations>", more))
+    data = open_dataset(tmp_path)
+    assert [r.name for r in data.records] == ["a_png", "a_jpg"]
+    assert np.array_equal(data[0].labels["semantic"] == 1, oracle(SQUARE))
+    assert np.array_equal(data[1].labels["semantic"] == 2, oracle(INNER))
+    file.write_text(file.read_text().replace("a.jpg", "a.png").replace('id="1" name', 'id="1" task_id="2" name'))
+    with pytest.raises(DataError, match=r"2 images named 'a\.png' of several tasks"):
+        open_dataset(tmp_path)
+
+
+def test_a_cvat_label_called_ignore_is_ignored_and_that_is_said(tmp_path: Path) -> None:
+    write_cvat(tmp_path, cvat_polygon("ignore", SQUARE, 0))
+    data = open_dataset(tmp_path)
+    assert (data[0].labels["semantic"][oracle(SQUARE)] == 255).all()
+    assert any("the label ignore is taken" in n for n in data.notes)
+
+
+def test_a_colour_that_is_none_and_entities_in_any_encoding_stay_outside(tmp_path: Path) -> None:
+    file = write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0))
+    file.write_text(file.read_text().replace("#33ddff", "#gggggg"))
+    assert any("#gggggg of road" in n for n in open_dataset(tmp_path).notes)
+    bomb = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><annotations>&c;</annotations>'
+    for encoding in ("utf-16", "utf-8", "cp037"):
+        head = "" if encoding == "utf-16" else f'<?xml version="1.0" encoding="{encoding}"?>'
+        file.write_bytes((head + bomb).encode(encoding))
+        with pytest.raises(DataError):
+            cvat_reader._parse(file)
 
 
 # ---- Label Studio ----------------------------------------------------------------------------------------------

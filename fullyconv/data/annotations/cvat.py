@@ -10,22 +10,28 @@ by COCO's rule, as CVAT itself does. Pictures that were not exported with the la
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fullyconv.data.annotations.paint import (
+    IGNORED,
     Painter,
     by_name,
     checked_size,
     classes_of,
     find_picture,
+    inside,
     picture_folder,
     read_rgb,
+    refuse_shared,
+    unique_names,
 )
-from fullyconv.data.annotations.raster import Region, Size, coco_polygon, ellipse_points, from_counts
+from fullyconv.data.annotations.raster import BadShape, Size, checked_counts, ellipse_points
+from fullyconv.data.annotations.shapes import Entry, Runs, Unused, draw_shapes, number, rings, short
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.class_tables import read_classes
 from fullyconv.data.coding import Coding
@@ -38,6 +44,7 @@ from fullyconv.taxonomy import Colour
 __all__ = ["open_cvat", "recognise"]
 
 _SHAPES = ("polygon", "mask", "box", "ellipse")
+_IGNORED_NAMES = ("ignore", "ignored", "__ignore__")
 _MAX_XML = 2**30
 
 
@@ -74,24 +81,40 @@ def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
     lists = {f.stem: f for f in sorted((root / "ImageSets/Segmentation").glob("*.txt"))}
     chosen = choose(lists, split, root)
     name, record_name = merge_splits(chosen)
-    files = list_files(folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder)
-    pictures = {f.stem: f for f in files if f.parent.name not in ("SegmentationClass", "SegmentationObject")}
+    folder = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder
+    files = [f for f in list_files(folder) if not {"SegmentationClass", "SegmentationObject"} & set(f.parts)]
+    exact, bare = _by_stem(files, lambda f: f.relative_to(folder)), _by_stem(files, lambda f: Path(f.name))
     rows: list[Record] = []
+    labels = root / "SegmentationClass"
+    unlisted = {f.relative_to(labels).with_suffix("").as_posix() for f in list_files(labels, (".png",))}
+    everything = set(unlisted)
     for s in chosen:
-        names = read_lines(lists[s]) if s else sorted(f.stem for f in (root / "SegmentationClass").glob("*.png"))
-        for n in names:
-            label = root / "SegmentationClass" / f"{n}.png"
-            picture = pictures.get(Path(n).name)
-            if picture is None or not label.is_file():
-                what = "picture" if picture is None else "label"
+        for n in read_lines(lists[s]) if s else sorted(everything):
+            found = exact.get(n) or bare.get(Path(n).name, [])
+            label = labels / f"{n}.png"
+            if len(found) != 1 or not os.path.isfile(label):
+                what = "no label of it" if found and len(found) < 2 else f"{len(found) or 'no'} pictures of that name"
                 raise MissingInput(
-                    f"{printable(root)} lists {printable(n)!r} and holds no {what} of it; export with the pictures "
-                    "('save images'), or say where they are (cvat,images=PATH:EXPORT)."
+                    f"{printable(root)} lists {printable(n)!r} and holds {what}; export with the pictures ('save "
+                    "images'), one of each name, or say where they are (cvat,images=PATH:EXPORT)."
                 )
-            rows.append(Record(record_name(s, n), {"rgb": picture}, {"semantic": label}))
+            unlisted.discard(n)
+            rows.append(Record(record_name(s, n), {"rgb": found[0]}, {"semantic": label}))
+    refuse_shared(((r.labels["semantic"].name, r.inputs["rgb"]) for r in rows), root)
+    unused = Unused()
+    for n in sorted(unlisted):
+        unused.add("labels that the list does not name", n)
     coding = _label_map(root / "labelmap.txt")
     reader = Labels({"semantic": coding})
-    return Dataset("cvat", root, name or "all", rows, {"semantic": coding.taxonomy}, read_rgb, reader)
+    notes = unused.notes()
+    return Dataset("cvat", root, name or "all", rows, {"semantic": coding.taxonomy}, read_rgb, reader, notes=notes)
+
+
+def _by_stem(files: list[Path], name_of: Callable[[Path], Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(name_of(file).with_suffix("").as_posix(), []).append(file)
+    return found
 
 
 def _label_map(file: Path) -> Coding:
@@ -130,96 +153,172 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
             "video tracks; export the task as 'CVAT for images 1.1'" if tree.find("track") is not None else "no images"
         )
         raise DataError(f"{printable(file)} holds {said}.")
-    names, colours = _labels(tree)
+    unused = Unused()
+    names, colours = _labels(tree, unused)
     taxonomy, ids = classes_of(names, colours)
+    ignored = [n for n in names if n.lower() in _IGNORED_NAMES]
+    ids |= dict.fromkeys(ignored, IGNORED)
     splits: dict[str, list[Any]] = {}
     for image in tree.iter("image"):
         splits.setdefault(image.get("subset", ""), []).append(image)
     chosen = choose(splits if "" not in splits else (), split, file)
     splits = {"": [i for part in splits.values() for i in part]} if chosen == ("",) else splits
     name, record_name = merge_splits(chosen)
-    folders = [f for f in (base, base / "images") if f.is_dir()]
-    known = by_name(list_files(base))
-    rows: list[Record] = []
-    entries: dict[str, Any] = {}
+    pictures = {(s, n): p for s in chosen for n, p in _pictures(splits[s], s, base, file).items()}
+    refuse_shared(((f"{s}/{n}".lstrip("/"), p) for (s, n), p in pictures.items()), file)
+    keys = dict(zip(pictures, unique_names([record_name(*place) for place in pictures]), strict=True))
+    rows = [Record(keys[place], {"rgb": p}, {"semantic": file}) for place, p in pictures.items()]
+    entries: dict[str, Entry] = {}
     for s in chosen:
-        for image in splits[s]:
-            listed = image.get("name", "")
-            picture = find_picture(listed, [*(f / s for f in folders if s), *folders], known, file)
-            key = record_name(s, Path(listed.replace("\\", "/")).with_suffix("").as_posix())
-            rows.append(Record(key, {"rgb": picture}, {"semantic": file}))
-            entries[key] = {**image.attrib, "shapes": [{"kind": e.tag, **e.attrib} for e in image]}
+        for listed, same in _listed(splits[s]).items():
+            entries[keys[s, listed]] = _entry(same, listed, ids, unused, file)
     notes = ["shapes cover each other by z_order, then by the file's order; what no shape covers is background."]
-    others = sorted({e["kind"] for entry in entries.values() for e in entry["shapes"]} - {*_SHAPES, "tag"})
-    if others:
-        notes.append(f"shapes without an area are left out: {', '.join(map(printable, others))}.")
-    painter = Painter(taxonomy, entries, _draw, ids)
+    if ignored:
+        said = ", ".join(map(short, ignored))
+        notes.append(f"the label {said} is taken for what is not to be learned or measured: the ignored value.")
+    painter = Painter(taxonomy, entries, draw_shapes, ids)
+    notes += unused.notes()
     return Dataset(
         "cvat", file.parent, name or "all", rows, {"semantic": taxonomy}, read_rgb, painter, notes=tuple(notes)
     )
 
 
+def _listed(images: list[Any]) -> dict[str, list[Any]]:
+    """name -> the <image> elements of that name."""
+    found: dict[str, list[Any]] = {}
+    for image in images:
+        found.setdefault(image.get("name", "").replace("\\", "/"), []).append(image)
+    return found
+
+
+def _pictures(images: list[Any], subset: str, base: Path, file: Path) -> dict[str, Path]:
+    """name -> its picture, in images/SUBSET/, images/ or wherever the only one of that name lies."""
+    folders = [f for f in (base, base / "images") if f.is_dir()]
+    inner = [inside(f, subset) for f in folders] if subset else []
+    known = by_name(list_files(base))
+    return {name: find_picture(name, [*inner, *folders], known, file) for name in _listed(images)}
+
+
+def _entry(same: list[Any], name: str, ids: Mapping[str, int], unused: Unused, file: Path) -> Entry:
+    """The shapes of the <image> elements of one name, if they are one picture's."""
+    sizes = {(i.get("height"), i.get("width")) for i in same}
+    if len(sizes) > 1 or len({i.get("task_id") for i in same}) > 1:
+        raise DataError(
+            f"{printable(file)} holds {len(same)} images named {printable(name)!r} of several tasks, and which of them "
+            "the picture there is cannot be told; export the tasks one by one, or give their frames names of their own."
+        )
+    try:
+        size = checked_size(*(int(v) if v and v.isascii() and v.isdigit() and len(v) < 10 else v for v in sizes.pop()))
+    except DataError as error:
+        raise DataError(f"{printable(file)}, {printable(name)}: {error}") from error
+    shapes = [(e, *_shape(e, size, ids, name, unused)) for image in same for e in image]
+    shapes = [s for s in shapes if s[2] is not None]
+    shapes.sort(key=lambda s: s[1])  # stable
+    return Entry(size, tuple((ids[e.get("label", "")], shape) for e, _, shape in shapes))
+
+
+def _shape(element: Any, size: Size, ids: Mapping[str, int], name: str, unused: Unused) -> tuple[float, Any]:
+    """(z, shape) of an element, or (0, None) for one that is counted as unused."""
+    kind = element.tag if isinstance(element.tag, str) else "comment"
+    if kind not in _SHAPES:
+        what = "image tags" if kind == "tag" else f"shapes without an area ({short(kind)})"
+        unused.add(what, name)
+        return 0, None
+    try:
+        z = number(element.get("z_order", "0"), "z_order")
+        if element.get("label", "") not in ids:
+            raise BadShape("without a label")
+        if element.get("outside") == "1":
+            raise BadShape("outside of their frame (outside = 1)")
+        return z, _region(element.attrib, kind, size)
+    except BadShape as error:
+        unused.add(f"shapes {error.reason}", f"a {kind} of {short(name)}")
+        return 0, None
+
+
 def _parse(file: Path) -> Any:
     """The XML's root; entities (a document type) are refused, since they can blow a small file up to any size."""
     from xml.etree import ElementTree
+    from xml.parsers.expat import ExpatError
 
     data = read_file(file, _MAX_XML)
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise DataError(
-            f"{printable(file)} declares a document type, which CVAT does not write; export the task again."
-        )
     try:
+        _refuse_document_types(data)
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{printable(file)} is no XML ({printable(error)}); export the task again.") from error
+    except _DocumentType as error:
+        raise DataError(
+            f"{printable(file)} declares a document type, which CVAT does not write and can blow up to any size; "
+            "remove its <!DOCTYPE ...>."
+        ) from error
+    except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{printable(file)} is no XML ({printable(error)[:100]}); export the task again.") from error
 
 
-def _labels(tree: Any) -> tuple[list[str], dict[str, Colour]]:
+class _DocumentType(Exception):
+    pass
+
+
+def _refuse_document_types(data: bytes) -> None:
+    """Whatever the encoding: the parser itself says whether there is one. No other handler, so this is quick."""
+    from xml.parsers.expat import ParserCreate
+
+    def found(*_: object) -> None:
+        raise _DocumentType
+
+    parser = ParserCreate()
+    parser.StartDoctypeDeclHandler = found
+    parser.EntityDeclHandler = found
+    parser.Parse(data, True)
+
+
+def _labels(tree: Any, unused: Unused) -> tuple[list[str], dict[str, Colour]]:
     """The label names in the order of the task's own list (else sorted, as used), and their colours."""
     names: list[str] = []
     colours: dict[str, Colour] = {}
     for label in tree.findall("meta//labels/label"):
-        name, colour = label.findtext("name", ""), label.findtext("color", "") or ""
+        name, colour = label.findtext("name", "") or "", label.findtext("color", "") or ""
         names += [name] if name else []
-        if len(colour) == 7 and colour[0] == "#":
+        if re.fullmatch("#[0-9a-fA-F]{6}", colour):
             colours[name] = (int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:], 16))
+        elif colour:
+            unused.add("colours that are not like #1e90ff", f"{short(colour)} of {short(name)}")
     used = {e.get("label", "") for image in tree.iter("image") for e in image if e.tag in _SHAPES}
-    return [*names, *sorted(used - set(names))], colours
+    return [*names, *sorted(used - {*names, ""})], colours
 
 
-def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:
-    size = checked_size(int(entry["height"]), int(entry["width"]))
-    shapes = [s for s in entry["shapes"] if s["kind"] in _SHAPES]
-    shapes.sort(key=lambda s: int(s.get("z_order", 0)))  # stable
-    return size, [(ids[s["label"]], _region(s, size)) for s in shapes]
-
-
-def _region(shape: Mapping[str, str], size: Size) -> Region:
-    if shape["kind"] == "polygon":
-        return coco_polygon([float(v) for point in shape["points"].split(";") for v in point.split(",")], size)
-    if shape["kind"] == "mask":
+def _region(shape: Mapping[str, str], kind: str, size: Size) -> Any:
+    if kind == "polygon":
+        return rings(_numbers(shape.get("points", "")), size)
+    if kind == "mask":
         return _run_lengths(shape, size)
-    if shape["kind"] == "ellipse":
-        cx, cy, rx, ry = (float(shape[k]) for k in ("cx", "cy", "rx", "ry"))
-        return coco_polygon(ellipse_points(cx, cy, rx, ry, float(shape.get("rotation", 0))), size)
-    x0, y0, x1, y1 = (float(shape[k]) for k in ("xtl", "ytl", "xbr", "ybr"))
-    if not float(shape.get("rotation", 0)):
-        return coco_polygon([x0, y0, x1, y0, x1, y1, x0, y1], size)
-    turn = np.radians(float(shape["rotation"]))
+    turn = number(shape.get("rotation", "0"), "rotation")
+    if kind == "ellipse":
+        cx, cy, rx, ry = (number(shape.get(k), k) for k in ("cx", "cy", "rx", "ry"))
+        return rings(ellipse_points(cx, cy, rx, ry, turn), size)
+    x0, y0, x1, y1 = (number(shape.get(k), k) for k in ("xtl", "ytl", "xbr", "ybr"))
+    if not turn:
+        return rings([x0, y0, x1, y0, x1, y1, x0, y1], size)
     centre = np.array([x0 + x1, y0 + y1]) / 2
     corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]) - centre
-    turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    return coco_polygon((turned + centre).ravel().tolist(), size)
+    cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    return rings(corners @ np.array([[cos, sin], [-sin, cos]]) + centre, size)
 
 
-def _run_lengths(shape: Mapping[str, str], size: Size) -> Region:
+def _numbers(text: str) -> list[float]:
+    """ "1,2;3,4" as 1, 2, 3, 4."""
+    try:
+        return [float(v) for v in text.replace(";", ",").split(",")] if text else []
+    except ValueError as error:
+        raise BadShape("with points that are no numbers") from error
+
+
+def _run_lengths(shape: Mapping[str, str], size: Size) -> Runs:
     """Runs along the rows of the box left, top, width, height."""
-    left, top, width, height = (int(float(shape[k])) for k in ("left", "top", "width", "height"))
-    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
-        raise DataError(
-            f"A mask's box ({top}, {left}, {height}x{width}) leaves its picture of {size[0]}x{size[1]} (HxW)."
-        )
-    covered = np.zeros(size, bool)
-    runs = [int(v) for v in shape["rle"].split(",")]
-    covered[top : top + height, left : left + width] = from_counts(runs, (height, width), columns=False)
-    return covered
+    left, top, width, height = (int(number(shape.get(k), k)) for k in ("left", "top", "width", "height"))
+    if min(left, top) < 0 or min(width, height) < 1 or top + height > size[0] or left + width > size[1]:
+        raise BadShape("whose box leaves its picture")
+    try:
+        runs = [int(v) for v in shape.get("rle", "").split(",")]
+    except ValueError as error:
+        raise BadShape("of runs that are no numbers") from error
+    return Runs(checked_counts(runs, (height, width)), (top, left, height, width), columns=False)
