@@ -46,8 +46,8 @@ def push(directory: str | os.PathLike[str], repository: str, *, private: bool = 
 def local(model: str | os.PathLike[str]) -> Path:
     """The directory of `model`: itself, or, for "hf://owner/name" or "hf://owner/name@revision", fetched by `pull`.
 
-    Only this prefix asks for the Hub. Raises MissingInput when there is no such directory, DataError for a run
-    directory, and what `pull` raises.
+    Only this prefix asks for the Hub. A run directory stands for its best model. Raises MissingInput when there is no
+    such directory, and what `pull` raises.
     """
     name = os.fspath(model)
     if address := _ADDRESS.fullmatch(name):
@@ -57,9 +57,7 @@ def local(model: str | os.PathLike[str]) -> Path:
         raise MissingInput(
             f"There is no model directory {printable(path)}; give one that save_pretrained or train wrote."
         )
-    if (path / "best").is_dir() and not (path / "MANIFEST.json").exists():
-        raise DataError(f"{printable(path)} is a run of several models; name one, {printable(path / 'best')}.")
-    return path
+    return checkpoint.model_of(path)
 
 
 def pull(repository: str, *, revision: str | None = None) -> Path:

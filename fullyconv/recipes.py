@@ -42,7 +42,11 @@ class Recipe(BaseModel):
     name: str = _key("", "Name of the recipe this one came from.")
     source: str = _key("", "Where the recipe was published.")
     expected: str = _key("", "The score to expect, with its data and protocol.")
-    stages: tuple[str, ...] = _key((), "Recipes run one after the other, each starting from the one before.")
+    stages: tuple[str, ...] = _key(
+        (),
+        "Recipes run one after the other, each starting from the one before: published ones by name, or files beside "
+        "this one (`NAME.toml`).",
+    )
 
     # The network
     model: str = _key("fcn8s-mobilenet_v2", "Network by name, fcn{32s,16s,8s,4s}-TRUNK; `fullyconv models` lists them.")
@@ -171,12 +175,31 @@ def _check_together(recipe: Recipe) -> None:
         raise UsageError(f"accumulate = {recipe.accumulate} splits a step of {recipe.batch_size} images; lower it.")
     if isinstance(recipe.class_weights, tuple) and any(not 0 <= w < math.inf for w in recipe.class_weights):
         raise UsageError("class_weights must be finite and not negative.")
+    if isinstance(recipe.class_weights, tuple) and not any(recipe.class_weights):
+        raise UsageError("class_weights are all 0, so nothing would be learned; give the classes that count a weight.")
+    _refuse_large_rates(recipe)
     if recipe.top_k < 1 and recipe.loss != "mean":
         raise UsageError(f'top_k works with loss = "mean" only, not with {recipe.loss!r}.')
     parse_time(recipe.save_every)
     if recipe.time:
         parse_time(recipe.time)
     _refuse_large_sum(recipe)
+
+
+LARGEST_RATE = 1e4  # a rate above it overflows float32 within a few steps, whatever the network
+
+
+def _refuse_large_rates(recipe: Recipe) -> None:
+    """Numbers that no step survives, told before anything is read."""
+    rates = {"lr": recipe.lr, "head_lr": recipe.lr * recipe.head_lr, "bias_lr": recipe.lr * recipe.bias_lr}
+    rates["bias_lr"] *= max(1.0, recipe.head_lr)
+    rates["weight_decay"] = recipe.lr * recipe.weight_decay * max(1.0, recipe.head_lr, recipe.bias_lr)
+    for key, rate in rates.items():
+        if not rate <= LARGEST_RATE:
+            raise UsageError(
+                f"{key} = {getattr(recipe, key):g} makes a learning rate of {rate:g}, with which every network ends in "
+                f"infinite weights; give one below {LARGEST_RATE:g} (usual are 1e-5 to 0.1)."
+            )
 
 
 def _refuse_large_sum(recipe: Recipe) -> None:
@@ -248,7 +271,16 @@ def _read_table(recipe: str | Path | None) -> tuple[dict[str, Any], str]:
         raise UsageError(f"The recipe {path} is not TOML ({error}); correct that line.") from error
     if PUBLISHED in path.parents:
         table.setdefault("name", path.stem)
+    elif isinstance(table.get("stages"), list):
+        table["stages"] = [_stage_beside(path, stage) for stage in table["stages"]]
     return table, f"the recipe {path.name}"
+
+
+def _stage_beside(path: Path, stage: Any) -> Any:
+    """A stage that is a file (NAME.toml) lies beside the recipe that names it; any other is a published recipe."""
+    if isinstance(stage, str) and stage.endswith(".toml"):
+        return str((path.parent / stage).resolve())
+    return stage
 
 
 def setting(text: str) -> tuple[str, Any]:

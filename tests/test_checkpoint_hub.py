@@ -16,7 +16,6 @@ import torch
 
 import fullyconv as fc
 from fullyconv import checkpoint, hub
-from fullyconv.cli.evaluate import model_directory
 from fullyconv.errors import DataError, MissingExtra, MissingInput, TryAgain, UsageError
 
 
@@ -127,19 +126,23 @@ def asked() -> list[tuple[str, str | None]]:
 def test_load_fetches_a_model_that_is_asked_for_by_its_hub_address(published: Path) -> None:
     expected = fc.load(published).state_dict()
     assert asked() == []
-    for address in ("hf://me/net", "hf://me/net@abc123", model_directory("hf://me/net")):
+    for address in ("hf://me/net", "hf://me/net@abc123"):
         found = fc.load(address).state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert asked() == [("me/net", None), ("me/net", "abc123"), ("me/net", None)]
+    assert asked() == [("me/net", None), ("me/net", "abc123")]
 
 
-def test_a_run_is_no_model_and_the_error_names_the_model_to_take(tmp_path: Path) -> None:
+def test_a_run_stands_for_its_best_model_and_for_its_last_while_nothing_is_measured(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    model(run / "checkpoints" / "step-1")
+    for step in (1, 2):
+        model(run / "checkpoints" / f"step-{step}")
+    (run / "last").symlink_to(run / "checkpoints" / "step-2")
+    assert checkpoint.model_of(run) == run / "last"
     (run / "best").symlink_to(run / "checkpoints" / "step-1")
-    with pytest.raises(DataError, match=rf"is a run of several models; name one, {run / 'best'}\.$"):
-        fc.load(run)
+    assert checkpoint.model_of(run) == run / "best"
+    assert checkpoint.model_of(run / "last") == run / "last"
+    assert hub.local(run) == run / "best"
 
 
 def test_nothing_is_fetched_unless_the_address_says_so(published: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from test_parity import thinned
+from training_tools import Tiny
 
 from fullyconv import models, ops
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models.surgery import expand_score, init_from, transplant, widen_input
+from fullyconv.taxonomy import Taxonomy
 
 DIVIDE = 64
 
@@ -138,3 +140,84 @@ def test_init_from_reads_model_directories_and_brings_their_preprocessing(tmp_pa
     assert depth.preprocessing.mean[:3] == wanted.mean[:3]
     assert depth.preprocessing.log == (3,)
     assert depth.preprocessing.mean[3] == 7.844
+
+
+NAMES = ("background", "disc", "square", "ring")
+
+
+def named(model: models.FCN, names: tuple[str, ...]) -> models.FCN:
+    model.taxonomies = {"semantic": Taxonomy(names)}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "ids"),
+    [
+        ("voc-fcn16s", ("square", "background", "ring", "disc"), (2, 0, 3, 1)),  # the same classes in another order
+        ("voc-fcn16s", ("background", "Square"), (0, 2)),
+        ("voc-fcn16s", ("tree", "ring", "background", "house", "sky"), (-1, 3, 0, -1, -1)),
+    ],
+)
+def test_scores_go_to_the_classes_of_the_same_name(network: str, names: tuple[str, ...], ids: tuple[int, ...]) -> None:
+    before = named(drawn(network, 4), NAMES)
+    after = named(blank(network, len(names)), names)
+    report = transplant(after, {"old": before.state_dict()}, {"old": before.taxonomies})
+    x = torch.randn(1, 3, 40, 40)
+    with torch.inference_mode():
+        new, old = after.coarse(x)["semantic"], before.coarse(x)["semantic"]
+    for k, to in enumerate(ids):
+        torch.testing.assert_close(
+            new[:, k], old[:, to] if to >= 0 else torch.zeros_like(new[:, k]), rtol=1e-4, atol=1e-5
+        )
+    fresh = ids.count(-1)
+    said = f"{len(ids) - fresh} of {len(ids)} classes matched by name"
+    assert said in str(report)
+    assert (f"{fresh} start afresh" if fresh else "none starts afresh") in str(report)
+
+
+@pytest.mark.parametrize("names", [("tree", "house", "sky"), tuple("pqrst")])
+def test_without_a_class_in_common_all_scores_start_afresh_and_it_is_said(names: tuple[str, ...]) -> None:
+    before, after = named(drawn("voc-fcn32s", 4), NAMES), named(blank("voc-fcn32s", len(names)), names)
+    report = transplant(after, {"old": before.state_dict()}, {"old": before.taxonomies})
+    assert after.untrained
+    assert f"0 of {len(names)} classes matched" in str(report)
+
+
+def test_numbered_classes_are_others_by_id_only_where_there_are_as_many() -> None:
+    before = drawn("voc-fcn32s", 4)  # class 0 .. class 3
+    same, fewer = named(blank("voc-fcn32s", 4), NAMES), named(blank("voc-fcn32s", 3), NAMES[:3])
+    assert "4 of 4 classes matched by id" in str(
+        transplant(same, {"old": before.state_dict()}, {"old": before.taxonomies})
+    )
+    assert not same.untrained
+    transplant(fewer, {"old": before.state_dict()}, {"old": before.taxonomies})
+    assert fewer.untrained
+
+
+def test_init_from_a_run_takes_its_best_and_matches_by_name(tmp_path) -> None:
+    run = tmp_path / "run"
+    for step, seed in ((1, 5), (2, 6)):
+        named(drawn("voc-fcn32s", 3, seed=seed), ("sky", "road", "car")).save_pretrained(
+            run / f"checkpoints/step-{step}"
+        )
+    (run / "best").symlink_to("checkpoints/step-1")
+    (run / "last").symlink_to("checkpoints/step-2")
+    after = named(blank("voc-fcn32s", 3), ("car", "sky", "road"))
+    report = init_from(after, str(run))
+    best = drawn("voc-fcn32s", 3, seed=5)
+    ours, its = (m.streams["rgb"].score["semantic"]["32"].weight for m in (after, best))
+    assert torch.equal(ours, its[[2, 0, 1]])
+    assert "3 of 3 classes matched by name" in str(report)
+
+
+def test_learned_upsampling_goes_to_the_classes_of_the_same_name_too() -> None:
+    assert models.TRUNKS["tiny"][0] is Tiny
+    before, after = (models.create("fcn2s-learned-tiny", 4, quiet=True).eval() for _ in range(2))
+    with torch.no_grad():
+        for p in before.head_parameters():
+            p.uniform_(-1, 1)
+    names, ids = ("square", "background", "ring", "disc"), [2, 0, 3, 1]
+    transplant(named(after, names), {"old": before.state_dict()}, {"old": named(before, NAMES).taxonomies})
+    x = torch.randn(1, 3, 20, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(after.coarse(x)["semantic"], before.coarse(x)["semantic"][:, ids])

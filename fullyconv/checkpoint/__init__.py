@@ -24,6 +24,7 @@ A model directory (Hugging Face layout):
         stored.canary                    {"input": N C H W, head: N K h w, ...} or None, checked likewise
         stored.state                     what `state` was, or None, checked likewise
     following(directory, use)            use(stored), begun again if `directory` is a link that moved on meanwhile
+    model_of(path)                       the model directory itself, or the best one of a run directory
     check_canary(stored, run)            run(input) -> {head: scores}; DataError when the scores are not the stored ones
     verify(directory) -> Stored          reads and checks every byte now, without torch
 
@@ -39,7 +40,7 @@ Every refusal is an error of `fullyconv.errors` that names the file.
 """
 
 from fullyconv.checkpoint.model import Stored, check_canary, following, read_model, verify, write_model
-from fullyconv.checkpoint.run import RunDirectory
+from fullyconv.checkpoint.run import RunDirectory, model_of
 from fullyconv.checkpoint.state import pack, unpack
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Stored",
     "check_canary",
     "following",
+    "model_of",
     "pack",
     "read_model",
     "unpack",

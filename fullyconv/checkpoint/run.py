@@ -29,10 +29,21 @@ from fullyconv.files import (
 from fullyconv.files.disk import PREFIX
 from fullyconv.files.reading import MOST_TEXT
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "model_of"]
 
 CHECKPOINTS, LOG, LOCK = "checkpoints", "metrics.jsonl", ".lock"
 _STEP = re.compile(r"step-(\d{1,18})")
+
+
+def model_of(path: str | os.PathLike[str]) -> Path:
+    """The model directory that `path` stands for: itself, or of a run directory its best model.
+
+    A run that has not been measured yet has only its last.
+    """
+    path = Path(path)
+    if (path / "MANIFEST.json").exists():
+        return path
+    return next((path / link for link in ("best", "last") if (path / link).is_dir()), path)
 
 
 @final

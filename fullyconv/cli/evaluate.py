@@ -13,7 +13,7 @@ from fullyconv.terminal import rewrite, say
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
 
-__all__ = ["evaluate", "model_directory", "predictor", "progress_line", "table"]
+__all__ = ["evaluate", "predictor", "progress_line", "table"]
 
 
 def evaluate(
@@ -103,7 +103,7 @@ def predictor(
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
     where = _device(device)
     budget = parse_size(max_memory) if max_memory else 0
-    network = load(model_directory(model))
+    network = load(model)
     network.to(where)
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)
@@ -131,12 +131,6 @@ def _device(name: str) -> str:
     if kind == "cuda" and int(number or 0) >= count:
         raise UsageError(f"This machine has {count} CUDA devices, so no {name!r}; use --device cpu.")
     return name
-
-
-def model_directory(model: str) -> Path:
-    """MODEL itself, or the best checkpoint of the run directory MODEL."""
-    path = Path(model)
-    return path / "best" if (path / "best").is_dir() else path
 
 
 def progress_line(what: str, quiet: bool) -> Any:

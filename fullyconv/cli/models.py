@@ -132,11 +132,10 @@ def _size(text: str) -> tuple[int, int]:
 def _network(name: str, classes: int) -> FCN:
     import torch
 
-    from fullyconv.cli.evaluate import model_directory
     from fullyconv.models import NETWORKS, create, load
 
     if Path(name).is_dir():
-        return load(model_directory(name))
+        return load(name)
     if "timm:" in name:  # timm's layers compute while they are built
         return create(name, classes)
     with torch.device("meta"):

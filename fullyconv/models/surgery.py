@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +20,13 @@ from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models.fcn import FCN
 from fullyconv.models.weights import LoadReport
 from fullyconv.preprocessing import Preprocessing
+from fullyconv.taxonomy import Match, Taxonomy, match
 
 __all__ = ["expand_score", "init_from", "transplant", "widen_input"]
 
 _STREAM = re.compile(r"streams\.([^.]+)\.(.*)")
+_HEAD = re.compile(r"(?:streams\.[^.]+\.score|learned)\.([^.]+)\..*")
+Classes = Mapping[str, Mapping[str, Taxonomy]]  # source -> head -> its classes
 
 
 def expand_score(old: Tensor, classes: int) -> Tensor:
@@ -42,19 +47,22 @@ def widen_input(weight: Tensor, channels: int) -> Tensor:
     return torch.cat([weight, mean.expand(-1, channels - weight.shape[1], -1, -1)], 1)
 
 
-def transplant(model: FCN, sources: Mapping[str, Mapping[str, Tensor]]) -> LoadReport:
+def transplant(model: FCN, sources: Mapping[str, Mapping[str, Tensor]], classes: Classes | None = None) -> LoadReport:
     """Copy tensors of the same name from each of `sources` (what it is called -> {name: tensor}) into `model`.
 
     Shapes that differ are made to fit where that has a meaning: equal element counts are coerced (fully connected to
     convolution), score layers get more classes (`expand_score`), the first layer more channels (`widen_input`).
-    Scores for fewer classes stay at zero. A colour stream feeds the early-fusion stream that begins with colour; two
-    trained streams (`rgb`, `hha`) feed their own sides of a late-fusion network. Errors: DataError when a tensor
+    Where the `classes` of a source are given, a class's scores go to the class of the same name (`taxonomy.match`),
+    and classes without one start afresh; without them, row by row, and scores for fewer classes stay at zero. A colour
+    stream feeds the early-fusion stream that begins with colour; two trained streams (`rgb`, `hha`) feed their own
+    sides of a late-fusion network. Errors: DataError when a tensor
     cannot fit or nothing matches; UsageError when two sources claim the same tensor.
     """
     report = LoadReport(" + ".join(sources))
     targets = model.state_dict()
     taken: dict[str, str] = {}
     for source, tensors in sources.items():
+        matches = _matches(model, (classes or {}).get(source, {}), report)
         for name, value in tensors.items():
             ours = _renamed(name, targets)
             if ours not in targets:
@@ -63,7 +71,12 @@ def transplant(model: FCN, sources: Mapping[str, Mapping[str, Tensor]]) -> LoadR
             if ours in taken:
                 raise UsageError(f"Both {taken[ours]} and {source} hold {printable(name)}; give one network a stream.")
             taken[ours] = source
-            _put(source, ours, value, targets[ours], report)
+            head = _HEAD.fullmatch(ours)
+            found = matches.get(head[1]) if head else None
+            if found is None or found.how == "same":
+                _put(source, ours, value, targets[ours], report)
+            else:
+                _put_rows(ours, value, targets[ours], found, report)
     report.initial = [
         n for n in targets if n not in taken and n not in report.initial and not n.endswith("num_batches_tracked")
     ] + report.initial
@@ -81,6 +94,40 @@ def _renamed(name: str, targets: Mapping[str, Tensor]) -> str:
     keys = {m.group(1) for n in targets if (m := _STREAM.fullmatch(n))}
     wider = [k for k in keys if k.startswith(f"{stream}_")]
     return f"streams.{wider[0]}.{rest}" if len(wider) == 1 else name
+
+
+def _matches(model: FCN, classes: Mapping[str, Taxonomy], report: LoadReport) -> dict[str, Match]:
+    """Head -> our classes against the source's; how they were matched is reported where it is not plain."""
+    found = {}
+    for head, ours in model.taxonomies.items():
+        if head not in classes:
+            continue
+        m = match(ours, classes[head])
+        if m.how == "ids" and len(m.ours) != len(m.theirs):  # another set of classes: its numbers say nothing of ours
+            m = replace(m, ids=(-1,) * len(m.ours))
+        found[head] = m
+        if m.how != "same":
+            fresh = f"{len(m.unknown)} start afresh" if m.unknown else "none starts afresh"
+            report.classes.append(f"{head} scores: {m}; {fresh}")
+    return found
+
+
+def _put_rows(name: str, value: Tensor, target: Tensor, found: Match, report: LoadReport) -> None:
+    """Copy a score layer's rows, or a learned upsampling's rows and columns, to the classes of the same name."""
+    ours = [k for k, to in enumerate(found.ids) if to >= 0]
+    its = [to for to in found.ids if to >= 0]
+    axes = 2 if name.startswith("learned.") else 1
+    if not ours or value.ndim != target.ndim or value.shape[axes:] != target.shape[axes:]:
+        report.initial.append(name)
+        return
+    with torch.no_grad():
+        if axes == 2:
+            target[torch.tensor(ours)[:, None], torch.tensor(ours)] = value[
+                torch.tensor(its)[:, None], torch.tensor(its)
+            ]
+        else:
+            target[ours] = value[its]
+    report.adapted.append(name)
 
 
 def _put(source: str, name: str, value: Tensor, target: Tensor, report: LoadReport) -> None:
@@ -116,21 +163,28 @@ def _fitted(name: str, value: Tensor, target: Tensor) -> tuple[Tensor | None, st
 def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> LoadReport:
     """Start `model` from one or more model directories (`--init-from RUN`, or `RUN,RUN` for two streams).
 
-    Preprocessing comes along with the weights, channel by channel; channels without a source keep the network's own.
+    A run stands for its best model. Preprocessing comes along with the weights, channel by channel; channels without a
+    source keep the network's own.
     Errors: those of `checkpoint.read_model` and `transplant`.
     """
     if isinstance(directories, str):
         directories = directories.split(",")
     paths = [Path(directories)] if isinstance(directories, Path) else [Path(d) for d in directories]
-    stored = {str(p): checkpoint.following(p, lambda s: (s.tensors, s.preprocessor)) for p in paths}
-    report = transplant(model, {name: weights for name, (weights, _) in stored.items()})
-    given = [Preprocessing.from_json(how) for _, how in stored.values()]
+    paths = [checkpoint.model_of(p) for p in paths]
+    stored = {str(p): checkpoint.following(p, lambda s: (s.tensors, s.preprocessor, _classes(s.config))) for p in paths}
+    weights = {name: tensors for name, (tensors, _, _) in stored.items()}
+    report = transplant(model, weights, {name: classes for name, (_, _, classes) in stored.items()})
+    given = [Preprocessing.from_json(how) for _, how, _ in stored.values()]
     have = sum(p.channels for p in given)
     if have < model.preprocessing.channels:
         given.append(_rest(model.preprocessing, have, given[0].scale))
     if sum(p.channels for p in given) == model.preprocessing.channels and len({p.scale for p in given}) == 1:
         model.preprocessing, report.preprocessing = _joined(given), report.source
     return report
+
+
+def _classes(config: Mapping[str, Any]) -> dict[str, Taxonomy]:
+    return {head: Taxonomy.from_json(value) for head, value in config.get("taxonomies", {}).items()}
 
 
 def _rest(whole: Preprocessing, start: int, scale: float) -> Preprocessing:

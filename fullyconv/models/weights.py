@@ -28,6 +28,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)  # in the file, not in the network
     initial: list[str] = field(default_factory=list)  # in the network, not in the file
     preprocessing: str = ""
+    classes: list[str] = field(default_factory=list)  # by head, how classes were matched where it is not plain
 
     def __str__(self) -> str:
         def some(names: list[str]) -> str:
@@ -40,7 +41,10 @@ class LoadReport:
             names = getattr(self, title)
             if names:
                 parts.append(f"{some(names)} {'left at their initial values' if title == 'initial' else title}")
-        return ", ".join(parts) + (f"; preprocessing from {self.preprocessing}" if self.preprocessing else "") + "."
+        said = "".join(f"; {text}" for text in self.classes)
+        return (
+            ", ".join(parts) + said + (f"; preprocessing from {self.preprocessing}" if self.preprocessing else "") + "."
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
 from fullyconv.train import keeping, optimisation, planning
-from fullyconv.train.course import Course, prepare, training_mode
+from fullyconv.train.course import Course, prepare, tensorboard_writer, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.memory import explained
 from fullyconv.train.reading import Reader, read_ahead
@@ -56,6 +56,8 @@ def fit(
     if not isinstance(data, Dataset) and not os.fspath(data):
         raise UsageError("Name the labelled pictures to learn from: data=PATH, kind:PATH or a Dataset.")
     refuse(recipe.precision, device_for(recipe.device))
+    if recipe.tensorboard:
+        tensorboard_writer()
     if recipe.stages:
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:

@@ -21,10 +21,11 @@ from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
-from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError
+from fullyconv.data.matching import relabelled
+from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
 from fullyconv.recipes import Recipe
-from fullyconv.taxonomy import Taxonomy
+from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train import caching, planning, state
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.machine import settle
@@ -33,7 +34,7 @@ from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.reading import window
 from fullyconv.train.world import World
 
-__all__ = ["TIMES", "Course", "prepare", "training_mode"]
+__all__ = ["TIMES", "Course", "prepare", "tensorboard_writer", "training_mode"]
 
 TIMES = "times.json"  # in a run: seconds by what they were spent on
 
@@ -161,7 +162,7 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
         if val is None:
             train, val = held_out(train)
     elif val is not None and not isinstance(val, Dataset):
-        val = open_dataset(val, recipe.val_split or None, **options)
+        val = _beside(val, recipe, options)
     for dataset in (train, val):
         if dataset is not None and not len(dataset):
             raise DataError(
@@ -169,24 +170,38 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
             )
         if dataset is not None and not dataset.taxonomies:
             raise DataError(f"The split {dataset.split!r} of {dataset.root} has no labels; give it label maps.")
-    if val is not None:
-        _refuse_other_classes(train, val)
-    return train, val
+    return train, None if val is None else _in_the_classes_learned(train, val)
 
 
-def _refuse_other_classes(train: Dataset, val: Dataset) -> None:
-    """DataError unless label k means the same in both; classes that are only numbered may be any."""
-    for head in train.taxonomies.keys() & val.taxonomies.keys():
-        ours, theirs = train.taxonomies[head].names, val.taxonomies[head].names
-        numbered = Taxonomy.numbered(len(ours)).names
-        if ours != theirs and not (len(ours) == len(theirs) and numbered in (ours, theirs)):
-            k = next(
-                (k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
+def _in_the_classes_learned(train: Dataset, val: Dataset) -> Dataset:
+    """`val` with the ids of `train`, class by class of the same name, and a note where they are not simply the same.
+    DataError for a class that is measured and never learned."""
+    matches = {head: match(t, train.taxonomies[head]) for head, t in val.taxonomies.items() if head in train.taxonomies}
+    for head, m in matches.items():
+        if m.unknown:
             raise DataError(
-                f"The {head} classes to learn ({len(ours)}) and to measure ({len(theirs)}) differ at id {k}: "
-                f"{ours[k : k + 1]} against {theirs[k : k + 1]}; give both the same classes.txt."
+                f"The {head} classes to learn ({listed_names(m.theirs)}) lack {listed_names(Taxonomy(m.unknown))} of "
+                f"those to measure ({listed_names(m.ours)}); give both the same classes.txt."
             )
+    matches = {h: m for h, m in matches.items() if m.how != "same" or m.ours.ignore != m.theirs.ignore}
+    notes = tuple(f"{head} classes to measure: {m}." for head, m in matches.items() if m.how != "same")
+    return replace(relabelled(val, matches), notes=(*val.notes, *notes)) if matches else val
+
+
+def _beside(val: Any, recipe: Recipe, options: Mapping[str, Any]) -> Dataset:
+    """The data that were named to be measured: their split that the recipe names; where nobody named one, their "val",
+    their only split, or all of them when they are one whole."""
+    try:
+        return open_dataset(val, recipe.val_split or None, **options)
+    except UnknownName as error:
+        if error.kind != "split" or recipe.val_split != Recipe.model_fields["val_split"].default:
+            raise
+        if len(error.known) > 1:
+            raise UsageError(
+                f"{printable(val)} has the splits {', '.join(map(printable, error.known))}; name the one to measure "
+                f"with --set val_split={printable(error.known[-1])}."
+            ) from error
+        return open_dataset(val, error.known[0] if error.known else "all", **options)
 
 
 def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> Dataset | None:
@@ -284,13 +299,16 @@ def _clock(device: torch.device, before: Path | None) -> Clock:
 
 def _board(recipe: Recipe, out: Path, world: World) -> Any:
     """TensorBoard's writer into the run, if the recipe wants it."""
-    if not recipe.tensorboard or world.rank:
-        return None
+    return tensorboard_writer()(str(out / "tensorboard")) if recipe.tensorboard and not world.rank else None
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's class; MissingExtra where it is not installed, for `fit` to ask before anything is written."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard = true", "tensorboard", "tensorboard") from error
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter
 
 
 def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict[str, Tensor | None]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from fullyconv import models
-from fullyconv.checkpoint import read_model
+from fullyconv.checkpoint import model_of, read_model
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models.names import INPUTS
@@ -59,7 +59,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     _refuse_other_channels(model, train)
     _refuse_single_cells(model, recipe)
     if recipe.init_from:
-        report = init_from(model, [model_directory(path) for path in recipe.init_from.split(",")])
+        report = init_from(model, recipe.init_from)
         if not quiet:
             say(report)
     if recipe.batch_norm == "unfold":
@@ -94,17 +94,12 @@ def measured(train: Dataset, most: int = 200) -> Preprocessing:
     return Preprocessing(tuple(range(bands)), 1.0, tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def model_directory(path: str) -> Path:
-    """A run's last model, or the model directory itself."""
-    return Path(path, "last") if Path(path, "last").is_dir() else Path(path)
-
-
 def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     """How the network is learned, as JSON for its config.json: what `evaluate` needs to know of the heads, and what
     tells one run from another in a table. Holds no paths."""
     before: list[str] = []
     for path in filter(None, recipe.init_from.split(",")):
-        config = read_model(model_directory(path)).config
+        config = read_model(model_of(path)).config
         before += [*(config.get("training") or {}).get("from", []), str(config.get("name"))]
     length = f"{recipe.steps} steps" if recipe.steps else recipe.time or f"{recipe.epochs:g} epochs"
     return {

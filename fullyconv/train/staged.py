@@ -10,7 +10,7 @@ from typing import Any
 from fullyconv.checkpoint import read_model
 from fullyconv.errors import UsageError
 from fullyconv.files import atomic_write, make_directory, replace_link
-from fullyconv.recipes import Recipe, published
+from fullyconv.recipes import Recipe, published, read
 
 __all__ = ["run_stages", "stage_recipes"]
 
@@ -25,9 +25,19 @@ def stage_recipes(recipe: Recipe) -> list[Recipe]:
     if lengths & set(given):
         given = {**dict.fromkeys(lengths - set(given), 0), **given}
         given["time"] = given["time"] or ""
-    stages = [published(name).replace(**given) for name in recipe.stages]
+    stages = [_stage(name).replace(**given) for name in recipe.stages]
     start = {key: getattr(recipe, key) for key in ("weights", "init_from") if getattr(recipe, key)}
     return [stages[0].replace(**start), *stages[1:]]
+
+
+def _stage(name: str) -> Recipe:
+    """A published recipe, or one in a file, which has its file's name if none of its own."""
+    if not name.endswith(".toml"):
+        return published(name)
+    found = read(name)
+    if found.stages:
+        raise UsageError(f"The stage {name} has stages itself; list its recipes one by one.")
+    return found if found.name else found.replace(name=Path(name).stem)
 
 
 def run_stages(recipe: Recipe, out: Path, resume: bool, fit: Callable[..., Path], **more: Any) -> Path:
@@ -50,7 +60,7 @@ def run_stages(recipe: Recipe, out: Path, resume: bool, fit: Callable[..., Path]
         begun = (place / "last").exists()
         if begun and _finished(place):
             continue
-        start = stage if before is None else stage.replace(init_from=str(before))
+        start = stage if before is None else stage.replace(init_from=str(before / "last"))
         fit(start, out=place, resume=begun, **more)
     for link in ("best", "last"):
         if (places[-1] / link).exists() and int(os.environ.get("RANK", 0)) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, final
 
@@ -56,12 +56,25 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Col
     for name in allow:
         if name not in ALLOWED:
             raise UnknownName("change to allow", name, ALLOWED)
+    for head, names in (before.get("classes") or {}).items():
+        _refuse_moved(head, names, now["classes"].get(head, []))
     for what in CHANGES:
         if before.get(what) != now[what] and what not in allow:
             verb = "are" if what in ("classes", "data") else "is"
             raise UsageError(
                 f"The {what} {verb} not what this run was started with ({_difference(before.get(what), now[what])}); "
                 f"start a new run with init_from, or go on all the same with --allow-changed {what}."
+            )
+
+
+def _refuse_moved(head: str, before: Sequence[str], now: Sequence[str]) -> None:
+    """UsageError for a class that has another id now, whatever is allowed: it would go on with another's scores.
+    A class may only be named otherwise."""
+    for k, name in enumerate(before):
+        if name in now and now.index(name) != k:
+            raise UsageError(
+                f"The {head} class {name!r} had id {k} when this run was started and has {now.index(name)} now; put "
+                "the classes back into their order, or start a new run with init_from, which matches them by name."
             )
 
 
