@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 import json
 import os
 import socket
@@ -12,12 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import sandbox_attempts
 
 from fullyconv.errors import DataError, MissingInput
+from fullyconv.sandbox.given import opened
 
 
 def honest(path: str, times: int = 1) -> tuple[dict[str, Any], Any]:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         data = np.frombuffer(file.read(), np.uint8)
     return {"bytes": np.tile(data, times)}, {"path": path, "times": times}
 
@@ -69,14 +73,10 @@ def floods(path: str) -> dict[str, Any]:
 
 def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Try everything forbidden through Python and straight through the C library; say what came of each."""
-    libc = ctypes.CDLL(None, use_errno=True)
     folder = os.path.dirname(path)
-    name = os.fsencode(folder)
-
-    def raw(result: int) -> str:
-        return "allowed" if result >= 0 else os.strerror(ctypes.get_errno())
-
-    tries = {
+    with opened(path) as file:
+        scene = sandbox_attempts.Scene(folder, os.dup(file.fileno()), os.getppid() or 1 << 20)
+    tries: dict[str, Any] = {
         "python open w": lambda: open(f"{folder}/written", "w"),  # noqa: SIM115
         "python open a": lambda: open(path, "a"),  # noqa: SIM115
         "python mkdir": lambda: os.mkdir(f"{folder}/made"),
@@ -89,28 +89,10 @@ def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         "python socket": lambda: socket.socket().connect(("127.0.0.1", 9)),
         "python getaddrinfo": lambda: socket.getaddrinfo("localhost", 80),
         "python kill": lambda: os.kill(os.getppid(), 0),
-        "raw open": lambda: raw(libc.open(name + b"/raw", os.O_CREAT | os.O_WRONLY, 0o600)),
-        "raw open rdwr": lambda: raw(libc.open(os.fsencode(path), os.O_RDWR)),
-        "raw creat": lambda: raw(libc.creat(name + b"/creat", 0o600)),
-        "raw unlink": lambda: raw(libc.unlink(os.fsencode(path))),
-        "raw mkdir": lambda: raw(libc.mkdir(name + b"/rawdir", 0o700)),
-        "raw rename": lambda: raw(libc.rename(os.fsencode(path), name + b"/renamed")),
-        "raw link": lambda: raw(libc.link(os.fsencode(path), name + b"/hard")),
-        "raw chmod": lambda: raw(libc.chmod(os.fsencode(path), 0o777)),
-        "raw truncate": lambda: raw(libc.truncate(os.fsencode(path), 0)),
-        "raw socket": lambda: raw(libc.socket(2, 1, 0)),
-        "raw unix socket": lambda: raw(libc.socket(1, 1, 0)),
-        "raw fork": lambda: raw(libc.fork()),
-        "raw execve": lambda: raw(libc.execve(b"/bin/true", None, None)),
-        "raw kill": lambda: raw(libc.kill(os.getppid(), 0)),
-        "raw ptrace": lambda: raw(libc.ptrace(16, os.getppid(), 0, 0)),
-        "raw rlimit": lambda: raw(libc.setrlimit(9, (ctypes.c_ulong * 2)(1 << 62, 1 << 62))),
-        "raw unshare": lambda: raw(libc.unshare(0x10000000)),
-        "raw memfd exec": lambda: raw(libc.syscall(322, 0, b"", None, None, 0x1000)),
-        "raw io_uring": lambda: raw(libc.syscall(425, 8, ctypes.create_string_buffer(120))),
-        "raw openat2": lambda: raw(libc.syscall(437, -100, name + b"/openat2", ctypes.create_string_buffer(24), 24)),
-        "raw mount": lambda: raw(libc.mount(b"none", name, b"tmpfs", 0, None)),
     }
+    reading = {**sandbox_attempts.DEADLY, **sandbox_attempts.READS}  # the one ends the child, the other is Landlock's
+    for label in sandbox_attempts.ATTEMPTS.keys() - reading.keys():
+        tries[label] = functools.partial(native, label, scene)
     said = {}
     for label, attempt in tries.items():
         try:
@@ -119,6 +101,22 @@ def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         except OSError as error:
             said[label] = str(error)
     return {}, said
+
+
+def native(label: str, scene: sandbox_attempts.Scene) -> str:
+    done = sandbox_attempts.ATTEMPTS[label](scene)
+    return "allowed" if done >= 0 else os.strerror(ctypes.get_errno())
+
+
+def busy(path: str) -> dict[str, Any]:
+    """Native code that never looks up."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+    return {}
+
+
+def tries_the_deadly(path: str) -> dict[str, Any]:
+    sandbox_attempts.DEADLY["new namespace"](sandbox_attempts.Scene("", 0, 1))
+    return {}
 
 
 def moody(path: str, mood: str, **arguments: Any) -> Any:

@@ -54,6 +54,12 @@ def test_a_reader_can_do_nothing_but_read(data: Path) -> None:
     assert (before.st_mode, before.st_size, before.st_mtime_ns) == (after.st_mode, after.st_size, after.st_mtime_ns)
 
 
+@pytest.mark.skipif(not seccomp.supported(), reason="the kernel's wall is Linux's")
+def test_what_no_reader_ever_asks_for_ends_the_child(data: Path) -> None:
+    with pytest.raises(DataError, match="ask for what no reader may do"):
+        run("sandbox_readers:tries_the_deadly", data)
+
+
 @pytest.mark.parametrize(
     ("reader", "error", "words"),
     [
@@ -477,4 +483,4 @@ def read_back(form: str, weights: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    assert sandbox.__all__ == ["Session", "extract", "read_foreign_weights", "run"]
+    assert sandbox.__all__ == ["Session", "extract", "read_foreign_weights", "run", "walls"]

@@ -114,17 +114,17 @@ class _Reader:
     """The child that reads the archive, and its frames as entries. What it says is as foreign as the archive."""
 
     def __init__(self, source: Path, function: str = "fullyconv.sandbox.unpacking:entries") -> None:
-        where, size = foreign_file(source)
         self.source = source
         self.pipe, theirs = os.pipe()
         with contextlib.suppress(AttributeError, OSError):  # larger than the usual 64 KiB, where the system has it
             fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-        job = {
-            "kind": "stream", "function": function, "path": os.path.abspath(where),
-            "arguments": {}, "answer": theirs, "memory": _MEMORY, "output": 0, "seconds": 600 + size // (1 << 20),
-        }  # fmt: skip
         try:
-            self.process = start(job, [theirs])
+            with foreign_file(source) as (where, file, size):
+                job = {
+                    "kind": "stream", "function": function, "path": os.path.abspath(where), "arguments": {},
+                    "file": file, "answer": theirs, "memory": _MEMORY, "output": 0, "seconds": 600 + size // (1 << 20),
+                }  # fmt: skip
+                self.process = start(job, [file, theirs])
         except BaseException:
             os.close(self.pipe)
             raise

@@ -8,6 +8,7 @@ stepped over by its length, whatever is nested inside. Values stay in the file's
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.sandbox.given import opened
 
 __all__ = ["CaffeLayer", "answer", "parse"]
 
@@ -59,17 +61,20 @@ def parse(path: str | Path) -> dict[str, CaffeLayer]:
     path = Path(path)
     if not path.is_file():
         raise MissingInput(f"{printable(path)} is not a file; give the path of a .caffemodel.")
-    size = path.stat().st_size
-    if not size:
-        raise DataError(f"{printable(path)} is empty (0 bytes); download it again.")
-    with path.open("rb") as file:
+    return _parse(str(path))
+
+
+def _parse(path: str) -> dict[str, CaffeLayer]:
+    with opened(path) as file:
+        if not file.seek(0, os.SEEK_END):
+            raise DataError(f"{printable(path)} is empty (0 bytes); download it again.")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     return _Reader(data, printable(path)).net()
 
 
 def answer(path: str) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str, int]]]:
     """The child's answer: blobs numbered in file order, and (name, type, how many blobs) of each layer."""
-    layers = parse(path).values()
+    layers = _parse(path).values()
     blobs = [blob for layer in layers for blob in layer.blobs]
     return {str(i): blob for i, blob in enumerate(blobs)}, [(x.name, x.type, len(x.blobs)) for x in layers]
 

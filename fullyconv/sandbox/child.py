@@ -1,10 +1,11 @@
-"""What runs in the child: import the reader, confine, limit, read, answer. No foreign byte is read before.
+"""What runs in the child: import the reader, limit, confine, read, answer. No foreign byte is read before.
 
 Started as  python -I -S -c "...; main()"  with a JSON job as the first line on stdin and the descriptors it names.
 Kinds of jobs:
 
 once     one answer into the open file `answer`. Exit codes: 0 a safetensors file, 3 a JSON error, else a crash.
-session  one such answer for each further line on stdin, each announced on the pipe `said` as DONE or REFUSED.
+session  one such answer for each line on the socket `control`, which brings the file's descriptor along; each answer is
+         announced on the pipe `said` as DONE or REFUSED.
 stream   the reader yields (kind, bytes), which go as frames into the pipe `answer` (`FRAME`; the last one is END or
          ERROR).
 """
@@ -19,14 +20,15 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from fullyconv import tensorfile
 from fullyconv.errors import FullyconvError, InternalError
-from fullyconv.sandbox import seccomp
+from fullyconv.sandbox import given, guardian, landlock, seccomp
 
-__all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main"]
+__all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main", "walls"]
 
 FRAME = struct.Struct("=cQ")  # kind, length of what follows
 END, ERROR = b"E", b"X"
@@ -43,11 +45,15 @@ def main() -> None:
     """Do the job on stdin and leave without any clean-up that foreign data could have bent."""
     job = json.loads(sys.stdin.buffer.readline())
     code = 0
+    spaces = guardian.watch(job["parent"], job["descriptors"], job.get("said")) if seccomp.supported() else []
     try:
         function = _reader(job["function"])
-        _confine(job)
+        control = _control(job)
+        if job["kind"] != "session":
+            given.hand(job["path"], job["file"])
+        _confine(job, spaces)
         if job["kind"] == "session":
-            code = _serve(function, job)
+            code = _serve(function, job, control)
         elif job["kind"] == "stream":
             _stream(function(job["path"], **job["arguments"]), job["answer"])
         else:
@@ -63,12 +69,35 @@ def main() -> None:
     os._exit(code)
 
 
-def _serve(function: Callable[..., Any], job: dict[str, Any]) -> int:
+def _control(job: dict[str, Any]) -> Any:
+    """The socket that a session's files come over; made before no socket can be."""
+    if job["kind"] != "session":
+        return None
+    import _socket  # the module around it costs more to load than this child's other modules
+
+    return _socket.socket(fileno=job["control"])
+
+
+def _request(control: Any) -> dict[str, Any] | None:
+    """The next line, its file handed over; None when the parent has left."""
+    line, descriptors = b"", array("i")
+    while not line.endswith(b"\n"):
+        piece, ancillary, _, _ = control.recvmsg(1 << 16, 64)
+        if not piece:
+            return None
+        line += piece
+        for _, _, content in ancillary:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    request: dict[str, Any] = json.loads(line)
+    given.hand(request["path"], descriptors[0])
+    return request
+
+
+def _serve(function: Callable[..., Any], job: dict[str, Any], control: Any) -> int:
     """Answer line after line. A refusal of our own is an answer like another; any other error is the last one."""
-    while line := sys.stdin.buffer.readline():
-        request = json.loads(line)
+    while request := _request(control):
         os.lseek(job["answer"], 0, os.SEEK_SET)
-        signal.setitimer(signal.ITIMER_PROF, job["seconds"])  # ends this process, also when nobody waits any more
+        _limit_file(job["seconds"])
         try:
             _answer(function(request["path"], **request["arguments"]), job["answer"])
         except BaseException as error:
@@ -79,19 +108,39 @@ def _serve(function: Callable[..., Any], job: dict[str, Any]) -> int:
             os.write(job["said"], REFUSED)
         else:
             os.write(job["said"], DONE)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit_file(0)
     return 0
 
 
-def _confine(job: dict[str, Any]) -> None:
+def _limit_file(seconds: float) -> None:
+    """End this process after so much CPU time; on Linux the parent counts, since here it could be lifted."""
+    if not seccomp.supported():
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _confine(job: dict[str, Any], spaces: Collection[str]) -> None:
+    """Limits first, none of which can be raised again; then the walls, from the outer to the inner."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["output"], job["output"]))
     if job["kind"] != "session":
-        resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"] + 5))
-    sys.addaudithook(_refuse)
+        resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
     _limit_memory(job["memory"])
+    version = 0
+    if seccomp.supported():
+        version = landlock.confine()
+        guardian.drop_privileges(spaces)
+    sys.addaudithook(_refuse)
     if seccomp.supported():
         seccomp.confine()
+    _walls.update(seccomp=seccomp.supported(), landlock=version, namespaces=list(spaces))
+
+
+_walls: dict[str, Any] = {}
+
+
+def walls(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A reader of nothing: which walls stand around the child that it runs in."""
+    return {}, dict(_walls)
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, printable
+from fullyconv.sandbox.given import opened
 
 __all__ = ["read_hdf5", "read_variable"]
+
+_STEPS = 64  # from name to name, through links of one file, before it counts as a circle
 
 
 def read_variable(path: str, variable: str) -> dict[str, NDArray[Any]]:
@@ -19,7 +22,8 @@ def read_variable(path: str, variable: str) -> dict[str, NDArray[Any]]:
 
     name, *fields = variable.split(".")
     try:
-        value = loadmat(path, variable_names=[name])[name]
+        with opened(path) as file:
+            value = loadmat(file, variable_names=[name])[name]
         for key in fields:
             value = value[key][0, 0]
         return {"value": _numbers(np.asarray(value))}
@@ -40,24 +44,70 @@ def read_hdf5(
 ) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
     """({name: that dataset's item `index` of its first axis}, {"shapes": {name: shape}}), of `names` that are there.
 
-    Without an index: the shapes alone, of every dataset at the top. Errors: DataError, for all that goes wrong.
+    Without an index: the shapes alone, of every dataset at the top. Errors: DataError, for all that goes wrong, and for
+    a file that would have others read in its name.
     """
     import h5py
 
     try:
-        with h5py.File(path, "r") as stored:
-            sets = {n: stored[n] for n in stored if isinstance(stored.get(n), h5py.Dataset)}
+        with opened(path) as file, h5py.File(file, "r") as stored:
+            sets = {n: _own(stored, n, path) for n in stored}
+            sets = {n: s for n, s in sets.items() if isinstance(s, h5py.Dataset)}
             shapes = {n: list(s.shape) for n, s in sets.items()}
             if index is None:
                 return {}, {"shapes": shapes}
             return {n: _numbers(np.asarray(sets[n][index])) for n in names if n in sets}, {"shapes": shapes}
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # h5py raises whatever HDF5's state suggests
         raise DataError(f"{printable(path)} cannot be read as HDF5 ({printable(error)[:80]})") from error
 
 
 read_hdf5.imports = ("h5py",)  # type: ignore[attr-defined]
+
+
+def _own(stored: Any, name: str, path: str) -> Any:
+    """What `name` stands for, when every byte of it lies in this very file; DataError for what lies in another.
+
+    Nothing is followed before it is known where it leads: links first, then how the dataset is stored.
+    """
+    import h5py
+
+    place, parts = stored, [name]
+    for _ in range(_STEPS):
+        if not parts:
+            return _whole(place, name, path)
+        part = parts.pop(0)
+        link = place.get(part, getlink=True) if part else h5py.HardLink()
+        if isinstance(link, h5py.ExternalLink):
+            raise _elsewhere(path, name, "a link to another file")
+        if isinstance(link, h5py.SoftLink):
+            place = stored if link.path.startswith("/") else place
+            parts = [*link.path.split("/"), *parts]
+        elif link is None:  # a link to nothing
+            return None
+        elif part:
+            place = place[part]
+    raise _elsewhere(path, name, "links without end")
+
+
+def _whole(found: Any, name: str, path: str) -> Any:
+    import h5py
+
+    if isinstance(found, h5py.Dataset):
+        stored = found.id.get_create_plist()
+        if stored.get_layout() == h5py.h5d.VIRTUAL:
+            raise _elsewhere(path, name, "a virtual dataset")
+        if stored.get_external_count():
+            raise _elsewhere(path, name, "external storage")
+    return found
+
+
+def _elsewhere(path: str, name: str, kind: str) -> DataError:
+    return DataError(
+        f"{printable(path)} was refused: {printable(name)} is {kind}, and only what lies in the file itself is read; "
+        "copy the values into it."
+    )
 
 
 def _numbers(value: NDArray[Any]) -> NDArray[Any]:

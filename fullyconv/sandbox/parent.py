@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullyconv import errors, tensorfile
 from fullyconv.errors import DataError, FullyconvError, MissingInput, TryAgain, UsageError, printable
+from fullyconv.files import open_regular
 from fullyconv.sandbox import seccomp
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "end", "error_of", "explanation", "foreign_file", "read_foreign_weights", "result_of", "run", "start", "tell",
-    "told_error",
+    "told_error", "walls",
 ]  # fmt: skip
 
 MEMORY_FLOOR = 256 << 20  # bytes that even a reader of a tiny file may take above its imports
@@ -44,14 +45,12 @@ def run(
     `imports` of the function names modules that it needs loaded before it is confined. Errors of ours come back as
     they were raised; a crash, a breach of a limit or any other exception is a DataError naming the file.
     """
-    where, size = foreign_file(path)
-    job = {
-        "kind": "once", "function": function, "path": os.path.abspath(where), "arguments": dict(arguments or {}),
-        "memory": memory if memory is not None else 4 * size + MEMORY_FLOOR, "seconds": seconds,
-        "output": 4 * size + MEMORY_FLOOR,
-    }  # fmt: skip
-    with tempfile.TemporaryFile() as answer:
-        process = start({**job, "answer": answer.fileno()}, [answer.fileno()])
+    with foreign_file(path) as (where, file, size), tempfile.TemporaryFile() as answer:
+        process = start({
+            "kind": "once", "function": function, "path": os.path.abspath(where), "arguments": dict(arguments or {}),
+            "memory": memory if memory is not None else 4 * size + MEMORY_FLOOR, "seconds": seconds,
+            "output": 4 * size + MEMORY_FLOOR, "file": file, "answer": answer.fileno(),
+        }, [file, answer.fileno()])  # fmt: skip
         try:
             process.wait(timeout=4 * seconds + 60)
         except subprocess.TimeoutExpired as error:
@@ -63,30 +62,41 @@ def run(
         return result_of(answer.fileno(), where, numpy)
 
 
-def foreign_file(path: str | os.PathLike[str]) -> tuple[Path, int]:
-    """The file and its size. MissingInput when there is none, UsageError where nothing can be confined."""
+@contextlib.contextmanager
+def foreign_file(path: str | os.PathLike[str]) -> Iterator[tuple[Path, int, int]]:
+    """The file's path, an open descriptor and its size: the child is handed the descriptor and opens nothing itself.
+
+    MissingInput when there is none, UsageError where nothing can be confined.
+    """
     where = Path(path)
     if not where.is_file():
         raise MissingInput(f"There is no file {printable(where)}; check the path.")
     if sys.platform == "linux" and not seccomp.supported():
         raise UsageError("This processor's system calls cannot be confined, so foreign files are not read here.")
-    return where, where.stat().st_size
+    descriptor = open_regular(where)
+    try:
+        yield where, descriptor, os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def start(job: Mapping[str, Any], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A child with `job` as its first line; its stdin stays open for more. `descriptors` are handed on."""
+    """A child with `job` as its only line. `descriptors` are handed on.
+
+    On Linux the process is the child's guardian, which leaves as the child leaves and takes it along when it is killed.
+    """
     paths = [str(Path(__file__).resolve().parents[2]), *(entry for entry in sys.path if entry)]
     kept = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
     environment = {k: v for k, v in os.environ.items() if k in kept}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                    "LC_ALL": "C.UTF-8"}  # fmt: skip
+                    "LC_ALL": "C.UTF-8", "HDF5_PLUGIN_PRELOAD": "::"}  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-c", _ENTRY.format(paths=paths)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         pass_fds=descriptors, env=environment, start_new_session=True, cwd="/",
     )  # fmt: skip
     try:
-        tell(process, job)
+        tell(process, {**job, "parent": os.getpid(), "descriptors": list(descriptors)})
     except OSError as error:
         end(process)
         raise TryAgain(f"The process that reads foreign files could not start ({error}); try again.") from error
@@ -118,6 +128,8 @@ def error_of(code: int, told: bytes, path: Path) -> FullyconvError:
     """What went wrong in a child that left with `code` and, perhaps, the explanation `told`."""
     if code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGPROF):
         return DataError(f"{printable(path)} was refused: reading it took too long or too much memory.")
+    if code == -signal.SIGSYS:
+        return DataError(f"{printable(path)} was refused: it made its reader ask for what no reader may do.")
     if code < 0:
         name = signal.Signals(-code).name
         return DataError(f"{printable(path)} was refused: it crashed its reader ({name}), in a process of its own.")
@@ -154,6 +166,13 @@ def result_of(answer: int, path: Path, numpy: bool) -> tuple[dict[str, Any], Any
         return tensorfile.load(link, numpy=numpy), json.loads(header.metadata.get("info", "null"))
     except (FullyconvError, ValueError) as error:
         raise DataError(f"{printable(path)} was refused: its reader gave no whole answer ({error}).") from error
+
+
+def walls() -> dict[str, Any]:
+    """Which walls stand around a child on this system: {"seccomp": bool, "landlock": its version or 0, "namespaces":
+    kinds that the child has to itself}."""
+    found: dict[str, Any] = run("fullyconv.sandbox.child:walls", __file__, numpy=True)[1]
+    return found
 
 
 def read_foreign_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,11 @@
-"""A seccomp filter in a hundred lines: which system calls the child may not make (Linux, x86-64 and arm64).
+"""The kernel's first wall: which system calls the child may make, and with which arguments (Linux, x86-64 and arm64).
 
-Refused calls fail with EPERM (those newer than this table with ENOSYS), so that Python sees an ordinary OSError.
-Numbers: asm/unistd_64.h and asm-generic/unistd.h; filter program: linux/filter.h, linux/seccomp.h.
+An allow-list. What a reader needs to read, compute, answer and run threads is let through; everything else fails with
+EPERM, so that Python sees an ordinary OSError; calls that glibc itself replaces by older ones fail with ENOSYS; and
+what no reader ever asks for (other processes' memory, programs for the kernel, mounts) ends the child on the spot.
+
+A filter sees numbers and arguments, not what a pointer points to: which files may be opened is Landlock's matter.
+Filter program: linux/filter.h, linux/seccomp.h. Numbers: `sandbox.calls`.
 """
 
 from __future__ import annotations
@@ -13,53 +17,27 @@ import platform
 import struct
 import sys
 
-__all__ = ["confine", "supported"]
+from fullyconv.sandbox.calls import ABSENT, ALLOWED, DEADLY, NUMBERS
 
-# name: (x86-64, arm64); None where the architecture has no such call
-_NETWORK = {
-    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242),
-    "bind": (49, 200), "listen": (50, 201), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
-}  # fmt: skip
-_PROGRAMS = {
-    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None), "kill": (62, 129),
-    "tkill": (200, 130), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
-    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "bpf": (321, 280), "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294), "prlimit64": (302, 261), "setrlimit": (160, 164),
-    "reboot": (169, 142), "sethostname": (170, 161), "setdomainname": (171, 162),
-    "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171),
-    "unshare": (272, 97), "setns": (308, 268), "personality": (135, 92), "iopl": (172, None), "ioperm": (173, None),
-    "quotactl": (179, 60), "quotactl_fd": (443, 443), "acct": (163, 89), "syslog": (103, 116), "shmget": (29, 194),
-    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180), "mq_unlink": (241, 181), "vhangup": (153, 58),
-}  # fmt: skip
-_CHANGES = {
-    "creat": (85, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38),
-    "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "truncate": (76, 45),
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "utime": (132, None), "utimes": (235, None),
-    "utimensat": (280, 88), "futimesat": (261, None),
-}  # fmt: skip
-_NEVER = {
-    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "mknod": (133, None),
-    "mknodat": (259, 33), "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
-    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
-    "lremovexattr": (198, 15), "fremovexattr": (199, 16), "mount": (165, 40), "umount2": (166, 39),
-    "pivot_root": (155, 41), "chroot": (161, 51), "swapon": (167, 224), "swapoff": (168, 225),
-    "open_by_handle_at": (304, 265), "fsopen": (430, 430), "fsmount": (432, 432), "move_mount": (429, 429),
-    "open_tree": (428, 428), "mount_setattr": (442, 442),
-}  # fmt: skip
-_OPEN, _OPENAT, _CLONE, _TGKILL = (2, None), (257, 56), (56, 220), (234, 131)
-_SECCOMP = (317, 277)
-_ABSENT = {"openat2": (437, 437), "clone3": (435, 435)}  # pointer arguments: glibc falls back to the older call
-_NEWEST = 451  # calls above this table's age are unknown to it
+__all__ = ["Instruction", "confine", "program", "supported"]
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_LOAD, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JEQ, _JGE, _JSET, _RETURN, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_CLONE_THREAD = 0x00010000
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | (getattr(os, "O_TMPFILE", 0) & ~0o200000)
+_X32 = 0x40000000  # the x32 calls of x86-64 have their own numbers
+_NEWEST = 434  # from here on both architectures count alike; what is not listed did not exist for this table
+
+_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 1030
+_TCGETS, _FIONREAD, _FIONCLEX, _FIOCLEX = 0x5401, 0x541B, 0x5450, 0x5451
+_PR_SET_NAME, _PR_GET_NAME = 15, 16
+_WRITE_AND_EXECUTE, _EXECUTE = 6, 4
+# A thread as glibc and musl make one, and nothing else: no process, no namespace, nothing traced.
+_THREAD = 0x00010000 | 0x00000100 | 0x00000800  # THREAD, VM, SIGHAND
+_THREAD_MAY = _THREAD | 0x00000200 | 0x00000400 | 0x00040000 | 0x00080000 | 0x00100000 | 0x00200000 | 0x00400000
+# O_LARGEFILE is 0x8000 on x86-64 and 0x20000 on arm64, where 0x8000 is O_NOFOLLOW: either may be given.
+_READING = os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_DIRECTORY", 0) | os.O_NOCTTY | 0x8000 | 0x20000
 
 
 def supported() -> bool:
@@ -68,66 +46,96 @@ def supported() -> bool:
 
 
 def confine() -> None:
-    """From here on this process (every thread) has no network, starts no program and changes no file, for good.
+    """From here on this process (every thread) can read, compute and answer, and nothing else, for good.
 
-    Raises OSError when the kernel refuses.
+    Raises OSError when the kernel refuses the filter.
     """
     which, _ = _ARCHES[platform.machine()]
-    refused = [*_NETWORK.values(), *_PROGRAMS.values(), *_NEVER.values(), *_CHANGES.values()]
-    program = _refuse([n[which] for n in refused if n[which] is not None], errno.EPERM)
-    program += _refuse([n[which] for n in _ABSENT.values()], errno.ENOSYS)
-    program += _refuse_argument(_OPEN[which], 1, _WRITING) + _refuse_argument(_OPENAT[which], 2, _WRITING)
-    program += _allow_only(_CLONE[which], 0, _CLONE_THREAD, _JSET)
-    program += _allow_only(_TGKILL[which], 0, os.getpid(), _JEQ)
-    program += [(_JGE, 0, 1, _NEWEST + 1), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    _install(program)
-
-
-Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
-
-
-def _refuse(numbers: list[int | None], error: int) -> list[Instruction]:
-    program: list[Instruction] = []
-    for number in numbers:
-        if number is not None:
-            program += [(_JEQ, 0, 1, number), (_RETURN, 0, 0, _ERRNO | error)]
-    return program
-
-
-def _argument(index: int) -> Instruction:
-    return (_LOAD, 0, 0, 16 + 8 * index)  # the low half of seccomp_data.args[index]
-
-
-_NUMBER: Instruction = (_LOAD, 0, 0, 0)
-
-
-def _refuse_argument(number: int | None, index: int, bits: int) -> list[Instruction]:
-    """Refuse call `number` when its argument has any of `bits`."""
-    if number is None:
-        return []
-    refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    return [(_JEQ, 0, 4, number), _argument(index), (_JSET, 0, 1, bits), refuse, (_RETURN, 0, 0, _ALLOW)]
-
-
-def _allow_only(number: int | None, index: int, value: int, test: int) -> list[Instruction]:
-    """Allow call `number` only when its argument passes `test` against `value`."""
-    refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    assert number is not None
-    return [(_JEQ, 0, 4, number), _argument(index), (test, 1, 0, value), refuse, (_RETURN, 0, 0, _ALLOW)]
-
-
-def _install(program: list[Instruction]) -> None:
-    which, arch = _ARCHES[platform.machine()]
-    head: list[Instruction] = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, arch), (_RETURN, 0, 0, _KILL), _NUMBER]
-    if platform.machine() == "x86_64":  # the x32 calls have their own numbers
-        head += [(_JGE, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
-    code = b"".join(struct.pack("HBBI", *step) for step in [*head, *program, (_RETURN, 0, 0, _ALLOW)])
+    code = b"".join(struct.pack("HBBI", *step) for step in program(platform.machine(), os.getpid()))
     filters = ctypes.create_string_buffer(code, len(code))
     fprog = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(filters)))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
     libc.syscall.argtypes = [ctypes.c_long] * 3 + [ctypes.c_void_p]
-    every_thread = 1  # SECCOMP_FILTER_FLAG_TSYNC
-    if libc.prctl(38, 1, 0, 0, 0) or libc.syscall(_SECCOMP[which], 1, every_thread, ctypes.addressof(fprog)):
-        number = ctypes.get_errno()
-        raise OSError(number, f"the kernel refused a seccomp filter: {os.strerror(number)}")
+    no_new_privileges, every_thread = 38, 1  # PR_SET_NO_NEW_PRIVS, SECCOMP_FILTER_FLAG_TSYNC
+    number = NUMBERS["seccomp"][which]
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.syscall(number, 1, every_thread, ctypes.addressof(fprog)):
+        code_of_error = ctypes.get_errno()
+        raise OSError(code_of_error, f"the kernel refused a seccomp filter: {os.strerror(code_of_error)}")
+
+
+def program(machine: str, pid: int) -> list[Instruction]:
+    """The filter for process `pid` on `machine` ("x86_64" or "aarch64")."""
+    which, arch = _ARCHES[machine]
+    steps: list[Instruction] = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    if machine == "x86_64":
+        steps += [(_JGE, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    for names, action in ((ALLOWED, _ALLOW), (ABSENT, _ERRNO | errno.ENOSYS), (DEADLY, _KILL)):
+        for name in names:
+            steps += _when(NUMBERS[name][which], [(_RETURN, 0, 0, action)])
+    for name, checks in _arguments(pid).items():
+        steps += _when(NUMBERS[name][which], checks)
+    steps += [(_JGE, 0, 1, _NEWEST), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    return [*steps, (_RETURN, 0, 0, _REFUSE)]
+
+
+_REFUSE = _ERRNO | errno.EPERM
+
+
+def _arguments(pid: int) -> dict[str, list[Instruction]]:
+    """The calls whose arguments decide, each with the steps that end in a decision."""
+    return {
+        "openat": _only_bits(2, _READING),
+        "open": _only_bits(1, _READING),
+        "mmap": _not_all(2, _WRITE_AND_EXECUTE),
+        "mprotect": _no_bits(2, _EXECUTE),
+        "clone": [*_bits_of(0, _THREAD), (_JEQ, 1, 0, _THREAD), (_RETURN, 0, 0, _REFUSE), *_only_bits(0, _THREAD_MAY)],
+        "kill": _one_of(0, pid),
+        "tgkill": _one_of(0, pid),
+        "fcntl": _one_of(1, _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC),
+        "ioctl": _one_of(1, _TCGETS, _FIONREAD, _FIONCLEX, _FIOCLEX),
+        "prctl": _one_of(0, _PR_SET_NAME, _PR_GET_NAME),
+        "prlimit64": _null(2),
+        "sched_getaffinity": _one_of(0, 0, pid),
+    }
+
+
+def _when(number: int | None, steps: list[Instruction]) -> list[Instruction]:
+    """`steps` for call `number`; none where the architecture has no such call."""
+    return [] if number is None else [(_JEQ, 0, len(steps), number), *steps]
+
+
+def _low(index: int) -> Instruction:
+    return (_LOAD, 0, 0, 16 + 8 * index)  # the low half of seccomp_data.args[index]: all of an int
+
+
+def _bits_of(index: int, bits: int) -> list[Instruction]:
+    return [_low(index), (_AND, 0, 0, bits)]
+
+
+def _decide(test: Instruction) -> list[Instruction]:
+    """Allow when `test` jumps over one step, else refuse."""
+    return [test, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _only_bits(index: int, bits: int) -> list[Instruction]:
+    return [*_bits_of(index, ~bits & 0xFFFFFFFF), *_decide((_JEQ, 1, 0, 0))]
+
+
+def _no_bits(index: int, bits: int) -> list[Instruction]:
+    return [_low(index), *_decide((_JSET, 0, 1, bits))]
+
+
+def _not_all(index: int, bits: int) -> list[Instruction]:
+    return [*_bits_of(index, bits), *_decide((_JEQ, 0, 1, bits))]
+
+
+def _one_of(index: int, *values: int) -> list[Instruction]:
+    tests = [(_JEQ, len(values) - i, 0, value) for i, value in enumerate(values)]
+    return [_low(index), *tests, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _null(index: int) -> list[Instruction]:
+    """Allow only a null pointer: both halves."""
+    high: Instruction = (_LOAD, 0, 0, 20 + 8 * index)
+    return [_low(index), (_JEQ, 0, 2, 0), high, (_JEQ, 1, 0, 0), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]

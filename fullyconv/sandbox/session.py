@@ -4,23 +4,28 @@ reading it. A process and each of its forked workers has a child of its own; it 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
+import socket
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 from fullyconv.errors import DataError, printable
+from fullyconv.sandbox import guardian, seccomp
 from fullyconv.sandbox.child import DONE, REFUSED
-from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, result_of, start, tell, told_error
+from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, result_of, start, told_error
 
 __all__ = ["Session"]
 
 GRACE = 60  # seconds that a child may take beyond its CPU time, for a slow disk or a crowded machine
+_LOOK = 0.25  # seconds between looks at the CPU time that a child has taken
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -31,17 +36,46 @@ class _Child:
 
     def __init__(self, function: str, memory: int, seconds: int) -> None:
         self.answer = tempfile.TemporaryFile()  # noqa: SIM115 (closed by let_go)
+        self.control, control = socket.socketpair()
         self.said, said = os.pipe()
         number = self.answer.fileno()
         job = {"kind": "session", "function": function, "answer": number, "said": said, "memory": memory,
-               "output": memory, "seconds": seconds}  # fmt: skip
+               "output": memory, "seconds": seconds, "control": control.fileno()}  # fmt: skip
+        self._number = 0 if seccomp.supported() else -1  # of the process that reads, to be told by its guardian
         try:
-            self.process = start(job, [number, said])
+            self.process = start(job, [number, said, control.fileno()])
         except BaseException:
             self.let_go()
             raise
         finally:
             os.close(said)
+            control.close()
+
+    def ask(self, message: Mapping[str, Any], descriptor: int) -> None:
+        """Hand it one line and the file it is about. One that is gone says so by its silence."""
+        line = json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.sendall(line[socket.send_fds(self.control, [line], [descriptor]) :])
+
+    def heard(self, seconds: float) -> bytes | None:
+        """What it says within so many seconds; b"" when it is gone, None when it said nothing."""
+        poll = select.poll()
+        poll.register(self.said, select.POLLIN)
+        if not poll.poll(1000 * seconds):
+            return None
+        if self._number == 0:
+            told = os.read(self.said, guardian.PID.size)
+            self._number = guardian.PID.unpack(told)[0] if len(told) == guardian.PID.size else -1
+            return None if self._number > 0 else b""
+        return os.read(self.said, 1)
+
+    def used(self) -> float:
+        """Seconds of CPU time it has taken in all; 0 where that cannot be asked."""
+        if self._number <= 0:
+            return 0.0
+        with contextlib.suppress(OSError):  # it has just ended
+            return time.clock_gettime((~self._number << 3) | 2)  # the clock of another process: linux/posix-timers.h
+        return 0.0
 
     def close(self) -> int:
         """End it; its exit code."""
@@ -50,6 +84,7 @@ class _Child:
 
     def let_go(self) -> None:
         os.close(self.said)
+        self.control.close()
         self.answer.close()
 
 
@@ -69,15 +104,13 @@ class Session:
 
     def ask(self, path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         """({name: numpy array}, JSON info) as `sandbox.run` gives them, with its errors."""
-        where, _ = foreign_file(path)
-        with self._lock:
+        with foreign_file(path) as (where, descriptor, _), self._lock:
             if self._child is None:
                 self._child = _Child(self._function, self._memory, self._seconds)
             child, failed = self._child, True
             try:
                 os.ftruncate(child.answer.fileno(), 0)
-                with contextlib.suppress(BrokenPipeError):  # it is gone: its code says why
-                    tell(child.process, {"path": os.path.abspath(where), "arguments": dict(arguments)})
+                child.ask({"path": os.path.abspath(where), "arguments": dict(arguments)}, descriptor)
                 said = self._heard(child, where)
                 if said == DONE:
                     return result_of(child.answer.fileno(), where, numpy=True)
@@ -96,10 +129,13 @@ class Session:
                 raise
 
     def _heard(self, child: _Child, where: Path) -> bytes:
-        """What the child says, b"" when it is gone; DataError when it says nothing for too long."""
-        if not select.select([child.said], [], [], 4 * self._seconds + GRACE)[0]:
-            raise DataError(f"Reading {printable(where)} took too long, so it was stopped; get it anew.")
-        return os.read(child.said, 1)
+        """What the child says, b"" when it is gone; DataError when it computes or stands still for too long."""
+        end, begun = time.monotonic() + 4 * self._seconds + GRACE, child.used()
+        while (left := end - time.monotonic()) > 0 and child.used() - begun <= self._seconds:
+            said = child.heard(min(left, _LOOK))
+            if said is not None:
+                return said
+        raise DataError(f"Reading {printable(where)} took too long, so it was stopped; get it anew.")
 
     def close(self) -> None:
         """End the child; the next `ask` starts another."""

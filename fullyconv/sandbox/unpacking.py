@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from fullyconv.errors import DataError, printable
+from fullyconv.sandbox.given import opened
 
 __all__ = ["CONTENT", "FILE", "FOLDER", "PIECE", "entries", "refused"]
 
@@ -33,12 +34,14 @@ def refused(archive: object, fact: str) -> DataError:
 def entries(path: str) -> Iterator[Frame]:
     """The frames of all entries in order. DataError for links, devices, sparse and encrypted entries and damage."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    yield from _zip_entry(path, archive, info)
-        else:
-            with tarfile.open(path, "r:*") as tar:
+        with opened(path) as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    for info in archive.infolist():
+                        yield from _zip_entry(path, archive, info)
+                return
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:*") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep every one
                     yield from _tar_entry(path, tar, member)

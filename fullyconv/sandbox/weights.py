@@ -10,10 +10,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from fullyconv.errors import DataError, printable
 from fullyconv.files import open_regular
+from fullyconv.sandbox.given import opened
 
 __all__ = ["is_pickled", "read_pickled", "scan_pickled"]
 
@@ -83,9 +84,9 @@ def is_pickled(path: Path) -> bool:
 def scan_pickled(path: str) -> dict[str, Any]:
     """Raise DataError unless the file can only make tensors: nothing in it is executed. Needs no torch. Returns {}."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             if file.read(4) == _ZIP_MAGIC:
-                _scan_zip(path)
+                _scan_zip(path, file)
             else:
                 file.seek(0)
                 for _ in range(5):  # magic, protocol, system, object, storage keys
@@ -95,8 +96,8 @@ def scan_pickled(path: str) -> dict[str, Any]:
     return {}
 
 
-def _scan_zip(path: str) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _scan_zip(path: str, file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len(entries) > _ENTRIES:
             raise ValueError(f"{len(entries)} entries")
@@ -105,7 +106,7 @@ def _scan_zip(path: str) -> None:
                 raise ValueError(f"{entry.filename!r} is compressed or encrypted, which PyTorch never writes")
             if entry.file_size != entry.compress_size:
                 raise ValueError(f"{entry.filename!r} lies about its size")
-        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        if sum(entry.file_size for entry in entries) > file.seek(0, os.SEEK_END):
             raise ValueError("its entries claim more bytes than it has")
         names = [entry.filename for entry in entries]
         if len(set(names)) != len(names):
@@ -158,7 +159,9 @@ def read_pickled(path: str) -> dict[str, Any]:
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
         raise DataError(f"torch {torch.__version__} reads foreign weights unsafely; install torch 2.10 or later.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            size = file.seek(0, os.SEEK_END)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OSError) as error:
         if "memory" in str(error):
             raise MemoryError from error
@@ -166,7 +169,7 @@ def read_pickled(path: str) -> dict[str, Any]:
         raise DataError(f"{printable(path)} could not be read as weights ({reason}).") from error
     except Exception as error:  # pickle.UnpicklingError, named without importing that module
         raise DataError(f"{printable(path)} was refused: PyTorch's weights_only reader rejects it.") from error
-    return _plain(_unwrap(loaded, path), path)
+    return _plain(_unwrap(loaded, path), path, size)
 
 
 read_pickled.imports = ("torch",)  # type: ignore[attr-defined]
@@ -184,8 +187,8 @@ def _unwrap(loaded: Any, path: str) -> Mapping[str, Any]:
     return loaded
 
 
-def _plain(found: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Dense CPU tensors, whose sizes are covered by the file: a stride of 0 must not turn bytes into gigabytes."""
+def _plain(found: Mapping[str, Any], path: str, size: int) -> dict[str, Any]:
+    """Dense CPU tensors, whose sizes are covered by the file's: a stride of 0 must not turn bytes into gigabytes."""
     import torch
 
     tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
@@ -197,6 +200,6 @@ def _plain(found: Mapping[str, Any], path: str) -> dict[str, Any]:
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise DataError(f"{printable(path)}: {printable(name)} claims more elements than the file has.")
     total = sum(t.numel() * t.element_size() for t in tensors.values())
-    if total > 4 * os.path.getsize(path):
+    if total > 4 * size:
         raise DataError(f"{printable(path)} claims {total} bytes of tensors, far more than it has.")
     return {name: tensor.detach() for name, tensor in tensors.items()}
