@@ -681,11 +681,176 @@ def test_label_studio_json_min_rectangles_and_ellipses(tmp_path: Path) -> None:
 
 
 def test_label_studio_faults_are_named(tmp_path: Path) -> None:
-    write_labelstudio(tmp_path, [result("brush", "a", format="rle", rle=pack_brush(region(1, (4, 4))))])
-    with pytest.raises(DataError, match=r"project-1\.json"):
-        _ = open_dataset(tmp_path)[0]
     write_labelstudio(tmp_path, [], "/data/upload/1/gone.png")
     with pytest.raises(MissingInput, match="images=PATH"):
+        open_dataset(tmp_path)
+
+
+def write_tasks(root: Path, tasks: list[dict[str, Any]]) -> Path:
+    for name in {Path(v).name for t in tasks for v in t["data"].values() if isinstance(v, str)}:
+        picture(root / "images" / name)
+    (root / "tasks.json").write_text(json.dumps(tasks))
+    return root
+
+
+def task(number: int, *annotations: Any, **data: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "annotations": list(annotations),
+        "predictions": [],
+        "data": data or {"image": f"{number}.png"},
+    }
+
+
+def done(*results: Any, **more: Any) -> dict[str, Any]:
+    return {"was_cancelled": False, "result": list(results), **more}
+
+
+ROAD = result("polygon", "road", points=percent(SQUARE))
+CAR = result("polygon", "car", points=percent(INNER))
+
+
+def test_tasks_that_nobody_annotated_are_left_out_and_counted(tmp_path: Path) -> None:
+    predicted = {**task(5), "predictions": [{"result": [ROAD]}]}
+    tasks = [
+        task(1, done(ROAD)),
+        task(2, {"was_cancelled": True, "result": [ROAD]}),
+        task(3),
+        task(4, done()),
+        predicted,
+    ]
+    data = open_dataset(write_tasks(tmp_path, tasks))
+    assert [r.name for r in data.records] == ["1", "4"]
+    assert not data[1].labels["semantic"].any()
+    said = " ".join(data.notes)
+    assert "1 skipped tasks (task 2)" in said
+    assert "1 tasks that nobody has annotated (task 3)" in said
+    assert "1 tasks with predictions alone, which nobody has accepted (task 5)" in said
+    assert "without a region, all background: 1 of 2" in said
+
+
+def test_only_skipped_tasks_are_no_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 skipped tasks"):
+        open_dataset(write_tasks(tmp_path, [task(1, {"was_cancelled": True, "result": []})]))
+
+
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        (("img1", "img2"), ("image", "image2")),
+        (("img2", "img1"), ("image2", "image")),
+        (("left", "right"), ("left", "right")),
+        (("view_before", "view_after"), ("before", "after")),
+    ],
+)
+def test_regions_go_to_the_picture_that_they_name(
+    names: tuple[str, str], fields: tuple[str, str], tmp_path: Path
+) -> None:
+    results = [{**ROAD, "to_name": names[0]}, {**CAR, "to_name": names[1]}]
+    data = open_dataset(write_tasks(tmp_path, [task(1, done(*results), **{fields[1]: "b.png", fields[0]: "a.png"})]))
+    found = {r.name: s.labels["semantic"] for r, s in zip(data.records, data, strict=True)}
+    assert np.array_equal(found["a"] == 2, oracle(SQUARE))
+    assert np.array_equal(found["b"] == 1, oracle(INNER))
+    assert (found["a"].max(), found["b"].max()) == (2, 1)
+
+
+def test_pictures_that_cannot_be_told_apart_are_bound_by_hand(tmp_path: Path) -> None:
+    results = [{**ROAD, "to_name": "left"}, {**CAR, "to_name": "right"}]
+    write_tasks(tmp_path, [task(1, done(*results), before="a.png", after="b.png")])
+    with pytest.raises(DataError, match="which is which") as caught:
+        open_dataset(tmp_path)
+    spec = re.search(r"as in (\S+)\.$", str(caught.value))
+    assert spec
+    data = open_dataset(spec[1])
+    assert [(r.name, int(s.labels["semantic"].max())) for r, s in zip(data.records, data, strict=True)] == [
+        ("a", 2),
+        ("b", 1),
+    ]
+    with pytest.raises(UsageError, match="bind="):
+        open_dataset(tmp_path, bind="left=nothing")
+
+
+def test_one_image_tag_of_several_pictures_is_read_by_its_index(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"images/{name}.png")
+    results = [{**ROAD, "item_index": 1}, {**CAR, "item_index": 7}]
+    write_tasks(tmp_path, [task(1, done(*results), image=["a.png", "b.png"])])
+    data = open_dataset(tmp_path)
+    assert [(r.name, int(s.labels["semantic"].max())) for r, s in zip(data.records, data, strict=True)] == [
+        ("a", 0),
+        ("b", 2),
+    ]
+    assert any("1 regions of a picture that the task does not have" in n for n in data.notes)
+
+
+@pytest.mark.parametrize("labelled", ["labels", "choices"])
+def test_results_of_one_id_are_one_region(labelled: str, tmp_path: Path) -> None:
+    points = {"points": percent(SQUARE), "closed": True}
+    outline = {"id": "r", "type": "polygon", "value": points}
+    named = {"id": "r", "type": labelled, "value": {**points, labelled: ["road"]}}
+    for results in ([outline, named], [named, outline]):
+        data = open_dataset(write_tasks(tmp_path, [task(1, done(*results))]))
+        assert data.taxonomy.names == ("background", "road")
+        assert np.array_equal(data[0].labels["semantic"] == 1, oracle(SQUARE))
+
+
+def test_bitmaps_are_painted(tmp_path: Path) -> None:
+    pixels = region(3)
+    rgba = np.zeros((H, W, 4), np.uint8)
+    rgba[..., 3] = pixels * 255
+    out = BytesIO()
+    Image.fromarray(rgba).save(out, "PNG")
+    for data in (stencil(pixels), base64.b64encode(out.getvalue()).decode()):
+        value = {"imageDataURL": f"data:image/png;base64,{data}", "bitmasklabels": ["road"]}
+        write_tasks(tmp_path, [task(1, done({"id": "r", "type": "bitmask", "value": value}))])
+        assert np.array_equal(open_dataset(tmp_path)[0].labels["semantic"] == 1, pixels)
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"id": "k", "type": "keypointlabels", "value": {"x": 5, "y": 5, "keypointlabels": ["p"]}}, "keypointlabels"),
+        ({"id": "k", "type": "relation"}, "answers without an area (relation)"),
+        ({"id": "k", "type": "polygon", "value": {"points": percent(SQUARE)}}, "without a label"),
+        (result("polygon", "road", points=[[1, 1], [2, 2]]), "fewer than 3 points"),
+        (result("polygon", "road", points=[[1, 1], [float("nan"), 2], [5, 5]]), "finite"),
+        (result("polygon", "road", points=[[1, 1], [10**4000, 2], [5, 5]]), "no numbers"),
+        (result("polygon", "road", points=5), "no pairs"),
+        (result("brush", "road", format="rle", rle=10**12), "no list of bytes"),
+        (result("brush", "road", format="png", rle=[1]), "stored as png"),
+        (result("brush", "road", format="rle", rle=pack_brush(region(1, (4, 4)))), "another size"),
+        (result("rectangle", "road", x=1, y=1, width=None, height=4), "width is no number"),
+        (result("ellipse", "road", x=1, y=1, radiusX=0, radiusY=4), "without an area"),
+        ({**ROAD, "image_rotation": 90}, "turned picture"),
+        ({**ROAD, "value": {"imageDataURL": "%%", "labels": ["road"]}}, "bitmap that cannot be read"),
+        ("odd", "not as Label Studio writes"),
+    ],
+)
+def test_what_label_studio_holds_and_is_not_painted_is_counted(odd: Any, said: str, tmp_path: Path) -> None:
+    data = open_dataset(write_tasks(tmp_path, [task(1, done(CAR, odd, ROAD))]))
+    expected = np.where(oracle(SQUARE), data.taxonomy.names.index("road"), 0)
+    assert np.array_equal(data[0].labels["semantic"], expected)
+    assert any(n.startswith("left out: 1 ") and said in n and "task 1" in n for n in data.notes), data.notes
+
+
+@pytest.mark.parametrize("image", ["http://[bad", "x" * 5000, "\0.png", "http://host/[x.png"])
+def test_addresses_that_are_none_are_errors_of_ours(image: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "tasks.json").write_text(json.dumps([task(1, done(ROAD), image=image)]))
+    with pytest.raises(FullyconvError):
+        open_dataset(f"labelstudio:{tmp_path}")
+
+
+def test_label_studios_folders_tell_pictures_of_one_name_apart(tmp_path: Path) -> None:
+    for folder in "ab":
+        picture(tmp_path / folder / "1.png")
+    tasks = [task(i, done(r), image=f"/data/local-files/?d={f}/1.png") for i, f, r in ((1, "a", ROAD), (2, "b", CAR))]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    data = open_dataset(tmp_path)
+    assert [r.name for r in data.records] == ["a/1", "b/1"]
+    assert [int(s.labels["semantic"].max()) for s in data] == [2, 1]
+    (tmp_path / "b/1.png").unlink()
+    with pytest.raises(MissingInput, match="only"):
         open_dataset(tmp_path)
 
 
