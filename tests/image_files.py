@@ -28,6 +28,42 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, *more: byt
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def tiff(
+    values: NDArray[Any], *, order: str = "<", big: bool = False, nodata: str = "", more: dict[int, int] | None = None,
+    deflate: bool = False, pages: int = 1,
+) -> bytes:  # fmt: skip
+    """A TIFF written by hand: `values` H W or H W C of any type in one strip; `more`: further tags (or others)."""
+    h, w, *c = values.shape
+    bands = c[0] if c else 1
+    raw = np.ascontiguousarray(values, values.dtype.newbyteorder(order)).tobytes()
+    raw = zlib.compress(raw) if deflate else raw
+    out = struct.pack(order + "2sHHHQ" if big else order + "2sHI", b"II" if order == "<" else b"MM",
+                      *((43, 8, 0, 16 + len(raw)) if big else (42, 8 + len(raw)))) + raw  # fmt: skip
+    kind = {"u": 1, "i": 2, "f": 3, "b": 1}[values.dtype.kind]
+    numbers = {
+        256: [w], 257: [h], 258: [8 * values.dtype.itemsize] * bands, 259: [8 if deflate else 1],
+        262: [1 if bands < 3 else 2], 273: [16 if big else 8], 277: [bands], 278: [h], 279: [len(raw)],
+        339: [kind] * bands,
+    } | {tag: [v] for tag, v in (more or {}).items()}  # fmt: skip
+    long, size = ("Q", 8) if big else ("I", 4)
+    for n in range(pages):
+        entries, texts = [], b""
+        count = len(numbers) + bool(nodata)
+        end = len(out) + (8 if big else 2) + count * (20 if big else 12) + size
+        for tag, many in sorted((numbers | ({42113: [0]} if nodata else {})).items()):
+            packed = nodata.encode() + b"\0" if tag == 42113 else struct.pack(f"{order}{len(many)}{long}", *many)
+            kinds = (2, len(packed)) if tag == 42113 else (16 if big else 4, len(many))
+            place = packed.ljust(size, b"\0")
+            if len(packed) > size:
+                place = struct.pack(order + long, end + len(texts))
+                texts += packed
+            entries.append(struct.pack(f"{order}HH{long}", tag, *kinds) + place)
+        following = end + len(texts) if n + 1 < pages else 0
+        out += struct.pack(order + ("Q" if big else "H"), count) + b"".join(entries)
+        out += struct.pack(order + long, following) + texts
+    return out
+
+
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     """Flips, overwrites, cuts, repeats or joins; half of the time PNG checksums are set right, to get deeper."""
     out = bytearray(data)

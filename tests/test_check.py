@@ -292,9 +292,9 @@ def test_the_repaired_copy_has_no_error_and_the_data_are_untouched(data: Path, t
     whole = open_dataset(tmp_path / "fixed", "all")
     assert len(whole) == done["pairs written"] == 31 - 5
     fixed = {r.name: r for r in whole.records}
-    truth = faults.scene(11)[1]
+    truth = faults.scene(11)[1] + 1
     ids = whole.read_labels(fixed["train/p011"], "semantic")
-    assert (ids == truth).all(), "off by one is set right"
+    assert (ids == np.where(truth == len(faults.NAMES), 255, truth)).all(), "one file alone is never moved by one"
     assert whole.taxonomies["semantic"].names == faults.NAMES
 
 

@@ -89,6 +89,8 @@ KINDS: dict[str, tuple[Level, str]] = {
     "blank-image": ("warning", "Look at it: every pixel has the same colour."),
     "extreme-size": ("warning", "Look at it, or cut it into tiles."),
     "palette-inconsistent": ("warning", "Check that the same id means the same class in both files."),
+    "palette-permuted": ("error", "Write classes.txt with a line name r g b for each class: they are read by it."),
+    "nodata-in-label": ("warning", "If it is a class, write classes.txt with a line name = value for each class."),
     "shifted-label": ("warning", "Lay the label over the picture: it seems moved. Export it again if so."),
     "non-utf8-name": ("warning", "Rename it in plain letters and digits."),
     "odd-name": ("warning", "Rename it without control characters."),

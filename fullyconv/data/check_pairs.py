@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset
-from fullyconv.data.check_findings import Finding, finding
-from fullyconv.data.check_scan import InputFacts, RecordFacts
+from fullyconv.data.check_findings import Finding, Level, finding
+from fullyconv.data.check_scan import InputFacts, RecordFacts, coding_of
 from fullyconv.errors import printable
 
 __all__ = ["RULES", "same_pictures"]
@@ -94,19 +94,30 @@ def _groups(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
 
 
 def _palettes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    """Palette labels whose colours for the ids they use differ from those of the most usual palette."""
+    """Palette labels whose colours for the ids they use differ from those of the most usual palette: an error where the
+    same colours stand for other ids and no colour table tells which class each is."""
     for head in dict.fromkeys(la.head for r in facts for la in r.labels):
         some = [la for r in facts for la in r.labels if la.head == head and la.palette]
         if len(some) < 2:
             continue
         usual, _ = Counter(la.palette for la in some).most_common(1)[0]
         first = next(la.file for la in some if la.palette == usual)
+        used = {usual[v]: v for la in some if la.palette == usual for v in la.stored if v < len(usual)}
+        coding = next((coding_of(d, head) for d in datasets if head in d.taxonomies), None)
+        by_colour = bool(coding and coding.by_palette)
         for la in some:
             ids = [v for v in la.stored if v < len(la.palette) and v < len(usual) and la.palette[v] != usual[v]]
-            if ids:
+            moved = [v for v in ids if used.get(la.palette[v], v) != v]
+            if moved and not by_colour:
+                k, message = moved[0], f"its palette gives {la.palette[moved[0]]} the id {moved[0]}"
+                message += f", that of {printable(first)} the id {used[la.palette[k]]}"
+                yield finding("palette-permuted", [la.file, first], message, len(moved), k)
+            elif ids:
                 k = ids[0]
                 message = f"its colour of id {k} is {la.palette[k]}, in {printable(first)} it is {usual[k]}"
-                yield finding("palette-inconsistent", [la.file, first], message, len(ids), k)
+                message += "; each is read by its own palette's colours" if by_colour else ""
+                level: Level | None = "info" if by_colour else None
+                yield finding("palette-inconsistent", [la.file, first], message, len(ids), k, level=level)
 
 
 def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:

@@ -149,23 +149,40 @@ def _mismatch(picture: InputFacts, other: InputFacts | LabelFacts) -> Finding:
 
 
 def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    """What is wrong with label maps. Whether ids start at 1, or 255 is the foreground, is judged over all of a head's
+    labels in all splits: a single file may lack any class."""
     for dataset in datasets:
         for head, taxonomy in dataset.taxonomies.items():
             coding = coding_of(dataset, head)
+            every = [la for r in facts for la in r.labels if la.head == head]
             here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
-            mapped, ignore = bool(coding and coding.values) or not all(la.as_stored for la in here), taxonomy.ignore
-            values = {v for r in facts for la in r.labels if la.head == head for v in la.stored} - {ignore}
-            binary = not mapped and ignore == 255 and (len(taxonomy) <= 2 or _all_binary(here))
-            moved = not mapped and len(taxonomy) in values and 0 not in values and max(values) == len(taxonomy)
+            mapped = bool(coding and coding.values) or not all(la.as_stored for la in here)
+            classes, ignore = len(taxonomy), taxonomy.ignore
+            binary = not mapped and ignore == 255 and _all_binary(every)
+            moved = not mapped and _start_at_one(every, classes, ignore)
             for facts_ in here:
                 if moved and facts_.stored:
-                    yield _off_by_one(facts_, len(taxonomy), ignore)
+                    yield _off_by_one(facts_, classes, ignore)
                 else:
-                    yield from _label(facts_, len(taxonomy), ignore, mapped=mapped, binary=binary)
+                    yield from _label(facts_, classes, ignore, mapped=mapped, binary=binary)
+                value = facts_.nodata
+                if value is not None and facts_.stored.get(value) and not (coding and coding.lists(value)):
+                    pixels = facts_.stored[value]
+                    message = f"{pixels} pixels hold {value}, which it declares as nodata: they are ignored"
+                    yield finding("nodata-in-label", [facts_.shown], message, pixels, value)
             if coding and coding.colours and any("no colour table" in n for n in dataset.notes):
                 files = [la.file for la in here if la.colours][:1]
                 message = f"the labels are colours without a table: one class for each of {len(taxonomy)} colours"
                 yield finding("colours-inferred", files, message, len(here), len(taxonomy))
+
+
+def _start_at_one(labels: Sequence[LabelFacts], classes: int, ignore: int) -> bool:
+    """Whether the labels of a set hold 1..K where the classes are 0..K-1. A stray value in a few files is none of that:
+    0 must occur nowhere, and K in more than a tenth of the files that hold ids."""
+    held = [ids for la in labels if (ids := set(la.stored) - {ignore, 65535, la.nodata})]
+    if not held or any(0 in ids for ids in held):
+        return False
+    return max(set().union(*held)) == classes and 10 * sum(classes in ids for ids in held) > len(held)
 
 
 def _all_binary(labels: Sequence[LabelFacts]) -> bool:
@@ -208,13 +225,12 @@ def _refused(facts: LabelFacts, classes: int, ignore: int) -> Finding:
     if facts.outside is None:
         return finding("id-out-of-range", [facts.shown], reason, 1)
     value, pixels, row, column = facts.outside
-    ids = {v for v in facts.stored if v != ignore}
-    if 0 not in ids and max(ids) == classes:
-        return _off_by_one(facts, classes, ignore)
     message = (
         f"the value {value} is no class (0..{classes - 1}, {ignore} ignored): {pixels} pixels, the first at row {row}, "
         f"column {column}"
     )
+    if 0 not in facts.stored and value == classes:
+        message += "; it holds no 0 (if this file alone counts from 1, subtract 1 from it)"
     return finding("id-out-of-range", [facts.file], message, pixels, value, (row, column))
 
 

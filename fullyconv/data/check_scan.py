@@ -80,6 +80,7 @@ class LabelFacts:
     counts: NDArray[np.int64] | None = None
     outside: tuple[int, int, int, int] | None = None  # value, pixels, row, column
     palette: tuple[tuple[int, int, int], ...] = ()
+    nodata: int | None = None  # the value that the file declares to mean nothing
     blended: float = 0.0  # share of the rare pixels that lie between their neighbours in value
     shift: Shift | None = None
 
@@ -88,7 +89,8 @@ class LabelFacts:
         """Whether the reader took stored values for ids; one of a user's own may turn 255 into class 0."""
         if self.counts is None:
             return True
-        return all(n == self.counts[v] for v, n in self.stored.items() if v < len(self.counts) - 1)
+        ids = [v for v in self.stored if v < len(self.counts) - 1 and v != self.nodata]
+        return all(self.stored[v] == self.counts[v] for v in ids)
 
 
 @final
@@ -278,10 +280,11 @@ def _raw_facts(facts: LabelFacts, *, by_colour: bool) -> bool:
         facts.digest = hashlib.sha256(data).digest()
         facts.info = images.image_info(data)
         facts.size = facts.info.stored
-        raw = images.read_label(data, colours=True)
+        stored = images.stored_label(data, colours=True)
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return False
+    raw, facts.nodata = stored.values, stored.nodata
     if raw.ndim == 3 and not by_colour and (one := images.equal_channels(raw)) is not None:
         raw, facts.tripled = one, True
     if raw.ndim == 3:
@@ -290,7 +293,7 @@ def _raw_facts(facts: LabelFacts, *, by_colour: bool) -> bool:
         return True
     counts = np.bincount(raw.ravel())
     facts.stored = {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
-    facts.palette = images.read_palette(data) if facts.info.mode == "P" else ()
+    facts.palette = tuple((r, g, b) for r, g, b in stored.palette.tolist())
     facts.blended = _blended(raw, counts)
     return True
 

@@ -140,9 +140,9 @@ def _coding(rows: Sequence[_Row], file: Path) -> Coding:
     ids = {id(r): k for k, r in enumerate(classes)}
     ignore = taxonomy.ignore
     values = {r.value: ids.get(id(r), ignore) for r in rows if r.value is not None}
-    if values == {k: k for k in range(len(classes))}:
-        values = {}
-    return Coding(taxonomy, values, {r.colour: ids.get(id(r), ignore) for r in rows if r.colour} if palette else {})
+    colours = {r.colour: ids.get(id(r), ignore) for r in rows if r.colour} if palette else {}
+    plain = values == {k: k for k in range(len(classes))}
+    return Coding(taxonomy, {} if plain else values, colours, numbered=bool(values))
 
 
 def _ignored(row: _Row) -> bool:

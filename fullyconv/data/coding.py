@@ -28,14 +28,18 @@ class Coding:
     """A taxonomy and how label files write it.
 
     `values` maps stored values to ids and `colours` colours to ids (the ignore value among them); without either the
-    stored value is the id. Values and colours that are not listed are errors; the ignore value always is itself, and
-    65535, the 16-bit one, is ignored too. `kind` names the published set whose classes these are, for remedies.
+    stored value is the id. Where files store palette indices beside a colour table, `by_palette` decodes each file by
+    its palette's colours. Nodata that a file declares is ignored unless the table lists it. Values and colours that are
+    not listed are errors; the ignore value always is itself, and 65535, the 16-bit one, is ignored too.
+    `kind` names the published set whose classes these are, for remedies.
     """
 
     taxonomy: Taxonomy
     values: Mapping[int, int] = field(default_factory=dict)
     colours: Mapping[Colour, int] = field(default_factory=dict)
     kind: str = ""
+    by_palette: Mapping[Colour, int] = field(default_factory=dict)  # colours -> ids where files store palette indices
+    numbered: bool = False  # whether the user gave each class its stored value
 
     @property
     def remedy(self) -> str:
@@ -43,6 +47,10 @@ class Coding:
         if not self.kind:
             return "correct it, or list it in classes.txt"
         return f"correct it, or, if it is no {self.kind} label, read your own classes as folder:PATH with a classes.txt"
+
+    def lists(self, value: int) -> bool:
+        """Whether the user's table names this stored value."""
+        return value in self.values or (self.numbered and not self.values and value < len(self.taxonomy))
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -86,13 +94,40 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
     Raises BadImage for a file that is no label map and DataError for a value or colour without a class (which, how
     many pixels, where the first is).
     """
-    label = images.read_label(file, colours=bool(coding.colours))
+    stored = images.stored_label(file, colours=bool(coding.colours))
+    label, nothing = stored.values, None
     if label.ndim == 3:
         one = images.equal_channels(label)
         if one is None or all((v, v, v) in coding.colours for v in np.flatnonzero(np.bincount(one.ravel())).tolist()):
             return _from_colours(label, coding, file)
         label = one  # ids, three times
-    return _from_values(label, coding, file) if coding.values else check_ids(label, coding, file)
+    if stored.nodata is not None and not coding.lists(stored.nodata):
+        nothing = label == stored.nodata
+        label = np.where(nothing, label.dtype.type(next(iter(coding.values), 0)), label)
+    if coding.by_palette and len(stored.palette) and (moved := _by_palette(label, stored.palette, coding, file)):
+        table = np.arange(256, dtype=label.dtype)
+        table[list(moved)] = list(moved.values())
+        label = table.take(label)
+    ids = _from_values(label, coding, file) if coding.values else check_ids(label, coding, file)
+    return ids if nothing is None else np.where(nothing, coding.dtype(coding.taxonomy.ignore), ids)
+
+
+def _by_palette(label: NDArray[Any], palette: NDArray[np.uint8], coding: Coding, file: Path) -> dict[int, int]:
+    """Stored index -> id where the file's palette gives the classes' colours to other indices; {} where ids and colours
+    agree or the palette is another. DataError where some of its colours are moved and others in no table."""
+    used = [v for v in np.flatnonzero(np.bincount(label.ravel())).tolist() if v != coding.taxonomy.ignore]
+    colour = {v: (int(r), int(g), int(b)) for v in used if v < len(palette) for r, g, b in [palette[v]]}
+    known = {v: coding.by_palette[c] for v, c in colour.items() if c in coding.by_palette}
+    moved = {v: k for v, k in known.items() if v != k}
+    if moved and len(known) < len(used):
+        strange = next(v for v in used if v not in known)
+        v, k = next(iter(moved.items()))
+        what = repr(coding.taxonomy.names[k]) if k < len(coding.taxonomy) else "what is ignored"
+        raise DataError(
+            f"{printable(file)}: the label's palette gives index {v} the colour {colour[v]} of {what}, and index "
+            f"{strange} the colour {colour.get(strange, 'of none')}, which is no class; list its colour in classes.txt."
+        )
+    return moved
 
 
 def check_ids(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
@@ -105,7 +140,8 @@ def check_ids(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
         bad = (label >= k) & (label != ignore)
         if bad.any():
             raise _no_class(file, f"value {label[bad][0]}", bad, coding)
-    return label
+    # One type for all files of a head: 8-bit files beside 16-bit ones must meet in a batch without being cut.
+    return label.astype(np.uint8 if ignore <= 255 else np.uint16, copy=False)
 
 
 def _from_values(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
@@ -214,11 +250,12 @@ def _stored_in(stamped: tuple[tuple[Path, int, int], ...]) -> list[tuple[str, Se
 
 def _stored(file: Path) -> tuple[str, Sequence[Any]]:
     try:
-        label = images.read_label(file, colours=True)
+        stored = images.stored_label(file, colours=True)
     except FullyconvError:
         return "nothing", ()
+    label = stored.values
     if label.ndim == 2:
-        return "values", np.flatnonzero(np.bincount(label.ravel())).tolist()
+        return "values", [v for v in np.flatnonzero(np.bincount(label.ravel())).tolist() if v != stored.nodata]
     packed = (label.astype(np.float32) @ _PACK).astype(np.int32)
     return "colours", [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(packed)[:5000].tolist()]
 

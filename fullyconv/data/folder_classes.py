@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fullyconv import images
@@ -37,9 +38,10 @@ def head_coding(
     notes += _others(tables, file, coding)
     if not coding.colours:
         return coding, tuple(notes)
+    coding = replace(coding, by_palette=coding.colours)
     if painted:
         return coding, (*notes, f"the labels are colour-coded by {printable(file.name)}.")
-    return Coding(coding.taxonomy, coding.values), tuple(notes)  # beside index labels colours are their palette alone
+    return replace(coding, colours={}), tuple(notes)  # beside index labels colours tell what a palette's index is
 
 
 def are_theirs(published: Sequence[Taxonomy], largest: int, places: Sequence[Path], labels: Sequence[Path]) -> bool:

@@ -16,7 +16,15 @@ animated, pages  the first frame                                   the first fra
 
 from __future__ import annotations
 
-from fullyconv.images.labels import encode_label, encode_png, equal_channels, read_label, write_label
+from fullyconv.images.labels import (
+    StoredLabel,
+    encode_label,
+    encode_png,
+    equal_channels,
+    read_label,
+    stored_label,
+    write_label,
+)
 from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap
 from fullyconv.images.opening import read_bytes
 from fullyconv.images.reading import ImageInfo, image_info, image_size, read_image, read_palette, turn
@@ -26,6 +34,7 @@ __all__ = [
     "MAX_PIXELS",
     "BadImage",
     "ImageInfo",
+    "StoredLabel",
     "encode_label",
     "encode_png",
     "equal_channels",
@@ -36,6 +45,7 @@ __all__ = [
     "read_image",
     "read_label",
     "read_palette",
+    "stored_label",
     "turn",
     "write_label",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,35 +15,133 @@ from fullyconv.errors import DataError
 from fullyconv.files import atomic_write
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes
-from fullyconv.images.png import plain_samples
-from fullyconv.images.reading import integers
+from fullyconv.images.png import plain_palette, plain_samples
+from fullyconv.images.reading import is_lossy, read_wide, stored_bits
+from fullyconv.images.tiff import MAX_PAGES, check_pages, is_tiff, same_value, samples, wide_enough
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["encode_label", "encode_png", "equal_channels", "read_label", "write_label"]
+__all__ = ["StoredLabel", "encode_label", "encode_png", "equal_channels", "read_label", "stored_label", "write_label"]
+
+
+@final
+@dataclass(frozen=True)
+class StoredLabel:
+    """A label file as stored: values H W uint8 or uint16 (or colours H W 3 uint8), the value that the file itself
+    declares as nodata (None without), and the colours N 3 uint8 of its palette (empty without)."""
+
+    values: NDArray[Any]
+    nodata: int | None = None
+    palette: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 3), np.uint8))
 
 
 def read_label(source: Source, *, colours: bool = False, max_pixels: int | None = None) -> NDArray[Any]:
     """A label map's raw ids: H W uint8 or uint16, palette indices as stored, never their brightness.
 
     With `colours` a colour-coded map is returned as H W 3 uint8 for the caller's table; without it one is refused
-    (unless its three channels are equal: each is then the ids), as are JPEG (its values are approximate), alpha, floats
-    and EXIF-turned labels (they would turn away from their image).
+    (unless its three channels are equal: each is then the ids), as are JPEG (its values are approximate), alpha,
+    several pages and EXIF-turned labels (they would turn away from their image). TIFFs give the stored value whatever
+    their photometric tag says, also from signed, 32- and 64-bit and floating samples, so long as each is a whole
+    number in 0..65535; a declared nodata value outside that range becomes 65535.
     """
+    return stored_label(source, colours=colours, max_pixels=max_pixels).values
+
+
+def stored_label(source: Source, *, colours: bool = False, max_pixels: int | None = None) -> StoredLabel:
+    """`read_label`, with the nodata value and the palette that the file holds."""
     cap, name = max_pixels or pixel_cap(), name_of(source)
     data = read_bytes(source)
     if (quick := plain_samples(data, cap, colours=(0, 2, 3) if colours else (0, 3))) is not None:
-        return quick if quick.shape[2] == 3 else quick[..., 0]
+        if quick.shape[2] == 3:
+            return StoredLabel(quick)
+        return StoredLabel(quick[..., 0], None, plain_palette(data))
+    if is_tiff(data):
+        return _tiff_label(data, name, cap, colours)
     picture = open_picture(data, name, cap)
-    if picture.format == "JPEG":
-        raise BadImage(name, "is a JPEG label, whose values are only approximate; export labels as PNG.")
+    if getattr(picture, "is_animated", False):
+        raise BadImage(name, "is a label of several frames, of which only one can be meant; save that one as PNG.")
+    if is_lossy(data):
+        raise BadImage(name, f"is a {_LOSSY[picture.format]} label, whose values are only approximate; {_AS_PNG}.")
+    wide = stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA")
+    deep = read_wide(picture, data, name, cap) if wide else None  # before anything decodes: 8 of 16 bits would be left
     if orientation_of(picture) != 1:
-        raise BadImage(name, "is a label with an EXIF orientation; save it again without, turned as its image is.")
+        raise BadImage(name, _TURNED)
+    if deep is not None:
+        return StoredLabel(_wide_ids(deep, name))
     decode(picture, data, name, cap)
     if picture.mode in ("RGB", "RGBA") and colours:
-        return np.asarray(picture)[..., :3]
-    return _ids(picture, data, name)
+        return StoredLabel(np.asarray(picture)[..., :3])
+    flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
+    return StoredLabel(_ids(picture, data, name), None, np.array(flat, np.uint8).reshape(-1, 3))
+
+
+_LOSSY: dict[str | None, str] = {"JPEG": "JPEG", "WEBP": "lossy WebP"}
+_AS_PNG = "export labels as PNG"
+_TURNED = "is a label with an EXIF orientation; save it again without, turned as its image is."
+
+
+def _wide_ids(wide: NDArray[np.uint16], name: str) -> NDArray[np.uint16]:
+    """The ids in 16-bit colour whose three channels are equal and that is opaque; BadImage for any other."""
+    opaque = wide.shape[2] == 3 or bool((wide[..., 3] == 65535).all())
+    one = equal_channels(wide[..., :3]) if opaque else None
+    if one is None:
+        what = "different channels" if opaque else "transparent pixels"
+        raise BadImage(name, f"is a 16-bit colour label with {what}, which are no class ids; store 16-bit grey.")
+    return one
+
+
+def _tiff_label(data: bytes, name: str, cap: int, colours: bool) -> StoredLabel:
+    found = check_pages(lambda start, length: data[start : start + length], len(data), name, cap)
+    page, whole = found[0], sum(not (p.reduced or p.mask) for p in found)
+    if page.compression in (6, 7):
+        raise BadImage(name, f"is a JPEG label (in a TIFF), whose values are only approximate; {_AS_PNG}.")
+    if whole > 1:
+        many = f"{whole}{' or more' if len(found) >= MAX_PAGES else ''}"
+        raise BadImage(
+            name, f"is a label of {many} pages, of which only one can be meant; save that page alone, as TIFF or PNG."
+        )
+    if page.orientation != 1:
+        raise BadImage(name, _TURNED)
+    values = samples(data, page, name)
+    if page.bands == 1:
+        ids, nodata = whole_ids(values[..., 0], page.nodata, name)
+        return StoredLabel(ids, nodata, page.palette)
+    if page.bands in (3, 4) and page.photometric == 2 and values.dtype == np.uint16:
+        return StoredLabel(_wide_ids(values, name))
+    if page.bands in (3, 4) and page.photometric == 2 and values.dtype == np.uint8:
+        if colours:
+            return StoredLabel(values[..., :3])
+        if page.bands == 3 and (one := equal_channels(values)) is not None:
+            return StoredLabel(one)
+        raise _in_colour(values, "RGBA"[: page.bands], name)
+    what = f"{page.bands} bands ({values.dtype})"
+    raise BadImage(name, f"is a label of {what}, which are no class ids; store one band of whole numbers.")
+
+
+def whole_ids(values: NDArray[Any], nodata: float | None, name: str) -> tuple[NDArray[Any], int | None]:
+    """Numbers of any type H W as uint8 or uint16, each exactly, and the nodata value as it stands there.
+
+    A nodata value that is no id (negative, NaN, fractional, above 65535) becomes 65535. Any other number that is no
+    whole one in 0..65535 is refused, with how many there are and where the first is.
+    """
+    values = values.astype(np.float32) if values.dtype == np.float16 else values
+    absent = same_value(values, nodata)
+    kept = nodata is None or wide_enough(nodata)
+    where = 65535 if not kept else None if nodata is None else int(nodata)
+    if values.dtype in (np.uint8, np.uint16):
+        return values, where if kept or absent.any() else None
+    with np.errstate(invalid="ignore"):
+        bad = ~absent & ~((values >= 0) & (values <= 65535) & (values == np.floor(values)))
+    if bad.any():
+        row, column = (int(v) for v in np.argwhere(bad)[0])
+        raise BadImage(
+            name,
+            f"has label values outside 0..65535 or between whole numbers: {values[row, column]} at row {row}, column "
+            f"{column}, {int(bad.sum())} pixels in all; store ids from 0 up, or declare the value as nodata.",
+        )
+    ids = np.where(absent & ~np.bool_(kept), 65535, np.where(absent, where or 0, values)).astype(np.uint16)
+    return (ids.astype(np.uint8) if ids.max() <= 255 else ids), where
 
 
 def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
@@ -52,21 +151,22 @@ def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
             ids = ids // (255 // (2 ** data[24] - 1))  # Pillow stretches 2- and 4-bit grey to 0..255
         return ids
     if picture.mode.startswith("I"):
-        values = integers(picture)
-        if values.dtype == np.uint16:
-            return values
-        raise BadImage(name, "has label values outside 0..65535; store ids from 0 up.")
+        return whole_ids(np.asarray(picture), None, name)[0]
     if picture.mode == "RGB" and (one := equal_channels(np.asarray(picture))) is not None:
         return one
     if picture.mode in ("RGB", "RGBA"):
-        some = np.asarray(picture)[:: max(1, picture.height // 512), :: max(1, picture.width // 512), :3]
-        colours = np.unique(some.reshape(-1, 3), axis=0)
-        raise BadImage(
-            name,
-            f"is a colour label ({picture.mode}, {len(colours)} colours, such as {tuple(map(int, colours[-1]))}); "
-            "give the colours in classes.txt (one line a class: name r g b), or store class ids.",
-        )
+        raise _in_colour(np.asarray(picture), picture.mode, name)
     raise BadImage(name, f"has {picture.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")
+
+
+def _in_colour(label: NDArray[Any], mode: str, name: str) -> BadImage:
+    some = label[:: max(1, label.shape[0] // 512), :: max(1, label.shape[1] // 512), :3]
+    colours = np.unique(some.reshape(-1, 3), axis=0)
+    return BadImage(
+        name,
+        f"is a colour label ({mode}, {len(colours)} colours, such as {tuple(map(int, colours[-1]))}); "
+        "give the colours in classes.txt (one line a class: name r g b), or store class ids.",
+    )
 
 
 def equal_channels(label: NDArray[Any]) -> NDArray[Any] | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import final
 
 from fullyconv.errors import DataError, printable
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "BadImage", "Source", "pixel_cap", "too_large"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "BadImage", "Source", "lifted", "pixel_cap", "too_large"]
 
 Source = str | os.PathLike[str] | bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -41,3 +45,25 @@ def too_large(name: str, pixels: object, cap: int) -> BadImage:
         f"has {pixels} pixels, more than the {cap} that are read; cut it into tiles, or allow more with --max-pixels N "
         "(in Python: FULLYCONV_MAX_PIXELS).",
     )
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def lifted(cap: int) -> Iterator[None]:
+    """Pillow's own bomb check at `cap`: below its default the warning is an error, above it the limit is lifted."""
+    from PIL import Image
+
+    key = ("error", None, Image.DecompressionBombWarning, None, 0)
+    if key not in warnings.filters:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    if cap <= MAX_PIXELS:
+        yield
+        return
+    with _lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, cap
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

@@ -5,16 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from fullyconv.errors import MissingInput, StorageError, printable
-from fullyconv.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, Source, too_large
+from fullyconv.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, Source, lifted, too_large
 from fullyconv.images.png import check_chunks, check_rows, row_bytes
+from fullyconv.images.tiff import check_pages
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -74,33 +71,6 @@ def _sniff(data: bytes, name: str) -> str:
     raise BadImage(name, f"is {what}; PNG, JPEG, WebP, TIFF and BMP are read: convert it.")
 
 
-_lock = threading.Lock()
-
-
-@contextmanager
-def _limits(cap: int) -> Iterator[None]:
-    """Pillow's own bomb check at `cap`: below its default the warning is an error, above it the limit is lifted."""
-    from PIL import Image
-
-    if cap <= MAX_PIXELS:
-        yield
-        return
-    with _lock:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, cap
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _pillow() -> None:
-    from PIL import Image
-
-    key = ("error", None, Image.DecompressionBombWarning, None, 0)
-    if key not in warnings.filters:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-
-
 def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
     """The picture with its header read and checked, its pixels not yet decoded."""
     from PIL import Image
@@ -108,9 +78,10 @@ def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
     kind = _sniff(data, name)
     if kind == "PNG":
         check_chunks(data, name)
-    _pillow()
+    elif kind == "TIFF":
+        check_pages(lambda start, length: data[start : start + length], len(data), name, cap)
     try:
-        with _limits(cap):
+        with lifted(cap):
             picture = Image.open(BytesIO(data), formats=[kind])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large(name, f"over {MAX_PIXELS}", cap) from error
@@ -136,7 +107,7 @@ def words(error: Exception) -> str:
 
 def decode(picture: PILImage.Image, data: bytes, name: str, cap: int) -> None:
     try:
-        with _limits(cap):
+        with lifted(cap):
             picture.load()
         if picture.format == "PNG":
             check_rows(picture, data, name)

@@ -16,7 +16,7 @@ from fullyconv.images.limits import MAX_SIDE, BadImage
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["check_chunks", "check_rows", "plain_samples", "row_bytes"]
+__all__ = ["check_chunks", "check_rows", "plain_palette", "plain_samples", "row_bytes"]
 
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
@@ -96,6 +96,15 @@ def plain_samples(data: bytes, cap: int, colours: tuple[int, ...]) -> NDArray[np
     channels, packed = 3 if colour == 2 else 1, _packed_rows(data, colour)
     rows = _inflated(packed, height * (1 + width * channels)) if packed else None
     return None if rows is None else _unfiltered(rows, (height, width, channels))
+
+
+def plain_palette(data: bytes) -> NDArray[np.uint8]:
+    """The colours N 3 of a PNG that `plain_samples` reads; empty without a palette."""
+    found = next(((start, end) for kind, start, end in _chunks(data) if kind == b"PLTE"), None)
+    if data[25] != 3 or found is None:
+        return np.empty((0, 3), np.uint8)
+    start, end = found
+    return np.frombuffer(data[start : end - (end - start) % 3], np.uint8).reshape(-1, 3)
 
 
 def _packed_rows(data: bytes, colour: int) -> bytes:

@@ -15,7 +15,17 @@ from fullyconv.images.png import plain_samples
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["ImageInfo", "image_info", "image_size", "integers", "read_image", "read_palette", "turn"]
+__all__ = [
+    "ImageInfo",
+    "image_info",
+    "image_size",
+    "is_lossy",
+    "read_image",
+    "read_palette",
+    "read_wide",
+    "stored_bits",
+    "turn",
+]
 
 
 @final
@@ -56,8 +66,8 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
         return quick
     picture = open_picture(data, name, cap)
     image: NDArray[Any]
-    if mode == "bands" and _stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
-        image = _read_wide(picture, data, name, cap)
+    if mode == "bands" and stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
+        image = read_wide(picture, data, name, cap)
     else:
         decode(picture, data, name, cap)
         image = _rgb(picture, name) if mode == "rgb" else _bands(picture, name)
@@ -98,7 +108,7 @@ def integers(picture: PILImage.Image) -> NDArray[Any]:
     return values.astype(np.uint16 if values.min() >= 0 and values.max() <= 65535 else np.float32)
 
 
-def _stored_bits(picture: PILImage.Image, data: bytes) -> int:
+def stored_bits(picture: PILImage.Image, data: bytes) -> int:
     """Bits per channel as stored; Pillow keeps only the high byte of 16-bit colour."""
     if picture.format == "PNG":
         return data[24]
@@ -110,7 +120,7 @@ def _stored_bits(picture: PILImage.Image, data: bytes) -> int:
     return {"1": 1, "I": 32, "F": 32}.get(picture.mode, 8)
 
 
-def _read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
+def read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
     """A 16-bit colour picture as uint16: decoded once for the high and once for the low bytes.
 
     Pillow unpacks such files to 8 bits by taking one byte of two: the high one of the file's byte order. Told the
@@ -154,9 +164,19 @@ def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
     except Exception:
         frames = 1
     kind = picture.format or ""
-    lossy = kind == "JPEG" or (kind == "WEBP" and b"VP8L" not in data[:64])
-    bits = _stored_bits(picture, data)
-    return ImageInfo(kind, picture.mode, bits, size, stored, orientation, frames, lossy)
+    bits = stored_bits(picture, data)
+    return ImageInfo(kind, picture.mode, bits, size, stored, orientation, frames, is_lossy(data))
+
+
+def is_lossy(data: bytes) -> bool:
+    """Whether a JPEG or a WebP of the lossy kind: pixels that are near those that were saved, not equal."""
+    at = 12
+    while data[:4] == b"RIFF" and at + 8 <= min(len(data), 1 << 20):
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+        at += 24 if kind == b"ANMF" else 8 + length + length % 2  # a frame holds parts after 16 bytes of its own
+    return data[:3] == b"\xff\xd8\xff" or data[:4] == b"RIFF"
 
 
 def image_size(source: Source) -> tuple[int, int]:
