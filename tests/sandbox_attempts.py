@@ -233,6 +233,18 @@ def attempt(name: str, mode: str, scene: Scene) -> str:
     return {0: "done", 10: "refused"}.get(code) or (signal.Signals(-code).name if code < 0 else f"left with {code}")
 
 
+def landlock_version() -> int:
+    return max(call(444)(None, ctypes.c_long(0), 1), 0)
+
+
+def namespaces_are_given() -> bool:
+    """Whether a process may have processes, network and shared memory of its own, asked without our own code."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if libc.unshare(0x68000000 | (0x10000000 if os.geteuid() else 0)) == 0 else 1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def main(folder: Path, modes: list[str]) -> None:
     victim = os.fork()
     if not victim:
@@ -253,7 +265,7 @@ def main(folder: Path, modes: list[str]) -> None:
     finally:
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
-    print(json.dumps(said))
+    print(json.dumps({**said, "kernel": {"landlock": landlock_version(), "namespaces": namespaces_are_given()}}))
 
 
 if __name__ == "__main__":
