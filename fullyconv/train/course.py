@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import os
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
+from fullyconv.data.content import Contents, digests_of
 from fullyconv.data.matching import relabelled
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
@@ -36,6 +39,7 @@ from fullyconv.train.world import World
 
 __all__ = ["TIMES", "Course", "prepare", "tensorboard_writer", "training_mode"]
 
+DATA = "data.json"  # in a run: every file's sha256 (`data.content`)
 TIMES = "times.json"  # in a run: seconds by what they were spent on
 
 
@@ -97,13 +101,20 @@ def prepare(
         raise UsageError(
             f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
         )
-    train, val = checked(recipe, data, val, display) if check else open_both(recipe, data, val)
+    begun = time.time_ns()
+    train, val, read = checked(recipe, data, val, display) if check else (*open_both(recipe, data, val), {})
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
     model = network(recipe, train, quiet=display.quiet)
-    about = state.identity(model, train)
     run = _directory(out, resume, world, stack)
-    stored = _stored(out, run, about, allow, display, world) if resume else None
+    before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
+    for part, dataset in (("train", train), ("val", val)):
+        if dataset is not None:
+            contents.add(part, dataset, before, read, begun)
+    about = state.identity(model, train, contents.digest("train"))
+    stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
+    if changed := contents.changes(before, "val"):
+        display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
     train = caching.on_disk(recipe, train, out, world, display)
     val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
     if run is not None and recipe.cache == "disk":
@@ -125,7 +136,8 @@ def prepare(
     plan = _plan(recipe, train, val)
     weights = _class_weights(recipe, train, world.device)
     training_mode(model, recipe)
-    if run is not None:  # not before: a refused --resume leaves the run's recipe alone
+    if run is not None:  # not before: a refused --resume leaves the run's recipe and table of files alone
+        atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
     return Course(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about,
@@ -134,20 +146,21 @@ def prepare(
     )  # fmt: skip
 
 
-def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Dataset, Dataset | None]:
-    """`open_both` after the fast check: everything that is wrong at once, before anything is written."""
+def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Dataset, Dataset | None, dict[Path, str]]:
+    """`open_both` after the fast check: everything that is wrong at once, before anything is written; and the sha256 of
+    the files that it has read."""
     try:
         train, val = open_both(recipe, data, val)
     except DataError:
         if not isinstance(data, Dataset):
             doctor.refuse_errors(doctor.check(data, fast=True))
         raise
-    findings = doctor.check([d for d in (train, val) if d is not None], fast=True)
-    doctor.refuse_errors(findings)
-    for finding in findings:
+    found = doctor.examine([d for d in (train, val) if d is not None], fast=True)
+    doctor.refuse_errors(found.findings)
+    for finding in found.findings:
         if finding.level == "warning":
             display.note(f"warning: {finding.message} {finding.remedy}")
-    return train, val
+    return train, val, digests_of(found.facts)
 
 
 def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
@@ -262,6 +275,7 @@ def _stored(
     allow: Collection[str],
     display: Display,
     world: World,
+    changed: str,
 ) -> Any:
     """The checkpoint to go on from; UsageError where it is of another network, other classes or other data."""
     with world.together():
@@ -274,7 +288,9 @@ def _stored(
         display.note(note)
     if not isinstance(stored.state, Mapping) or "train" not in stored.state:
         raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
-    state.refuse_changes(stored.state["identity"], about, allow)
+    state.refuse_changes(stored.state["identity"], about, allow, changed)
+    if "content" not in stored.state["identity"]:
+        display.note("The run was begun by an earlier version: of its data only names and sizes could be compared.")
     return stored
 
 

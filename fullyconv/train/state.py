@@ -38,12 +38,13 @@ class State:
     finished: bool = False
 
 
-def identity(model: Any, train: Dataset) -> dict[str, Any]:
-    """The network, classes and data of a run, as JSON."""
+def identity(model: Any, train: Dataset, content: str) -> dict[str, Any]:
+    """The network, classes and data of a run, as JSON; content: a digest of everything that its files hold."""
     return {
         "network": {"name": model.name, "heads": dict(model.heads), "options": _plain(model.config())},
         "classes": {head: list(t.names) for head, t in train.taxonomies.items()},
         "data": train.fingerprint,
+        "content": content,
     }
 
 
@@ -51,18 +52,30 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("taxonomies", "heads", "name")}
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str]) -> None:
-    """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them."""
+def refuse_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str], changed: str = ""
+) -> None:
+    """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them.
+
+    changed: how the data's files differ, in words, where that is known. Checkpoints of earlier versions have no
+    "content": theirs is not compared.
+    """
     for name in allow:
         if name not in ALLOWED:
             raise UnknownName("change to allow", name, ALLOWED)
     for head, names in (before.get("classes") or {}).items():
         _refuse_moved(head, names, now["classes"].get(head, []))
     for what in CHANGES:
-        if before.get(what) != now[what] and what not in allow:
+        other = before.get(what) != now[what]
+        if what == "data" and "content" in before:
+            other = other or before["content"] != now["content"]
+        if other and what not in allow:
+            words = changed if what == "data" and changed else _difference(before.get(what), now[what])
+            if what == "data" and not changed and before.get(what) == now[what]:
+                words = "some files hold something else"
             verb = "are" if what in ("classes", "data") else "is"
             raise UsageError(
-                f"The {what} {verb} not what this run was started with ({_difference(before.get(what), now[what])}); "
+                f"The {what} {verb} not what this run was started with ({words}); "
                 f"start a new run with init_from, or go on all the same with --allow-changed {what}."
             )
 
