@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import printable
 from fullyconv.terminal import rewrite, say
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def table(result: Result) -> str:
         lines += [
             f"{name.replace('_', ' ').replace(' iu', ' IU'):24}{_percent(value)}" for name, value in figures.items()
         ]
+        lines += _floor(result, head)
         lines += ["", f"{'class':24}{'IU':>7}{'accuracy':>10}{'precision':>11}{'F1':>7}{'pixels':>14}"]
         lines += [_row(c) for c in _classes(result, head)]
         lines.append("")
@@ -176,6 +178,20 @@ def table(result: Result) -> str:
     if absent:
         lines.append(f"Not in the truth: {', '.join(absent)}.")
     return "\n".join(lines)
+
+
+def _floor(result: Result, head: str) -> list[str]:
+    """The mean IU and accuracy of answering one class everywhere, and whether the network is any better."""
+    floor = result.floor(head)
+    if floor.mean_iu != floor.mean_iu:
+        return []
+    low = f"always {printable(floor.name)}"
+    lines = [f"{low[:23]:24}{_percent(floor.mean_iu)} mean IU, {_percent(floor.pixel_accuracy)} pixel accuracy"]
+    if floor.near(result.figure("pixel_accuracy", head), result.figure("mean_iu", head)):
+        lines.append(
+            f"No better than answering {printable(floor.name)} everywhere: the network tells nothing apart here."
+        )
+    return lines
 
 
 def _ways(about: Any) -> str:

@@ -16,7 +16,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError
 from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["AVERAGES", "ImageTables", "Result", "class_figures", "merge"]
+__all__ = ["AVERAGES", "Floor", "ImageTables", "Result", "class_figures", "floor_of", "merge"]
 
 FORMAT = 1
 AVERAGES = ("present", "all")
@@ -115,12 +115,17 @@ class Result:
         """The paper's four figures of a head, 0..1."""
         return {name: self.figure(name, head) for name in FIGURES}
 
+    def floor(self, head: str | None = None) -> Floor:
+        """The figures of always answering the class that occurs most in a head's truth."""
+        head = head or self.head
+        return floor_of(self.tables[head], self.taxonomies[head], self.average)
+
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold; absent figures are None. `Result.from_json` reads it back."""
         heads = {h: self._head_json(h) for h in self.tables}
         return {
             "format": FORMAT,
-            **{k: v for k, v in heads[self.head].items() if k in FIGURES or k in ("per_class", "absent")},
+            **{k: v for k, v in heads[self.head].items() if k in FIGURES or k in ("per_class", "absent", "floor")},
             "images": self.images,
             **self.about,
             "heads": heads,
@@ -132,6 +137,7 @@ class Result:
         classes = class_figures(self.tables[head], self.taxonomies[head])
         return {
             **{k: number(v) for k, v in self.figures(head).items()},
+            "floor": self.floor(head).to_json(),
             "per_class": classes,
             "absent": [c["name"] for c in classes if not c["pixels"]],
             "taxonomy": self.taxonomies[head].to_json(),
@@ -143,7 +149,7 @@ class Result:
         """The result that `to_json` wrote; `DataError` for anything else."""
         if value.get("format") != FORMAT:
             raise DataError(f"This is a result of format {value.get('format')!r}; this version reads format {FORMAT}.")
-        derived = {"format", "images", "heads", "per_image", "analysis", "per_class", "absent", *FIGURES}
+        derived = {"format", "images", "heads", "per_image", "analysis", "per_class", "absent", "floor", *FIGURES}
         try:
             return cls(
                 {h: Taxonomy.from_json(v["taxonomy"]) for h, v in value["heads"].items()},
@@ -177,6 +183,33 @@ FIGURES: dict[str, Callable[..., float]] = {
     "mean_iu": metrics.mean_iu,
     "frequency_weighted_iu": metrics.frequency_weighted_iu,
 }
+
+
+NEAR = 0.02  # of the way from the floor to 1: not told apart from it
+
+
+@final
+@dataclass(frozen=True)
+class Floor:
+    """What always answering `name`, the class that occurs most, would score (0..1; NaN without a labelled pixel)."""
+
+    name: str
+    pixel_accuracy: float
+    mean_iu: float
+
+    def near(self, pixel_accuracy: float, mean_iu: float) -> bool:
+        """Whether figures are no better than the floor: both less than 2 % of the way from it to 1."""
+        ways = ((pixel_accuracy, self.pixel_accuracy), (mean_iu, self.mean_iu))
+        return all(value - low < NEAR * (1 - low) or value <= low for value, low in ways)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"class": self.name, "pixel_accuracy": number(self.pixel_accuracy), "mean_iu": number(self.mean_iu)}
+
+
+def floor_of(table: Table, taxonomy: Taxonomy, average: str = "present") -> Floor:
+    """The floor of a table (see `metrics.constant_answer`)."""
+    constant, name = metrics.constant_answer(table), taxonomy.names[int(table.sum(1).argmax())]
+    return Floor(name, FIGURES["pixel_accuracy"](constant, average), FIGURES["mean_iu"](constant, average))
 
 
 def class_figures(table: Table, taxonomy: Taxonomy) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ __all__ = [
     "Average",
     "PerClass",
     "absent",
+    "constant_answer",
     "frequency_weighted_iu",
     "mean_accuracy",
     "mean_iu",
@@ -57,6 +58,15 @@ def per_class(table: Any) -> PerClass:
 def absent(table: Any) -> list[int]:
     """Classes that never occur in the truth: those that "present" leaves out of its means."""
     return [int(k) for k in np.flatnonzero(_parts(table)[1] == 0)]
+
+
+def constant_answer(table: Any) -> npt.NDArray[Any]:
+    """The table K x K of always answering the class that occurs most: what a network must beat to have learned
+    anything. Every figure of it is that figure's floor."""
+    labelled = _parts(table)[1]
+    floor = np.zeros((len(labelled),) * 2, np.int64)
+    floor[:, int(labelled.argmax())] = labelled
+    return floor
 
 
 def pixel_accuracy(table: Any, average: Average = "present") -> float:

@@ -24,7 +24,7 @@ def summary(result: Result, interval: Interval) -> list[str]:
     """Sentences, the most important first: the score, what is solved, what is lost to what, where errors lie."""
     if not result.confusion.any():
         return [f"None of the pixels of {_images(result)} is labelled, so there is nothing to score."]
-    said = [_score(result, interval), *_classes(result), *_heads(result), *_borders(result.analysis)]
+    said = [_score(result, interval), *_floor(result), *_classes(result), *_heads(result), *_borders(result.analysis)]
     said += [*_sizes(result.analysis), *_confidence(result.analysis), *_absent(result)]
     return [s for s in said if s]
 
@@ -60,16 +60,38 @@ def _score(result: Result, interval: Interval) -> str:
     )
 
 
+def _floor(result: Result) -> list[str]:
+    """What answering one class everywhere would score; and that the network is no better where it is not."""
+    floor = result.floor()
+    low = f"{percent(floor.mean_iu, 1)} (and a pixel accuracy of {percent(floor.pixel_accuracy, 1)})"
+    if not floor.near(result.pixel_accuracy, result.mean_iu):
+        return [f"Always answering {floor.name} would give {low}."]
+    return [
+        f"That is no better than always answering {floor.name}, which gives {low}: the network has learned nothing "
+        "that shows here. Try more steps, trained weights to start from, another learning rate, or class weights."
+    ]
+
+
+def _is_solved(c: Mapping[str, Any], labelled: int) -> bool:
+    """An IU of 0.8 or more that is at least half of the way from what calling everything so would give to 1."""
+    share = c["pixels"] / labelled
+    return bool(c["iu"] >= SOLVED and c["iu"] - share >= (1 - share) / 2)
+
+
 def _classes(result: Result) -> list[str]:
+    if result.floor().near(result.pixel_accuracy, result.mean_iu):
+        return []
+    labelled = int(result.confusion.sum())
     present = [c for c in result.per_class if c["pixels"]]
-    solved = [c["name"] for c in sorted(present, key=lambda c: -c["iu"]) if c["iu"] >= SOLVED]
+    solved = [c["name"] for c in sorted(present, key=lambda c: -c["iu"]) if _is_solved(c, labelled)]
     weak = sorted((c for c in present if c["iu"] < WEAK), key=lambda c: float(c["iu"]))
     out = []
     if solved:
         out.append(f"{_capital(listed(solved))} {_are(solved)} solved (IU of {percent(SOLVED)} or more).")
     else:
         best = max(present, key=lambda c: float(c["iu"]))
-        out.append(f"No class reaches {percent(SOLVED)}; {best['name']} is best with {percent(best['iu'])}.")
+        none = f"No class reaches {percent(SOLVED)}" if best["iu"] < SOLVED else "No class is solved"
+        out.append(f"{none}; {best['name']} is best with {percent(best['iu'])}.")
     out += _lost(result, weak[:EXPLAINED])
     if rest := [c["name"] for c in weak[EXPLAINED:]]:
         out.append(f"{_capital(listed(rest))} also {'stay' if len(rest) > 1 else 'stays'} below {percent(WEAK)}.")

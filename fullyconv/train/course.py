@@ -68,6 +68,8 @@ class Course:
     unlogged: int = 0  # rows that the disk refused
     saved: int = -1  # step of the last checkpoint
     board: Any = None  # TensorBoard's writer
+    floor_name: str = ""  # the class that occurs most in what was measured last, and its share of the pixels
+    floor_share: float = 0.0
 
     def write(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl (and TensorBoard). A full disk costs rows, not the run."""

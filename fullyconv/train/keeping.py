@@ -16,7 +16,7 @@ from fullyconv.checkpoint import RunDirectory
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_append
 from fullyconv.models import store
-from fullyconv.train import caching, measuring, planning, state
+from fullyconv.train import advice, caching, measuring, planning, state
 from fullyconv.train.course import Course, training_mode
 from fullyconv.train.reading import Step, refuse_many
 from fullyconv.train.signals import Stop
@@ -207,6 +207,8 @@ def end(c: Course, stop: Stop) -> None:
         c.board.close()
     measuring.keep_times(c)
     c.display.end(c.clock)
+    if c.state.best >= 0 and c.state.best_at_floor:
+        c.display.note(advice.learned_nothing(c))
 
 
 def _drop_cache(c: Course) -> None:

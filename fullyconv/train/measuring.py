@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from fullyconv import metrics
-from fullyconv.errors import StorageError
+from fullyconv.errors import StorageError, printable
 from fullyconv.evaluation import class_figures, evaluate
 from fullyconv.evaluation.progress import draw
+from fullyconv.evaluation.result import Floor, floor_of
 from fullyconv.files import atomic_write
 from fullyconv.predict import Predictor
 from fullyconv.train.course import TIMES, Course
@@ -82,8 +83,23 @@ def _note(c: Course, tables: dict[str, Any]) -> None:
     for head, values in figures.items():
         row |= {(k if head == main else f"heads.{head}.{k}"): v for k, v in values.items()}
     taxonomy = c.model.taxonomies.get(main, c.train.taxonomy)
+    floor = floor_of(tables[main], taxonomy)
+    state.at_floor = floor.near(figures[main]["pixel_accuracy"], score)
+    if state.best_step == state.step:
+        state.best_at_floor = state.at_floor
+    c.floor_name, c.floor_share = floor.name, floor.pixel_accuracy
+    row["floor"] = floor.to_json()
     row["per_class_iu"] = {str(figure["name"]): figure["iu"] for figure in class_figures(tables[main], taxonomy)}
     c.write(row)
-    best = " (best)" if state.best_step == state.step else f" (best {state.best:.4f} at step {state.best_step})"
-    accuracy = figures[main]["pixel_accuracy"]
-    c.display.note(f"step {state.step}: mean IU {score:.4f}{best}, pixel accuracy {accuracy:.4f}")
+    c.display.note(f"step {state.step}: {_said(state, figures[main], floor)}")
+
+
+def _said(state: Any, figures: dict[str, float], floor: Floor) -> str:
+    """The measurement in words, beside what always answering one class would score."""
+    score, accuracy = figures["mean_iu"], figures["pixel_accuracy"]
+    best = "best" if state.best_step == state.step else f"best {state.best:.4f} at step {state.best_step}"
+    best += ", no better than the floor" if state.best_at_floor else ""
+    return (
+        f"mean IU {score:.4f} ({best}), pixel accuracy {accuracy:.4f}; floor (always {printable(floor.name)}) "
+        f"{floor.mean_iu:.4f} and {floor.pixel_accuracy:.4f}"
+    )

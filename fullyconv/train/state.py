@@ -33,6 +33,8 @@ class State:
     best: float = -1.0  # best mean IU
     best_step: int = 0
     worse: int = 0  # measurements since the best
+    at_floor: bool = False  # the last measurement was no better than always answering one class
+    best_at_floor: bool = False  # so was the best
     refused: int = 0  # steps in a row that were not taken (NaN)
     bad: list[str] = field(default_factory=list)  # unreadable samples that were replaced
     finished: bool = False

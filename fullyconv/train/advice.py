@@ -1,0 +1,54 @@
+"""What to try when a run has learned nothing: the most likely cause first, from what the run itself knows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fullyconv.errors import printable
+
+__all__ = ["learned_nothing"]
+
+FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
+
+
+def learned_nothing(c: Any) -> str:
+    """A sentence for the end of a run whose best measurement is no better than always answering one class."""
+    tried = [*_steps(c), *_start(c), *_rate(c), *_balance(c), *_crop(c)]
+    return (
+        f"This run has learned nothing yet: its best mean IU, {c.state.best:.4f}, is no better than answering one "
+        f"class everywhere. Try, one after the other: {'; '.join(tried)}; and see what fullyconv check says of the data."
+    )
+
+
+def _steps(c: Any) -> list[str]:
+    length = f"--set steps={max(2000, 10 * c.state.step)}"
+    return [f"more steps ({length}; these were {c.state.step})"] if c.state.step < FEW or not c.recipe.weights else []
+
+
+def _start(c: Any) -> list[str]:
+    if c.recipe.weights or c.recipe.init_from:
+        return []
+    return ["trained weights to start from (--set weights=FILE, or --init-from RUN)"]
+
+
+def _rate(c: Any) -> list[str]:
+    """The rate by the usual range of the optimiser."""
+    low, high = (1e-4, 3e-3) if c.recipe.optimizer == "adamw" else (1e-3, 1e-1)
+    if c.recipe.loss == "sum" or math.isclose(c.recipe.lr, 1e-3):
+        return [f"another learning rate (--set lr={c.recipe.lr * 3:g} or {c.recipe.lr / 3:g})"]
+    if not low <= c.recipe.lr <= high:
+        return [f"a usual learning rate (--set lr={math.sqrt(low * high):.0e}; this was {c.recipe.lr:g})"]
+    return [f"another learning rate (--set lr={c.recipe.lr * 3:g} or {c.recipe.lr / 3:g})"]
+
+
+def _balance(c: Any) -> list[str]:
+    if c.recipe.class_weights != "none":
+        return []
+    name = printable(c.floor_name)
+    often = f" ({name} is {100 * c.floor_share:.0f} % of the measured pixels)" if c.floor_share else ""
+    return [f"--set class_weights=median-frequency{often}"]
+
+
+def _crop(c: Any) -> list[str]:
+    return ["crops in which the classes are large (--set crop=[256,256])"] if not c.recipe.crop else []

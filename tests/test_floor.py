@@ -1,0 +1,103 @@
+"""A network that learned nothing is not praised: its figures stand beside those of always answering one class."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_compare import result
+from training_tools import fit, pictures, small
+
+from fullyconv import metrics
+from fullyconv.cli.evaluate import table
+from fullyconv.evaluation.result import ImageTables, Result, floor_of
+from fullyconv.evaluation.statistics import Interval
+from fullyconv.report.words import summary
+from fullyconv.taxonomy import Taxonomy
+
+QUARTZ = Taxonomy(("Quartz", "Mica", "Feldspar"))
+ABOUT = {
+    "data": {"kind": "folder", "name": "thin", "split": "val", "fingerprint": "f", "inputs": ["rgb"], "of": 1},
+    "protocol": "native", "average": "present", "tta": [], "tiling": {"tile": None}, "precision": "fp32",
+    "images_per_second": 1.0,
+}  # fmt: skip
+
+
+def counted(rows: list[list[int]]) -> Result:
+    cells = np.asarray(rows, np.int64)
+    image = ImageTables.of(0, "a", (10, 100), {"semantic": cells})
+    return Result({"semantic": QUARTZ}, {"semantic": cells}, [image], ABOUT)
+
+
+CONSTANT = counted([[900, 0, 0], [60, 0, 0], [40, 0, 0]])
+GOOD = counted([[890, 5, 5], [6, 52, 2], [4, 2, 34]])
+BARELY = counted([[895, 5, 0], [45, 15, 0], [38, 2, 0]])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_floor_is_what_a_constant_answer_scores(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(4, 500, p=[0.1, 0.2, 0.6, 0.1])
+    said = metrics.confusion(labels, rng.integers(0, 4, 500), 4)
+    constant = metrics.confusion(labels, np.full(500, np.bincount(labels).argmax()), 4)
+    np.testing.assert_array_equal(metrics.constant_answer(said), constant)
+    floor = floor_of(said, Taxonomy.numbered(4))
+    assert floor.name == "class 2"
+    assert floor.mean_iu == metrics.mean_iu(constant)
+    assert floor.pixel_accuracy == metrics.pixel_accuracy(constant)
+
+
+def test_figures_near_the_floor_are_told_from_those_above_it() -> None:
+    assert CONSTANT.floor().near(CONSTANT.pixel_accuracy, CONSTANT.mean_iu)
+    for better in (GOOD, BARELY):
+        assert not better.floor().near(better.pixel_accuracy, better.mean_iu)
+    assert CONSTANT.floor().near(0.2, 0.1)  # worse than constant is nothing learned either
+    assert not CONSTANT.floor().near(0.2, 0.6)  # weighted classes cost accuracy and win mean IU
+
+
+def test_the_result_and_its_text_hold_the_floor() -> None:
+    value = json.loads(json.dumps(CONSTANT.to_json()))
+    assert value["floor"] == {"class": "Quartz", "pixel_accuracy": 0.9, "mean_iu": pytest.approx(0.3)}
+    assert value["heads"]["semantic"]["floor"] == value["floor"]
+    assert "floor" not in Result.from_json(value).about
+    assert "always Quartz           30.00 mean IU, 90.00 pixel accuracy" in table(CONSTANT)
+    assert "No better than answering Quartz everywhere" in table(CONSTANT)
+    assert "always Quartz           30.00" in table(GOOD)
+    assert "No better" not in table(GOOD)
+
+
+def test_the_reports_sentences_follow_from_the_distance_to_the_floor() -> None:
+    nothing, barely, good = (" ".join(summary(r, Interval(None, None))) for r in (CONSTANT, BARELY, GOOD))
+    assert "no better than always answering Quartz" in nothing
+    assert "solved" not in nothing
+    assert "Quartz is solved" not in barely  # an IU of 91 % where calling everything so gives 90 %
+    assert "Quartz is solved" in good
+    assert "Always answering Quartz would give 30.0" in good
+    assert "solved" in " ".join(summary(result(0.97), Interval(None, None)))
+
+
+def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any) -> None:
+    black = np.zeros((16, 20, 3), np.uint8)
+    train, val = (replace(d, read_input=lambda _record, _modality: black) for d in (pictures(), pictures(3)))
+    out = fit(small(epochs=1), tmp_path / "run", train=train, val=val, quiet=False)
+    said = capsys.readouterr().err
+    assert "(best, no better than the floor), pixel accuracy" in said
+    assert "; floor (always a) 0." in said
+    assert "This run has learned nothing yet" in said
+    for remedy in ("--set steps=2000", "--init-from RUN", "--set lr=", "class_weights=median-frequency", "check"):
+        assert remedy in said
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    floors = [r["floor"] for r in rows if r["kind"] == "measurement"]
+    assert floors
+    assert all(f["class"] == "a" and 0 < f["mean_iu"] < f["pixel_accuracy"] < 1 for f in floors)
+
+
+def test_a_run_above_the_floor_is_not_told_to_try_anything(tmp_path: Path, capsys: Any) -> None:
+    fit(small(epochs=25, lr=0.03), tmp_path / "run", train=pictures(8), quiet=False)
+    said = capsys.readouterr().err
+    assert "; floor (always a) 0." in said
+    assert "learned nothing" not in said
