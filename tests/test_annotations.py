@@ -434,16 +434,47 @@ def test_labels_txt_fixes_the_classes_and_refuses_others(tmp_path: Path) -> None
     [
         (shape("cat", "polygon", [[1, 1], [2, 2]]), "2 points"),
         (shape("cat", "spline", [[1, 1]]), "spline"),
-        (shape("cat", "mask", [[1, 1], [3, 3]], mask="%%%"), "not as its format says"),
+        (shape("cat", "mask", [[1, 1], [3, 3]], mask="%%%"), "mask that cannot be read"),
         (shape("cat", "mask", [[99, 1], [3, 3]], mask=stencil(np.ones((2, 2)))), "outside"),
+        (shape("cat", "polygon", [[1, 1], [float("nan"), 2], [5, 5]]), "finite"),
+        (shape("cat", "polygon", [[1, 1], [float("inf"), 2], [5, 5]]), "finite"),
+        (shape("cat", "circle", [[float("nan"), 1], [5, 5]]), "finite"),
+        (shape("cat", "polygon", [[1, 1], [10**400, 2], [5, 5]]), "no numbers"),
+        (shape("cat", "polygon", [[1e9, 1], [1e9, 2], [2e9, 5]]), "far outside"),
+        (shape("cat", "polygon", [[100, 1], [120, 2], [110, 5]]), "outside the picture"),
+        (shape("cat", "polygon", [[1], [2], [5]]), "no pairs"),
+        (shape("cat", "polygon", []), "no pairs"),
+        ({"shape_type": "polygon", "points": [[1, 1], [5, 1], [4, 4]]}, "without a label"),
+        ("odd", "without a label"),
     ],
 )
-def test_a_damaged_labelme_shape_is_named(value: dict[str, Any], said: str, tmp_path: Path) -> None:
-    write_labelme(tmp_path, "bad", [value])
-    with pytest.raises(DataError) as caught:
-        _ = open_dataset(f"labelme:{tmp_path}")[0]
-    assert said in str(caught.value)
-    assert "bad.json" in str(caught.value)
+def test_a_labelme_shape_that_cannot_be_painted_is_counted(value: Any, said: str, tmp_path: Path) -> None:
+    write_labelme(tmp_path, "bad", [shape("cat", "rectangle", [[1, 1], [9, 9]]), value])
+    data = open_dataset(f"labelme:{tmp_path}")
+    expected = np.zeros((H, W), int)
+    expected[1:10, 1:10] = 1
+    assert np.array_equal(data[0].labels["semantic"], expected)
+    left = [n for n in data.notes if n.startswith("left out: 1 ")]
+    assert len(left) == 1
+    assert said in left[0]
+    assert "shape 2 of bad.json" in left[0]
+
+
+def test_a_labelme_file_never_takes_the_picture_of_another(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_labelme(tmp_path / split, "x", [shape("cat", "rectangle", [[1, 1], [9, 9]])])
+    assert len(open_dataset(f"labelme:{tmp_path}", "all")) == 2
+    (tmp_path / "val/x.png").unlink()
+    with pytest.raises(MissingInput, match="only"):
+        open_dataset(f"labelme:{tmp_path}", "all")
+
+
+def test_pictures_without_a_labelme_file_are_counted(tmp_path: Path) -> None:
+    write_labelme(tmp_path, "x", [shape("cat", "rectangle", [[1, 1], [9, 9]])])
+    picture(tmp_path / "y.png")
+    assert any("1 pictures without a JSON file of their own (y.png)" in n for n in open_dataset(tmp_path).notes)
+    with pytest.raises(UsageError, match="line_width"):
+        open_dataset(f"labelme:{tmp_path}", line_width=10**9)
 
 
 # ---- CVAT ------------------------------------------------------------------------------------------------------
