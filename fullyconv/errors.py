@@ -15,8 +15,9 @@ exit code   meaning                                 class
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "EXIT_CODES",
@@ -32,6 +33,7 @@ __all__ = [
     "TryAgain",
     "UnknownName",
     "UsageError",
+    "foreign_values",
     "missing_extra",
     "nearest",
     "printable",
@@ -145,6 +147,18 @@ EXIT_CODES: dict[type[FullyconvError], int] = {
         Terminated,
     )
 }
+
+
+@contextlib.contextmanager
+def foreign_values(source: object, remedy: str) -> Iterator[None]:
+    """Around what works on the values of a stranger's file: whatever cannot be worked on is a DataError that names
+    `source`, the cause and the `remedy`, for there are more ways to be wrong than can be asked for one by one."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        cause = printable(f"{type(error).__name__}: {error}")[:160]
+        said = f"{printable(source)} holds values that fullyconv does not write ({cause}); {remedy}."
+        raise DataError(said) from error
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

@@ -21,11 +21,14 @@ def compare(
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
+    from fullyconv.errors import foreign_values
     from fullyconv.evaluation import Result
     from fullyconv.evaluation.comparison import compare as against
 
-    found = against(Result.load(a), Result.load(b))
-    print(json.dumps(found.to_json(), allow_nan=False) if as_json else text(found))
+    with foreign_values(f"{a} or {b}", "write both again with fullyconv evaluate"):
+        found = against(Result.load(a), Result.load(b))
+        said = json.dumps(found.to_json(), allow_nan=False) if as_json else text(found)
+    print(said)
 
 
 def text(found: Comparison) -> str:

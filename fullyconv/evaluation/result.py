@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import metrics
-from fullyconv.errors import DataError, MissingInput, UsageError
+from fullyconv.errors import DataError, MissingInput, UsageError, foreign_values
 from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["AVERAGES", "Floor", "ImageTables", "Result", "class_figures", "floor_of", "merge"]
 
 FORMAT = 1
+MOST_PIXELS = 1 << 50  # in a cell of a table: sums over all of them stay within 64 bits
 AVERAGES = ("present", "all")
 Table = NDArray[np.int64]
 
@@ -150,18 +151,16 @@ class Result:
         if value.get("format") != FORMAT:
             raise DataError(f"This is a result of format {value.get('format')!r}; this version reads format {FORMAT}.")
         derived = {"format", "images", "heads", "per_image", "analysis", "per_class", "absent", "floor", *FIGURES}
-        try:
-            return cls(
+        with foreign_values("This result", "write it again with fullyconv evaluate"):
+            found = cls(
                 {h: Taxonomy.from_json(v["taxonomy"]) for h, v in value["heads"].items()},
                 {h: _square(v["confusion"]) for h, v in value["heads"].items()},
                 [_image_from(i) for i in value["per_image"]],
                 {k: v for k, v in value.items() if k not in derived},
                 value.get("analysis", {}),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"This result cannot be read ({error!r}); write it again with fullyconv evaluate."
-            ) from error
+            _check(found)
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -266,9 +265,27 @@ def number(value: float) -> float | None:
 
 def _square(rows: Any) -> Table:
     table = np.asarray(rows, np.int64)
-    if table.ndim != 2 or table.shape[0] != table.shape[1] or (table < 0).any():
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or (table < 0).any() or (table > MOST_PIXELS).any():
         raise ValueError(f"a confusion table of shape {table.shape}")
     return table
+
+
+def _check(result: Result) -> None:
+    """ValueError where the parts do not fit each other."""
+    if not result.tables:
+        raise ValueError("no head")
+    for head, table in result.tables.items():
+        classes = len(result.taxonomies[head])
+        if len(table) != classes:
+            raise ValueError(f"{classes} classes but a table of {len(table)}")
+        for image in result.per_image:
+            cells, counts = image.cells[head], image.counts[head]
+            if cells.shape != counts.shape or cells.ndim != 1 or (counts < 0).any() or (counts > MOST_PIXELS).any():
+                raise ValueError(f"the table of {image.name!r}")
+            if len(cells) and not 0 <= cells.min() <= cells.max() < classes**2:
+                raise ValueError(f"cells of {image.name!r} beyond {classes} classes")
+    if not isinstance(result.analysis, Mapping):
+        raise TypeError("analysis is no object")
 
 
 def _image_json(image: ImageTables) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fullyconv.errors import MissingInput, printable
+from fullyconv.errors import MissingInput, foreign_values, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
+from fullyconv.files.outputs import output_file
 from fullyconv.report import words
 from fullyconv.report.evaluation import evaluation
 from fullyconv.report.gather import Run, read_evaluation, read_run
@@ -26,8 +28,8 @@ def write(source: str | Path, out: str | Path | None = None) -> Path:
     """
     source = Path(source)
     target = Path(out) if out else (source if source.is_dir() else source.parent) / "report.html"
+    output_file(target, "a report", b"<!doctype html", [p for p in (source,) if p.is_file()])
     page = render(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, page.encode())
     return target
 
@@ -36,6 +38,11 @@ def render(source: Path) -> str:
     """The page's HTML."""
     if not source.exists():
         raise MissingInput(f"{printable(source)} does not exist; give a run or an evaluation directory.")
+    with foreign_values(source, "evaluate again with --keep, or name a run of your own"):
+        return _rendered(source)
+
+
+def _rendered(source: Path) -> str:
     run = read_run(source) if source.is_dir() else None
     found = read_evaluation(source)
     if run is None and found is None:
@@ -53,19 +60,31 @@ def render(source: Path) -> str:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """One of this package's pages with its values, style and script inside; every value is escaped."""
+    """One of this package's pages with its values, style and script inside; every value is escaped. ValueError where a
+    value that the page shows is missing."""
     import jinja2
     import markupsafe
 
-    def part(name: str) -> str:
-        return importlib.resources.files("fullyconv.report").joinpath(name).read_text("utf-8")
+    style, script = (markupsafe.Markup(_part(name)) for name in ("page.css", "page.js"))
+    try:
+        return str(_template(template).render(values, style=style, script=script))
+    except jinja2.UndefinedError as error:
+        raise ValueError(str(error)) from error
+
+
+def _part(name: str) -> str:
+    return importlib.resources.files("fullyconv.report").joinpath(name).read_text("utf-8")
+
+
+@functools.cache
+def _template(name: str) -> Any:
+    import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = _percent
-    style, script = (markupsafe.Markup(part(name)) for name in ("page.css", "page.js"))
-    return environment.from_string(part(template)).render(values, style=style, script=script)
+    return environment.from_string(_part(name))
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
 from fullyconv.report import charts, words
-from fullyconv.report.gather import address, error_map, label_address, outline
+from fullyconv.report.gather import address, error_map, label_address, named_picture, outline
 from fullyconv.report.heads import heads, learned
 
 __all__ = ["FIGURES", "evaluation"]
@@ -156,23 +156,28 @@ def _suspect(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str,
 
 def _crop(entry: Mapping[str, Any], place: Path, result: Result, labelled: int, said: int) -> dict[str, Any]:
     """A crop's pictures, with an outline around what is labelled one class and called the other."""
-    files = {what: place / name for what, name in entry["files"].items()}
+    files = {what: named_picture(place, name) for what, name in entry["files"].items()}
     return {**_pictures(entry, place, result), "outline": outline(files["label"], files["prediction"], labelled, said)}
 
 
 def _scene(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
     """A whole image's pictures, with its errors and what the network saw besides the first input."""
-    files = {what: place / name for what, name in entry["files"].items()}
+    files = {what: named_picture(place, name) for what, name in entry["files"].items()}
     return {
         **entry,
         **_pictures(entry, place, result),
-        "further": {modality: address(place / file) for modality, file in entry.get("inputs", {}).items()},
+        "further": {
+            modality: address(named_picture(place, file)) for modality, file in entry.get("inputs", {}).items()
+        },
         "errors": error_map(files["label"], files["prediction"], result.taxonomy.ignore),
     }
 
 
 def _pictures(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
-    files, palette = {what: place / name for what, name in entry["files"].items()}, result.taxonomy.palette
+    files, palette = (
+        {what: named_picture(place, name) for what, name in entry["files"].items()},
+        result.taxonomy.palette,
+    )
     return {
         "name": entry["name"],
         "image": address(files["image"]),

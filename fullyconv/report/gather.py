@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.checkpoint.log import parse
-from fullyconv.errors import MissingInput, printable
+from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import read_file, read_json, read_toml
+from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import read_label
 
@@ -26,13 +27,16 @@ __all__ = [
     "address",
     "error_map",
     "label_address",
+    "named_picture",
     "outline",
     "read_evaluation",
     "read_run",
     "spread",
+    "within",
 ]
 
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+BEGINS = {".png": b"\x89PNG\r\n", ".jpg": b"\xff\xd8\xff"}
 PICTURED = ("gallery", "pairs", "suspects")  # the parts of an analysis that name picture files
 FRAMES = 8  # of a strip
 RED, GREY = (226, 43, 62), (128, 128, 136)
@@ -76,17 +80,35 @@ def read_run(directory: Path) -> Run | None:
     log, recipe = directory / "metrics.jsonl", directory / "recipe.toml"
     if not (log.is_file() or recipe.is_file()):
         return None
-    rows, damaged = _rows(log)
+    rows, damaged = _rows(within(directory, log))
+    state = _mapping(within(directory, directory / "last" / "state.json")).get("state", {})
     return Run(
         directory.resolve().name,
-        _recipe(recipe),
+        _recipe(within(directory, recipe)),
         [r for r in rows if r.get("kind") == "step"],
         [r for r in rows if r.get("kind") == "measurement"],
-        _mapping(directory / "times.json"),
-        _strips(directory / "progress"),
-        _mapping(directory / "last" / "state.json").get("state", {}).get("train", {}),
+        _mapping(within(directory, directory / "times.json")),
+        _strips(within(directory, directory / "progress")),
+        state.get("train", {}) if isinstance(state, dict) else {},
         damaged,
     )
+
+
+def within(folder: Path, file: Path) -> Path:
+    """`file`, unless it lies outside of `folder` (by its name or by a link): DataError, so that a run or result from a
+    stranger shows nothing that he did not send."""
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+        raise DataError(f"{printable(file)} lies outside of {printable(folder)}, so it is not shown; copy it there.")
+    return file
+
+
+def named_picture(place: Path, name: object) -> Path:
+    """The picture file that a result names: below `place`, which holds the result, else DataError."""
+    fault = name_fault(name) if isinstance(name, str) else "is no name"
+    if fault or not str(name).endswith(tuple(TYPES)):
+        shown, fault = printable(name)[:200], fault or "is no PNG or JPEG"
+        raise DataError(f"The result names the picture {shown!r}, which {fault}; evaluate again with --keep.")
+    return within(place, place / str(name))
 
 
 def read_evaluation(source: Path) -> tuple[Result, Path] | None:
@@ -102,7 +124,7 @@ def read_evaluation(source: Path) -> tuple[Result, Path] | None:
 
 def _without_lost_pictures(result: Result, place: Path) -> Result:
     shown = [entry for part in PICTURED for entry in result.analysis.get(part, ())]
-    if any((place / file).is_file() for entry in shown for file in entry["files"].values()):
+    if any(named_picture(place, file).is_file() for entry in shown for file in entry["files"].values()):
         return result
     return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in PICTURED})
 
@@ -129,16 +151,21 @@ def _strips(directory: Path) -> list[Strip]:
     """What `evaluate.progress.draw` left: epochEEEE.EE-NAME.jpg over time, and last label-NAME.jpg, the truth."""
     strips: dict[str, list[tuple[str, Path]]] = {}
     for file in sorted(directory.glob("epoch*-*.jpg")):
-        epoch, _, name = file.stem.removeprefix("epoch").partition("-")
+        epoch, _, name = within(directory, file).stem.removeprefix("epoch").partition("-")
         strips.setdefault(name, []).append((f"epoch {float(epoch):g}", file))
     return [
         Strip(
             name,
             [(when, address(file)) for when, file in spread(frames, FRAMES)]
-            + [("label", address(file)) for file in [directory / f"label-{name}.jpg"] if file.is_file()],
+            + [("label", address(file)) for file in _truth(directory, name)],
         )
         for name, frames in sorted(strips.items())
     ]
+
+
+def _truth(directory: Path, name: str) -> list[Path]:
+    file = within(directory, directory / f"label-{name}.jpg")
+    return [file] if file.is_file() else []
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
@@ -154,6 +181,8 @@ def address(file: Path) -> str:
         data = read_file(file, 1 << 30)
     except MissingInput as error:
         raise MissingInput(f"{printable(file)} is missing; evaluate again with --keep.") from error
+    if not data.startswith(BEGINS[file.suffix]):
+        raise DataError(f"{printable(file)} is no {file.suffix[1:].upper()} picture; evaluate again with --keep.")
     return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fullyconv.evaluation.result import Result, class_figures
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report import charts
-from fullyconv.report.gather import label_address
+from fullyconv.report.gather import label_address, named_picture
 
 __all__ = ["heads", "learned"]
 
@@ -36,7 +36,7 @@ def _further(result: Result, head: str, place: Path) -> dict[str, Any]:
         note = f"{c['name']}: IU {100 * c['iu']:.1f}"
         bars.append(charts.Bar(c["name"], c["iu"], found.low, found.high, taxonomy.palette[c["id"]], note))
     names = [entry["name"] for entry in result.analysis.get("gallery", [])][:SHOWN]
-    files = [(n, f) for n in names if (f := place / f"predictions-{head}" / f"{n}.png").is_file()]
+    files = [(n, f) for n in names if (f := named_picture(place, f"predictions-{head}/{n}.png")).is_file()]
     return {
         "bars": charts.bars(bars, f"IU of every class of the {head} head with its 95 % interval"),
         "pictures": [

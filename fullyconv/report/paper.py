@@ -11,7 +11,8 @@ from typing import Any, final
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
-from fullyconv.report.gather import address, read_evaluation
+from fullyconv.files.outputs import output_file
+from fullyconv.report.gather import address, named_picture, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
 from fullyconv.report.standins import GEOMETRIC, StandIn, stand_ins
 
@@ -259,9 +260,9 @@ def write_paper(paths: Sequence[Path], out: Path, pictures: Sequence[str] = ()) 
     pictures: names of images to show; by default those that every result's evaluation kept, at most four.
     """
     measured = read(paths)
+    begins = b"#" if out.suffix == ".md" else b"<!doctype html"
     text = markdown(measured) if out.suffix == ".md" else _html(measured, pictures)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, text.encode())
+    atomic_write(output_file(out, "such tables", begins, [p for p in paths if p.is_file()]), text.encode())
     return out
 
 
@@ -299,12 +300,12 @@ def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any
     chosen = list(names) or list(shown)
     rows = []
     for name in chosen:
-        files = [m.place / "predictions" / f"{name}.png" for m in kept]
+        files = [named_picture(m.place, f"predictions/{name}.png") for m in kept]
         if not all(f.is_file() for f in files):
             continue
         m, entry = shown[name]
         cells = [address(f) for f in files]
-        cells += [address(m.place / entry["files"][what]) for what in ("label", "image")]
+        cells += [address(named_picture(m.place, entry["files"][what])) for what in ("label", "image")]
         rows.append({"name": name, "cells": cells})
     if not rows:
         return None
