@@ -9,6 +9,7 @@ ratios are medians over medians.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -118,14 +119,27 @@ def with_ratios(found: dict[str, dict[str, Any]], rival: str) -> dict[str, dict[
     return found
 
 
+def hold_back(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the option --width, and start this very program again as held back as it asks for; contestants
+    inherit it."""
+    parser.add_argument("--width", choices=("avx2", "avx512"), help="hold the processor back to this")
+    width = parser.parse_known_args()[0].width
+    if not width:
+        return
+    from fullyconv import processor  # not at the top: rivals have environments of their own
+
+    if processor.width() != width:
+        os.environ.update(processor.held_back(width))
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def machine() -> dict[str, Any]:
     """The machine and how busy it is: figures made under load say so."""
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    from fullyconv import processor
+
     return {
-        "processor": model,
+        "processor": processor.name(),
+        "width": processor.width(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_1min": round(os.getloadavg()[0], 2),

@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--same-allocator", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    contest.hold_back(parser)
     arguments = parser.parse_args()
     height, width = arguments.size
     if arguments.worker:

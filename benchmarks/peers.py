@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    contest.hold_back(parser)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker and arguments.work == "training step":

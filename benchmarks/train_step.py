@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    contest.hold_back(parser)
     a = parser.parse_args()
     if a.worker:
         return worker(a.worker, a.trunk, tuple(a.size), a.batch)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fullyconv import processor
 from fullyconv.cli.convolutionalise import choose, class_names, load_classifier, text
 from fullyconv.cli.models import info, models
 from fullyconv.errors import DataError, UnknownName, UsageError
@@ -30,6 +31,28 @@ def test_every_network_of_the_paper_is_listed_with_its_crops(
     models(as_json=False)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == len(rows) + 2  # a head line, and the grammar of names
+
+
+def test_info_without_a_name_shows_the_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "native", lambda name: name == "fp32")
+    monkeypatch.setattr(processor, "load", lambda: 64.0)
+    info(as_json=True)
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["precision"] == "auto: fp32 (no bfloat16 arithmetic)" or found["gpu"]
+    assert found["width"] == processor.width()
+    assert found["instruction_sets"] == list(processor.instruction_sets())
+    assert 0 < found["cores_granted"] <= found["cores"]
+    assert "Others use this machine: 64 cores' worth of work" in told.err
+    monkeypatch.setattr(processor, "native", lambda _: True)
+    monkeypatch.setattr(processor, "load", lambda: 0.0)
+    info(as_json=False)
+    told = capsys.readouterr()
+    assert "where it is measured to be quicker" in told.out
+    assert told.out.count("\n") == len(found)
+    assert "Others" not in told.err
 
 
 def test_info_shows_the_grids_that_the_paper_crops(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,7 @@ def predictor(
     """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
     import sys
 
+    from fullyconv import processor
     from fullyconv.errors import UsageError
     from fullyconv.models import load
     from fullyconv.predict import Predictor
@@ -103,6 +104,9 @@ def predictor(
     if tile < 0 or (tile and max_memory):
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
     where = _device(device)
+    for note in (*processor.right_threads(), processor.numba_note()):
+        if note and not quiet:
+            say(note)
     budget = parse_size(max_memory) if max_memory else 0
     network = load(model)
     network.to(where)

@@ -70,16 +70,24 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A network by name, or a model or run directory.")],
+    name: Annotated[
+        str, typer.Argument(help="A network by name, a model or run directory; none: the machine.", show_default=False)
+    ] = "",
     size: Annotated[str, typer.Option(help="Image size, rows x columns, such as 500x500.")] = "500x500",
     classes: Annotated[int, typer.Option(help="Classes, where a name leaves them open.")] = 21,
     batch: Annotated[int, typer.Option(help="Images at a time, for the costs.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda, for the costs.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show a network at a size: every layer's output, stride, offset and receptive field, and what it costs."""
+    """Show a network at a size: every layer's output, stride, offset and receptive field, and what it costs. Without a
+    name: what this machine offers."""
     import json
 
+    if not name:
+        from fullyconv.cli.machine import show
+
+        show(as_json)
+        return
     height, width = _size(size)
     model = _network(name, classes)
     layers = list(_layers(model, height, width))
