@@ -64,7 +64,18 @@ def test_under_torchrun_the_first_process_speaks_for_all(rank: str, said: str, c
 
 def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys: Any) -> None:
     assert run(str(folder(tmp_path / "data", 10, split=False)), *TINY, "--out", str(tmp_path / "run")) == 0
-    assert "2 of 10 images are held out" in capsys.readouterr().err
+    assert "There is no val split: 2 of 10 images are held out" in capsys.readouterr().err
+
+
+def test_images_are_held_out_where_the_val_split_comes_without_labels(tmp_path: Path, capsys: Any) -> None:
+    data = folder(tmp_path / "data")
+    for file in (data / "val" / "labels").iterdir():
+        file.unlink()
+    (data / "val" / "labels").rmdir()
+    assert run(str(data), *TINY, "--out", str(tmp_path / "run")) == 0
+    assert "The split 'val' has no labels: 1 of 5 images are held out" in capsys.readouterr().err
+    assert run(str(data), *TINY, "--set", "val_split=validation", "--out", str(tmp_path / "asked")) == 65
+    assert "has no labels; give it label maps" in capsys.readouterr().err
 
 
 def test_a_run_without_validation_ends_well_and_its_report_says_that_nothing_was_measured(tmp_path: Path) -> None:

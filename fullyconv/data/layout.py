@@ -35,7 +35,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _ALIASES = (
     ("val", "valid", "validation", "dev", "eval", "evaluation"),
     ("train", "training"),
-    ("test", "testing", "holdout", "held-out", "held_out"),
+    ("test", "testing", "holdout"),
 )
 _FOLD = re.compile(r"(fold|split|cv)[-_ ]?\d+", re.IGNORECASE)
 _LARGEST = 2**30  # bytes of a list

@@ -174,8 +174,11 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
     assert train is not None
     if val is None and not isinstance(data, Dataset) and recipe.val_split:
         val = _split(data, recipe, "val_split", options)
-        if val is None:
-            train, val = held_out(train)
+        unnamed = recipe.val_split == Recipe.model_fields["val_split"].default
+        if val is None or (not val.taxonomies and unnamed):  # as published without labels
+            train, val = held_out(
+                train, why=f"The split {val.split!r} has no labels" if val else "There is no val split"
+            )
     elif val is not None and not isinstance(val, Dataset):
         val = _beside(val, recipe, options)
     for dataset in (train, val):
@@ -229,7 +232,9 @@ def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> D
     return open_dataset(data, None, **options) if key == "split" else None
 
 
-def held_out(dataset: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset | None]:
+def held_out(
+    dataset: Dataset, share: float = 0.2, why: str = "There is no val split"
+) -> tuple[Dataset, Dataset | None]:
     """(train, val) of a data set without splits: whole groups (one of each image that has none) by their names' hash,
     so that the division stays when images are added. None when nothing can be spared."""
 
@@ -242,7 +247,7 @@ def held_out(dataset: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset | N
     limit = places[max(1, round(share * len(places))) - 1]
     val = [r for r in dataset.records if place(r) <= limit]
     train = [r for r in dataset.records if place(r) > limit]
-    note = f"There is no val split: {len(val)} of {len(dataset)} images are held out to be measured."
+    note = f"{why}: {len(val)} of {len(dataset)} images are held out to be measured."
     learned = replace(dataset, records=train, notes=(*dataset.notes, note))
     return learned, replace(dataset, records=val, split="held-out")
 
