@@ -83,8 +83,13 @@ def read_file(path: Name, limit: int) -> bytes:
     """All bytes of a regular file of at most `limit` bytes, else DataError; no more are read, even if it grows."""
     with os.fdopen(open_regular(path), "rb") as file:
         try:
-            if os.fstat(file.fileno()).st_size <= limit and len(data := file.read(limit + 1)) <= limit:
-                return data
+            size = os.fstat(file.fileno()).st_size
+            if size <= limit:
+                data = file.read(size + 1)  # not `limit`: as much memory would be taken
+                while len(data) <= limit and (more := file.read(1 << 20)):  # it grows
+                    data += more
+                if len(data) <= limit:
+                    return data
         except OSError as error:
             raise StorageError(f"Reading {printable(path)} failed: {error.strerror}; check the disk.") from error
         raise DataError(

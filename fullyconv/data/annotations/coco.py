@@ -176,7 +176,7 @@ def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tup
     for name, key in zip(listed, unique_names(list(listed)), strict=True):
         sizes = {_size(image, paths[name], file) for image in listed[name]}
         if len(sizes) > 1:
-            raise DataError(f"{printable(file)} lists {printable(name)!r} with sizes that differ; correct it there.")
+            raise DataError(f"{printable(file)} lists {short(name)!r} with sizes that differ; correct it there.")
         picture = _Picture(key, sizes.pop())
         for image in listed[name]:
             if of_image.setdefault(_id(image, "id"), picture) is not picture:
@@ -291,7 +291,9 @@ def _shape(annotation: Mapping[str, Any], size: Size, who: object, unused: Unuse
     try:
         if isinstance(segmentation, Mapping):
             return _runs(segmentation, size)
-        flat = isinstance(segmentation, list) and not any(isinstance(p, list) for p in segmentation)
+        if not isinstance(segmentation, list):
+            raise BadShape("that are neither polygons nor runs")
+        flat = not any(isinstance(p, list) for p in segmentation)
         outlines, faults = [], []
         for polygon in [segmentation] if flat else segmentation:
             try:

@@ -204,13 +204,13 @@ def _entry(same: list[Any], name: str, ids: Mapping[str, int], unused: Unused, f
     sizes = {(i.get("height"), i.get("width")) for i in same}
     if len(sizes) > 1 or len({i.get("task_id") for i in same}) > 1:
         raise DataError(
-            f"{printable(file)} holds {len(same)} images named {printable(name)!r} of several tasks, and which of them "
+            f"{printable(file)} holds {len(same)} images named {short(name)!r} of several tasks, and which of them "
             "the picture there is cannot be told; export the tasks one by one, or give their frames names of their own."
         )
     try:
         size = checked_size(*(int(v) if v and v.isascii() and v.isdigit() and len(v) < 10 else v for v in sizes.pop()))
     except DataError as error:
-        raise DataError(f"{printable(file)}, {printable(name)}: {error}") from error
+        raise DataError(f"{printable(file)}, {printable(name)[:200]}: {error}") from error
     shapes = [(e, *_shape(e, size, ids, name, unused)) for image in same for e in image]
     shapes = [s for s in shapes if s[2] is not None]
     shapes.sort(key=lambda s: s[1])  # stable

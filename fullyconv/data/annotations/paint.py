@@ -94,8 +94,8 @@ def refuse_shared(found: Iterable[tuple[str, Path]], source: Path) -> None:
         other = stated.setdefault(file, name)
         if other != name:
             raise MissingInput(
-                f"{printable(source)} names {printable(other)!r} and {printable(name)!r}, and only {printable(file)} "
-                "is there; put both pictures there under the folders that it names."
+                f"{printable(source)} names {printable(other)[:200]!r} and {printable(name)[:200]!r}, and "
+                f"only {printable(file)} is there; put both pictures there under the folders that it names."
             )
 
 
@@ -121,7 +121,7 @@ def inside(folder: Path, name: str) -> Path:
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
         raise DataError(
-            f"The picture {printable(name)!r} lies outside {printable(folder)}; put it inside and export again."
+            f"The picture {printable(name)[:200]!r} lies outside {printable(folder)}; put it inside and export again."
         )
     return folder / path
 
@@ -135,8 +135,8 @@ def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path]
     found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
     if found is None:
         raise MissingInput(
-            f"{printable(source)} names the picture {printable(name)!r}, which is not in {printable(folders[0])}; put "
-            "it there, or say where the pictures are (KIND,images=PATH:EXPORT)."
+            f"{printable(source)} names the picture {printable(name)[:200]!r}, which is not in "
+            f"{printable(folders[0])}; put it there, or say where the pictures are (KIND,images=PATH:EXPORT)."
         )
     return found
 
