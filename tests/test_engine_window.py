@@ -14,7 +14,6 @@ from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.engine.prepare import prepare
 from fullyconv.engine.visibility import axis, background_side
 from fullyconv.engine.window import Windowed
-from fullyconv.errors import InternalError
 from fullyconv.models.fcn import FCN
 from fullyconv.models.trace import trace
 from fullyconv.processor import native
@@ -96,7 +95,7 @@ def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, siz
         ready = prepare(model)
         with torch.no_grad():
             found[strip] = ready(x)["semantic"]
-        windows = ready._windows
+        windows = ready.windows
     scale = found[1 << 40].abs().max()
     for strip in (20_000, 1):
         assert (found[strip] - found[1 << 40]).abs().max() <= 1e-5 * scale
@@ -112,7 +111,7 @@ def test_what_is_computed_once_leaves_no_copies_of_weights() -> None:
         assert torch.allclose(layer.once(x), layer(x), atol=1e-5)
         fresh = Convolution(nn.Conv2d(32, 32, 3, padding=1), None, True, torch.float32)
         fresh.once(x)
-    assert fresh.way is None
+    assert fresh.algorithm is None
 
 
 def test_the_window_handles_branches_that_meet() -> None:
@@ -176,9 +175,12 @@ def test_changed_weights_are_noticed() -> None:
         torch.testing.assert_close(after, model.coarse(x)["semantic"], rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_in_training_mode_is_refused() -> None:
-    with pytest.raises(InternalError, match="eval"):
-        prepare(small("fcn32s-alexnet").train())(torch.zeros(1, 3, 9, 9))
+def test_a_network_in_training_mode_scores_as_in_evaluation_and_goes_on_training() -> None:
+    model, x = small("fcn32s-alexnet"), torch.ones(1, 3, 9, 9)
+    with torch.inference_mode():
+        want = prepare(model)(x)["semantic"]
+        torch.testing.assert_close(prepare(model.train())(x)["semantic"], want)
+    assert all(m.training for m in model.modules())
 
 
 @pytest.mark.skipif(not native("bf16"), reason="the processor has no bfloat16, for which oneDNN has no layout then")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -125,3 +128,107 @@ def test_a_shared_copy_has_the_same_tensors_and_its_own_mode() -> None:
     assert odd.training
     assert twin.conv.weight is odd.conv.weight
     assert twin.scale is odd.scale
+
+
+def trained(name: str, classes: int = 4) -> Any:
+    """A network with random scores, so that labels mean something."""
+    model = fc.create(name, classes)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.head_parameters():
+            p.normal_(generator=generator)
+    return model
+
+
+def pictures(count: int = 8) -> list[np.ndarray]:
+    """Pictures of three sizes."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (24 + 8 * (i % 3), 40, 3), dtype=np.uint8) for i in range(count)]
+
+
+@pytest.fixture(scope="module", params=["fcn16s-squeezenet1_0", "fcn32s-alexnet", "fcn8s-mobilenet_v3_large"])
+def network(request: pytest.FixtureRequest) -> Any:
+    """One without norms, one of the paper's padding (whose surroundings are kept), one with norms and gates."""
+    return trained(request.param)
+
+
+def test_a_first_call_from_eight_threads_at_once_gives_what_one_thread_gives(network: Any) -> None:
+    images = pictures()
+    serial = [fc.Predictor(network)(image) for image in images]
+    for _ in range(3):
+        predictor = fc.Predictor(network)
+        for got, want in zip(several(lambda i: predictor(images[i]), 8), serial, strict=True):  # noqa: B023
+            np.testing.assert_array_equal(got, want)
+
+
+def test_many_images_mapped_over_threads_are_labelled_as_one_after_another(network: Any) -> None:
+    predictor, images = fc.Predictor(network), pictures(24)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor.scores, images))
+    for got, image in zip(found, images, strict=True):
+        np.testing.assert_array_equal(got, predictor.scores(image))
+
+
+def test_weights_are_packed_once_however_many_threads_call_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullyconv.engine import convolution
+
+    packed = []
+    real = torch.ops.mkldnn._reorder_convolution_weight
+
+    class Slow:
+        def __call__(self, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+            packed.append(id(weight))
+            time.sleep(0.01)
+            return real(weight, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", Slow())
+    layer = convolution.ConvolutionSpec((1, 1), (1, 1), 1, False, False, lambda x, _: x)
+    weight, x = torch.ones(4, 3, 3, 3), torch.ones(1, 3, 8, 8)
+    one = convolution.Packed(weight, None, layer)
+
+    def call(_: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return one(x, [1, 1])
+
+    want = torch.nn.functional.conv2d(x, weight, padding=1)
+    assert all(torch.equal(y, want) for y in several(call, 8))
+    assert len(packed) == 1
+
+
+def test_labelling_goes_on_while_the_network_changes_its_mode(network: Any) -> None:
+    predictor, image = fc.Predictor(network), pictures(1)[0]
+    want = predictor.scores(image)
+    stop = threading.Event()
+
+    def toggle() -> None:
+        while not stop.is_set():
+            network.train()
+            network.eval()
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        found = [predictor.scores(image) for _ in range(10)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(np.array_equal(f, want) for f in found)
+
+
+def test_a_network_in_training_mode_is_labelled_with_as_in_evaluation_and_left_training(network: Any) -> None:
+    image = pictures(1)[0]
+    want = fc.Predictor(network.eval())(image)
+    np.testing.assert_array_equal(fc.Predictor(network.train())(image), want)
+    assert all(m.training for m in network.modules())
+    network.eval()
+
+
+def test_directories_are_loaded_in_several_threads_at_once(network: Any, tmp_path: Path) -> None:
+    network.save_pretrained(tmp_path / "model")
+    image = pictures(1)[0]
+    want = fc.Predictor(network)(image)
+    with others() as wrong:
+        found = several(lambda _: fc.Predictor(fc.load(tmp_path / "model"))(image))
+    assert not wrong
+    for labels in found:
+        np.testing.assert_array_equal(labels, want)

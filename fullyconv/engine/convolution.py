@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fullyconv.engine import winograd
+from fullyconv.engine.locking import preparing
 from fullyconv.engine.product import Product
 from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.engine.thresholds import THRESHOLDS, Thresholds
@@ -118,9 +119,11 @@ class Packed:
         stride, dilation, groups = list(self.layer.stride), list(self.layer.dilation), self.layer.groups
         pad = list(padding)
         if not self.packed:
-            reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self.weight = reorder(self.weight, pad, stride, dilation, groups, list(x.shape))
-            self.packed = True
+            with preparing():
+                if not self.packed:
+                    reorder = torch.ops.mkldnn._reorder_convolution_weight
+                    self.weight = reorder(self.weight, pad, stride, dilation, groups, list(x.shape))
+                    self.packed = True
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, pad, stride, dilation, groups, "relu" if self.layer.relu else "none", [], ""
         )
@@ -143,18 +146,28 @@ class Winograd:
     def __call__(self, x: Tensor, padding: Sequence[int]) -> Tensor:
         size = (len(x), x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2)
         if too_few(self.plain.numel(), size, self.layer.thresholds):
-            self.packed = self.packed or Packed(self.plain, self.bias, self.layer)
+            if self.packed is None:
+                with preparing():
+                    self.packed = self.packed or Packed(self.plain, self.bias, self.layer)
             return self.packed(x, padding)
         if self.held is not None:
             return winograd.convolve(x, self.held, self.bias, padding, self.layer.relu)
         needed = self.plain.numel() * 4  # 36 for 9
-        scratch = SCRATCH.pop() if SCRATCH else torch.empty(0)
+        scratch = _scratch()
         if len(scratch) < needed:
             with torch.inference_mode(False):  # so that it may be written to in every mode
                 scratch = torch.empty(needed)
         y = winograd.convolve(x, winograd.transformed(self.plain, scratch), self.bias, padding, self.layer.relu)
         SCRATCH.append(scratch)
         return y
+
+
+def _scratch() -> Tensor:
+    """Memory that no thread uses now."""
+    try:
+        return SCRATCH.pop()
+    except IndexError:
+        return torch.empty(0)
 
 
 def too_few(weights: int, size: tuple[int, int, int], thresholds: Thresholds) -> bool:
@@ -190,10 +203,9 @@ class SplitBytes:
             return self.layer.plain(x, padding)
         cut = split_bytes.split(x, scale, padding)
         if not self.packed:
-            pack = torch.ops.onednn.qconv_prepack
-            stride, dilation, shape = list(self.layer.stride), list(self.layer.dilation), list(cut[0].shape)
-            self.parts = [pack(p, self.ones, 1.0, 0, stride, [0, 0], dilation, 1, shape) for p in self.parts]
-            self.packed = True
+            with preparing():
+                if not self.packed:
+                    self._pack(list(cut[0].shape))
         y: Tensor | None = None
         for of_x, of_weight in self.ORDER:
             unit = (256.0 ** (4 - of_x - of_weight) / (scale * self.scale)).float()
@@ -203,6 +215,12 @@ class SplitBytes:
             y = self._add(y, cut[of_x], self.parts[of_weight], unit, bias, last and self.layer.relu)
         assert y is not None
         return y
+
+    def _pack(self, shape: list[int]) -> None:
+        """Lay the weights out for the processor and images of this shape."""
+        pack, stride, dilation = torch.ops.onednn.qconv_prepack, list(self.layer.stride), list(self.layer.dilation)
+        self.parts = [pack(p, self.ones, 1.0, 0, stride, [0, 0], dilation, 1, shape) for p in self.parts]
+        self.packed = True
 
     def _add(
         self, y: Tensor | None, x: Tensor, weight: Tensor, unit: Tensor, bias: Tensor | None, relu: bool

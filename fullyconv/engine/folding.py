@@ -18,6 +18,7 @@ from fullyconv.engine.convolution import (
     copied_bytes,
     scratch_bytes,
 )
+from fullyconv.engine.locking import preparing
 from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.models.trace import Leaves, trace
 
@@ -68,7 +69,8 @@ class Convolution(nn.Module):
         pad = [int(p) for p in (self.padding if padding is None else padding)]
         if x.device.type == "cpu" and torch._C._has_mkldnn and not torch.is_grad_enabled():
             if self.algorithm is None:
-                self.algorithm = algorithm_for(*self._folded(), self.dtype, self.layer)
+                with preparing():
+                    self.algorithm = self.algorithm or algorithm_for(*self._folded(), self.dtype, self.layer)
             return self.algorithm(x, pad)
         if self.weights is None:
             weight, bias = self._folded()

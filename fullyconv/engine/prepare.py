@@ -3,24 +3,27 @@
 `prepare(model)` returns what `model.coarse` computes in evaluation mode, up to rounding: batch norm is folded into the
 convolutions, ReLU is done by them, on the CPU their weights are laid out for the processor once instead of in every
 call (fc6 alone holds 411 MB), and with the paper's padding only what depends on the image is computed (`window`).
-The slow twin is `model.coarse` itself.
+The slow twin is `model.coarse` itself. Any number of threads may call one prepared network; none of them changes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
 from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.engine.locking import preparing
 from fullyconv.engine.precision import refuse
 from fullyconv.engine.window import Windowed
-from fullyconv.errors import InternalError
+from fullyconv.errors import UsageError
 from fullyconv.models.fcn import FCN
 from fullyconv.models.trace import CannotTrace
+from fullyconv.models.tracer import shared_copy
 
 __all__ = ["Prepared", "prepare"]
 
@@ -41,29 +44,44 @@ def prepare(model: Any, precision: str = "fp32", window: bool = True) -> Prepare
 
 
 @final
+@dataclass(frozen=True)
+class _Made:
+    """What calls share. model: the network in evaluation mode; trunks: None where they are called as they are."""
+
+    state: tuple[Any, ...]
+    model: Any
+    trunks: Mapping[str, Features] | None = None
+    networks: Sequence[fx.GraphModule] = ()
+    windows: Sequence[Windowed] = ()
+
+
+@final
 class Prepared:
     """See `prepare`. The network's own parameters are neither changed nor copied, but for their packed layout."""
 
     def __init__(self, model: Any, precision: str = "fp32", window: bool = True) -> None:
         refuse(precision, next((p.device for p in model.parameters()), META))
         self.model, self.precision, self.window = model, precision, window
-        self._trunks: dict[str, Features] | None = None
-        self._networks: list[fx.GraphModule] = []
-        self._windows: list[Windowed] = []
-        self._state: tuple[Any, ...] | None = None
+        self._made: _Made | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: what was prepared is prepared anew."""
+        return {**vars(self), "_made": None}
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        trunks = self._ready()
-        if trunks is not None:
-            scores: dict[str, Tensor] = self.model.coarse(x, trunks)
+        made = self._ready()
+        if made.trunks is not None:
+            scores: dict[str, Tensor] = made.model.coarse(x, made.trunks)
             return scores
         with _autocast(x, DTYPES[self.precision]):
-            return {head: s.float() for head, s in self.model.coarse(x).items()}
+            return {head: s.float() for head, s in made.model.coarse(x).items()}
 
     @property
     def convolutions(self) -> list[Convolution]:
         """The prepared layers, once the network was called."""
-        return [m for n in self._networks for m in n.modules() if isinstance(m, Convolution)]
+        return [
+            m for n in (self._made.networks if self._made else ()) for m in n.modules() if isinstance(m, Convolution)
+        ]
 
     @property
     def packed_bytes(self) -> int:
@@ -73,32 +91,49 @@ class Prepared:
     @property
     def background_bytes(self) -> int:
         """What is kept of empty images."""
-        return sum(w.held_bytes for w in self._windows)
+        return sum(w.held_bytes for w in self.windows)
 
-    def _ready(self) -> dict[str, Features] | None:
-        """The prepared trunks, made at the first call and again when a weight changed; None: the network as it is."""
-        if self.model.training:
-            raise InternalError("A network in training mode was called for prediction; call model.eval() first.")
-        state = _state(self.model)
-        if state != self._state:
-            self._trunks, self._state = self._prepared(), state
-        return self._trunks
+    @property
+    def windows(self) -> Sequence[Windowed]:
+        """The streams' exact windows, once the network was called; none without the paper's padding."""
+        return self._made.windows if self._made else ()
 
-    def _prepared(self) -> dict[str, Features] | None:
-        self._networks, self._windows = [], []
-        if not isinstance(self.model, FCN):
-            return None
-        model, dtype = self.model, DTYPES[self.precision]
+    def _ready(self) -> _Made:
+        """What was prepared, at the first call and again when a weight changed, by one thread for all."""
+        state, made = _state(self.model), self._made
+        if made is None or made.state != state:
+            with preparing():
+                made = self._made
+                if made is None or made.state != state:
+                    made = self._made = self._prepared(state)
+        return made
+
+    def _prepared(self, state: tuple[Any, ...]) -> _Made:
+        model, dtype = _evaluating(self.model), DTYPES[self.precision]
+        if not isinstance(model, FCN):
+            return _Made(state, model)
         try:
             networks = {key: fold_layers(s.trunk, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
         except CannotTrace:
-            return None
-        self._networks = list(networks.values())
+            return _Made(state, model)
+        held = list(networks.values())
         if not self.window or model.border != "fade":
-            return {key: _features(n, dtype) for key, n in networks.items()}
+            return _Made(state, model, {key: _features(n, dtype) for key, n in networks.items()}, held)
         windows = {key: Windowed(n) for key, n in networks.items()}
-        self._windows = list(windows.values())
-        return {key: _features(w, dtype) for key, w in windows.items()}
+        trunks = {key: _features(w, dtype) for key, w in windows.items()}
+        return _Made(state, model, trunks, held, list(windows.values()))
+
+
+def _evaluating(model: Any) -> Any:
+    """`model` in evaluation mode, by a copy that shares its tensors: the network itself may learn meanwhile."""
+    try:
+        return shared_copy(model).eval()
+    except Exception as error:  # modules of others hold anything, locks and handles too
+        if model.training:
+            raise UsageError(
+                f"This network is in training mode and cannot be copied ({error}); call model.eval() first."
+            ) from error
+        return model
 
 
 def _state(model: Any) -> tuple[Any, ...]:

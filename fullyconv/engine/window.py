@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from fullyconv.engine import visibility
 from fullyconv.engine.folding import Convolution
+from fullyconv.engine.locking import preparing
 from fullyconv.engine.visibility import Node, Plan, Region, area, beyond, clipped, reads, ring, stretched, within
 from fullyconv.errors import InternalError
 from fullyconv.geometry import Layer
@@ -34,16 +35,23 @@ class Background:
 
     def __init__(self, maps: dict[str, Tensor]) -> None:
         self.maps = maps
-        self.parts: dict[tuple[str, Region], Tensor] = {}
-        self._plan: Plan | None = None
+        # Of one plan at a time, replaced as one: another thread may be at an image of another size.
+        self._held: tuple[Plan | None, dict[tuple[str, Region], Tensor]] = (None, {})
+
+    @property
+    def parts(self) -> dict[tuple[str, Region], Tensor]:
+        """What was read off last."""
+        return self._held[1]
 
     def part(self, name: str, part: Region, plan: Plan) -> Tensor:
         """`part` of the map `name` of an empty image of the plan's size."""
-        if plan is not self._plan:
-            self.parts, self._plan = {}, plan
-        found = self.parts.get((name, part))
+        of, parts = self._held
+        if plan is not of:
+            parts = {}
+            self._held = (plan, parts)
+        found = parts.get((name, part))
         if found is None:
-            found = self.parts[name, part] = self._read(name, part, plan)
+            found = parts[name, part] = self._read(name, part, plan)
         return found
 
     def _read(self, name: str, part: Region, plan: Plan) -> Tensor:
@@ -111,9 +119,14 @@ class Windowed:
         key = (plan.small, x.device, x.dtype, plan.needed)
         found = self._backgrounds.get(key)
         if found is None:
-            empty = x.new_zeros((1, x.shape[1], *plan.small)).contiguous(memory_format=torch.channels_last)
-            found = _remember(self._backgrounds, key, Background(self._whole(empty, plan.needed)), BACKGROUNDS)
+            with preparing():
+                found = self._backgrounds.get(key) or self._new_background(key, plan, x)
         return found
+
+    def _new_background(self, key: Any, plan: Plan, x: Tensor) -> Background:
+        empty = x.new_zeros((1, x.shape[1], *plan.small)).contiguous(memory_format=torch.channels_last)
+        found = Background(self._whole(empty, plan.needed))
+        return _remember(self._backgrounds, key, found, BACKGROUNDS)  # type: ignore[no-any-return]
 
     def _whole(self, x: Tensor, needed: Sequence[str]) -> dict[str, Tensor]:
         """The maps of `needed` for the image x, all cells computed."""
@@ -204,9 +217,10 @@ def _rows_together(chain: Sequence[Node], plan: Plan, images: int) -> int:
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
     """Keep `value`, and at most `most` of them: the newest."""
-    cache[key] = value
-    while len(cache) > most:
-        cache.popitem(last=False)
+    with preparing():
+        cache[key] = value
+        while len(cache) > most:
+            cache.popitem(last=False)
     return value
 
 

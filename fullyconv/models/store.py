@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fullyconv import checkpoint
 from fullyconv.models.fcn import FCN
+from fullyconv.models.tracer import shared_copy
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["canary", "card", "save"]
@@ -19,11 +20,9 @@ def canary(model: FCN) -> tuple[Tensor, dict[str, Tensor]]:
     """A small fixed image (1 C 37 41) and the coarse scores that this network gives it: re-checked at load."""
     generator = torch.Generator().manual_seed(20150607)
     x = torch.randn(1, model.preprocessing.channels, 37, 41, generator=generator)
-    training = model.training
-    model.eval()
+    ready: FCN = shared_copy(model).eval()
     with torch.inference_mode():
-        scores = {head: s.float().cpu() for head, s in model.coarse(x.to(next(model.parameters()).device)).items()}
-    model.train(training)
+        scores = {head: s.float().cpu() for head, s in ready.coarse(x.to(next(model.parameters()).device)).items()}
     return x, scores
 
 

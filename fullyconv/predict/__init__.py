@@ -5,8 +5,7 @@ Nothing of size K x H x W is ever held for labels: they come straight from the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -123,7 +122,7 @@ class Predictor:
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         array = as_array(image, self.inputs)
         refuse_scaled(array, float(self.model.preprocessing.mean_pixel().max()))
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode():
             size = (array.shape[0], array.shape[1])
             return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)
 
@@ -152,19 +151,6 @@ def _any(weight: Any) -> bool:
     return any(bool(part.any()) for part in weight.detach().flatten().split(1 << 16))
 
 
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """`model` in evaluation mode (no dropout, fixed batch statistics), afterwards as it was."""
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
-
-
 def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
     """(precision, why it was chosen: empty where it was given)."""
     if name not in PRECISIONS:
@@ -182,7 +168,7 @@ def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
 
     def measure(name: str) -> float:
         network = prepare(model, name)
-        with torch.inference_mode(), evaluating(model):
+        with torch.inference_mode():
             return seconds(lambda: network(x), device)
 
     return choose(device, measure)
