@@ -255,3 +255,21 @@ def test_the_public_name_is_the_function_itself() -> None:
     assert "keep" in inspect.signature(fullyconv.evaluate).parameters
     loaded = [m for name, m in sys.modules.items() if name.split(".")[0] == "fullyconv"]
     assert all(type(m) is types.ModuleType for m in loaded), "no module swaps its class"
+
+
+def test_a_network_and_an_augmentation_by_its_name_are_taken(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    assert evaluate(Tiny(), data).mean_iu == evaluate(Predictor(Tiny()), data).mean_iu
+    assert evaluate(Tiny(), data, tta="flip").about["tta"] == ["flip"]
+
+
+def test_wrong_arguments_are_refused_in_words(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    for arguments, options, words in [
+        ((3, data), {}, "not int"),
+        ((Tiny(), [1]), {}, "not list"),
+        ((Tiny(), None), {}, "not NoneType"),
+        ((Tiny(), data), {"tta": "flop"}, "flop"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            evaluate(*arguments, **options)

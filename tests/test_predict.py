@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from fullyconv import processor
 from fullyconv.engine.prepare import prepare
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, MissingInput, UsageError
 from fullyconv.geometry import Map
 from fullyconv.predict import Predictor, as_array
 from fullyconv.preprocessing import Preprocessing
@@ -223,3 +224,80 @@ def test_averaging_over_scales_is_the_mean_of_the_three_probabilities() -> None:
     labels, confidence = predictor.augmented_labels(image, ["scales"])["semantic"]
     np.testing.assert_array_equal(labels, total.argmax(0))
     np.testing.assert_allclose(confidence, total.max(0) / 3, atol=1e-6)
+
+
+def test_a_path_a_grey_array_and_a_tensor_are_labelled_like_the_array(tmp_path: Path) -> None:
+    predictor, image = Predictor(Tiny()), picture()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    want = predictor(image)
+    for other in (tmp_path / "a.png", str(tmp_path / "a.png"), torch.from_numpy(image)):
+        np.testing.assert_array_equal(predictor(other), want)
+    grey = image[..., 0]
+    want = predictor(np.stack([grey] * 3, -1))
+    for other in (grey, grey[..., None], Image.fromarray(grey)):
+        np.testing.assert_array_equal(predictor(other), want)
+
+
+def test_a_list_gives_a_list_and_an_iterator_a_generator_that_reads_on_as_it_is_asked() -> None:
+    predictor, images = Predictor(Tiny()), [picture(8, 9), picture(5, 4)]
+    want = [predictor(i) for i in images]
+    for several in (images, tuple(images)):
+        found = predictor(several)
+        assert isinstance(found, list)
+        assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True))
+    asked = []
+    lazy = predictor(asked.append(i) or i for i in images)  # type: ignore[func-returns-value]
+    assert not asked
+    np.testing.assert_array_equal(next(lazy), want[0])
+    assert len(asked) == 1
+
+
+def test_the_fourth_channel_of_a_colour_array_is_left_out_and_said() -> None:
+    predictor, image = Predictor(Tiny()), picture()
+    with pytest.warns(UserWarning, match="transparency"):
+        found = predictor(np.dstack([image, np.full(image.shape[:2], 9, np.uint8)]))
+    np.testing.assert_array_equal(found, predictor(image))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (picture().transpose(2, 0, 1), r"\(3, 13, 18\).*H x W x 3; its channels come first: .*transpose\(1, 2, 0\)"),
+        (picture()[..., :2], r"\(13, 18, 2\).*H x W x 3"),
+        (np.zeros((0, 7), np.uint8), r"\(0, 7, 1\).*at least 1"),
+        (b"abc", "bytes"),
+        (None, "NoneType"),
+        ([[1, 2], [3]], "cannot be labelled"),
+        (object(), "cannot be labelled"),
+    ],
+)
+def test_a_wrong_kind_of_image_is_refused_in_one_sentence(image: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words) as refused:
+        Predictor(Tiny())(image)
+    assert str(refused.value).endswith(".")
+
+
+def test_the_remedy_for_channels_that_come_first_works() -> None:
+    predictor, image = Predictor(Tiny()), picture()
+    np.testing.assert_array_equal(predictor(image.transpose(2, 0, 1).transpose(1, 2, 0)), predictor(image))
+
+
+def test_a_string_that_is_no_file_is_missing_input() -> None:
+    with pytest.raises(MissingInput, match=r"no-such\.png"):
+        Predictor(Tiny())("no-such.png")
+
+
+def test_what_is_no_network_is_refused_and_a_predictor_says_what_it_is() -> None:
+    with pytest.raises(UsageError, match="not Linear"):
+        Predictor(nn.Linear(1, 1))
+    assert repr(Predictor(Tiny())) == "Predictor(tiny, semantic: 3 classes, cpu, fp32)"
+
+
+def test_predictors_are_copied_and_pickled() -> None:
+    import copy
+    import pickle
+
+    predictor, image = Predictor(Tiny()), picture()
+    want = predictor(image)
+    for other in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+        np.testing.assert_array_equal(other(image), want)

@@ -31,12 +31,12 @@ TTA = ("flip", "scales")
 
 
 def evaluate(
-    predictor: Predictor,
-    dataset: Dataset,
+    predictor: Predictor | Any,
+    dataset: Dataset | str | Path,
     *,
     protocol: str = "native",
     average: str = "present",
-    tta: Sequence[str] = (),
+    tta: str | Sequence[str] = (),
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
     keep: str | Path | None = None,
@@ -48,6 +48,8 @@ def evaluate(
     Classes of the data are the network's of the same name, whatever their ids (`taxonomy.match`); the result is in the
     network's ids, and `about["classes"]` says what was matched how where they are not simply the same.
 
+    predictor: a `Predictor`, a network, or the directory of a model or a run. dataset: a `Dataset`, or the path of one
+    (`open_dataset`: all its splits).
     protocol: "native" (images and labels at their own size); "paper" (the same, whole images and no augmentation, as
     the paper scores); "resized:520" (shorter side 520, labels resampled nearest, as torchvision reports).
     average: means over the classes "present" in the truth (the paper's rule), or over "all".
@@ -61,6 +63,8 @@ def evaluate(
     the table; `UsageError` for an unknown protocol or variant; `TryAgain` naming the file where reading hangs.
     """
     side = _shorter_side(protocol)
+    predictor, dataset = _opened(predictor, dataset)
+    tta = tuple(v for v in tta.split(",") if v) if isinstance(tta, str) else tuple(tta)
     _check(predictor, dataset, protocol, average, tta)
     heads, stored = matching_heads(predictor.heads, dataset.taxonomies), dataset
     dataset, matched = in_the_networks_classes(dataset, network_classes(predictor), heads, unknown)
@@ -180,6 +184,24 @@ def digest(predictor: Predictor) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
+    """A network or its directory as a predictor, a path as a data set; `UsageError` for anything else."""
+    from fullyconv.data import open_dataset
+    from fullyconv.data.base import Dataset
+    from fullyconv.models import load
+    from fullyconv.predict import Predictor
+
+    if isinstance(dataset, str | Path):
+        dataset = open_dataset(dataset)
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            f"Images to measure on are a Dataset or its path, not {type(dataset).__name__}; give open_dataset(PATH)."
+        )
+    if isinstance(predictor, str | Path):
+        predictor = load(predictor)
+    return predictor if hasattr(predictor, "confident_labels") else Predictor(predictor), dataset
 
 
 def _check(predictor: Predictor, dataset: Dataset, protocol: str, average: str, tta: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ Nothing of size K x H x W is ever held for labels: they come straight from the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fullyconv.engine.precision import choose, refuse, seconds
 from fullyconv.engine.prepare import prepare
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import FCN, parse
-from fullyconv.predict.inputs import Image, as_array, refuse_scaled, resize_image
+from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, resize_image
 from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
@@ -42,6 +42,10 @@ class Predictor:
     """
 
     def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
+        if not all(hasattr(model, name) for name in ("head_parameters", "preprocessing", "coarse")):
+            raise UsageError(
+                f"A Predictor needs a network, not {type(model).__name__}; give it fullyconv.load(DIRECTORY)."
+            )
         refuse_untrained(model)
         self.device: torch.device = next(model.parameters()).device
         # On the CPU `prepare` lays weights out itself; to do so here would copy fc6.
@@ -69,10 +73,21 @@ class Predictor:
     def __call__(self, image: Image) -> Any:
         """image -> labels H W (uint8, uint16 above 255 classes); {head: labels} if the network has several heads.
 
-        image: H W C uint8, uint16 or float array in the range of the training images (8-bit ones: 0..255), a PIL
-        image, or {modality: image}, concatenated along C in the order of the network's inputs.
+        image: the path of a picture; an H W C uint8, uint16 or float array in the range of the training images (8-bit
+        ones: 0..255), grey ones H W too; a PIL image; or {modality: image}, concatenated along C in the order of the
+        network's inputs. A list or tuple of images gives a list, an iterator of them a generator that reads on as it
+        is asked; they are labelled one after another, whatever their sizes.
         """
+        if isinstance(image, list | tuple):
+            return [self(one) for one in image]
+        if isinstance(image, Iterator):
+            return (self(one) for one in image)
         return self._one_or_all(self.labels(image))
+
+    def __repr__(self) -> str:
+        name = printable(getattr(self.model, "name", type(self.model).__name__))
+        heads = ", ".join(f"{head}: {k} classes" for head, k in self.heads.items())
+        return f"Predictor({name}, {heads}, {self.device}, {self.precision})"
 
     def labels(self, image: Image) -> dict[str, NDArray[Any]]:
         """image -> {head: labels H W}, uint8 (uint16 above 255 classes)."""
@@ -92,7 +107,7 @@ class Predictor:
         """Labels and confidence by the mean probability over `variants`: "flip" (mirrored too), "scales" (0.75, 1,
         1.25; all combinations). Unlike the plain labels this holds K x H x W probabilities.
         """
-        array = as_array(image, self.inputs)
+        array = self._array(image)
         total: dict[str, Tensor] = {}
         count = 0
         for scale in SCALES if "scales" in variants else (1.0,):
@@ -120,11 +135,17 @@ class Predictor:
         return out
 
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
-        array = as_array(image, self.inputs)
+        array = self._array(image)
         refuse_scaled(array, float(self.model.preprocessing.mean_pixel().max()))
         with torch.inference_mode():
             size = (array.shape[0], array.shape[1])
             return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)
+
+    def _array(self, image: Image) -> NDArray[Any]:
+        """Any accepted image as an H W C array of the network's channels."""
+        channels, inputs = self.model.preprocessing.channels, self.inputs
+        colour = channels == 3 and inputs in (None, ("rgb",))
+        return fitted(as_array(image, inputs), channels, colour)
 
     def _coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
         """window h w C -> {head: coarse scores 1 K h w, float32}."""

@@ -1,18 +1,22 @@
-"""What may be labelled: arrays, PIL images and modalities by name, as one H W C array in its stored range."""
+"""What may be labelled: files, arrays, PIL images and modalities by name, as one H W C array in its stored range."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError
+from fullyconv.images import read_image
 
-__all__ = ["Image", "as_array", "refuse_scaled", "resize_image"]
+__all__ = ["Image", "as_array", "fitted", "refuse_scaled", "resize_image"]
 
-Image = Any  # H W C array, PIL image, or {modality: one of these}
+Image = Any  # path, H W C or H W array, PIL image, or {modality: one of these}
 
 
 def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
@@ -22,17 +26,53 @@ def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
     """
     if isinstance(image, Mapping):
         return _concatenated(image, tuple(inputs or image))
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image), mode="rgb" if tuple(inputs or ("rgb",)) == ("rgb",) else "bands")
+    if image is None or isinstance(image, bytes | bytearray | memoryview):
+        raise _strange(image)
+    if hasattr(image, "detach"):  # a tensor, H W C like an array
+        image = image.detach().cpu().numpy()
     if hasattr(image, "getbands"):  # PIL: alpha and palettes are not measurements
         image = np.asarray(image if image.mode in ("RGB", "F", "I", "I;16") else image.convert("RGB"))
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError) as error:
+        raise _strange(image) from error
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
         raise DataError(
-            f"An image of shape {array.shape} and type {array.dtype} cannot be labelled; give H x W x C numbers."
+            f"An image of shape {array.shape} and type {array.dtype} cannot be labelled; "
+            "give H x W x C numbers, H and W at least 1."
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError("The image holds NaN or infinite values; replace them before labelling it.")
     return array
+
+
+def _strange(image: Any) -> DataError:
+    return DataError(
+        f"An image of type {type(image).__name__} cannot be labelled; give a path, an H x W x C array or a PIL image."
+    )
+
+
+def fitted(array: NDArray[Any], channels: int, colour: bool) -> NDArray[Any]:
+    """An H W C array with the channels that the network takes; `DataError` naming both shapes when it has others.
+
+    colour: whether they are red, green and blue. Grey is then repeated, and alpha left out with a warning.
+    """
+    have = array.shape[2]
+    if have == channels:
+        return array
+    if colour and have == 1:
+        return np.repeat(array, 3, axis=2)
+    if colour and have == 4 and array.shape[0] != 3:
+        warnings.warn("The image's fourth channel is taken for transparency and left out.", stacklevel=4)
+        return array[..., :3]
+    first = array.shape[0] == channels
+    remedy = "its channels come first: give image.transpose(1, 2, 0)" if first else "give those it was trained with"
+    raise DataError(
+        f"The image has the shape {array.shape} and so {have} channels, the network takes H x W x {channels}; {remedy}."
+    )
 
 
 def refuse_scaled(array: NDArray[Any], mean: float) -> None:
