@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import re
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,25 @@ def test_two_listed_pictures_are_never_one_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     with pytest.raises(MissingInput, match=r"only .*1\.png"):
         open_dataset(f"coco:{tmp_path}")
+
+
+@pytest.mark.parametrize("what", ["categories", "annotations"])
+def test_opening_coco_takes_time_in_proportion(what: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+
+    def opened(count: int) -> float:
+        listed = [{"id": i, "name": f"c{i}"} for i in range(count if what == "categories" else 3)]
+        drawn = {"image_id": 1, "category_id": 0, "segmentation": [SQUARE]}
+        annotations = [{"id": i, **drawn} for i in range(count if what == "annotations" else 3)]
+        images = [{"id": 1, "file_name": "a.png", "height": H, "width": W}]
+        value = {"images": images, "annotations": annotations, "categories": listed}
+        (tmp_path / "x.json").write_text(json.dumps(value))
+        start = time.process_time()
+        open_dataset(f"coco:{tmp_path}")
+        return time.process_time() - start
+
+    few = max(opened(4000), 0.02)
+    assert opened(16_000) < 10 * few  # four times as many; quadratic would be sixteen
 
 
 def test_boxes_alone_are_refused_and_unlisted_pictures_counted(tmp_path: Path) -> None:
