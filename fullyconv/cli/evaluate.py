@@ -21,7 +21,11 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model or run directory.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
     split: Annotated[
-        str, typer.Option(help="Which split to measure; val by default, all where there are none.", show_default=False)
+        str,
+        typer.Option(
+            help="Which split to measure; val by default, else what the run held out; all for everything.",
+            show_default=False,
+        ),
     ] = "",
     protocol: Annotated[
         str, typer.Option(help="native, paper, or resized:SIDE (shorter side, as peers do).")
@@ -54,7 +58,7 @@ def evaluate(
     from fullyconv.files import atomic_write
 
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
-    dataset = _dataset(data, split, ready)
+    dataset = _dataset(data, split, ready, model)
     line = progress_line("evaluating", quiet)
     for note in () if quiet else dataset.notes:
         say(note)
@@ -70,22 +74,32 @@ def evaluate(
     print(text if as_json else table(result))
 
 
-def _dataset(data: str, split: str, ready: Any) -> Any:
-    """The split that was named, with the inputs and heads that the network learned; else val, or all of a set that is
-    one whole (said: it holds what was learned from)."""
+def _dataset(data: str, split: str, ready: Any, model: str) -> Any:
+    """The split that was named, with the inputs and heads that the network learned; else val, or of a set that is one
+    whole what the run did not learn from (said; all where the model has no list of that)."""
+    from dataclasses import replace
+
     from fullyconv.data import open_dataset
     from fullyconv.data.derive import add_again
+    from fullyconv.data.division import kept_in, not_learned, part
     from fullyconv.data.layout import NoSplits
 
     origin = getattr(ready.model, "origin", {})
     inputs = tuple(origin.get("inputs") or ()) or ready.inputs
+    kept = kept_in(model)
+    if split == "held-out":
+        return add_again(part(open_dataset(data, "all", inputs=inputs), kept, split), origin.get("heads") or {})
     try:
         found = open_dataset(data, split or "val", inputs=inputs)
     except NoSplits:
-        if split:
+        if split not in ("", "train") or (split and kept is None):
             raise
         found = open_dataset(data, "all", inputs=inputs)
-        say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
+        if kept is not None:
+            found = part(found, kept, split) if split else not_learned(found, kept)
+        else:
+            found = replace(found, split="all")
+            say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
     return add_again(found, origin.get("heads") or {})
 
 
@@ -175,7 +189,7 @@ def table(result: Result) -> str:
     means = "present in the truth" if about["average"] == "present" else about["average"]
     absent = [c["name"] for c in result.per_class if not c["pixels"]]
     lines.append(
-        f"{result.images} images of {data['name']}, split {data['split']}; protocol {about['protocol']}"
+        f"{result.images} images of {data['name']}, split {data['split'] or 'all'}; protocol {about['protocol']}"
         f"{_ways(about)}, means over classes {means}; "
         f"{about['images_per_second']} images/s."
     )

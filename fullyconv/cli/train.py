@@ -97,6 +97,7 @@ def train(
 
 def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
+    from fullyconv.data.division import kept_in
     from fullyconv.errors import StorageError
     from fullyconv.evaluation import evaluate
     from fullyconv.models import load
@@ -106,7 +107,7 @@ def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
 
     try:
         if (out / "best").exists() and not recipe.stages:
-            dataset = open_both(recipe, data, val or None)[1]
+            dataset = open_both(recipe, data, val or None, kept_in(out))[1]
             if dataset is not None:  # a run without validation has a report all the same, of its curves
                 evaluate(Predictor(load(out / "best")), dataset, keep=out / "evaluation")
         page = write(out)

@@ -66,10 +66,11 @@ def _floor(result: Result) -> list[str]:
     low = f"{percent(floor.mean_iu, 1)} (and a pixel accuracy of {percent(floor.pixel_accuracy, 1)})"
     if not floor.near(result.pixel_accuracy, result.mean_iu):
         return [f"Always answering {floor.name} would give {low}."]
-    return [
+    nothing = (
         f"That is no better than always answering {floor.name}, which gives {low}: the network has learned nothing "
         "that shows here. Try more steps, trained weights to start from, another learning rate, or class weights."
-    ]
+    )
+    return [nothing]
 
 
 def _is_solved(c: Mapping[str, Any], labelled: int) -> bool:

@@ -17,7 +17,7 @@ def learned_nothing(c: Any) -> str:
     tried = [*_steps(c), *_start(c), *_rate(c), *_balance(c), *_crop(c)]
     return (
         f"This run has learned nothing yet: its best mean IU, {c.state.best:.4f}, is no better than answering one "
-        f"class everywhere. Try, one after the other: {'; '.join(tried)}; and see what fullyconv check says of the data."
+        f"class everywhere. Try, one after the other: {'; '.join(tried)}; and see what fullyconv check says."
     )
 
 

@@ -24,6 +24,7 @@ from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.content import Contents, digests_of
+from fullyconv.data.division import Division, divide, kept_in
 from fullyconv.data.matching import relabelled
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
@@ -40,6 +41,7 @@ from fullyconv.train.world import World
 __all__ = ["TIMES", "Course", "prepare", "tensorboard_writer", "training_mode"]
 
 DATA = "data.json"  # in a run: every file's sha256 (`data.content`)
+HELD_OUT = "held-out"  # the split of what is measured where the data have none
 TIMES = "times.json"  # in a run: seconds by what they were spent on
 
 
@@ -104,7 +106,11 @@ def prepare(
             f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
         )
     begun = time.time_ns()
-    train, val, read = checked(recipe, data, val, display) if check else (*open_both(recipe, data, val), {})
+    train, val, read = (
+        checked(recipe, data, val, display, kept_in(out) if resume else None)
+        if check
+        else (*open_both(recipe, data, val, kept_in(out) if resume else None), {})
+    )
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
     model = network(recipe, train, quiet=display.quiet)
@@ -117,6 +123,7 @@ def prepare(
     stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
+    divided = divide(train, val if val is not None and val.split == HELD_OUT else None)
     train = caching.on_disk(recipe, train, out, world, display)
     val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
     if run is not None and recipe.cache == "disk":
@@ -139,6 +146,7 @@ def prepare(
     weights = _class_weights(recipe, train, world.device)
     training_mode(model, recipe)
     if run is not None:  # not before: a refused --resume leaves the run's recipe and table of files alone
+        divided.write(out)
         atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
     return Course(
@@ -148,11 +156,13 @@ def prepare(
     )  # fmt: skip
 
 
-def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Dataset, Dataset | None, dict[Path, str]]:
+def checked(
+    recipe: Recipe, data: Any, val: Any, display: Display, kept: Division | None = None
+) -> tuple[Dataset, Dataset | None, dict[Path, str]]:
     """`open_both` after the fast check: everything that is wrong at once, before anything is written; and the sha256 of
     the files that it has read."""
     try:
-        train, val = open_both(recipe, data, val)
+        train, val = open_both(recipe, data, val, kept)
     except DataError:
         if not isinstance(data, Dataset):
             doctor.refuse_errors(doctor.check(data, fast=True))
@@ -165,7 +175,7 @@ def checked(recipe: Recipe, data: Any, val: Any, display: Display) -> tuple[Data
     return train, val, digests_of(found.facts)
 
 
-def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | None]:
+def open_both(recipe: Recipe, data: Any, val: Any, kept: Division | None = None) -> tuple[Dataset, Dataset | None]:
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
     named = models.parse(network_name(recipe)).inputs
     inputs = recipe.inputs or (None if named == ("rgb",) else named)  # None: the data's own, colour or bands
@@ -176,9 +186,8 @@ def open_both(recipe: Recipe, data: Any, val: Any) -> tuple[Dataset, Dataset | N
         val = _split(data, recipe, "val_split", options)
         unnamed = recipe.val_split == Recipe.model_fields["val_split"].default
         if val is None or (not val.taxonomies and unnamed):  # as published without labels
-            train, val = held_out(
-                train, why=f"The split {val.split!r} has no labels" if val else "There is no val split"
-            )
+            why = f"The split {val.split!r} has no labels" if val else "There is no val split"
+            train, val = held_out(train, why=why, kept=kept)
     elif val is not None and not isinstance(val, Dataset):
         val = _beside(val, recipe, options)
     for dataset in (train, val):
@@ -233,10 +242,11 @@ def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> D
 
 
 def held_out(
-    dataset: Dataset, share: float = 0.2, why: str = "There is no val split"
+    dataset: Dataset, share: float = 0.2, why: str = "There is no val split", kept: Division | None = None
 ) -> tuple[Dataset, Dataset | None]:
     """(train, val) of a data set without splits: whole groups (one of each image that has none) by their names' hash,
-    so that the division stays when images are added. None when nothing can be spared."""
+    so that the division stays when images are added; those of a division that was `kept` stay on their side. None when
+    nothing can be spared."""
 
     def place(record: Record) -> int:
         return int.from_bytes(hashlib.sha256((record.group or record.name).encode()).digest()[:8], "big")
@@ -245,11 +255,15 @@ def held_out(
     if len(places) < 2:
         return dataset, None
     limit = places[max(1, round(share * len(places))) - 1]
-    val = [r for r in dataset.records if place(r) <= limit]
-    train = [r for r in dataset.records if place(r) > limit]
+    spared = {r.name: place(r) <= limit for r in dataset.records}
+    if kept is not None and kept.held_out:
+        before = {r.name: kept.place(r) for r in dataset.records}
+        spared = {n: before[n] == "held-out" or (before[n] == "new" and out) for n, out in spared.items()}
+    val = [r for r in dataset.records if spared[r.name]]
+    train = [r for r in dataset.records if not spared[r.name]]
     note = f"{why}: {len(val)} of {len(dataset)} images are held out to be measured."
     learned = replace(dataset, records=train, notes=(*dataset.notes, note))
-    return learned, replace(dataset, records=val, split="held-out")
+    return learned, replace(dataset, records=val, split=HELD_OUT)
 
 
 def training_mode(model: Any, recipe: Recipe) -> None:
