@@ -115,7 +115,6 @@ def test_modalities_are_concatenated_in_the_order_of_the_network() -> None:
         (np.zeros((0, 4, 3), np.uint8), "cannot be labelled"),
         (np.zeros((2, 4, 3, 1), np.uint8), "cannot be labelled"),
         (np.array([["a"]]), "cannot be labelled"),
-        (np.full((2, 2, 3), np.nan), "NaN"),
         (picture() / 255, r"within 0\.\.1"),
         ({"rgb": picture(), "depth": np.zeros((4, 4))}, "differ in size"),
         (picture()[..., :2], "channels"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fullyconv.data import transforms
 from fullyconv.data.base import Sample
-from fullyconv.data.batches import collate
+from fullyconv.data.batches import stack
 from fullyconv.data.transforms import Augmentation, Draw, augment, augment_plainly, colour_matrix, draw, generator
 from fullyconv.errors import DataError, UsageError
 from fullyconv.preprocessing import IMAGENET
@@ -204,30 +204,31 @@ def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
 
 def test_mixed_sizes_are_padded_with_the_mean_and_ignored() -> None:
     some = [sample(0, (60, 80)), sample(1, (33, 90)), sample(2, (1, 1))]
-    batch = collate(some, ignore=IGNORE, fill=FILL)
-    assert batch.images.shape == (3, 3, 60, 90)
-    assert batch.labels["semantic"].shape == (3, 60, 90)
-    assert batch.labels["semantic"].dtype == np.int64
-    assert batch.names == ("s0", "s1", "s2")
+    pictures, labels = stack(some, ignore=IGNORE, fill=FILL)
+    assert pictures.shape == (3, 60, 90, 3)
+    assert labels["semantic"].shape == (3, 60, 90)
+    assert labels["semantic"].dtype == some[0].labels["semantic"].dtype
     for i, s in enumerate(some):
         h, w = s.image.shape[:2]
-        np.testing.assert_array_equal(batch.images[i, :, :h, :w], np.moveaxis(s.image, -1, 0))
-        np.testing.assert_array_equal(batch.labels["other"][i, :h, :w], s.labels["other"])
-    assert (batch.labels["semantic"][2].ravel()[1:] == 255).all()
-    assert (batch.images[2, :, 5, 5] == np.round(FILL)).all()
+        np.testing.assert_array_equal(pictures[i, :h, :w], s.image)
+        np.testing.assert_array_equal(labels["other"][i, :h, :w], s.labels["other"])
+    assert (labels["semantic"][2].ravel()[1:] == 255).all()
+    assert (pictures[2, 5, 5] == FILL.astype(np.uint8)).all()
 
 
-def test_network_input_is_the_preprocessing_of_each_picture() -> None:
-    some = [sample(0, (60, 80)), sample(1, (33, 90))]
-    batch = collate(some, ignore=IGNORE, fill=FILL, preprocessing=IMAGENET)
-    assert batch.images.dtype == np.float32
-    np.testing.assert_array_equal(batch.images[0][:, :, :80], IMAGENET(some[0].image))
-    assert np.abs(batch.images[1][:, 40:]).max() < 0.01, "padding is about 0 to the network"
-
-
-def test_a_batch_of_nothing_or_of_unlike_pictures_is_refused() -> None:
+def test_a_batch_of_nothing_or_of_unlike_pictures_is_refused_in_the_same_words_whatever_comes_first() -> None:
     with pytest.raises(DataError, match="empty"):
-        collate([], ignore=IGNORE, fill=FILL)
-    grey = Sample("grey", sample().image[..., :1], sample().labels)
-    with pytest.raises(DataError, match="grey has 1 channels"):
-        collate([sample(), grey], ignore=IGNORE, fill=FILL)
+        stack([], ignore=IGNORE, fill=FILL)
+    one = sample()
+    ids = one.labels["semantic"]
+    grey = Sample("grey", one.image[..., :1], one.labels)
+    wide = Sample("wide", one.image.astype(np.uint16), one.labels)
+    deep = Sample("deep", one.image, {**one.labels, "semantic": ids.astype(np.uint16)})
+    for other, words in ((grey, "1 bands of uint8"), (wide, "3 of uint16"), (deep, "label of deep")):
+        said = set()
+        for some in ([one, other], [other, one], [one, one, other]):
+            with pytest.raises(DataError, match=words) as error:
+                stack(some, ignore=IGNORE, fill=FILL)
+            said.add(str(error.value))
+        assert len(said) == 1
+        assert one.name in said.pop()

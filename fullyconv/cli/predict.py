@@ -165,11 +165,13 @@ def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
 def _plane(file: Path, modality: str) -> NDArray[Any]:
     """Depth as stored (one band), bands as stored; everything else as RGB."""
     from fullyconv.data.bands import read_bands
+    from fullyconv.data.validity import read_valid
     from fullyconv.images import read_image
 
     if modality == "bands":
-        return read_bands(file)
-    return read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
+        return read_valid(read_bands(file), file)[0]
+    image = read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
+    return read_valid(image, file)[0]
 
 
 Files = dict[tuple[str, str], str]  # (what, head) -> the name claimed for it

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data import heartbeat
+from fullyconv.data.validity import read_valid
 from fullyconv.errors import DataError, printable
 from fullyconv.files.outputs import name_fault
 from fullyconv.taxonomy import Taxonomy
@@ -47,6 +48,7 @@ class Sample:
     name: str
     image: NDArray[Any]
     labels: Mapping[str, NDArray[Any]]
+    invalid: NDArray[np.bool_] | None = None  # H W: pixels that hold no data; their labels are ignored
 
 
 ReadInput = Callable[[Record, str], NDArray[Any]]  # (record, modality) -> H W C
@@ -81,7 +83,7 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        image = self.image(index)
+        image, invalid = self.picture(index)
         labels = {head: self._label(record, head) for head in self.taxonomies}
         for head, label in labels.items():
             if label.shape != image.shape[:2]:
@@ -89,18 +91,28 @@ class Dataset:
                     f"{record.labels.get(head, record.name)}: the {head} label is {label.shape[0]}x{label.shape[1]} "
                     f"(HxW) but its image is {image.shape[0]}x{image.shape[1]}; make them the same size."
                 )
-        return Sample(record.name, image, labels)
+        if invalid is not None:
+            labels = {
+                h: np.where(invalid, label.dtype.type(self.taxonomies[h].ignore), label) for h, label in labels.items()
+            }
+        return Sample(record.name, image, labels, invalid)
 
     def image(self, index: int) -> NDArray[Any]:
         """The inputs of record `index`, concatenated along C: H W C."""
+        return self.picture(index)[0]
+
+    def picture(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """(`image(index)`, which pixels H W hold no data): those have the mean of the others; None where all do."""
         record = self.records[index]
-        planes = [self._input(record, modality) for modality in self.inputs]
+        read = [read_valid(self._input(record, m), record.inputs.get(m)) for m in self.inputs]
+        planes, bad = [plane for plane, _ in read], [b for _, b in read if b is not None]
         if len(planes) == 1:
-            return planes[0]
+            return read[0]
         sizes = {p.shape[:2] for p in planes}
         if len(sizes) > 1:
             raise DataError(f"{record.name}: its inputs {self.inputs} differ in size ({sorted(sizes)}); align them.")
-        return np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
+        image = np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
+        return image, np.logical_or.reduce(bad) if bad else None
 
     def _input(self, record: Record, modality: str) -> NDArray[Any]:
         heartbeat.at(record.inputs.get(modality, record.name))

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
-from fullyconv.data.transforms import Augmentation, augment, generator
-from fullyconv.errors import DataError
-from fullyconv.preprocessing import Preprocessing
+from fullyconv.errors import DataError, printable
 
-__all__ = ["Batch", "collate", "fetch", "roles"]
-
-
-@final
-@dataclass(frozen=True)
-class Batch:
-    """images N C H W (float32 in the network's convention, or as stored), labels {head: N H W int64}, names."""
-
-    images: NDArray[Any]
-    labels: Mapping[str, NDArray[np.int64]]
-    names: tuple[str, ...]
+__all__ = ["roles", "stack"]
 
 
 def roles(dataset: Dataset) -> tuple[int, tuple[int, ...]]:
@@ -37,43 +24,40 @@ def roles(dataset: Dataset) -> tuple[int, tuple[int, ...]]:
     return (3 if dataset.inputs[0] == "rgb" else 0), nearest
 
 
-def fetch(
-    dataset: Dataset, index: int, augmentation: Augmentation, *, seed: int, epoch: int, fill: Sequence[float]
-) -> Sample:
-    """Sample `index` as it looks in `epoch`: depends on (seed, epoch, index) alone, whoever asks."""
-    ignore = {head: taxonomy.ignore for head, taxonomy in dataset.taxonomies.items()}
-    return augment(dataset[index], augmentation, generator(seed, epoch, index), fill=fill, ignore=ignore)
+def stack(
+    samples: Sequence[Sample], *, fill: Sequence[float] | NDArray[Any], ignore: Mapping[str, int]
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """(images N H W C, labels {head: N H W}) of the largest height and width; pictures lie at the top left.
 
-
-def collate(
-    samples: Sequence[Sample],
-    *,
-    ignore: Mapping[str, int],
-    fill: Sequence[float] | NDArray[Any],
-    preprocessing: Preprocessing | None = None,
-) -> Batch:
-    """One batch of the largest height and width among `samples`; pictures lie at the top left.
-
-    fill: the stored value of each channel outside a picture; ignore: {head: value outside it}. With `preprocessing`
-    the images become network input, float32; without, they keep their dtype.
+    fill: the stored value of each channel outside a picture; ignore: {head: value outside it}. Types stay as they are:
+    DataError where pictures, or labels of a head, differ in type or bands, since one would be cut to fit the other.
     """
     if not samples:
         raise DataError("A batch needs at least one sample; this one is empty.")
+    _refuse_unlike([(s.name, s.image) for s in samples], "picture")
+    for head in samples[0].labels:
+        _refuse_unlike([(s.name, s.labels[head][..., None]) for s in samples], f"{head} label")
     height, width = (max(s.image.shape[axis] for s in samples) for axis in (0, 1))
     first = samples[0].image
-    stacked = np.empty((len(samples), height, width, first.shape[2]), first.dtype)
-    labels = {head: np.full((len(samples), height, width), ignore[head], np.int64) for head in samples[0].labels}
+    images = np.empty((len(samples), height, width, first.shape[2]), first.dtype)
+    labels = {h: np.empty((len(samples), height, width), v.dtype) for h, v in samples[0].labels.items()}
     for i, sample in enumerate(samples):
-        h, w, channels = sample.image.shape
-        if channels != first.shape[2] or sample.image.dtype != first.dtype:
-            raise DataError(
-                f"{sample.name} has {channels} channels of {sample.image.dtype}, {samples[0].name} {first.shape[2]} of "
-                f"{first.dtype}; a batch needs pictures of one kind."
-            )
+        h, w = sample.image.shape[:2]
         if (h, w) != (height, width):
-            stacked[i] = np.round(fill) if np.issubdtype(first.dtype, np.integer) else fill
-        stacked[i, :h, :w] = sample.image
+            images[i] = np.asarray(fill).astype(first.dtype)
+        images[i, :h, :w] = sample.image
         for head, label in sample.labels.items():
+            labels[head][i] = ignore[head]
             labels[head][i, :h, :w] = label
-    images = preprocessing(stacked) if preprocessing else np.ascontiguousarray(np.moveaxis(stacked, -1, 1))
-    return Batch(images, labels, tuple(s.name for s in samples))
+    return images, labels
+
+
+def _refuse_unlike(named: Sequence[tuple[str, NDArray[Any]]], what: str) -> None:
+    """DataError naming two of unlike type or bands, in the same words whichever comes first."""
+    kinds = {(a.shape[2], a.dtype.str[1:]): (name, a) for name, a in sorted(named, key=lambda n: n[0], reverse=True)}
+    if len(kinds) > 1:
+        (one, a), (two, b) = (kinds[k] for k in sorted(kinds)[:2])
+        raise DataError(
+            f"The {what} of {printable(one)} has {a.shape[2]} bands of {a.dtype} and that of {printable(two)} "
+            f"{b.shape[2]} of {b.dtype}; save all with the same bands and bits, or take the others away."
+        )

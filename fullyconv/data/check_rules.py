@@ -69,6 +69,10 @@ def _inputs(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
                 yield _unread(*facts_.problem, facts_.file)
             else:
                 yield from _layout(facts_)
+            if facts_.invalid and facts_.size:
+                share = f"{facts_.invalid} of {facts_.size[0] * facts_.size[1]}"
+                message = f"{share} pixels are NaN, infinite or declared nodata: they are neither learned nor measured"
+                yield finding("invalid-pixels", [facts_.file], message, facts_.invalid, facts_.invalid)
         for modality in wanted[record.split]:
             if modality not in record.record.inputs:
                 files = list(record.record.inputs.values())[:1]
@@ -79,6 +83,19 @@ def _unread(kind: str, reason: str, file: Path) -> Finding:
     """A file that was refused; a missing package is the value, since it is said once for all files."""
     what = reason.partition(" needs the package ")[2].rstrip(".") if kind == "missing-extra" else ""
     return finding(kind, [file], reason.rstrip("."), 1, what)
+
+
+def _depths(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
+    """Pictures of unlike bands or depth in one set, in the same words whichever comes first."""
+    for modality in dict.fromkeys(i.modality for r in facts for i in r.inputs):
+        some = [i for r in facts for i in r.inputs if i.modality == modality and i.layout]
+        kinds = sorted({i.layout for i in some if i.layout})
+        if len(kinds) < 2:
+            continue
+        of = {k: sorted(i.file for i in some if i.layout == k) for k in kinds}
+        (a, one), (b, two) = ((k, of[k]) for k in kinds[:2])
+        message = f"it has {a[0]} bands of {a[1]} ({len(one)} such), {printable(two[0])} {b[0]} of {b[1]} ({len(two)})"
+        yield finding("mixed-bands", [one[0], two[0]], message, len(some), len(kinds))
 
 
 def _layout(facts: InputFacts) -> Iterator[Finding]:
@@ -251,4 +268,4 @@ def _content(facts: LabelFacts) -> Iterator[Finding]:
         yield finding("constant-label", [facts.shown], f"every labelled pixel is class {k}", int(counts[k]), k)
 
 
-RULES = (_names, _inputs, _labels, _pairs, _sizes)
+RULES = (_names, _inputs, _depths, _labels, _pairs, _sizes)

@@ -20,6 +20,7 @@ from fullyconv.data.bands import is_tiff
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.coding import Coding
 from fullyconv.data.layout import SUFFIXES
+from fullyconv.data.validity import read_valid
 from fullyconv.errors import FullyconvError, MissingExtra, TryAgain
 from fullyconv.images import BadImage, ImageInfo
 
@@ -45,6 +46,8 @@ class InputFacts:
     thumbnail: NDArray[np.float32] | None = None
     moments: tuple[int, NDArray[np.float64], NDArray[np.float64]] | None = None
     blank: bool = False
+    layout: tuple[int, str] | None = None  # (bands, type) of an input that is read by its bands
+    invalid: int = 0  # pixels that hold no data: NaN, infinite, or declared so
 
 
 @final
@@ -198,15 +201,18 @@ def _input_facts(
             if facts.info:
                 facts.size = facts.info.size
                 _complete_jpeg(data, facts.info)
-            if fast and facts.info:
+            if fast and facts.info and colour and not (is_tiff(file) and images.declared_invalid(file) is not None):
                 return facts, None
             image = images.read_image(data) if colour else dataset.read_input(record, modality)
             facts.size = (image.shape[0], image.shape[1])
+            facts.layout = None if colour else (image.shape[2], str(image.dtype))
+        image, invalid = read_valid(image, file)
+        facts.invalid = 0 if invalid is None else int(invalid.sum())
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return facts, None
     if not fast:
-        _look(facts, image)
+        _look(facts, image, invalid)
     return facts, image
 
 
@@ -226,11 +232,12 @@ def _complete_jpeg(data: bytes, info: ImageInfo) -> None:
         raise BadImage("", f"is cut off after {len(data)} bytes (no end marker); copy it again.")
 
 
-def _look(facts: InputFacts, image: NDArray[Any]) -> None:
+def _look(facts: InputFacts, image: NDArray[Any], invalid: NDArray[np.bool_] | None) -> None:
     """Statistics of the decoded picture, from every fourth row and column."""
     few = image[::4, ::4].reshape(-1, image.shape[2]).astype(np.float64)
+    few = few if invalid is None else few[~invalid[::4, ::4].ravel()]
     facts.moments = (len(few), few.sum(axis=0), np.square(few).sum(axis=0))
-    facts.blank = bool((few == few[0]).all() and (image == image[0, 0]).all())
+    facts.blank = bool(len(few) and (few == few[0]).all() and (image == image[0, 0]).all())
     facts.pixels = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
     facts.thumbnail = _thumbnail(image)
 

@@ -125,7 +125,8 @@ def _main_input(records: list[Record], bands: bool | None) -> tuple[str, list[Re
     from fullyconv.data.bands import is_multiband
 
     if bands is None:
-        bands = is_multiband(records[0].inputs["rgb"])
+        files = [r.inputs["rgb"] for r in records]
+        bands = any(is_multiband(f) for f in files if f == files[0] or f.suffix.lower() in (".tif", ".tiff"))
     if not bands:
         return "rgb", records
     return "bands", [Record(r.name, {"bands": r.inputs["rgb"], **r.inputs}, r.labels, r.group) for r in records]

@@ -9,7 +9,7 @@ picture          `read_image(mode="rgb")`: H W 3 uint8             `read_image(m
 LA, PA, RGBA     alpha dropped                                     alpha is the last band
 16-bit           scaled: the high byte (never clipped to 255)      uint16
 CMYK, YCbCr      converted to RGB                                  CMYK: four bands
-32-bit, float    refused: no range is known                        float32 (integers up to 65535: uint16)
+32-bit, float    refused: no range is known                        float32; TIFFs also of 64 bits and signed
 EXIF             turned as viewers show it                         the same
 animated, pages  the first frame                                   the first frame
 """
@@ -27,7 +27,7 @@ from fullyconv.images.labels import (
 )
 from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap
 from fullyconv.images.opening import read_bytes
-from fullyconv.images.reading import ImageInfo, image_info, image_size, read_image, read_palette, turn
+from fullyconv.images.reading import ImageInfo, declared_invalid, image_info, image_size, read_image, read_palette, turn
 
 __all__ = [
     "FORMATS",
@@ -35,6 +35,7 @@ __all__ = [
     "BadImage",
     "ImageInfo",
     "StoredLabel",
+    "declared_invalid",
     "encode_label",
     "encode_png",
     "equal_channels",

@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from fullyconv.errors import MissingInput, StorageError, printable
+from fullyconv.images.jpeg import check_scans
 from fullyconv.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, Source, lifted, too_large
 from fullyconv.images.png import check_chunks, check_rows, row_bytes
 from fullyconv.images.tiff import check_pages
@@ -44,10 +45,28 @@ def read_bytes(source: Source) -> bytes:
         if info.st_size > MAX_BYTES:
             raise BadImage(name, f"is {info.st_size} bytes large, more than {MAX_BYTES}; that is no single picture.")
         try:
-            _sniff(file.peek(16)[:16], name)
+            head = file.peek(64)[:64]
+            _sniff(head, name)
+            _plausible(head, info.st_size, name)
             return file.read()
         except OSError as error:
             raise StorageError(f"{printable(name)} cannot be read ({error.strerror}); check the disk.") from error
+
+
+SPARE = 2**26  # bytes beyond its pixels that a file may hold: metadata
+
+
+def _plausible(head: bytes, size: int, name: str) -> None:
+    """Refuses, unread, a PNG or BMP that is much larger than its pixels: such files are mostly holes."""
+    if head[:4] == b"\x89PNG" and len(head) >= 33:
+        most = row_bytes(head) * 2 + SPARE
+    elif head[:2] == b"BM" and len(head) >= 30:
+        w, h = (abs(int.from_bytes(head[i : i + 4], "little", signed=True)) for i in (18, 22))
+        most = 4 * w * h + SPARE
+    else:
+        return
+    if size > most:
+        raise BadImage(name, f"is {size} bytes large, far more than its pixels take; save it anew.")
 
 
 def _sniff(data: bytes, name: str) -> str:
@@ -78,6 +97,8 @@ def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
     kind = _sniff(data, name)
     if kind == "PNG":
         check_chunks(data, name)
+    elif kind == "JPEG":
+        check_scans(data, name)
     elif kind == "TIFF":
         check_pages(lambda start, length: data[start : start + length], len(data), name, cap)
     try:

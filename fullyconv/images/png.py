@@ -20,6 +20,8 @@ __all__ = ["check_chunks", "check_rows", "plain_palette", "plain_samples", "row_
 
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
+MAX_CHUNKS = 2000  # parts that hold no pixels: Pillow looks at each
+MAX_STORED = 200_000  # parts that do: 8 KiB each for the largest picture that is read
 _HARMLESS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}  # bytes; they change no pixel
 
 
@@ -41,7 +43,12 @@ def _sound(data: bytes, start: int, end: int) -> bool:
 
 def check_chunks(data: bytes, name: str) -> None:
     """Walks the parts and checks those that make pixels: Pillow would show a picture whose bytes have changed."""
+    others = stored = 0
     for kind, start, end in _chunks(data):
+        full = kind == b"IDAT" and end > start
+        stored, others = stored + full, others + (not full)
+        if others > MAX_CHUNKS or stored > MAX_STORED:
+            raise BadImage(name, f"is a PNG of over {stored + others - 1} parts, more than are read; save it anew.")
         if kind in _CRITICAL and not _sound(data, start, end):
             raise BadImage(name, f"is damaged (the checksum of its {kind.decode()} part is wrong); copy it again.")
         if kind == b"IEND":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_samples
+from fullyconv.images.tiff import check_pages, first_page, is_tiff, same_value, samples
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 __all__ = [
     "ImageInfo",
+    "declared_invalid",
     "image_info",
     "image_size",
     "is_lossy",
@@ -64,6 +67,8 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
     data = read_bytes(source)
     if (quick := plain_samples(data, cap, colours=(2,))) is not None:
         return quick
+    if mode == "bands" and is_tiff(data) and (deep := _tiff_bands(data, name, cap)) is not None:
+        return deep
     picture = open_picture(data, name, cap)
     image: NDArray[Any]
     if mode == "bands" and stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
@@ -98,6 +103,16 @@ def _bands(picture: PILImage.Image, name: str) -> NDArray[Any]:
     except Exception as error:
         raise BadImage(name, f"cannot be read by bands ({words(error)}); export it again.") from error
     return image if image.ndim == 3 else image[..., None]
+
+
+def _tiff_bands(data: bytes, name: str, cap: int) -> NDArray[Any] | None:
+    """A TIFF's bands H W C as stored: uint8 and uint16 so, all other numbers as float32; None where its numbers are
+    no bands (a palette, YCbCr, less than 8 bits) or packed as pictures."""
+    page = check_pages(lambda start, count: data[start : start + count], len(data), name, cap)[0]
+    if page.photometric not in (0, 1, 2, 5) or page.bits < 8 or not page.readable:
+        return None
+    values = samples(data, page, name)
+    return turn(values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32), page.orientation)
 
 
 def integers(picture: PILImage.Image) -> NDArray[Any]:
@@ -147,6 +162,32 @@ def read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint
     decode(low, data, name, cap)
     wide: NDArray[np.uint16] = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
     return wide
+
+
+def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None:
+    """Which pixels H W (as displayed) a TIFF declares not to be measured: its nodata value (in unsigned integers in all
+    bands, as GDAL means it; in others in any band) or an alpha of 0. None where it declares nothing."""
+    with open(source, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+
+        def at(start: int, count: int) -> bytes:
+            file.seek(min(start, length))
+            return file.read(min(count, length))
+
+        if not is_tiff(at(0, 4)):
+            return None
+        page = first_page(at, os.fspath(source))
+        if (page.nodata is None and not page.alpha) or not page.readable:
+            return None
+    name, data = name_of(source), read_bytes(source)
+    page = check_pages(lambda start, count: data[start : start + count], len(data), name, pixel_cap())[0]
+    values = samples(data, page, name)
+    colours = values[..., :-1] if page.alpha and page.bands > 1 else values
+    same = same_value(colours, page.nodata)
+    bad = np.asarray(same.all(axis=-1) if values.dtype.kind == "u" else same.any(axis=-1))
+    if page.alpha and page.bands > 1:
+        bad |= values[..., -1] == 0
+    return turn(bad, page.orientation)
 
 
 def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:

@@ -136,7 +136,9 @@ class Predictor:
 
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         array = self._array(image)
-        refuse_scaled(array, float(self.model.preprocessing.mean_pixel().max()))
+        mean = float(self.model.preprocessing.mean_pixel().max())
+        colours = self.inputs is None or set(self.inputs) <= {"rgb", "hha"}
+        refuse_scaled(array, mean, 255 if colours and 2 < mean <= 255 and not self.model.preprocessing.log else 0)
         with torch.inference_mode():
             size = (array.shape[0], array.shape[1])
             return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)

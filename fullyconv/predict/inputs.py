@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.data.validity import read_valid
 from fullyconv.errors import DataError
 from fullyconv.images import read_image
 
@@ -44,9 +45,7 @@ def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
             f"An image of shape {array.shape} and type {array.dtype} cannot be labelled; "
             "give H x W x C numbers, H and W at least 1."
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError("The image holds NaN or infinite values; replace them before labelling it.")
-    return array
+    return read_valid(array)[0]  # NaN and infinity become the mean of the others: neighbours are not spoiled
 
 
 def _strange(image: Any) -> DataError:
@@ -75,11 +74,21 @@ def fitted(array: NDArray[Any], channels: int, colour: bool) -> NDArray[Any]:
     )
 
 
-def refuse_scaled(array: NDArray[Any], mean: float) -> None:
-    """`DataError` for a floating image within 0..1 where the network's mean pixel shows that it was trained on 0..255:
-    it would be taken for an almost black picture, silently."""
-    if array.dtype.kind == "f" and mean > 2 and 0 < array.max() <= 1 and array.min() >= 0:
-        raise DataError("The image lies within 0..1 but this network takes 0..255; multiply it by 255.")
+def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
+    """`DataError` for an image whose range is not the network's: one within -1..1 where the network's mean pixel shows
+    that it was trained on 0..255, or one outside 0..`top` where that is known (0: it is not). It would be taken for an
+    almost black or glaring picture, silently."""
+    low, high = float(array.min()), float(array.max())
+    small = array.dtype.kind == "f" and mean > 2 and low >= -1 and 0 < high <= 1
+    if small and (low >= 0 or not top):
+        raise DataError(
+            f"The image lies within {low:.6g}..{high:.6g} but this network takes 0..{top or 255:g}; multiply it by 255."
+        )
+    if top and (low < 0 or high > top):
+        raise DataError(
+            f"The image holds {low:.6g}..{high:.6g} but this network takes 0..{top:g}, pixels as they are stored; give "
+            "it the picture without normalising it, 16-bit pictures divided by 257."
+        )
 
 
 def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -73,23 +73,27 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
 
 def measured(train: Dataset, most: int = 200) -> Preprocessing:
     """Per-band preprocessing from the pictures themselves: mean 0 and spread 1 in every band, over `most` of them at
-    even distances; values that are not finite take no part. DataError where a picture has another number of bands."""
+    even distances; pixels that hold no data take no part. DataError where a picture has another number of bands."""
     chosen = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(most, len(train)))})
     bands = train.image(chosen[0]).shape[2]
-    table = np.zeros((3, bands))  # count, sum, sum of squares
+    count, mean, spread = 0, np.zeros(bands), np.zeros(bands)  # spread: summed squared distances from the mean
     for i in chosen:
-        image = train.image(i)
+        image, invalid = train.picture(i)
         if image.shape[2] != bands:
             raise DataError(
                 f"{train.records[i].name} has {image.shape[2]} bands and {train.records[chosen[0]].name} {bands}; give "
                 "all pictures the same bands."
             )
-        pixels = image[::2, ::2].reshape(-1, bands).astype(np.float64)
-        good = np.isfinite(pixels)
-        pixels = np.where(good, pixels, 0)
-        table += good.sum(0), pixels.sum(0), np.square(pixels).sum(0)
-    mean = table[1] / np.maximum(table[0], 1)
-    std = np.sqrt(np.maximum(table[2] / np.maximum(table[0], 1) - mean**2, 0))
+        pixels = image[::2, ::2] if invalid is None else image[::2, ::2][~invalid[::2, ::2]]
+        pixels = pixels.reshape(-1, bands).astype(np.float64)
+        if not len(pixels):
+            continue
+        # Merged by means (Chan et al. 1979): sums of squares cancel where a band lies far from 0.
+        own, both = pixels.mean(axis=0), count + len(pixels)
+        spread += np.square(pixels - own).sum(axis=0) + np.square(own - mean) * (count * len(pixels) / both)
+        mean += (own - mean) * (len(pixels) / both)
+        count = both
+    std = np.sqrt(spread / max(count, 1))
     std[std == 0] = 1
     return Preprocessing(tuple(range(bands)), 1.0, tuple(map(float, mean)), tuple(map(float, std)))
 

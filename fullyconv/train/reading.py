@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
-from fullyconv.data.batches import roles
+from fullyconv.data.batches import roles, stack
 from fullyconv.data.loader import order, ordered_map
 from fullyconv.data.transforms import Augmentation, augment, generator
 from fullyconv.errors import DataError, FullyconvError, MissingInput
@@ -133,19 +133,7 @@ class Reader:
                 self._read(index)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
-        h = max(s.image.shape[0] for s in samples)
-        w = max(s.image.shape[1] for s in samples)
-        images = np.empty((len(samples), h, w, samples[0].image.shape[2]), samples[0].image.dtype)
-        labels = {k: np.empty((len(samples), h, w), v.dtype) for k, v in samples[0].labels.items()}
-        for i, s in enumerate(samples):
-            a, b = s.image.shape[:2]
-            if (a, b) != (h, w):
-                images[i] = self.fill.astype(images.dtype)
-            images[i, :a, :b] = s.image
-            for k, v in s.labels.items():
-                labels[k][i] = self.ignore[k]
-                labels[k][i, :a, :b] = v
-        return Batch(images, labels, tuple(s.name for s in samples))
+        return Batch(*stack(samples, fill=self.fill, ignore=self.ignore), tuple(s.name for s in samples))
 
     def _nothing(self, ticket: Ticket) -> Batch:
         """For a process without images in this step: someone else's, with nothing to learn from."""

@@ -1,0 +1,160 @@
+"""Pixels that hold no data, pictures of unlike depth, and arrays of a wrong range: found, said, and never learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_files import encoded, tiff
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data import open_dataset
+from fullyconv.data.check import check
+from fullyconv.data.validity import read_valid
+from fullyconv.errors import DataError
+from fullyconv.predict.inputs import as_array, refuse_scaled
+
+SIZE = (12, 16)
+RNG = np.random.default_rng(5)
+
+
+def bands(count: int, dtype: str = "f4") -> NDArray[Any]:
+    return RNG.integers(1, 200, (*SIZE, count)).astype(dtype)
+
+
+def write(root: Path, pictures: list[bytes]) -> None:
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    for i, data in enumerate(pictures):
+        (root / "images" / f"{i}.tif").write_bytes(data)
+        (root / "labels" / f"{i}.png").write_bytes(encoded((np.arange(192).reshape(SIZE) % 3).astype(np.uint8)))
+
+
+def with_nothing(kind: str) -> bytes:
+    """A picture whose first two rows hold no data, declared or not a number."""
+    if kind in ("nan", "inf"):
+        image = bands(4)
+        image[:2] = np.nan if kind == "nan" else np.inf
+        return tiff(image)
+    if kind == "-9999":
+        image = bands(4)
+        image[:2, :, 1] = -9999  # in one band of several
+        return tiff(image, nodata=kind)
+    if kind == "alpha":
+        image = bands(4, "u1")
+        image[..., 3] = 255
+        image[:2, :, 3] = 0
+        return tiff(image, more={338: 2})
+    image = bands(int(kind[0]), kind[2:4])
+    image[:2] = int(kind[5:])
+    image[5, 5, 0] = int(kind[5:])  # one band alone is a measurement in unsigned integers
+    return tiff(image, nodata=kind[5:])
+
+
+KINDS = ["nan", "inf", "-9999", "alpha", "5 u1 0", "3 u1 0", "5 u2 65535", "4 u2 0"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_that_hold_no_data_are_ignored_and_finite_and_said_with_their_file(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, [with_nothing(kind), with_nothing(kind)])
+    sample = open_dataset(tmp_path)[0]
+    assert (sample.labels["semantic"][:2] == 255).all()
+    assert (sample.labels["semantic"][2:] != 255).all()
+    assert np.isfinite(sample.image).all()
+    valid = sample.image[2:].reshape(-1, sample.image.shape[2]).astype(float)
+    np.testing.assert_allclose(sample.image[0, 0], valid.mean(axis=0), atol=0.51, rtol=1e-5)
+    for fast in (False, True):
+        found = [f for f in check(tmp_path, fast=fast) if f.kind == "invalid-pixels"]
+        assert [f.files[0].name for f in found] == ["0.tif", "1.tif"]
+        assert found[0].count == 32
+        assert "32 of 192 pixels" in found[0].message
+
+
+def test_a_picture_without_invalid_pixels_is_not_touched() -> None:
+    image = bands(3, "u1")
+    same, bad = read_valid(image)
+    assert same is image
+    assert bad is None
+    empty, bad = read_valid(np.full((3, 3, 2), np.nan, np.float32))
+    assert (empty == 0).all()
+    assert bad is not None
+
+
+def test_measured_preprocessing_takes_valid_pixels_alone_and_keeps_small_spreads_far_from_zero(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from fullyconv.train.network import measured
+
+    far = [1e7 + RNG.normal(size=(*SIZE, 5)) for _ in range(3)]
+    stored = [f.astype(np.float32) for f in far]
+    for image in stored:
+        image[::2, ::2][:2] = -9999
+    write(tmp_path, [tiff(v, nodata="-9999") for v in stored])
+    kept = np.concatenate([v[::2, ::2][2:].reshape(-1, 5) for v in stored]).astype(np.float64)
+    found = measured(open_dataset(tmp_path))
+    np.testing.assert_allclose(found.mean, kept.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.std, kept.std(axis=0), rtol=1e-6)
+
+
+def test_bands_have_one_type_whatever_values_they_hold() -> None:
+    """A file of small integers must not meet one of large ones in another type."""
+    for top in (10, 100_000):
+        image = images.read_image(tiff(np.full((4, 4), top, np.int32)), mode="bands")
+        assert image.dtype == np.float32
+        assert (image == top).all()
+
+
+# ---- unlike depth --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [(4, "u2"), (5, "u1"), (4, "f4"), (3, "u1")])
+def test_pictures_of_unlike_depth_are_one_error_in_the_same_words_whichever_comes_first(
+    tmp_path: Path, other: tuple[int, str]
+) -> None:
+    plain = {262: 1}
+    one, two = tiff(bands(4, "u1"), more=plain), tiff(bands(*other), more=plain if other[0] > 3 else None)
+    said = []
+    for name, files in (("a", [one, one, two]), ("b", [two, one, one])):
+        write(tmp_path / name, files)
+        assert open_dataset(tmp_path / name).inputs == ("bands",), "read by bands whichever comes first"
+        (found,) = [f for f in check(tmp_path / name, fast=True) if f.kind == "mixed-bands"]
+        assert found.level == "error"
+        assert len(found.files) == 2
+        said.append("".join(c for c in found.message.replace(str(tmp_path / name), "") if c not in "012.tif/"))
+    assert said[0] == said[1]
+    odd = tmp_path / "a" / "images" / "2.tif"
+    odd.unlink()  # what the remedy says
+    (tmp_path / "a" / "labels" / "2.png").unlink()
+    assert not [f for f in check(tmp_path / "a") if f.kind == "mixed-bands"]
+
+
+# ---- ranges --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0, 1, r"multiply it by 255"),
+        (-1, 1, "-1"),
+        (-123, 151, "-123"),
+        (-2.1, 2.6, "without norm"),
+        (0, 65535, "65535"),
+    ],
+)
+def test_arrays_of_another_range_are_refused_with_what_they_hold_and_what_is_taken(
+    low: float, high: float, words: str
+) -> None:
+    array = np.linspace(low, high, 300).reshape(10, 10, 3)
+    with pytest.raises(DataError, match=words) as error:
+        refuse_scaled(array, 124.0, 255)
+    assert "0..255" in str(error.value)
+
+
+def test_arrays_of_the_networks_range_pass_and_nan_becomes_the_mean_of_the_others() -> None:
+    refuse_scaled(np.linspace(0, 255, 300).reshape(10, 10, 3), 124.0, 255)
+    refuse_scaled(np.linspace(-5, 9000, 300).reshape(10, 10, 3), 700.0)
+    array = np.full((4, 4, 3), 7.0)
+    array[0, 0, 1] = np.nan
+    np.testing.assert_array_equal(as_array(array), np.full((4, 4, 3), 7.0))
