@@ -95,9 +95,9 @@ AS_BANDS = {
         ),
         ALPHA,
     ),
-    "32-bit integers that fit": (
+    "32-bit integers": (
         encoded(Image.fromarray(GREY.astype(np.int32) * 200), "TIFF"),
-        GREY[..., None] * np.uint16(200),
+        GREY[..., None] * np.float32(200),
     ),
     "floats": (encoded(Image.fromarray(GREY.astype(np.float32) / 3), "TIFF"), GREY[..., None].astype(np.float32) / 3),
 }
