@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
     if isinstance(image, Mapping):
         return _concatenated(image, tuple(inputs or image))
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image), mode="rgb" if tuple(inputs or ("rgb",)) == ("rgb",) else "bands")
+        file = Path(image)
+        mode: Literal["rgb", "bands"] = "rgb" if tuple(inputs or ("rgb",)) == ("rgb",) else "bands"
+        return read_valid(read_image(file, mode=mode), file)[0]
     if image is None or isinstance(image, bytes | bytearray | memoryview):
         raise _strange(image)
     if hasattr(image, "detach"):  # a tensor, H W C like an array
