@@ -273,3 +273,12 @@ def test_wrong_arguments_are_refused_in_words(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=words):
             evaluate(*arguments, **options)
+
+
+def test_results_and_data_sets_say_in_one_line_what_they_are(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    assert repr(data).startswith("Dataset(")
+    assert f"{len(data)} images" in repr(data)
+    assert len(repr(data)) < 200
+    result = evaluate(Tiny(), data)
+    assert repr(result).startswith(f"Result({len(data)} images, mean IU 0.")

@@ -384,3 +384,9 @@ def test_timm_trunks_take_any_size(name: str) -> None:
         assert model(torch.zeros(1, 3, 3, 50))["out"].shape == (1, 3, 3, 50)
     with pytest.raises(UnknownName, match="timm model"):
         fc.create("fcn8s-timm:resnet1800")
+
+
+@pytest.mark.parametrize("classes", ["5", 2.5, True, 0, -1, 1])
+def test_a_number_of_classes_that_is_none_is_refused_in_words(classes: object) -> None:
+    with pytest.raises(UsageError, match=r"give one such as 21|at least 2"):
+        fc.create("fcn16s-squeezenet1_0", classes)  # type: ignore[arg-type]

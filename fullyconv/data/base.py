@@ -78,6 +78,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{head}: {len(t)} classes" for head, t in self.taxonomies.items()) or "no labels"
+        return printable(f"Dataset({self.kind}:{self.root.name}, split {self.split}, {len(self)} images, {heads})")
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 

@@ -63,6 +63,9 @@ class Result:
     about: Mapping[str, Any]
     analysis: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Result({self.images} images, mean IU {self.mean_iu:.4f}, pixel accuracy {self.pixel_accuracy:.4f})"
+
     @property
     def head(self) -> str:
         """The main head's name."""

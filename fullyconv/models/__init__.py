@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "creat
 
 # HHA's means are the paper's, file channel order; depth is log(millimetres) - 7.844 (fcn data layers).
 HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
+_seeding = threading.Lock()  # torch's initialisation draws from the one generator of the process
 
 
 def create(
@@ -58,7 +60,8 @@ def create(
     if taxonomies is not None:
         heads = {head: len(t) for head, t in taxonomies.items()}
     _check_heads(heads)
-    with torch.random.fork_rng(devices=[]):
+    heads = {head: int(k) for head, k in heads.items()}
+    with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(name, network, heads, padding)
     if taxonomies is not None:
@@ -79,6 +82,8 @@ def _check_heads(heads: Mapping[str, int]) -> None:
     for head, k in heads.items():
         if not head.isidentifier() or head == "out":
             raise UsageError(f"{printable(head)!r} cannot name a head; use letters, digits and _ (and not 'out').")
+        if isinstance(k, bool) or not hasattr(k, "__index__"):
+            raise UsageError(f"The head {head!r} has classes = {k!r}, which is no whole number; give one such as 21.")
         if k < 2:
             raise UsageError(f"The head {head!r} has {k} class; a network tells at least 2 apart.")
 
