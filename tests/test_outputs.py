@@ -447,3 +447,36 @@ def test_a_taxonomy_takes_time_in_proportion_also_where_names_occur_twice() -> N
     for twice in (False, True):
         few = min(seconds(1500, twice) for _ in range(3))
         assert min(seconds(12_000, twice) for _ in range(3)) < 24 * few
+
+
+# ---- single files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "m", "{d}", "-o", "{d}/keep.csv"),
+        ("check", "{d}", "--html", "{d}/keep.csv"),
+        ("convolutionalise", "mobilenet_v2", "{d}/a.png", "--weights", "{d}/w", "-o", "{d}/keep.csv"),
+        ("convolutionalise", "mobilenet_v2", "{d}/a.png", "--weights", "{d}/w", "-o", "{d}/a.png"),
+        ("convert", "{d}/keep.csv", "--model", "voc-fcn8s", "-o", "{d}"),
+    ],
+)
+def test_no_single_result_takes_the_place_of_another_file(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png(tmp_path / "a.png")
+    (tmp_path / "keep.csv").write_text("image,label\n")
+    before = everything(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([a.format(d=tmp_path) for a in arguments])
+    assert (stop.value.code, "another" in capsys.readouterr().err) == (2, True)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("data", ["/etc/x:y", "../../x:y", "kind:/a/b", "/", "..", "a/b"])
+def test_a_run_without_a_name_lies_in_runs(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullyconv.cli.train import _free
+
+    monkeypatch.chdir(tmp_path)
+    assert _free(data).parent == Path("runs")

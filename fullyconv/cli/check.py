@@ -32,10 +32,12 @@ def check(
     from fullyconv.data.check_fix import repair
     from fullyconv.data.check_html import sheet
     from fullyconv.files import atomic_write
+    from fullyconv.files.outputs import output_file
 
+    if html:
+        output_file(html, "a page of findings", b"<!doctype html")
     found = examine(data, fast=fast, progress=progress_line("checking", quiet))
     if html:
-        html.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(html, sheet(found.findings, found.summary, data))
     repaired = repair(found.datasets, found.facts, found.findings, fix) if fix else None
     if as_json:

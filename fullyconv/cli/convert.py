@@ -33,6 +33,8 @@ def convert(
 
     if classes and heads:
         raise UsageError("--classes and --heads say the same thing twice; give one of them.")
+    if file.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{out} holds {file}, which would be replaced with it; name another directory with -o.")
     network = read(file, model, classes or None, parse_heads(heads) or None)
     for head, k in network.heads.items():
         network.taxonomies[head] = published(model, head, k) or network.taxonomies[head]

@@ -37,10 +37,13 @@ def convolutionalise(
 
     from fullyconv.convolutionalisation import convolutionalise as densify
     from fullyconv.files import atomic_write
+    from fullyconv.files.outputs import output_file
     from fullyconv.images import encode_png, read_image
     from fullyconv.models.weights import read_tensors, sidecar
     from fullyconv.preprocessing import IMAGENET
 
+    if out is not None:
+        output_file(out, "a PNG picture", b"\x89PNG", [picture, weights, *([names] if names else [])])
     image = read_image(picture)
     network = load_classifier(classifier, read_tensors(weights), weights)
     x = torch.from_numpy((sidecar(weights) or IMAGENET)(image)[None])

@@ -56,7 +56,10 @@ def evaluate(
 
     from fullyconv.evaluation import evaluate as measure
     from fullyconv.files import atomic_write
+    from fullyconv.files.outputs import output_file
 
+    if out:
+        output_file(out, "an evaluation's result", b'{"format":')
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
     dataset = _dataset(data, split, ready, model)
     line = progress_line("evaluating", quiet)
@@ -69,7 +72,6 @@ def evaluate(
         say(f"{head}: {words}.")
     text = json.dumps(result.to_json(), allow_nan=False)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, text.encode())
     print(text if as_json else table(result))
 

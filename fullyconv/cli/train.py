@@ -135,5 +135,8 @@ def _supervised(out: Path, resume: bool) -> int:
 
 def _free(data: str) -> Path:
     """runs/NAME that no run uses yet: NAME is the data's kind or last folder."""
-    name = data.partition(":")[0].partition(",")[0] if ":" in data else Path(data).name or "model"
+    from fullyconv.files.outputs import safe_name
+
+    name = Path(data.partition(":")[0].partition(",")[0] if ":" in data else data).name or "model"
+    name = safe_name(name)  # one part: a run lies in runs/
     return next(p for n in range(1, 10_000) if not (p := Path("runs", name if n == 1 else f"{name}-{n}")).exists())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fullyconv.evaluation.keep import jpeg, viewable
 from fullyconv.files import atomic_write, make_directory
+from fullyconv.files.outputs import flat_name
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
@@ -32,7 +33,7 @@ def draw(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, 
     files = []
     for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(images, len(dataset)))}):
         image = dataset.image(index)
-        name = dataset.records[index].name.replace("/", "_")
+        name = flat_name(dataset.records[index].name)
         files.append(directory / f"epoch{epoch:07.2f}-{name}.jpg")
         atomic_write(files[-1], _painted(image, predictor.labels(image)[head], palette))
         truth = directory / f"label-{name}.jpg"

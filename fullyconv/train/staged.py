@@ -10,6 +10,7 @@ from typing import Any
 from fullyconv.checkpoint import read_model
 from fullyconv.errors import UsageError
 from fullyconv.files import atomic_write, make_directory, replace_link
+from fullyconv.files.outputs import one_part
 from fullyconv.recipes import Recipe, published, read
 
 __all__ = ["run_stages", "stage_recipes"]
@@ -46,7 +47,7 @@ def run_stages(recipe: Recipe, out: Path, resume: bool, fit: Callable[..., Path]
     Each stage starts from the last weights of the one before. `best` and `last` of `out` are the last stage's.
     """
     stages = stage_recipes(recipe)
-    places = [out / f"{number}-{stage.name}" for number, stage in enumerate(stages, 1)]
+    places = [out / f"{number}-{one_part(stage.name, 'The stage')}" for number, stage in enumerate(stages, 1)]
     if not resume and any((place / "last").exists() for place in places):
         raise UsageError(f"{out} holds a staged run; go on with it by --resume, or give another --out.")
     if resume and not out.is_dir():
