@@ -21,10 +21,11 @@ from typing import Any
 
 import contest
 
-from fullyconv.data import open_dataset, scenes
+from fullyconv import scenes
+from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset
-from fullyconv.data.cache import cached
-from fullyconv.data.transforms import Augmentation, augment, generator
+from fullyconv.data.pipeline.cache import cached
+from fullyconv.data.pipeline.transforms import Augmentation, augment, generator
 from fullyconv.preprocessing import IMAGENET
 
 FILL, IGNORE = IMAGENET.mean_pixel(), {"semantic": 255}

@@ -23,7 +23,8 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import contest  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fullyconv.data import hha, scenes  # noqa: E402
+from fullyconv import scenes  # noqa: E402
+from fullyconv.data import hha  # noqa: E402
 
 
 def frame() -> tuple[str, np.ndarray, np.ndarray, dict[str, float]]:

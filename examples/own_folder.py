@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import fullyconv as fc
-from fullyconv.data import check, scenes
+from fullyconv import doctor as check
+from fullyconv import scenes
 
 
 def main(folder: Path | None, steps: int) -> float:

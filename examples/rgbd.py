@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import fullyconv as fc
-from fullyconv.data import hha, scenes
+from fullyconv import scenes
+from fullyconv.data import hha
 
 
 def main(steps: int) -> float:

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_oracle
 
 from fullyconv.data import open_dataset
-from fullyconv.data.annotations import cvat as cvat_reader
-from fullyconv.data.annotations.raster import coco_counts, coco_polygon, from_counts, label_studio_brush
+from fullyconv.data.corpora.annotations import cvat as cvat_reader
+from fullyconv.data.corpora.annotations.raster import coco_counts, coco_polygon, from_counts, label_studio_brush
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2

@@ -16,10 +16,10 @@ from PIL import Image
 
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
-from fullyconv.data.check import KINDS, check, examine, refuse_errors
-from fullyconv.data.check_fix import repair
-from fullyconv.data.check_scan import _by_processes, _plainly
-from fullyconv.data.check_summary import median_frequency_weights
+from fullyconv.doctor import KINDS, check, examine, refuse_errors
+from fullyconv.doctor.repair import repair
+from fullyconv.doctor.scan import _by_processes, _plainly
+from fullyconv.doctor.summary import median_frequency_weights
 from fullyconv.errors import DataError, MissingInput, UsageError
 from fullyconv.images import encode_png
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data import open_dataset
-from fullyconv.data.check import check, examine
-from fullyconv.data.check_fix import repair
+from fullyconv.doctor import check, examine
+from fullyconv.doctor.repair import repair
 
 SIZE = (20, 24)
 

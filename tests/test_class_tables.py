@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fullyconv.data.class_tables import class_table, find_tables, read_classes
+from fullyconv.data.corpora.class_tables import class_table, find_tables, read_classes
 from fullyconv.errors import DataError
 
 NAMES = ("ground", "big disc", "box")

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from fullyconv.data import hha, open_dataset
-from fullyconv.data import taxonomies as published
-from fullyconv.data.voc import seg11valid, train_aug
+from fullyconv.data.corpora import taxonomies as published
+from fullyconv.data.corpora.voc import seg11valid, train_aug
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, MissingInput, UnknownName, UsageError
 from fullyconv.images import write_label
 from fullyconv.taxonomy import voc_palette

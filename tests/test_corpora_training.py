@@ -12,8 +12,9 @@ import test_annotations as tools
 import test_corpora as corpora
 from training_tools import Recipe
 
+from fullyconv import scenes
 from fullyconv.cli import main
-from fullyconv.data import hha, open_dataset, scenes
+from fullyconv.data import hha, open_dataset
 from fullyconv.errors import UsageError
 from fullyconv.images import encode_png, read_label, write_label
 from fullyconv.models import load

@@ -15,7 +15,7 @@ import pytest
 
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset
-from fullyconv.data.cache import cached
+from fullyconv.data.pipeline.cache import cached
 from fullyconv.errors import DataError, UsageError
 
 

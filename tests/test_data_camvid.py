@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fullyconv.data import open_dataset
-from fullyconv.data.camvid import CAMVID11, CAMVID32, GROUPS, recognise
+from fullyconv.data.corpora.camvid import CAMVID11, CAMVID32, GROUPS, recognise
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
 
 SHARED = os.environ.get("FULLYCONV_SHARED")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullyconv.data import KINDS, coding, open_dataset, parse_spec
-from fullyconv.data.check import check
-from fullyconv.data.class_tables import classes_text, read_classes
-from fullyconv.data.layout import choose_split, list_files, read_table
+from fullyconv.data import KINDS, open_dataset, parse_spec
+from fullyconv.data.corpora import coding
+from fullyconv.data.corpora.class_tables import classes_text, read_classes
+from fullyconv.data.corpora.layout import choose_split, list_files, read_table
+from fullyconv.doctor import check
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
 from fullyconv.taxonomy import Taxonomy
 

@@ -14,7 +14,7 @@ from training_tools import fit, small
 
 from fullyconv.cli.evaluate import _dataset
 from fullyconv.data import open_dataset
-from fullyconv.data.division import FILE, kept_in
+from fullyconv.data.splits import FILE, kept_in
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.train.course import open_both
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullyconv.data import open_dataset, scenes
-from fullyconv.data.convert import convert
-from fullyconv.data.download import ELSEWHERE, SOURCES, Source, fetch
+from fullyconv import scenes
+from fullyconv.data import open_dataset
+from fullyconv.data.corpora.convert import convert
+from fullyconv.data.corpora.download import ELSEWHERE, SOURCES, Source, fetch
 from fullyconv.errors import DataError, FullyconvError, TryAgain, UnknownName, UsageError
 from fullyconv.images import write_label
 

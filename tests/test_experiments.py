@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullyconv import metrics
-from fullyconv.data import open_dataset, scenes
+from fullyconv import metrics, scenes
+from fullyconv.data import open_dataset
 from fullyconv.errors import UsageError
 from fullyconv.experiments import (
     chain,

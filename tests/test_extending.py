@@ -28,7 +28,7 @@ def page() -> Any:
 
 
 def test_the_corpus_is_read_checked_and_measured(page: Any, tmp_path: Path) -> None:
-    from fullyconv.data import check
+    from fullyconv import doctor as check
 
     for folder in ("tiles", "water"):
         (tmp_path / folder).mkdir()

@@ -26,11 +26,11 @@ ALLOWED = {
     "sandbox/caffemodel.py": "mapped, in the confined child, which the parent stops after its time",
     "sandbox/unpacking.py": "archives, in the confined child",
     "processor.py": "/proc/cpuinfo and the system's own control groups",
-    "data/workers.py": "/proc/PID/stat",
+    "data/pipeline/workers.py": "/proc/PID/stat",
     "predict/memory.py": "/proc/self/statm and status",
     "report/__init__.py": "the page's own template, packed with it",
-    "data/bands.py": "rasterio reads by itself what is_tiff, by `read_ends`, has found to be a regular TIFF",
-    "data/cache.py": "maps the cache's own file",
+    "data/corpora/bands.py": "rasterio reads by itself what is_tiff, by `read_ends`, has found to be a regular TIFF",
+    "data/pipeline/cache.py": "maps the cache's own file",
     "cli/__init__.py": "os.devnull, to write to",
 }
 METHODS = {"open", "read_text", "read_bytes", "memmap", "fromfile", "iterparse"}
@@ -153,7 +153,7 @@ def attempt(what, path):
         from fullyconv.data import open_dataset
         open_dataset(path)
     elif what == "check":
-        from fullyconv.data.check import open_splits
+        from fullyconv.doctor import open_splits
         open_splits(path)
     elif what == "recipe":
         from fullyconv import recipes

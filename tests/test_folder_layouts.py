@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fullyconv.data import open_dataset
-from fullyconv.data.check import check, open_splits
-from fullyconv.data.layout import LeftOut, is_split, list_files, role
+from fullyconv.data.corpora.layout import LeftOut, is_split, list_files, role
+from fullyconv.doctor import check, open_splits
 from fullyconv.errors import DataError
 
 TRUTH = [faults.scene(i, (40, 48)) for i in range(8)]

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from fullyconv.data import open_dataset
-from fullyconv.data.annotations.raster import coco_polygon
-from fullyconv.data.check import check, open_splits
-from fullyconv.data.check_findings import Finding
-from fullyconv.data.taxonomies import ADE20K, CITYSCAPES, VOC
+from fullyconv.data.corpora.annotations.raster import coco_polygon
+from fullyconv.data.corpora.taxonomies import ADE20K, CITYSCAPES, VOC
+from fullyconv.doctor import check, open_splits
+from fullyconv.doctor.findings import Finding
 from fullyconv.errors import DataError
 
 TRUTH = [faults.scene(i, (40, 48)) for i in range(6)]

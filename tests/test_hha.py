@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fullyconv.data import hha, scenes
+from fullyconv import scenes
+from fullyconv.data import hha
 from fullyconv.errors import DataError, MissingInput
 
 CAMERA = {"fx": 60.0, "fy": 62.0, "cx": 23.5, "cy": 17.2, "width": 48}

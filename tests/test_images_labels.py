@@ -15,8 +15,8 @@ from PIL import Image
 
 from fullyconv import images
 from fullyconv.data import open_dataset
-from fullyconv.data.check import check
-from fullyconv.data.coding import Coding, read_coded
+from fullyconv.data.corpora.coding import Coding, read_coded
+from fullyconv.doctor import check
 from fullyconv.images import BadImage
 from fullyconv.taxonomy import Taxonomy
 

@@ -29,6 +29,8 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "checkpoint": (1, False),
     "hub": (1, False),
     "data": (1, False),
+    "doctor": (1, False),
+    "scenes": (1, False),
     "models": (2, True),
     "convolutionalisation": (2, True),
     "engine": (2, True),
@@ -45,7 +47,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
 ORDER = list(LAYERS)
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
-    "fullyconv.data.kernels",
+    "fullyconv.data.pipeline.kernels",
     "fullyconv.images.kernels",
     "fullyconv.metrics.kernels",
     "fullyconv.engine.split_bytes",

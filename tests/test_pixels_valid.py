@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data import open_dataset
-from fullyconv.data.check import check
 from fullyconv.data.validity import read_valid
+from fullyconv.doctor import check
 from fullyconv.errors import DataError
 from fullyconv.predict.inputs import as_array, refuse_scaled
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_oracle
 
-from fullyconv.data.annotations import raster
-from fullyconv.data.annotations.raster import BadShape, coco_counts, coco_polygon, draw, from_counts
+from fullyconv.data.corpora.annotations import raster
+from fullyconv.data.corpora.annotations.raster import BadShape, coco_counts, coco_polygon, draw, from_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2
 

@@ -14,11 +14,11 @@ from test_train_cli import TINY, folder, run
 from training_tools import after_step, call, die, small
 
 import fullyconv as fc
-from fullyconv import recipes, train
+from fullyconv import recipes, scenes, train
 from fullyconv.cli import main
-from fullyconv.data import open_dataset, scenes
-from fullyconv.data.cache import cached
-from fullyconv.data.derive import add_again
+from fullyconv.data import open_dataset
+from fullyconv.data.corpora.derive import add_again
+from fullyconv.data.pipeline.cache import cached
 from fullyconv.errors import DataError, StorageError, UnknownName, UsageError
 from fullyconv.files import disk
 from fullyconv.images import read_label

@@ -242,8 +242,8 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='ow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium")
 def test_in_a_browser_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    from fullyconv.data.check_findings import finding
-    from fullyconv.data.check_html import sheet
+    from fullyconv.doctor.findings import finding
+    from fullyconv.doctor.html import sheet
 
     text = (run / "evaluation/result.json").read_text()
     value = json.loads(text.replace('"sky"', json.dumps(EVIL)).replace('"image0"', json.dumps(EVIL)))

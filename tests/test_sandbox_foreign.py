@@ -21,7 +21,7 @@ import test_caffe
 from crash_tools import in_fork
 from scipy.io import savemat
 
-from fullyconv.data.corpus import read_mat
+from fullyconv.data.corpora.corpus import read_mat
 from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.models.caffe import read_caffemodel
 from fullyconv.sandbox import Session, archives, caffemodel, matlab, seccomp

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullyconv.data import scenes
+from fullyconv import scenes
 from fullyconv.errors import UsageError
 
 NAMES = scenes.SEMANTIC.names

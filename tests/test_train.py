@@ -26,7 +26,7 @@ from training_tools import CLASSES, call, course, digest, fit, outcome, pictures
 import fullyconv as fc
 from fullyconv import models
 from fullyconv import train as training
-from fullyconv.data.loader import order
+from fullyconv.data.pipeline.loader import order
 from fullyconv.errors import (
     DataError,
     FullyconvError,

@@ -16,8 +16,8 @@ from PIL import Image
 from training_tools import small
 
 from fullyconv import train as training
-from fullyconv.data import content, open_dataset
-from fullyconv.data.content import Contents
+from fullyconv.doctor import content, open_dataset
+from fullyconv.doctor.content import Contents
 from fullyconv.errors import UsageError
 
 
@@ -164,8 +164,8 @@ def test_what_was_touched_just_before_it_was_read_is_read_again(data: Path) -> N
 
 
 def test_the_checks_digests_are_the_files(data: Path) -> None:
-    from fullyconv.data.check import examine
-    from fullyconv.data.content import digests_of
+    from fullyconv.doctor import examine
+    from fullyconv.doctor.content import digests_of
     from fullyconv.files import sha256_file
 
     dataset = open_dataset(data, "train")

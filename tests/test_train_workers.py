@@ -17,9 +17,10 @@ import pytest
 from faults import save as save_png
 from training_tools import call, fit, pictures, small
 
-from fullyconv.data import heartbeat, open_dataset
-from fullyconv.data.loader import Workers, ordered_map
-from fullyconv.data.workers import Watch
+from fullyconv.data import open_dataset
+from fullyconv.data.pipeline import heartbeat
+from fullyconv.data.pipeline.loader import Workers, ordered_map
+from fullyconv.data.pipeline.workers import Watch
 from fullyconv.errors import DataError, FullyconvError, InternalError, TryAgain, UnknownName
 
 
@@ -229,7 +230,7 @@ def test_a_fifo_in_place_of_a_picture_is_named_at_once(tmp_path: Path) -> None:
 
 UNKILLABLE = """
 import os, signal, sys, time
-from fullyconv.data import workers
+from fullyconv.data.pipeline import workers
 workers.BURIAL = 0.2
 pool = workers.Workers(lambda i: i, 1)
 process = pool.workers[0].process

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullyconv.data import transforms
 from fullyconv.data.base import Sample
-from fullyconv.data.batches import stack
-from fullyconv.data.transforms import Augmentation, Draw, augment, augment_plainly, colour_matrix, draw, generator
+from fullyconv.data.pipeline import transforms
+from fullyconv.data.pipeline.batches import stack
+from fullyconv.data.pipeline.transforms import (
+    Augmentation,
+    Draw,
+    augment,
+    augment_plainly,
+    colour_matrix,
+    draw,
+    generator,
+)
 from fullyconv.errors import DataError, UsageError
 from fullyconv.preprocessing import IMAGENET
 

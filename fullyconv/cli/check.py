@@ -10,7 +10,7 @@ import typer
 from fullyconv.cli.options import MaxPixels
 
 if TYPE_CHECKING:
-    from fullyconv.data.check import Checked
+    from fullyconv.doctor import Checked
 
 __all__ = ["check"]
 
@@ -28,9 +28,9 @@ def check(
     import json
 
     from fullyconv.cli.evaluate import progress_line
-    from fullyconv.data.check import examine
-    from fullyconv.data.check_fix import repair
-    from fullyconv.data.check_html import sheet
+    from fullyconv.doctor import examine
+    from fullyconv.doctor.html import sheet
+    from fullyconv.doctor.repair import repair
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
 

@@ -62,7 +62,7 @@ def parse_heads(text: str) -> dict[str, int]:
 
 def published(model: str, head: str, classes: int) -> Taxonomy | None:
     """The published classes that a released head has: by the network's name, else by their number."""
-    from fullyconv.data.taxonomies import CONTEXT, NYUD40, SIFTFLOW, SIFTFLOW_GEOMETRIC, VOC
+    from fullyconv.data.corpora.taxonomies import CONTEXT, NYUD40, SIFTFLOW, SIFTFLOW_GEOMETRIC, VOC
 
     names = {"voc": VOC, "pascalcontext": CONTEXT, "nyud": NYUD40, "siftflow": SIFTFLOW}
     if head == "geometric":

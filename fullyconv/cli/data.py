@@ -32,7 +32,7 @@ def convert(
 
     from fullyconv.cli.evaluate import progress_line
     from fullyconv.data import parse_options
-    from fullyconv.data.convert import convert as write
+    from fullyconv.data.corpora.convert import convert as write
 
     names = [n.strip() for n in inputs.split(",") if n.strip()] or None
     progress = progress_line("converting", quiet)
@@ -54,7 +54,7 @@ def download(
     """Fetch a public data set by https, check it where its sha256 is published, and unpack it safely."""
     import sys
 
-    from fullyconv.data.download import SOURCES, fetch
+    from fullyconv.data.corpora.download import SOURCES, fetch
 
     folder = fetch(name, out or Path(name), keep=keep, progress=None if quiet else _bytes_line())
     source = SOURCES[name]
@@ -74,7 +74,7 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
 ) -> None:
     """Make procedural street scenes: pictures, depth, and semantic and geometric labels."""
-    from fullyconv.data import scenes as procedural
+    from fullyconv import scenes as procedural
 
     print(f"folder:{procedural.write(out, train=train, val=val, size=(height, width), seed=seed)}")
 

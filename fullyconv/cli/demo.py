@@ -21,9 +21,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
 ) -> None:
     """Draw street scenes, train a two-headed FCN-8s on them, measure it and write a report: three minutes, offline."""
-    from fullyconv import recipes
+    from fullyconv import recipes, scenes
     from fullyconv.allocator import keep_freed
-    from fullyconv.data import open_dataset, scenes
+    from fullyconv.data import open_dataset
     from fullyconv.evaluation import evaluate
     from fullyconv.models import load
     from fullyconv.predict import Predictor

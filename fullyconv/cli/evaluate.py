@@ -82,9 +82,9 @@ def _dataset(data: str, split: str, ready: Any, model: str) -> Any:
     from dataclasses import replace
 
     from fullyconv.data import open_dataset
-    from fullyconv.data.derive import add_again
-    from fullyconv.data.division import kept_in, not_learned, part
-    from fullyconv.data.layout import NoSplits
+    from fullyconv.data.corpora.derive import add_again
+    from fullyconv.data.corpora.layout import NoSplits
+    from fullyconv.data.splits import kept_in, not_learned, part
 
     origin = getattr(ready.model, "origin", {})
     inputs = tuple(origin.get("inputs") or ()) or ready.inputs

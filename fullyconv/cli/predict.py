@@ -164,7 +164,7 @@ def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
 
 def _plane(file: Path, modality: str) -> NDArray[Any]:
     """Depth as stored (one band), bands as stored; everything else as RGB."""
-    from fullyconv.data.bands import read_bands
+    from fullyconv.data.corpora.bands import read_bands
     from fullyconv.data.validity import read_valid
     from fullyconv.images import read_image
 

@@ -97,7 +97,7 @@ def train(
 
 def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
-    from fullyconv.data.division import kept_in
+    from fullyconv.data.splits import kept_in
     from fullyconv.errors import StorageError
     from fullyconv.evaluation import evaluate
     from fullyconv.models import load

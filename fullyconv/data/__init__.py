@@ -21,22 +21,22 @@ from fullyconv.files import open_regular
 __all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_options", "parse_spec"]
 
 KINDS: dict[str, str] = {
-    "camvid": "fullyconv.data.camvid:open_camvid",
-    "voc": "fullyconv.data.voc:open_voc",
-    "sbd": "fullyconv.data.sbd:open_sbd",
-    "nyud": "fullyconv.data.nyud:open_nyud",
-    "siftflow": "fullyconv.data.siftflow:open_siftflow",
-    "context": "fullyconv.data.context:open_context",
-    "cityscapes": "fullyconv.data.cityscapes:open_cityscapes",
-    "ade20k": "fullyconv.data.ade20k:open_ade20k",
-    "cvat": "fullyconv.data.annotations.cvat:open_cvat",
-    "labelme": "fullyconv.data.annotations.labelme:open_labelme",
-    "coco": "fullyconv.data.annotations.coco:open_coco",
-    "labelstudio": "fullyconv.data.annotations.labelstudio:open_labelstudio",
-    "supervisely": "fullyconv.data.annotations.supervisely:open_supervisely",
-    "yolo": "fullyconv.data.annotations.yolo:open_yolo",
-    "nnunet": "fullyconv.data.nnunet:open_nnunet",
-    "folder": "fullyconv.data.folder:open_folder",
+    "camvid": "fullyconv.data.corpora.camvid:open_camvid",
+    "voc": "fullyconv.data.corpora.voc:open_voc",
+    "sbd": "fullyconv.data.corpora.sbd:open_sbd",
+    "nyud": "fullyconv.data.corpora.nyud:open_nyud",
+    "siftflow": "fullyconv.data.corpora.siftflow:open_siftflow",
+    "context": "fullyconv.data.corpora.context:open_context",
+    "cityscapes": "fullyconv.data.corpora.cityscapes:open_cityscapes",
+    "ade20k": "fullyconv.data.corpora.ade20k:open_ade20k",
+    "cvat": "fullyconv.data.corpora.annotations.cvat:open_cvat",
+    "labelme": "fullyconv.data.corpora.annotations.labelme:open_labelme",
+    "coco": "fullyconv.data.corpora.annotations.coco:open_coco",
+    "labelstudio": "fullyconv.data.corpora.annotations.labelstudio:open_labelstudio",
+    "supervisely": "fullyconv.data.corpora.annotations.supervisely:open_supervisely",
+    "yolo": "fullyconv.data.corpora.annotations.yolo:open_yolo",
+    "nnunet": "fullyconv.data.corpora.nnunet:open_nnunet",
+    "folder": "fullyconv.data.corpora.folder:open_folder",
 }
 
 
@@ -70,7 +70,7 @@ def open_dataset(
         kind = _recognise(root)
         notes = (f"{printable(root)} is read as {kind!r} data; write {kind}:PATH to say so yourself.",)
     dataset: Dataset = _function(kind)(root, split, **_known(kind, options))
-    from fullyconv.data.derive import choose_heads, choose_inputs
+    from fullyconv.data.corpora.derive import choose_heads, choose_inputs
 
     dataset = choose_heads(choose_inputs(dataset, inputs), heads)
     return replace(dataset, notes=notes + dataset.notes)
@@ -134,7 +134,7 @@ def _recognise(root: Path) -> str:
         module = target.partition(":")[0]
         if _present(module) and importlib.import_module(module).recognise(root):
             return kind
-    from fullyconv.data.layout import looked_at
+    from fullyconv.data.corpora.layout import looked_at
 
     raise DataError(
         f"{printable(root)} holds no layout that is known ({looked_at(root)}); put pictures into images/ and label "

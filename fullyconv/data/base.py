@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.data import heartbeat
+from fullyconv.data.pipeline import heartbeat
 from fullyconv.data.validity import read_valid
 from fullyconv.errors import DataError, printable
 from fullyconv.files.outputs import name_fault

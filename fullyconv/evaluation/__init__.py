@@ -233,7 +233,7 @@ def _shorter_side(protocol: str) -> int | None:
 
 def _samples(dataset: Dataset, indices: Iterable[int], side: int | None, timeout: float) -> Iterator[Sample]:
     """The samples in order, decoded a little ahead of the network."""
-    from fullyconv.data.loader import ordered_map
+    from fullyconv.data.pipeline.loader import ordered_map
 
     def read(index: int) -> Sample:
         sample = dataset[index]

@@ -57,7 +57,7 @@ def in_the_networks_classes(
         if found.how != "same":
             said[head] = f"{found}{_fate(found, unknown)}"
         changed[head] = replace(_widened(found, unknown), theirs=_target(found, unknown))
-    from fullyconv.data.matching import relabelled
+    from fullyconv.data.pipeline.matching import relabelled
 
     return (relabelled(dataset, changed) if changed else dataset), said
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullyconv.data.base import Dataset
-from fullyconv.data.cache import cached, key
+from fullyconv.data.pipeline.cache import cached, key
 from fullyconv.files import remove_tree
 from fullyconv.recipes import Recipe
 from fullyconv.train.display import Display

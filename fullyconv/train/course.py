@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fullyconv import models
+from fullyconv import doctor, models
 from fullyconv.checkpoint import RunDirectory, read_model
-from fullyconv.data import check as doctor
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.content import Contents, digests_of
-from fullyconv.data.division import Division, divide, kept_in
-from fullyconv.data.matching import relabelled
+from fullyconv.data.pipeline.matching import relabelled
+from fullyconv.data.splits import Division, divide, kept_in
+from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
 from fullyconv.recipes import Recipe

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
-from fullyconv.data.batches import roles, stack
-from fullyconv.data.loader import order, ordered_map
-from fullyconv.data.transforms import Augmentation, augment, generator
+from fullyconv.data.pipeline.batches import roles, stack
+from fullyconv.data.pipeline.loader import order, ordered_map
+from fullyconv.data.pipeline.transforms import Augmentation, augment, generator
 from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.recipes import Recipe
 from fullyconv.train.state import State

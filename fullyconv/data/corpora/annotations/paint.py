@@ -1,0 +1,183 @@
+"""What the readers of annotations share: classes from names, painting in order, files named by a foreign file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import files, images
+from fullyconv.data.base import Record
+from fullyconv.data.corpora.annotations.raster import Region, Size
+from fullyconv.data.corpora.layout import SUFFIXES
+from fullyconv.errors import DataError, MissingInput, UsageError, printable
+from fullyconv.files.outputs import safe_name
+from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
+
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "paint", "read_json", "read_rgb"]
+
+BACKGROUND = "background"
+IGNORED = -1
+
+
+def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None) -> tuple[Taxonomy, dict[str, int]]:
+    """A taxonomy of background and `names` in their order, and name -> id; a class named background is class 0."""
+    listed = list(dict.fromkeys(names))
+    nothing = [n for n in listed if n.lower() in (BACKGROUND, "_background_")]
+    rest = [n for n in listed if n not in nothing]
+    every = (BACKGROUND, *rest)
+    default = voc_palette(len(every))
+    palette = tuple((colours or {}).get(n, default[k]) for k, n in enumerate(every))
+    ids = {n: k for k, n in enumerate(every)}
+    return Taxonomy(every, palette), {**ids, **dict.fromkeys((*nothing, "_background_"), 0)}
+
+
+def paint(size: Size, regions: Iterable[tuple[int, Region]], taxonomy: Taxonomy) -> NDArray[Any]:
+    """`regions` (id or IGNORED, pixels) painted one over the other on background: later ones cover earlier ones."""
+    labels = np.zeros(size, np.uint8 if taxonomy.ignore <= 255 else np.uint16)
+    for k, region in regions:
+        labels[region] = taxonomy.ignore if k == IGNORED else k
+    return labels
+
+
+@final
+@dataclass(frozen=True)
+class Painter:
+    """Reads labels by painting: `entries[name]` is what a record's file says, `draw` turns it into (size, regions)."""
+
+    taxonomy: Taxonomy
+    entries: Mapping[str, Any]
+    draw: Callable[[Any, Mapping[str, int]], tuple[Size, Iterable[tuple[int, Region]]]]
+    ids: Mapping[str, int]
+
+    def __call__(self, record: Record, head: str) -> NDArray[Any]:
+        try:
+            size, regions = self.draw(self.entries[record.name], self.ids)
+            return paint(size, regions, self.taxonomy)
+        except DataError as error:
+            raise DataError(f"{printable(record.labels.get(head, record.name))}, {record.name}: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            raise DataError(
+                f"{printable(record.labels.get(head, record.name))}, {record.name}: a shape is not as its format says "
+                f"({type(error).__name__}: {printable(error)}); correct it where it was drawn."
+            ) from error
+
+
+def unique_names(listed: Sequence[str]) -> list[str]:
+    """A record name for each picture: its path without suffix, or (a/1_jpg, a/1_png) with it where stems are shared."""
+    plain = [PurePosixPath(safe_name(n.replace("\\", "/"))) for n in listed]
+    short = [(p.with_suffix("") if p.suffix.lower() in SUFFIXES else p).as_posix() for p in plain]
+    shared = Counter(short)
+    named: dict[str, int] = dict.fromkeys((n for n in short if shared[n] == 1), 1)
+    found: list[str] = []
+    for path, name in zip(plain, short, strict=True):
+        if shared[name] > 1:
+            name = bare = f"{name}_{path.suffix[1:]}" if path.suffix.lower() in SUFFIXES else name
+            while name in named:
+                named[bare] = named.get(bare, 1) + 1
+                name = f"{bare}-{named[bare]}"
+            named[name] = 1
+        found.append(name)
+    return found
+
+
+def refuse_shared(found: Iterable[tuple[str, Path]], source: Path) -> None:
+    """MissingInput where pictures of different names turned out to be one file: whose labels are they?"""
+    stated: dict[Path, str] = {}
+    for name, file in found:
+        other = stated.setdefault(file, name)
+        if other != name:
+            raise MissingInput(
+                f"{printable(source)} names {printable(other)[:200]!r} and {printable(name)[:200]!r}, and "
+                f"only {printable(file)} is there; put both pictures there under the folders that it names."
+            )
+
+
+def checked_size(height: Any, width: Any) -> Size:
+    """(H, W) from a foreign file, or DataError. Whole numbers may be written as 480.0."""
+    height, width = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width))
+    whole = type(height) is int and type(width) is int and min(height, width) > 0
+    if not (whole and height * width <= images.pixel_cap()):
+        said = "x".join(
+            "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
+        )
+        raise DataError(f"The size {said} (HxW) is no picture's; correct it.")
+    return height, width
+
+
+def read_json(file: Path, what: str) -> Any:
+    """The contents of a JSON file, or DataError that names it."""
+    return files.read_json(file)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder`/`name` for a name from a foreign file; DataError if it leads out of the folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+        raise DataError(
+            f"The picture {printable(name)[:200]!r} lies outside {printable(folder)}; put it inside and export again."
+        )
+    return folder / path
+
+
+def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], source: Path) -> Path:
+    """The picture a foreign file names: below one of `folders`, else the one file of that name."""
+    for folder in folders:
+        path = inside(folder, name)
+        if os.path.isfile(path):  # False for names that no file can have
+            return path
+    found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
+    if found is None:
+        raise MissingInput(
+            f"{printable(source)} names the picture {printable(name)[:200]!r}, which is not in "
+            f"{printable(folders[0])}; put it there, or say where the pictures are (KIND,images=PATH:EXPORT)."
+        )
+    return found
+
+
+def by_name(files: Iterable[Path]) -> dict[str, Path]:
+    """file name -> file, for the names that only one file has."""
+    found: dict[str, Path] = {}
+    twice: set[str] = set()
+    for file in files:
+        if file.name in found:
+            twice.add(file.name)
+        found[file.name] = file
+    return {n: f for n, f in found.items() if n not in twice}
+
+
+def picture_folder(root: Path, images_option: str | Path | None) -> Path:
+    """Where pictures are looked for: the folder a user names, else `root`'s."""
+    if images_option is None:
+        return root
+    folder = Path(images_option)
+    if not folder.is_dir():
+        raise MissingInput(f"{printable(folder)} is no folder; give the one with the pictures (images=PATH).")
+    return folder
+
+
+def one_of(value: str, known: Sequence[str], what: str) -> str:
+    if value not in known:
+        raise UsageError(f"{what} is {printable(value)!r}; choose {' or '.join(known)}.")
+    return value
+
+
+def read_rgb(record: Record, modality: str) -> NDArray[Any]:
+    """A record's picture H W 3; a labelme file's own picture where its input is the JSON file."""
+    file = record.inputs[modality]
+    if file.suffix.lower() in SUFFIXES:
+        return images.read_image(file)
+    import base64
+    import binascii
+
+    try:
+        data = base64.b64decode(read_json(file, "labelme")["imageData"], validate=True)
+    except (KeyError, TypeError, binascii.Error, ValueError) as error:
+        raise DataError(f"{printable(file)} holds no picture and names none that is there; add the picture.") from error
+    return images.read_image(data)

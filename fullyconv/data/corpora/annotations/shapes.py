@@ -1,0 +1,226 @@
+"""Shapes of foreign files, checked once when a data set is opened and painted as often as it is read.
+
+A shape that cannot be painted is left out and counted with the name of who bears it (`Unused`); the others are small
+values with `pixels(size) -> H W`. `draw_shapes` is the `draw` of a `Painter` whose entries are `Entry`s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv import images
+from fullyconv.data.corpora.annotations import raster
+from fullyconv.data.corpora.annotations.raster import BadShape, Region, Size
+from fullyconv.errors import DataError, printable
+
+__all__ = ["Entry", "Pen", "Rings", "Runs", "Stencil", "Strokes", "Unused", "draw_shapes", "number", "ring", "rings"]
+
+
+class Shape(Protocol):
+    """What covers pixels of a picture."""
+
+    def pixels(self, size: Size) -> Region: ...
+
+
+@final
+class Unused:
+    """What a file holds and is not used, counted by why, with the first names of each."""
+
+    def __init__(self) -> None:
+        self._why: dict[str, list[str]] = {}
+        self._count: dict[str, int] = {}
+
+    def add(self, why: str, who: object, count: int = 1) -> None:
+        """`why` follows a number: "annotations of unknown images"."""
+        self._count[why] = self._count.get(why, 0) + count
+        named = self._why.setdefault(why, [])
+        if len(named) < 3:
+            named.append(short(who))
+
+    def count(self, why: str) -> int:
+        return self._count.get(why, 0)
+
+    def __bool__(self) -> bool:
+        return bool(self._count)
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each reason."""
+        return tuple(
+            f"left out: {n} {why} ({', '.join(self._why[why])}{', ...' if n > len(self._why[why]) else ''})."
+            for why, n in self._count.items()
+        )
+
+
+def short(who: object) -> str:
+    """A foreign value for a sentence, printable and not long. Numbers of thousands of digits have no decimal form."""
+    if isinstance(who, int) and who.bit_length() > 200:
+        return "a number of over 60 digits"
+    if isinstance(who, list | dict):
+        return f"a {type(who).__name__} of {len(who)}"
+    text = printable(str(who)[:61])
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number (XML writes it as text), else BadShape."""
+    try:
+        found = math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadShape(f"whose {what} is no number")
+    return found
+
+
+def ring(points: Any, size: Size) -> NDArray[np.float64]:
+    """N x 2 corners (x y) of a polygon that covers something of a picture of `size`, else BadShape."""
+    try:
+        flat = np.asarray(points, np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadShape("with points that are no numbers") from error
+    if len(flat) < 6 or len(flat) % 2:
+        raise BadShape("of fewer than 3 points" if len(flat) < 6 else "with half a point")
+    xy = flat.reshape(-1, 2)
+    if not np.isfinite(xy).all():
+        raise BadShape("with points that are no finite numbers")
+    low, high = xy.min(0), xy.max(0)
+    if (high <= 0).any() or low[0] >= size[1] or low[1] >= size[0]:
+        raise BadShape("outside the picture")
+    near = np.clip(xy, -(2.0**26), 2.0**26) - np.clip(low, -(2.0**26), 2.0**26)
+    if np.ptp(near, 0).min() == 0 or (len(xy) < 5 and _area(near) == 0):
+        raise BadShape("without an area")
+    if len(xy) * size[1] > 1_000_000:
+        raster.check_outline(xy, size)
+    return xy
+
+
+def _area(xy: NDArray[np.float64]) -> float:
+    """Twice the signed area (the shoelace formula)."""
+    after = np.roll(xy, -1, 0)
+    return float((xy[:, 0] * after[:, 1] - xy[:, 1] * after[:, 0]).sum())
+
+
+@final
+@dataclass(frozen=True)
+class Rings:
+    """The union of polygons, each filled by COCO's rule."""
+
+    outlines: tuple[NDArray[np.float64], ...]
+
+    def pixels(self, size: Size) -> Region:
+        covered = raster.coco_polygon(self.outlines[0], size)
+        for outline in self.outlines[1:]:
+            covered |= raster.coco_polygon(outline, size)
+        return covered
+
+
+def rings(points: Any, size: Size) -> Rings:
+    """One polygon as a shape, or BadShape."""
+    return Rings((ring(points, size),))
+
+
+@final
+@dataclass(frozen=True)
+class Runs:
+    """Run lengths that fill the box (top, left, height, width), along columns (COCO) or rows (CVAT)."""
+
+    counts: NDArray[np.int64]
+    box: tuple[int, int, int, int]
+    columns: bool
+
+    def pixels(self, size: Size) -> Region:
+        top, left, height, width = self.box
+        inner = raster.from_counts(self.counts, (height, width), columns=self.columns)
+        if (height, width) == size:
+            return inner
+        covered = np.zeros(size, bool)
+        covered[top : top + height, left : left + width] = inner
+        return covered
+
+
+@final
+@dataclass(frozen=True)
+class Pen:
+    """A shape that Pillow draws, as labelme does."""
+
+    kind: str
+    points: NDArray[np.float64]
+    width: int
+
+    def pixels(self, size: Size) -> Region:
+        return raster.draw(self.kind, self.points, size, self.width)
+
+
+@final
+@dataclass(frozen=True)
+class Stencil:
+    """A small picture laid on a large one at (top, left): what is not 0, or not transparent, is covered."""
+
+    data: bytes
+    top: int
+    left: int
+
+    def pixels(self, size: Size) -> Region:
+        bands = images.read_image(self.data, mode="bands")
+        stencil = (bands[..., -1] if bands.shape[2] in (2, 4) else bands.max(-1)) > 0
+        covered = np.zeros(size, bool)
+        rows, cols = min(stencil.shape[0], size[0] - self.top), min(stencil.shape[1], size[1] - self.left)
+        covered[self.top : self.top + rows, self.left : self.left + cols] = stencil[:rows, :cols]
+        return covered
+
+
+@final
+@dataclass(frozen=True)
+class Strokes:
+    """Label Studio's brush, for a picture of the stated size."""
+
+    data: bytes
+    stated: Size
+
+    def pixels(self, size: Size) -> Region:
+        if size != self.stated:
+            raise DataError(
+                f"A brush region is for {self.stated[0]}x{self.stated[1]} (HxW), its picture is {size[0]}x{size[1]}; "
+                "put the picture there that was labelled."
+            )
+        return raster.label_studio_brush(self.data, size)
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """A picture's shapes in the order in which they are painted (`by_area`: large ones first). size: H W, or the
+    picture whose size it is."""
+
+    size: Size | Path
+    shapes: Sequence[tuple[int, Shape]] = field(default_factory=list)  # class id or IGNORED
+    by_area: bool = False
+
+
+def draw_shapes(entry: Entry, ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Region]]]:
+    """What a `Painter` draws; one region is alive at a time."""
+    size = images.image_size(entry.size) if isinstance(entry.size, Path) else entry.size
+    return size, _by_area(entry.shapes, size) if entry.by_area else ((k, s.pixels(size)) for k, s in entry.shapes)
+
+
+_KEPT = 1 << 27  # pixels of regions that are kept while their areas are compared
+
+
+def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size) -> Iterator[tuple[int, Region]]:
+    """Large ones first; equal ones in their order. Regions that are too many to be kept are worked out again."""
+    areas: list[int] = []
+    kept: list[Region | None] = []
+    for i, (_, shape) in enumerate(shapes):
+        region = shape.pixels(size)
+        areas.append(int(np.count_nonzero(region)))
+        kept.append(region if (i + 1) * region.size <= _KEPT else None)
+    for i in sorted(range(len(shapes)), key=lambda i: -areas[i]):
+        again = kept[i]
+        yield shapes[i][0], shapes[i][1].pixels(size) if again is None else again

@@ -1,0 +1,238 @@
+"""Lists of pictures: which of a folder's are of which split, or tables of pictures and labels of their own."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+from fullyconv.data.corpora.class_tables import table_rank
+from fullyconv.data.corpora.folder_parts import LABELS, Part
+from fullyconv.data.corpora.layout import SUFFIXES, is_split, paths_meant, read_table
+from fullyconv.errors import DataError, FullyconvError, MissingInput, printable
+from fullyconv.files.outputs import name_fault, safe_name
+
+__all__ = ["listed_parts", "parts_by_lists"]
+
+_PLACES = ("", "splits", "split", "lists", "list", "ImageSets/Segmentation", "ImageSets/Main", "ImageSets", "sets")
+
+
+def parts_by_lists(root: Path, top: Path, whole: Part, folders: bool) -> tuple[dict[str, Part], list[str]]:
+    """{split: part} of `whole` by the lists beside it, {} where there are none, and notes of what is not used.
+
+    folders   the splits are folders: lists that name pictures otherwise are left out, not refused.
+    """
+    found, notes = _lists(root, whole)
+    try:
+        parts = {s: _listed_part(root, top, p, rows, whole) for p in found for s, rows in _split_rows(p).items()}
+    except (MissingInput, DataError) as error:
+        if not folders:
+            raise
+        return {}, [*notes, f"the splits are folders, and the lists beside them are not used: {error}"]
+    return parts, notes
+
+
+def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
+    """The lists of the first place that has some, and a note of every other text that may have been meant as one."""
+    lists: list[Path] = []
+    notes: list[str] = []
+    for place in _PLACES:
+        folder = root / place
+        files = sorted(f for e in ("*.txt", "*.csv", "*.tsv") for f in folder.glob(e)) if folder.is_dir() else []
+        good: list[Path] = []
+        for file in (f for f in files if not f.is_dir() and _may_be_list(f)):
+            if is_split(file.stem) or _names_pictures(root, file, whole):
+                good.append(file)
+            elif not place:
+                notes.append(
+                    f"{printable(file.name)} does not begin with the name of a picture: it is no list of a split."
+                )
+        if good and lists:
+            notes.append(_not_used(good, root))
+        lists = lists or good
+    deeper = sorted(f for p in _PLACES[1:5] for f in (root / p).glob("*/*.txt") if is_split(f.stem))
+    deeper += sorted(f for p in _PLACES[1:5] for f in (root / p).glob("*/*.csv") if is_split(f.stem))
+    notes += [_not_used(deeper, root)] if deeper else []
+    return lists, notes
+
+
+def _not_used(files: Sequence[Path], root: Path) -> str:
+    first = printable(files[0].relative_to(root))
+    return (
+        f"lists of splits that are not used: {len(files)} ({first}); give one as the data, or copy them beside images/."
+    )
+
+
+def _may_be_list(file: Path) -> bool:
+    """Not a table of classes (unless it lists pictures), and not what its name says is prose."""
+    prose = ("readme", "license", "licence", "source", "notes")
+    return not file.stem.lower().startswith(prose) and (table_rank(file) is None or lists_files(file))
+
+
+def lists_files(file: Path) -> bool:
+    """Whether the first entry of a text ends like the name of a picture."""
+    try:
+        rows = read_table(file)
+    except FullyconvError:
+        return False
+    return bool(rows) and rows[0].get("image", "").lower().endswith(SUFFIXES)
+
+
+def _names_pictures(root: Path, file: Path, whole: Part) -> bool:
+    """Whether the first entry of a text file is a picture of the set."""
+    try:
+        entry = read_table(file)[0].get("image", "")
+        if any((root / p).is_file() for p in paths_meant(entry)):
+            return True
+        return _stem_in(whole.inputs["rgb"], entry) is not None
+    except (FullyconvError, IndexError, OSError, ValueError):
+        return False
+
+
+def _split_rows(file: Path) -> dict[str, list[dict[str, str]]]:
+    """A list's rows by its column split, else all by the list's name."""
+    rows = read_table(file)
+    if not any("split" in row for row in rows):
+        return {file.stem: rows}
+    return {s: [r for r in rows if r.get("split", "") == s] for s in dict.fromkeys(r.get("split", "") for r in rows)}
+
+
+def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str]], whole: Part) -> Part:
+    """A list beside images/: names (with or without suffix and folder) of the pictures of one split, or pairs."""
+    if any(row.get("label") for row in rows):
+        rows, notes = _file_columns(rows)
+        part = _rows_part(root, rows, file)
+        part.notes += notes
+        return part
+    rgb = whole.inputs["rgb"]
+    chosen = _stems_of(rgb, [row.get("image", "") for row in rows], top, file)
+    keep = set(chosen)
+    part = whole.only(keep)
+    part.groups = {stem: row.get("group", "") for stem, row in zip(chosen, rows, strict=True)}
+    if len(keep) < len(chosen):
+        part.notes.append(
+            f"{printable(file.name)} lists {len(chosen) - len(keep)} pictures more than once; each counts once."
+        )
+    return part
+
+
+def _stems_of(rgb: Mapping[str, Path], entries: Sequence[str], top: Path, file: Path) -> list[str]:
+    """The stem in `rgb` of every entry; MissingInput for all at once that have none."""
+    found = [(entry, _stem_in(rgb, entry)) for entry in entries]
+    missing = [repr(printable(entry)) for entry, stem in found if stem is None]
+    if missing:
+        rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        are = "is" if len(missing) == 1 else "are"
+        raise MissingInput(
+            f"{printable(file)} lists {', '.join(missing[:5])}{rest}, which {are} not in {printable(top)}; "
+            "correct the list."
+        )
+    return [stem for _, stem in found if stem is not None]
+
+
+def _stem_in(rgb: Mapping[str, Path], entry: str) -> str | None:
+    for path in paths_meant(unicodedata.normalize("NFC", entry)):
+        plain = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+        for stem in (plain.as_posix(), *(Path(*plain.parts[i:]).as_posix() for i in range(1, len(plain.parts)))):
+            if stem in rgb:
+                return stem
+    return None
+
+
+def listed_parts(file: Path) -> tuple[Path, dict[str, Part]]:
+    """A list file as the data set: rows "image, label" and, with a header, split, group and further columns.
+
+    Also the folder that its paths start from: the list's own, or the one around it (lists/train.txt).
+    """
+    rows = read_table(file)
+    if not rows:
+        raise DataError(f"{printable(file)} lists nothing; write one row a picture: image,label.")
+    splits = _split_rows(file)
+    around = (file.parent, file.parent.parent)
+    root = next((r for r in around for p in paths_meant(rows[0].get("image", "")) if (r / p).is_file()), file.parent)
+    _, notes = _file_columns(rows)
+    whole = len(splits) == 1 and file.stem in splits
+    parts = {"" if whole else s: _rows_part(root, _file_columns(part)[0], file) for s, part in splits.items()}
+    for part in parts.values():
+        part.notes += notes
+    return root, parts
+
+
+def _file_columns(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
+    """`rows` without the columns that name no files (numbers, remarks), and a note of each."""
+    known = ("image", "split", "group", *LABELS)
+    others = [c for c in rows[0] if c not in known and not any(r.get(c, "").lower().endswith(SUFFIXES) for r in rows)]
+    notes = [f"the column {printable(c)!r} names no pictures: it is left out." for c in others]
+    return [{c: v for c, v in row.items() if c not in others} for row in rows], notes
+
+
+def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> Part:
+    part, names = Part({"rgb": {}}), _ListedNames(root)
+    for row in rows:
+        path = _listed_file(root, row.get("image", ""), file)
+        stem = names.of(path)
+        if stem in part.inputs["rgb"]:
+            part.strays.append(("duplicate-stem", path))
+            continue
+        part.inputs["rgb"][stem] = path
+        part.groups[stem] = row.get("group", "")
+        for column, value in row.items():
+            if not value or column in ("image", "split", "group"):
+                continue
+            head = (
+                "semantic"
+                if column in LABELS
+                else next((column[len(n) + 1 :] for n in LABELS if column.startswith(n + "-")), "")
+            )
+            into = part.labels.setdefault(head, {}) if head else part.inputs.setdefault(column, {})
+            into[stem] = _listed_file(root, value, file)
+    return part
+
+
+@final
+class _ListedNames:
+    """Names of listed pictures: the path without suffix from the list's folder on. What leads out of it (`..`, the
+    root) is left out, and then a name that another picture has gets a number: ../a/x and ../../a/x are a/x and a/x-2.
+    Outputs are named so, below their own folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._taken: set[str] = set()
+        self._numbers: Counter[str] = Counter()
+        self._outside: dict[str, str] = {}  # real path -> name
+
+    def of(self, path: Path) -> str:
+        below = path.is_relative_to(self._root)
+        stem = (path.relative_to(self._root) if below else Path(path.name)).with_suffix("").as_posix()
+        if below and not name_fault(stem):
+            self._taken.add(stem)
+            return stem
+        real = os.path.realpath(path)
+        if real not in self._outside:
+            self._outside[real] = self._free(safe_name(stem))
+        return self._outside[real]
+
+    def _free(self, plain: str) -> str:
+        name = plain
+        while name in self._taken:
+            self._numbers[plain] += 1
+            name = f"{plain}-{self._numbers[plain] + 1}"
+        self._taken.add(name)
+        return name
+
+
+def _listed_file(root: Path, entry: str, file: Path) -> Path:
+    """A listed path, relative to the list's folder; leading folders of another machine are left out if that helps."""
+    if not entry:
+        raise DataError(f"{printable(file)} has a row without an image; write image,label.")
+    for path in paths_meant(entry):
+        parts = path.parts[1:] if path.is_absolute() else path.parts
+        for candidate in (root / path, *(root.joinpath(*parts[i:]) for i in range(len(parts)))):
+            if candidate.exists():
+                return candidate
+    raise MissingInput(
+        f"{printable(file)} lists {printable(entry)!r}, which is not below {printable(root)}; correct the list."
+    )

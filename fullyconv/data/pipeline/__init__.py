@@ -1,0 +1,1 @@
+"""From records to batches: transforms, reading ahead in processes, the cache."""

@@ -1,0 +1,66 @@
+"""What to do about a finding, where it depends on the kind of data; and sentences about labels that are not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fullyconv.data.base import Dataset
+from fullyconv.data.corpora.foreign import foreign_labels
+from fullyconv.doctor.findings import KINDS, Finding, finding
+from fullyconv.doctor.scan import RecordFacts
+from fullyconv.errors import printable
+
+__all__ = ["joined_extras", "no_labels", "suited"]
+
+_AS_FOLDER = ("voc", "camvid", "ade20k")  # layouts that are folders too
+
+
+def suited(found: Iterable[Finding], datasets: Sequence[Dataset]) -> list[Finding]:
+    """The findings with remedies that can work for the kind of data: a classes.txt is read for folders alone."""
+    kinds = {d.kind for d in datasets}
+    if kinds <= {"folder"} or not datasets:
+        return list(found)
+    kind = next(iter(kinds - {"folder"}))
+    return [replace(f, remedy=_remedy(f, kind)) if "classes.txt" in f.remedy else f for f in found]
+
+
+def _remedy(one: Finding, kind: str) -> str:
+    if one.kind == "unused-class":
+        return f"Add pictures of it; the classes are those that {kind} data list."
+    if kind in _AS_FOLDER:
+        return f"Correct the labels, or, if they are no {kind} labels, read them as folder:PATH with a classes.txt."
+    return f"Correct the labels: {kind} data have classes of their own, and no classes.txt is read there."
+
+
+def joined_extras(found: Sequence[Finding]) -> list[Finding]:
+    """The findings with one for each missing package, however many files need it."""
+    rest = [f for f in found if f.kind != "missing-extra"]
+    by: dict[str, list[Finding]] = {}
+    for one in found:
+        if one.kind == "missing-extra":
+            by.setdefault(one.value, []).append(one)
+    for what, some in by.items():
+        files = [f.files[0] for f in some]
+        message = f"it and {len(files) - 1} other files need the package {what}" if files[1:] else f"it needs {what}"
+        rest.append(finding("missing-extra", files[:1], message, len(files), what))
+    return rest
+
+
+def no_labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Finding:
+    """The finding of data without any label: how many pictures, which files look like labels, and what to do."""
+    said = f"{len(facts)} picture{'s' * (len(facts) != 1)} and no label"
+    lost = [file for d in datasets for kind, file in d.strays if kind == "label-without-image"]
+    remedy = KINDS["no-labels"][1]
+    if lost and facts and facts[0].inputs:
+        picture = printable(facts[0].inputs[0].file.name)
+        said += f"; {len(lost)} labels have other names ({printable(lost[0].name)}, and a picture {picture})"
+    if there := foreign_labels(_root(datasets)):
+        said += "; " + "; ".join(f"{len(t.files)} {t.what} ({printable(t.files[0].name)})" for t in there)
+        remedy = " ".join(dict.fromkeys(t.remedy for t in there))
+    return replace(finding("no-labels", [datasets[0].root], said, len(facts)), remedy=remedy)
+
+
+def _root(datasets: Sequence[Dataset]) -> Path:
+    return datasets[0].root

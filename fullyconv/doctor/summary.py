@@ -1,0 +1,126 @@
+"""What training on a data set will meet: class frequencies and weights, picture statistics, sizes, a first recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.data.base import Dataset
+from fullyconv.doctor.scan import LabelFacts, RecordFacts
+
+__all__ = ["Summary", "median_frequency_weights", "summarise"]
+
+
+@final
+@dataclass(frozen=True)
+class Summary:
+    """images by split; (H, W) range and median; channel mean and std in stored range (None after a fast pass); and by
+    head: names, share of the labelled pixels by class, median-frequency weights, share of ignored pixels."""
+
+    images: Mapping[str, int]
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    heads: Mapping[str, Mapping[str, Any]]
+    recipe: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "images": dict(self.images),
+            "sizes": {k: list(getattr(self, k)) for k in ("smallest", "median", "largest")},
+            "mean": self.mean and list(self.mean),
+            "std": self.std and list(self.std),
+            "heads": {k: dict(v) for k, v in self.heads.items()},
+            "recipe": dict(self.recipe),
+        }
+
+
+def median_frequency_weights(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Weights by class from the counts by label map (each K): median frequency / frequency, where a class's frequency
+    is its pixels over all labelled pixels of the maps in which it occurs (Eigen and Fergus, ICCV 2015). Classes that
+    never occur weigh 0."""
+    table = np.stack(counts).astype(np.float64)
+    pixels = table.sum(axis=0)
+    area = (table.sum(axis=1)[:, None] * (table > 0)).sum(axis=0)
+    frequency = np.divide(pixels, area, out=np.zeros_like(pixels), where=area > 0)
+    median = np.median(frequency[frequency > 0]) if (frequency > 0).any() else 0.0
+    weights: NDArray[np.float64] = np.divide(median, frequency, out=np.zeros_like(frequency), where=frequency > 0)
+    return weights
+
+
+def summarise(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Summary | None:
+    """The summary of all splits together, weights and statistics from "train" where there is one."""
+    sizes = np.array([r.inputs[0].size for r in facts if r.inputs and r.inputs[0].size])
+    if not len(sizes):
+        return None
+    train = datasets[0].split
+    images = {d.split or "all": len(d) for d in datasets}
+    mean, std = _moments([r for r in facts if r.split == train])
+    heads = {
+        head: _head(taxonomy.names, [la for r in facts if r.split == train for la in r.labels if la.head == head])
+        for head, taxonomy in datasets[0].taxonomies.items()
+    }
+    area = sizes.prod(axis=1)
+    middle = sizes[np.argsort(area)[len(area) // 2]]
+    return Summary(
+        images,
+        _pair(sizes[area.argmin()]),
+        _pair(middle),
+        _pair(sizes[area.argmax()]),
+        mean,
+        std,
+        heads,
+        _recipe(sizes, heads, images),
+    )
+
+
+def _pair(size: NDArray[Any]) -> tuple[int, int]:
+    return int(size[0]), int(size[1])
+
+
+def _moments(facts: Sequence[RecordFacts]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    some = [r.inputs[0].moments for r in facts if r.inputs and r.inputs[0].moments]
+    some = [m for m in some if m is not None and some[0] is not None and len(m[1]) == len(some[0][1])]
+    if not some:
+        return None, None
+    n = sum(m[0] for m in some if m)
+    mean = np.sum([m[1] for m in some if m], axis=0) / n
+    variance = np.maximum(np.sum([m[2] for m in some if m], axis=0) / n - mean**2, 0)
+    return tuple(mean.round(4).tolist()), tuple(np.sqrt(variance).round(4).tolist())
+
+
+def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> dict[str, Any]:
+    counts = [la.counts for la in labels if la.counts is not None and len(la.counts) == len(names) + 1]
+    if not counts:
+        return {"classes": list(names)}
+    total = np.sum(counts, axis=0)
+    labelled = max(int(total[:-1].sum()), 1)
+    return {
+        "classes": list(names),
+        "pixels": total[:-1].tolist(),
+        "frequency": (total[:-1] / labelled).round(6).tolist(),
+        "median_frequency_weights": median_frequency_weights([c[:-1] for c in counts]).round(4).tolist(),
+        "ignored": round(float(total[-1] / max(total.sum(), 1)), 6),
+    }
+
+
+def _recipe(sizes: NDArray[Any], heads: Mapping[str, Mapping[str, Any]], images: Mapping[str, int]) -> dict[str, Any]:
+    """Settings to start from: a crop that fits most pictures, weights where classes are very unequal."""
+    low = np.percentile(sizes, 10, axis=0)
+    crop = [int(max(32, min(512, side // 32 * 32))) for side in low]
+    shares = [f for h in heads.values() for f in h.get("frequency", ()) if f > 0]
+    skewed = bool(shares) and max(shares) > 50 * min(shares)
+    count = next(iter(images.values()))
+    return {
+        "crop": crop,
+        "batch_size": int(max(1, min(8, 2_000_000 // (crop[0] * crop[1]), count))),
+        "scale": [0.5, 2.0] if min(crop) >= 128 else [0.75, 1.5],
+        "flip": 0.5,
+        "class_weights": "median-frequency" if skewed else "none",
+    }
