@@ -116,7 +116,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if not given.data:
-            scenes.write(Path(folder) / "scenes", train=given.images, val=1, size=(360, 480))
+            scenes.write_scenes(Path(folder) / "scenes", train=given.images, val=1, size=(360, 480))
         dataset = first(open_dataset(given.data or f"folder:{folder}/scenes", heads=["semantic"]), given.images)
         count, crop = min(given.images, len(dataset)), tuple(given.crop)
         sides = {

@@ -34,7 +34,7 @@ def frame() -> tuple[str, np.ndarray, np.ndarray, dict[str, float]]:
         folder = Path(shared) / "data/hha"
         filled, raw = (hha.read_depth(folder / n, 10000) for n in ("0.png", "0_raw.png"))
         return "NYUDv2 frame with holes", filled, raw, hha.NYUD
-    scene = scenes.render(0, (480, 640))
+    scene = scenes.render_scene(0, (480, 640))
     depth = scene.depth / 1000
     return "procedural scene", depth, depth, scene.camera
 

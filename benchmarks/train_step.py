@@ -40,10 +40,10 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
 
     from fullyconv import allocator, models
     from fullyconv.recipes import read
-    from fullyconv.train.course import training_mode
+    from fullyconv.train.context import training_mode
     from fullyconv.train.optimisation import optimizer_for
+    from fullyconv.train.process_group import ProcessGroup
     from fullyconv.train.step import Batch, gradients
-    from fullyconv.train.world import World
 
     allocator.keep_freed()
     batch = Batch(images, {"semantic": labels}, tuple(map(str, range(len(images)))))
@@ -51,7 +51,7 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
     model = models.create(name, classes=CLASSES, quiet=True, padding=padding or None)
     model = model.to(memory_format=torch.channels_last)
     training_mode(model, recipe)
-    optimizer, world = optimizer_for(model, recipe), World(0, 1, torch.device("cpu"))
+    optimizer, world = optimizer_for(model, recipe), ProcessGroup(0, 1, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def step() -> None:

@@ -16,7 +16,7 @@ from fullyconv import scenes
 
 def main(folder: Path | None, steps: int) -> float:
     work = Path(tempfile.mkdtemp(prefix="fullyconv-"))
-    folder = folder or scenes.write(work / "mydata", train=16, val=4, size=(96, 128), seed=0)
+    folder = folder or scenes.write_scenes(work / "mydata", train=16, val=4, size=(96, 128), seed=0)
 
     for finding in check.check(folder):  # what is wrong with it, in words
         print(f"{finding.level}: {finding.message} {finding.remedy}")

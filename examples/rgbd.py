@@ -17,7 +17,7 @@ from fullyconv.data import hha
 def main(steps: int) -> float:
     work = Path(tempfile.mkdtemp(prefix="fullyconv-"))
     size = (96, 128)
-    folder = scenes.write(work / "scenes", train=16, val=4, size=size, seed=0)
+    folder = scenes.write_scenes(work / "scenes", train=16, val=4, size=size, seed=0)
 
     recipe = fc.Recipe(
         model="fcn8s-resnet18-rgbd", inputs=("rgb", "depth"), heads=("semantic",), steps=steps, batch_size=4,

@@ -217,7 +217,7 @@ def confine(mode: str, parent: int) -> None:
     elif mode == "seccomp":
         seccomp.confine()
     elif mode == "landlock":
-        landlock.confine()
+        landlock.restrict_files()
 
 
 def attempt(name: str, mode: str, scene: Scene) -> str:

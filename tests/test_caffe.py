@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from fullyconv.errors import DataError, MissingInput
 from fullyconv.sandbox.caffemodel import MAX_FIELDS
-from fullyconv.sandbox.caffemodel import parse as read_caffemodel  # in this process: thousands of files
+from fullyconv.sandbox.caffemodel import parse_caffemodel as read_caffemodel  # in this process: thousands of files
 
 ANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

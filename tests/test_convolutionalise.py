@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fullyconv as fc
-from fullyconv.convolutionalisation.rewriting import spread
+from fullyconv.convolutionalisation.rewriting import spread_kernel
 from fullyconv.errors import DataError, UsageError
 
 SIZE = (22, 26)  # native: the trunk below leaves 4 x 5 cells, 4 pixels apart
@@ -262,7 +262,7 @@ def test_the_matrix_of_adaptive_pooling_is_adaptive_pooling() -> None:
     x = torch.randn(2, 3, 5, 7)
     for grid in ((1, 1), (2, 3), (5, 7), (6, 4)):
         expected = F.adaptive_avg_pool2d(x, grid).flatten(2)
-        torch.testing.assert_close(torch.einsum("ncp,gp->ncg", x.flatten(2), spread(grid, (5, 7))), expected)
+        torch.testing.assert_close(torch.einsum("ncp,gp->ncg", x.flatten(2), spread_kernel(grid, (5, 7))), expected)
 
 
 FAMILIES = ["alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5"]

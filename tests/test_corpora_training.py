@@ -63,7 +63,7 @@ def test_each_layout_is_learned_and_measured(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["fcn4s-tiny-rgbd", "fcn4s-tiny-rgb-hha"])
 def test_scenes_are_learned_with_depth_fused_early_and_hha_fused_late(model: str, tmp_path: Path) -> None:
-    root = scenes.write(tmp_path / "data", train=2, val=0, size=(48, 64))
+    root = scenes.write_scenes(tmp_path / "data", train=2, val=0, size=(48, 64))
     for file in (root / "train/depth").iterdir():
         picture = hha.encode(hha.read_depth(file), scenes.camera((48, 64)))
         (root / "train/hha").mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from fullyconv.cli.evaluate import _dataset
 from fullyconv.data import open_dataset
 from fullyconv.data.splits import FILE, kept_in
 from fullyconv.errors import DataError, UnknownName, UsageError
-from fullyconv.train.course import open_both
+from fullyconv.train.context import open_both
 
 READY = SimpleNamespace(model=SimpleNamespace(origin={}), inputs=("rgb",))
 

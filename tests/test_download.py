@@ -19,8 +19,8 @@ from PIL import Image
 
 from fullyconv import scenes
 from fullyconv.data import open_dataset
-from fullyconv.data.corpora.convert import convert
-from fullyconv.data.corpora.download import ELSEWHERE, SOURCES, Source, fetch
+from fullyconv.data.corpora.conversion import convert
+from fullyconv.data.corpora.download import ELSEWHERE, SOURCES, Source, fetch_corpus
 from fullyconv.errors import DataError, FullyconvError, TryAgain, UnknownName, UsageError
 from fullyconv.images import write_label
 
@@ -111,7 +111,7 @@ def source(server: Server, path: str, digest: str | None = "") -> dict[str, Sour
 
 
 def test_an_archive_is_fetched_checked_unpacked_and_can_be_opened(server: Server, tmp_path: Path) -> None:
-    folder = fetch("tiny", tmp_path / "voc", sources=source(server, "good"), allow_http=True)
+    folder = fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "good"), allow_http=True)
     data = open_dataset(f"voc:{folder}")
     assert [r.name for r in data.records] == ["2007_000032"]
     assert (data[0].labels["semantic"] == 5).all()
@@ -121,29 +121,29 @@ def test_an_archive_is_fetched_checked_unpacked_and_can_be_opened(server: Server
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
-    fetch("tiny", tmp_path / "voc", sources=source(server, "cut"), allow_http=True)
+    fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "cut"), allow_http=True)
     asked = [part for _, part in server.asked]
     assert asked[0] is None
     assert asked[1:] == [f"bytes={len(server.body) // 2}-"]
 
 
 def test_redirects_are_followed_within_limits(server: Server, tmp_path: Path) -> None:
-    fetch("tiny", tmp_path / "voc", sources=source(server, "moved"), allow_http=True)
+    fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "moved"), allow_http=True)
     for path, said in (("loop", "redirects more than"), ("ftp", "not https")):
         with pytest.raises(FullyconvError, match=said):
-            fetch("tiny", tmp_path / path, sources=source(server, path), allow_http=True)
+            fetch_corpus("tiny", tmp_path / path, sources=source(server, path), allow_http=True)
         assert not (tmp_path / path).exists()
 
 
 def test_other_bytes_than_published_are_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="other bytes"):
-        fetch("tiny", tmp_path / "voc", sources=source(server, "lie"), allow_http=True)
+        fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "lie"), allow_http=True)
     assert not (tmp_path / "voc").exists()
     assert not list((tmp_path / "voc.download").glob("*.tar*"))[1:]  # nothing but the lock
 
 
 def test_without_a_published_digest_the_one_found_is_recorded(server: Server, tmp_path: Path) -> None:
-    fetch("tiny", tmp_path / "voc", sources=source(server, "good", None), allow_http=True)
+    fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "good", None), allow_http=True)
     record = json.loads((tmp_path / "voc/SOURCE.json").read_text())
     assert record["published"] is None
     assert record["sha256"] == hashlib.sha256(server.body).hexdigest()
@@ -153,23 +153,23 @@ def test_without_a_published_digest_the_one_found_is_recorded(server: Server, tm
 def test_an_archive_that_leaves_its_folder_is_refused(name: str, server: Server, tmp_path: Path) -> None:
     server.body = archive(name)
     with pytest.raises(DataError, match="may be unpacked"):
-        fetch("tiny", tmp_path / "voc", sources=source(server, "good"), allow_http=True)
+        fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "good"), allow_http=True)
     assert not (tmp_path / "voc").exists()
     assert not list(tmp_path.rglob("outside.txt"))
 
 
 def test_what_cannot_be_fetched_says_why(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
-        fetch("voc2012", tmp_path)
+        fetch_corpus("voc2012", tmp_path)
     for name in ELSEWHERE:
         with pytest.raises(UsageError, match="get it from"):
-            fetch(name, tmp_path / "new")
+            fetch_corpus(name, tmp_path / "new")
     with pytest.raises(UnknownName, match="voc2012"):
-        fetch("voc2021", tmp_path / "new")
+        fetch_corpus("voc2021", tmp_path / "new")
     with pytest.raises(FullyconvError, match="404"):
-        fetch("tiny", tmp_path / "new", sources=source(server, "gone"), allow_http=True)
+        fetch_corpus("tiny", tmp_path / "new", sources=source(server, "gone"), allow_http=True)
     with pytest.raises(UsageError, match="https"):
-        fetch("tiny", tmp_path / "new", sources=source(server, "good"))
+        fetch_corpus("tiny", tmp_path / "new", sources=source(server, "good"))
     assert not issubclass(TryAgain, DataError)
 
 
@@ -186,7 +186,7 @@ def test_every_source_is_https_and_read_by_a_known_kind() -> None:
 
 
 def test_convert_keeps_pictures_labels_classes_and_splits(tmp_path: Path) -> None:
-    root = scenes.write(tmp_path / "scenes", train=2, val=1, size=(24, 32), seed=2)
+    root = scenes.write_scenes(tmp_path / "scenes", train=2, val=1, size=(24, 32), seed=2)
     counts = convert(f"folder:{root}", tmp_path / "plain", inputs=["rgb", "depth"])
     assert counts == {"train": 2, "val": 1}
     for split in counts:

@@ -12,7 +12,7 @@ import fullyconv as fc
 from fullyconv.engine import window
 from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.engine.prepare import prepare
-from fullyconv.engine.visibility import axis, background_side
+from fullyconv.engine.visibility import background_side, visible_axis
 from fullyconv.engine.window import Windowed
 from fullyconv.models.fcn import FCN
 from fullyconv.models.trace import trace
@@ -221,7 +221,7 @@ def test_large_images_share_a_small_background_and_the_cache_is_bounded() -> Non
 def test_the_planned_sizes_are_the_traced_ones(side: int) -> None:
     trunk = MODELS.setdefault("fcn32s-alexnet", small("fcn32s-alexnet")).streams["rgb"].trunk
     nodes = Windowed(fold_layers(trunk, (32,))).nodes  # type: ignore[arg-type]
-    found, traced = axis(nodes, side, 0), trace(trunk).sizes(side, 1)  # type: ignore[arg-type]
+    found, traced = visible_axis(nodes, side, 0), trace(trunk).sizes(side, 1)  # type: ignore[arg-type]
     for node in nodes:
         low, high = found[node.name].seen
         assert 0 <= low < high <= found[node.name].size

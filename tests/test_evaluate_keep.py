@@ -13,10 +13,10 @@ from test_predict import Tiny
 from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluation import Result, evaluate
-from fullyconv.evaluation.keep import around, find_suspect, shrunk, typical, viewable
+from fullyconv.evaluation.pixel_statistics import BAND, BINS, RINGS, THICKNESS, PixelStatistics
 from fullyconv.evaluation.regions import border_band, box, components
 from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
-from fullyconv.evaluation.tallies import BAND, BINS, RINGS, THICKNESS, Tallies
+from fullyconv.evaluation.writer import around, find_suspect, shrunk, typical, viewable
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
 
@@ -78,7 +78,7 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
     label[:3] = 255
     said = np.where(rng.random(label.shape) < 0.3, rng.integers(0, 3, label.shape), label % 3).astype(np.uint8)
     sure = rng.random(label.shape).astype(np.float32)
-    tallies = Tallies(3)
+    tallies = PixelStatistics(3)
     tallies.add(label, said, sure, 255)
     valid, wrong = label != 255, label != said
     assert tallies.band.sum() == valid.sum()
@@ -109,7 +109,7 @@ def test_rings_add_up_to_trimaps_of_every_width() -> None:
     label = rng.integers(0, 3, (4, 5)).repeat(12, 0).repeat(15, 1).astype(np.uint8)
     label[:3] = 255
     said = np.where(rng.random(label.shape) < 0.3, 1, label).astype(np.uint8)
-    tallies = Tallies(3)
+    tallies = PixelStatistics(3)
     for _ in range(2):
         tallies.add(label, said, np.ones(label.shape, np.float32), 255)
     for count, width in enumerate(RINGS, 1):
@@ -123,13 +123,13 @@ def test_a_class_without_a_labelled_pixel_has_no_boundary_figures_and_enters_no_
     label, said = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     label[:, 15:], said[:, 15:] = 1, 1
     said[:, :3] = 2
-    tallies = Tallies(4)
+    tallies = PixelStatistics(4)
     tallies.add(label, said, np.ones(label.shape, np.float32), 255)
     border = tallies.to_json()["border"]
     for figures in (border["f_scores"], border["ious"]):
         assert [v is None for v in figures] == [False, False, True, True]
     assert border["iou"] == pytest.approx(sum(border["ious"][:2]) / 2)
-    assert Tallies(2).to_json()["border"]["iou"] is None
+    assert PixelStatistics(2).to_json()["border"]["iou"] is None
 
 
 def test_a_kept_evaluation_is_the_plain_one_with_pictures(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_sampled_cells_are_whole_independent_and_unbiased() -> None:
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("streets")
-    scenes.write(directory, train=3, val=2, size=(64, 96), seed=0)
+    scenes.write_scenes(directory, train=3, val=2, size=(64, 96), seed=0)
     return directory
 
 

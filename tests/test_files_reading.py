@@ -162,8 +162,8 @@ def attempt(what, path):
         from fullyconv.evaluation.result import Result
         Result.load(path)
     elif what == "run":
-        from fullyconv.report import gather
-        getattr(gather, "_rows")(Path(path))
+        from fullyconv.report import collect
+        getattr(collect, "_rows")(Path(path))
     elif what == "log":
         from fullyconv.checkpoint import RunDirectory
         RunDirectory(Path(path).parent).rows()

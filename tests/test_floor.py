@@ -16,7 +16,7 @@ from fullyconv import metrics
 from fullyconv.cli.evaluate import table
 from fullyconv.evaluation.result import ImageTables, Result, floor_of
 from fullyconv.evaluation.statistics import Interval
-from fullyconv.report.words import summary
+from fullyconv.report.sentences import summary
 from fullyconv.taxonomy import Taxonomy
 
 QUARTZ = Taxonomy(("Quartz", "Mica", "Feldspar"))

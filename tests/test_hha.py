@@ -171,7 +171,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_writes_what_encode_returns_for_files_and_folders(tmp_path: Path) -> None:
-    scene = scenes.write(tmp_path / "scenes", train=2, val=0, size=(24, 32), seed=1)
+    scene = scenes.write_scenes(tmp_path / "scenes", train=2, val=0, size=(24, 32), seed=1)
     folder, camera = scene / "train/depth", scene / "camera.json"
     done = command(folder, "--camera", camera, "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_the_command_writes_what_encode_returns_for_files_and_folders(tmp_path: 
 
 
 def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> None:
-    scene = scenes.write(tmp_path / "scenes", train=1, val=1, size=(24, 32), seed=1)
+    scene = scenes.write_scenes(tmp_path / "scenes", train=1, val=1, size=(24, 32), seed=1)
     (scene / "nothing").mkdir()
     train, val, camera = (scene / p for p in ("train/depth/00000.png", "val/depth/00000.png", "camera.json"))
     for arguments, code, said in (
@@ -206,7 +206,7 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
 
 
 def test_the_command_doubts_a_unit_that_makes_rooms_of_millimetres(tmp_path: Path) -> None:
-    scene = scenes.write(tmp_path / "scenes", train=1, val=0, size=(24, 32), seed=1)
+    scene = scenes.write_scenes(tmp_path / "scenes", train=1, val=0, size=(24, 32), seed=1)
     depth, camera = scene / "train/depth/00000.png", scene / "camera.json"
     assert command(depth, "--camera", camera, "-o", tmp_path / "o").stderr == ""
     assert (

@@ -47,9 +47,9 @@ LAYERS: dict[str, tuple[int, bool]] = {
 ORDER = list(LAYERS)
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
-    "fullyconv.data.pipeline.kernels",
-    "fullyconv.images.kernels",
-    "fullyconv.metrics.kernels",
+    "fullyconv.data.pipeline.scaling_kernels",
+    "fullyconv.images.png_kernels",
+    "fullyconv.metrics.counting_kernels",
     "fullyconv.engine.split_bytes",
 }
 

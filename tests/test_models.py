@@ -14,10 +14,10 @@ import fullyconv as fc
 from fullyconv import ops
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
 from fullyconv.models import NETWORKS, TRUNKS, parse
-from fullyconv.models.fcn import FCN, Learned
+from fullyconv.models.fcn import FCN, LearnedUpsampling
 from fullyconv.models.trace import CannotTrace, probe, trace
 from fullyconv.models.trunks import create_trunk
-from fullyconv.models.weights import load_into
+from fullyconv.models.weight_loading import load_into
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
 
@@ -197,8 +197,8 @@ def test_every_published_network_parses_and_every_trunk_has_a_source() -> None:
 def test_learned_upsampling_starts_as_bilinear_and_is_trained() -> None:
     plain, learned = (scored(fc.create(f"fcn8s{flag}-resnet18", 3)) for flag in ("", "-learned"))
     for module in learned.modules():
-        if isinstance(module, Learned):
-            fresh = Learned(3, next(iter(learned.skips.values())))
+        if isinstance(module, LearnedUpsampling):
+            fresh = LearnedUpsampling(3, next(iter(learned.skips.values())))
             module.weight.data.copy_(fresh.weight)
     learned.streams.load_state_dict(plain.streams.state_dict())
     x = torch.randn(1, 3, 96, 96)

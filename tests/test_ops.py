@@ -227,7 +227,7 @@ def test_labels_are_bytes_up_to_255_classes_and_two_bytes_beyond(impl: str) -> N
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 99), classes=st.integers(1, 40), levels=st.sampled_from([0, 2, 5]))
 def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, levels: int) -> None:
-    from fullyconv.ops import kernels, numba
+    from fullyconv.ops import label_kernels, numba
 
     scores = scores_like(seed, (1, classes, 2, 17), smooth=True)
     if levels:  # equal scores abound
@@ -235,20 +235,20 @@ def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, level
     # Two rows of cells are one band, 17 columns one block: pixels between them, corners included.
     sampling = ops._sampling(scores, (9, 129), 8, Fraction(15, 2), "replicate")
     plan = numba._plan(scores, sampling)
-    work = kernels.scratch(plan, np.uint8)
+    work = label_kernels.scratch(plan, np.uint8)
     for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
-        kernels.fetch(numba._flat(scores), 0, row, plan, cells)
-        kernels._winners(cells, classes, plan.columns, winner)
+        label_kernels.fetch_cells(numba._flat(scores), 0, row, plan, cells)
+        label_kernels._winners(cells, classes, plan.columns, winner)
         assert np.array_equal(winner[:17], scores[0, :, row].argmax(0).numpy())
     columns = plan.columns
-    mixed = kernels._rivals(work.above, work.below, columns, 0, work.upper, work.lower, work.rival, work.least)
-    found = kernels._candidates(plan, work, work.above, work.below, 0, mixed)
+    mixed = label_kernels._rivals(work.above, work.below, columns, 0, work.upper, work.lower, work.rival, work.least)
+    found = label_kernels._candidates(plan, work, work.above, work.below, 0, mixed)
     pixels = ops.upsample(scores.double(), (9, 129), 8, Fraction(15, 2), "replicate", "reference").argmax(1)[0]
     kept = 0
     for q in range(16):
         winners = set(pixels[:8, 8 * q : 8 * q + 8].unique().tolist())
         if mixed >> q & 1:
-            chosen = work.some[work.chosen[: kernels._select(work.alive, found, q, work.chosen)]].tolist()
+            chosen = work.some[work.chosen[: label_kernels._select(work.alive, found, q, work.chosen)]].tolist()
             assert chosen == sorted(set(chosen))
             kept += len(chosen)
         else:
@@ -258,16 +258,18 @@ def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, level
 
 
 def test_pruning_leaves_few_classes_of_smooth_scores() -> None:
-    from fullyconv.ops import kernels, numba
+    from fullyconv.ops import label_kernels, numba
 
     scores = scores_like(7, (1, 21, 33, 33), smooth=True)[:, :, 20:22, :17].contiguous()
     plan = numba._plan(scores, ops._sampling(scores, (8, 128), 8, 8, "replicate"))
-    work = kernels.scratch(plan, np.uint8)
+    work = label_kernels.scratch(plan, np.uint8)
     for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
-        kernels.fetch(numba._flat(scores), 0, row, plan, cells)
-        kernels._winners(cells, 21, plan.columns, winner)
-    mixed = kernels._rivals(work.above, work.below, plan.columns, 0, work.upper, work.lower, work.rival, work.least)
-    found = kernels._candidates(plan, work, work.above, work.below, 0, mixed)
+        label_kernels.fetch_cells(numba._flat(scores), 0, row, plan, cells)
+        label_kernels._winners(cells, 21, plan.columns, winner)
+    mixed = label_kernels._rivals(
+        work.above, work.below, plan.columns, 0, work.upper, work.lower, work.rival, work.least
+    )
+    found = label_kernels._candidates(plan, work, work.above, work.below, 0, mixed)
     assert 0 < int(mixed).bit_count() < 16
     assert 1 < found < 21 - 6
 

@@ -22,7 +22,7 @@ from fullyconv.cli import main
 from fullyconv.cli.predict import outputs
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Record
-from fullyconv.data.corpora.convert import convert
+from fullyconv.data.corpora.conversion import convert
 from fullyconv.errors import DataError, FullyconvError, InternalError, MissingInput, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.files.listing import list_below

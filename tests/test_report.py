@@ -26,12 +26,12 @@ from fullyconv.cli import main
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingInput
 from fullyconv.evaluation import Result, evaluate
-from fullyconv.evaluation.progress import draw
+from fullyconv.evaluation.progress import draw_progress
 from fullyconv.evaluation.statistics import Interval, image_iu
 from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
-from fullyconv.report import charts, render, words, write
-from fullyconv.report.gather import Run, label_address, outline, read_run
+from fullyconv.report import charts, render, sentences, write
+from fullyconv.report.collect import Run, label_address, outline, read_run
 from fullyconv.report.training import training
 from fullyconv.taxonomy import Taxonomy
 
@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.taxonomies = data.taxonomies  # type: ignore[assignment]
     evaluate(Predictor(model), data, keep=root / "run/evaluation")
     for epoch in (1, 2.5, 10):
-        draw(Predictor(model), data, root / "run/progress", epoch, images=2)
+        draw_progress(Predictor(model), data, root / "run/progress", epoch, images=2)
     return root / "run"
 
 
@@ -264,7 +264,7 @@ def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
     table = np.array([[950, 50, 0, 0], [20, 900, 0, 80], [30, 620, 350, 0], [0, 0, 0, 0]], np.int64)
     taxonomy = Taxonomy(("road", "building", "pole", "bus"))
     base = result(0.7, names=taxonomy.names)
-    said = " ".join(words.summary(replace(base, tables={"semantic": table}), Interval(0.4, 0.6)))
+    said = " ".join(sentences.summary(replace(base, tables={"semantic": table}), Interval(0.4, 0.6)))
     assert "Road is solved" in said
     assert "Pole (35\u202f%) is lost mostly to building: 62\u202f% of pole pixels." in said
     assert "The costliest mistake is to call pole “building”" in said
@@ -277,7 +277,9 @@ def test_classes_that_are_lost_to_one_class_share_a_sentence_and_mostly_means_mo
     table = np.array(
         [[900, 0, 0, 0, 0], [0, 900, 0, 0, 0], [0, 62, 38, 0, 0], [0, 55, 0, 45, 0], [30, 29, 28, 0, 13]], np.int64
     )
-    said = " ".join(words.summary(replace(result(0.7, names=names), tables={"semantic": table}), Interval(None, None)))
+    said = " ".join(
+        sentences.summary(replace(result(0.7, names=names), tables={"semantic": table}), Interval(None, None))
+    )
     assert "Pole (30\u202f%) and sign (45\u202f%) are lost mostly to building: 62\u202f% and 55\u202f% of their" in said
     assert "Fence (13\u202f%) is lost most often to road: 30\u202f% of fence pixels." in said
 
@@ -287,20 +289,20 @@ def test_further_heads_have_a_sentence_of_their_own() -> None:
     tables = {**base.tables, "geometric": np.array([[98, 2], [0, 100]], np.int64)}
     both = replace(base, tables=tables, taxonomies={**base.taxonomies, "geometric": Taxonomy(("sky", "ground"))})
     assert any(
-        "Its geometric head is right on 99.0\u202f% of the pixels" in s for s in words.summary(both, Interval(0, 1))
+        "Its geometric head is right on 99.0\u202f% of the pixels" in s for s in sentences.summary(both, Interval(0, 1))
     )
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (750, "12 min 30 s"), (3899.6, "1 h 05 min")])
 def test_times_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert sentences.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("names", "text"), [(["a"], "a"), (["a", "b"], "a and b"), (list("abcdefgh"), "a, b, c, d, e, f and 2 more")]
 )
 def test_lists_read_as_sentences(names: list[str], text: str) -> None:
-    assert words.listed(names) == text
+    assert sentences.listed(names) == text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 8), (1e-5, 3e-5), (0, 123456), (5, 5)])
@@ -313,16 +315,20 @@ def test_ticks_are_round_inside_and_neither_too_few_nor_too_many(low: float, hig
 
 
 def test_charts_put_points_where_their_values_are() -> None:
-    svg = charts.lines([charts.Series("x", [(0, 0), (10, 1)], marked=True)], x="step", y="v", bottom=0, top=1)
+    svg = charts.line_chart([charts.Series("x", [(0, 0), (10, 1)], marked=True)], x="step", y="v", bottom=0, top=1)
     dots = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert dots == [
         (charts.LEFT, charts.HEIGHT - charts.BOTTOM),
         (charts.WIDTH - charts.RIGHT, charts.TOP),
     ]
-    assert charts.lines([charts.Series("none", [])], x="", y="") == ""
-    one = charts.lines([charts.Series("x", [(7, 0.5)], marked=True)], x="step", y="v", left=0, right=7, bottom=0, top=1)
+    assert charts.line_chart([charts.Series("none", [])], x="", y="") == ""
+    one = charts.line_chart(
+        [charts.Series("x", [(7, 0.5)], marked=True)], x="step", y="v", left=0, right=7, bottom=0, top=1
+    )
     assert [float(x) for x in re.findall(r'cx="([\d.]+)"', one)] == [charts.WIDTH - charts.RIGHT]
-    ticks = re.findall(r'text-anchor="middle">([^<]+)', charts.lines([charts.Series("", [(1, 0), (2, 1)])], x="", y=""))
+    ticks = re.findall(
+        r'text-anchor="middle">([^<]+)', charts.line_chart([charts.Series("", [(1, 0), (2, 1)])], x="", y="")
+    )
     assert ticks == ["1", "2"], "there is no step 1.2"
     bins = charts.histogram([0.0, 0.5, 0.52, 1.0], x="", y="")
     assert re.findall(r"<title>([^<]+)", bins) == ["0 to 5 %: 1", "50 to 55 %: 2", "95 to 100 %: 1"]

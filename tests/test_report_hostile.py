@@ -21,7 +21,7 @@ from fullyconv.cli.compare import text
 from fullyconv.errors import DataError, FullyconvError, UsageError, foreign_values
 from fullyconv.evaluation import Result, evaluate
 from fullyconv.evaluation.comparison import compare
-from fullyconv.evaluation.progress import draw
+from fullyconv.evaluation.progress import draw_progress
 from fullyconv.predict import Predictor
 from fullyconv.report import render, write
 from fullyconv.taxonomy import Taxonomy
@@ -46,7 +46,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log(root / "run", 6)
     evaluate(Predictor(model), data, keep=root / "run/evaluation")
     for epoch in (1, 2.5):
-        draw(Predictor(model), data, root / "run/progress", epoch, images=1)
+        draw_progress(Predictor(model), data, root / "run/progress", epoch, images=1)
     (root / "run/last").mkdir()
     (root / "run/last/state.json").write_text('{"state": {"train": {"step": 6, "finished": true}}}')
     render(root / "run")

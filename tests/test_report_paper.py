@@ -18,7 +18,7 @@ from fullyconv.cli import main
 from fullyconv.errors import MissingInput, UnknownName, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.predict import Predictor
-from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role, unmeasured, write_paper
+from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role_of, unmeasured, write_paper
 from fullyconv.report.published import TABLES
 
 VOC, NYUD = TABLES[0], next(t for t in TABLES if t.kind == "nyud")
@@ -44,7 +44,7 @@ def measured(
     ],
 )  # fmt: skip
 def test_a_networks_role_follows_from_its_name(network: str, found: str) -> None:
-    assert role(network) == found
+    assert role_of(network) == found
 
 
 def test_every_published_row_has_a_value_for_every_column_and_a_source() -> None:

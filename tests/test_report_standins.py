@@ -13,7 +13,7 @@ from test_report_paper import NYUD, VOC, measured
 
 from fullyconv.report.paper import Measured, lines, markdown, write_paper
 from fullyconv.report.published import TABLES
-from fullyconv.report.standins import IDEAS, stand_ins
+from fullyconv.report.replication import IDEAS, stand_ins
 
 SIFT = next(t for t in TABLES if t.kind == "siftflow")
 

@@ -21,7 +21,7 @@ import pytest
 from fullyconv import sandbox
 from fullyconv.errors import DataError, FullyconvError, InternalError, MissingInput
 from fullyconv.sandbox import read_foreign_weights, run, seccomp
-from fullyconv.sandbox.weights import scan_pickled
+from fullyconv.sandbox.weight_files import scan_pickled
 
 ROOT = Path(__file__).parent.parent
 
@@ -381,7 +381,7 @@ def test_the_corpus_is_large_and_its_calls_are_live(tmp_path: Path) -> None:
 def test_a_malicious_file_is_refused_by_the_scan_alone(name: str, tmp_path: Path) -> None:
     """In this process, to be quick: the scan executes nothing, which the missing marker shows."""
     from fullyconv import tensorfile
-    from fullyconv.sandbox.weights import is_pickled
+    from fullyconv.sandbox.weight_files import is_pickled
 
     path = tmp_path / "weights.pt"
     EARLY[name](path)

@@ -60,7 +60,7 @@ def test_a_caffemodel_read_in_the_child_is_the_one_read_here(tmp_path: Path) -> 
     rng = np.random.default_rng(0)
     layers = {f"layer{i}": [rng.normal(size=(i + 1, 2, 3, 3)).astype("f4"), rng.normal(size=i + 1)] for i in range(12)}
     path = caffe_writer.write(tmp_path / "net.caffemodel", layers)
-    found, expected = read_caffemodel(path), caffemodel.parse(path)
+    found, expected = read_caffemodel(path), caffemodel.parse_caffemodel(path)
     assert list(found) == list(expected) == list(layers)
     for name, layer in expected.items():
         assert (found[name].name, found[name].type) == (layer.name, layer.type)

@@ -17,11 +17,11 @@ NAMES = scenes.SEMANTIC.names
 
 @pytest.fixture(scope="module")
 def many() -> list[scenes.Scene]:
-    return [scenes.render((0, 0, i), (72, 96)) for i in range(24)]
+    return [scenes.render_scene((0, 0, i), (72, 96)) for i in range(24)]
 
 
 def test_a_seed_gives_the_same_bytes_and_another_seed_others() -> None:
-    one, two, other = (scenes.render(s, (48, 64)) for s in (5, 5, 6))
+    one, two, other = (scenes.render_scene(s, (48, 64)) for s in (5, 5, 6))
     for part in ("image", "depth", "semantic", "geometric"):
         assert np.array_equal(getattr(one, part), getattr(two, part))
     assert not np.array_equal(one.image, other.image)
@@ -29,7 +29,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (31, 57), (60, 40)])
 def test_any_size_is_honoured(size: tuple[int, int]) -> None:
-    scene = scenes.render(1, size)
+    scene = scenes.render_scene(1, size)
     assert scene.image.shape == (*size, 3)
     assert scene.image.dtype == np.uint8
     assert scene.depth.shape == scene.semantic.shape == scene.geometric.shape == size
@@ -38,7 +38,7 @@ def test_any_size_is_honoured(size: tuple[int, int]) -> None:
 
 def test_a_size_that_shows_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="4x60"):
-        scenes.render(1, (4, 60))
+        scenes.render_scene(1, (4, 60))
 
 
 def test_every_class_occurs_and_none_rules(many: list[scenes.Scene]) -> None:
@@ -89,8 +89,8 @@ def test_colour_does_not_decide(many: list[scenes.Scene]) -> None:
 
 
 def test_write_gives_a_folder_data_set_whose_scenes_do_not_depend_on_their_number(tmp_path: Path) -> None:
-    small = scenes.write(tmp_path / "small", train=1, val=1, size=(24, 32), seed=3)
-    large = scenes.write(tmp_path / "large", train=3, val=2, size=(24, 32), seed=3)
+    small = scenes.write_scenes(tmp_path / "small", train=1, val=1, size=(24, 32), seed=3)
+    large = scenes.write_scenes(tmp_path / "large", train=3, val=2, size=(24, 32), seed=3)
     for part in ("images", "depth", "labels", "labels-geometric"):
         assert [p.name for p in sorted((large / "train" / part).iterdir())] == ["00000.png", "00001.png", "00002.png"]
         for split in ("train", "val"):
@@ -102,16 +102,16 @@ def test_write_gives_a_folder_data_set_whose_scenes_do_not_depend_on_their_numbe
 
 
 def test_scenes_are_never_written_among_other_files(tmp_path: Path) -> None:
-    root = scenes.write(tmp_path / "scenes", train=1, val=0, size=(24, 32))
+    root = scenes.write_scenes(tmp_path / "scenes", train=1, val=0, size=(24, 32))
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     with pytest.raises(UsageError, match="holds something already"):
-        scenes.write(root, train=2, val=0, size=(32, 48))
+        scenes.write_scenes(root, train=2, val=0, size=(32, 48))
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
 def test_written_files_hold_what_was_rendered(tmp_path: Path) -> None:
-    root = scenes.write(tmp_path, train=0, val=1, size=(24, 32), seed=4)
-    scene = scenes.render((4, 1, 0), (24, 32))
+    root = scenes.write_scenes(tmp_path, train=0, val=1, size=(24, 32), seed=4)
+    scene = scenes.render_scene((4, 1, 0), (24, 32))
     label = Image.open(root / "val/labels/00000.png")
     assert label.mode == "P"
     assert label.getpalette()[:30] == [v for c in scenes.SEMANTIC.palette for v in c]  # type: ignore[index]

@@ -38,18 +38,18 @@ from fullyconv.errors import (
     UsageError,
 )
 from fullyconv.recipes import Recipe, read
-from fullyconv.report.gather import read_run
+from fullyconv.report.collect import read_run
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train import keeping, measuring, memory, optimisation, planning
-from fullyconv.train.course import held_out, median_frequency
+from fullyconv.train import checkpointing, measuring, memory_advice, optimisation, planning
+from fullyconv.train.batch_reader import BatchReader, tickets
+from fullyconv.train.context import held_out, median_frequency
 from fullyconv.train.display import Clock, Display, duration
-from fullyconv.train.reading import Reader, tickets
-from fullyconv.train.state import State
+from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch, gradients
+from fullyconv.train.training_state import State
 from fullyconv.train.unfold import unfold
-from fullyconv.train.world import World
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 NO_SCALE = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -186,7 +186,7 @@ def test_the_order_goes_on_from_any_position_and_processes_share_every_step(
     count: int, epoch: int, size: int, processes: int, sampling: str
 ) -> None:
     recipe = read(None, {"batch_size": size, "sampling": sampling})
-    worlds = [World(r, processes, torch.device("cpu")) for r in range(processes)]
+    worlds = [ProcessGroup(r, processes, torch.device("cpu")) for r in range(processes)]
     whole = [t for t, _ in zip(tickets(count, recipe, State(), worlds[0]), range(12), strict=False)]
     there = next((i for i, t in enumerate(whole) if t.epoch == epoch), 0)
     state = State(epoch=whole[there].epoch, position=whole[there].position)
@@ -212,9 +212,9 @@ def test_the_same_bytes_come_from_a_thread_and_from_processes() -> None:
     recipes = [small(workers=w, rotation=10, batch_size=3) for w in (0, 2)]
     steps = []
     for recipe in recipes:
-        from fullyconv.train.reading import read_ahead
+        from fullyconv.train.batch_reader import read_ahead
 
-        stream = read_ahead(Reader(pictures(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
+        stream = read_ahead(BatchReader(pictures(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
         steps.append([next(stream) for _ in range(5)])
         stream.close()
     for a, b in zip(*steps, strict=True):
@@ -310,7 +310,7 @@ def test_a_refused_step_names_its_images_changes_nothing_and_too_many_end_the_ru
 
 
 def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_path: Path, monkeypatch: Any) -> None:
-    log = keeping.log
+    log = checkpointing.log
 
     def hooked(c: Any, *rest: Any) -> None:
         log(c, *rest)
@@ -318,7 +318,7 @@ def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_pat
             for p in c.model.parameters():
                 p.data.fill_(3e38)
 
-    monkeypatch.setattr(keeping, "log", hooked)
+    monkeypatch.setattr(checkpointing, "log", hooked)
     with pytest.raises(FullyconvError, match=r"step 4 gives scores that are not finite.*lower lr.*last good"):
         fit(small(val_every=1), tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name == "step-0"
@@ -464,8 +464,8 @@ def test_images_are_held_out_for_good(count: int) -> None:
     assert all(names)
 
 
-def plan_of(**keys: Any) -> planning.Plan:
-    return planning.plan(read(None, {"batch_size": 10} | keys), 100, val_pixels=600, step_pixels=100)
+def plan_of(**keys: Any) -> planning.TrainingPlan:
+    return planning.plan_training(read(None, {"batch_size": 10} | keys), 100, val_pixels=600, step_pixels=100)
 
 
 def test_measurements_take_at_most_a_tenth_of_the_work() -> None:
@@ -497,10 +497,10 @@ def test_a_run_ends_early_when_measurements_bring_nothing_better() -> None:
 
 
 def test_memory_advice_says_what_fits() -> None:
-    gib = memory.GIB
-    assert "so 4 at a time fit: set accumulate = 4 " in memory.advice(10 * gib, 1.5 * gib, 2 * gib, 16, 16)
-    assert "one image does not fit" in memory.advice(10 * gib, 1 * gib, math.inf, 4, 4)
-    assert "accumulate = 2" in memory.advice(math.nan, 0, 0, 8, 8)
+    gib = memory_advice.GIB
+    assert "so 4 at a time fit: set accumulate = 4 " in memory_advice.advice(10 * gib, 1.5 * gib, 2 * gib, 16, 16)
+    assert "one image does not fit" in memory_advice.advice(10 * gib, 1 * gib, math.inf, 4, 4)
+    assert "accumulate = 2" in memory_advice.advice(math.nan, 0, 0, 8, 8)
 
 
 def test_an_out_of_memory_error_becomes_a_sentence(tmp_path: Path, monkeypatch: Any) -> None:
@@ -530,14 +530,14 @@ def test_the_display_names_the_bottleneck_and_writes_plain_lines_off_a_terminal(
 
 
 def test_ctrl_c_saves_this_very_step(tmp_path: Path, monkeypatch: Any) -> None:
-    log, before = keeping.log, signal.getsignal(signal.SIGINT)
+    log, before = checkpointing.log, signal.getsignal(signal.SIGINT)
 
     def hooked(c: Any, *rest: Any) -> None:
         log(c, *rest)
         if c.state.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(keeping, "log", hooked)
+    monkeypatch.setattr(checkpointing, "log", hooked)
     with pytest.raises(Interrupted, match="step 2 is saved"):
         fit(small(), tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name == "step-2"

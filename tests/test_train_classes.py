@@ -17,9 +17,9 @@ from fullyconv.data.base import Dataset
 from fullyconv.errors import MissingExtra, UsageError
 from fullyconv.recipes import read
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train.course import open_both
+from fullyconv.train.context import open_both
 from fullyconv.train.staged import stage_recipes
-from fullyconv.train.state import refuse_changes
+from fullyconv.train.training_state import refuse_changes
 
 
 def swapped(data: Dataset, names: str = "acb") -> Dataset:

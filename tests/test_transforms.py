@@ -19,7 +19,7 @@ from fullyconv.data.pipeline.transforms import (
     augment,
     augment_plainly,
     colour_matrix,
-    draw,
+    draw_augmentation,
     generator,
 )
 from fullyconv.errors import DataError, UsageError
@@ -109,8 +109,8 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_switching_one_change_off_leaves_the_others() -> None:
-    both = draw(Augmentation(scale=(0.5, 2), flip=0.5, rotation=20), generator(3, 1, 4))
-    without = draw(Augmentation(flip=0.5, rotation=20), generator(3, 1, 4))
+    both = draw_augmentation(Augmentation(scale=(0.5, 2), flip=0.5, rotation=20), generator(3, 1, 4))
+    without = draw_augmentation(Augmentation(flip=0.5, rotation=20), generator(3, 1, 4))
     assert (both.flip, both.angle, both.top) == (without.flip, without.angle, without.top)
     assert without.scale == 1
 

@@ -23,10 +23,10 @@ from fullyconv.models.trunks import TRUNKS
 from fullyconv.models.trunks.base import Trunk, he_init, run
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train import keeping, measuring
-from fullyconv.train.course import Course, prepare
+from fullyconv.train import checkpointing, measuring
+from fullyconv.train.context import RunContext, prepare_run
 from fullyconv.train.display import Display
-from fullyconv.train.world import join
+from fullyconv.train.process_group import join
 
 CLASSES = 3
 
@@ -108,12 +108,12 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, train: Dataset | None =
     return training.fit(recipe, train or pictures(), out, resume=resume, **more)
 
 
-def course(recipe: Recipe, out: Path, stack: Any, **more: Any) -> Course:
+def course(recipe: Recipe, out: Path, stack: Any, **more: Any) -> RunContext:
     """A run put together but not begun."""
     world = stack.enter_context(join("cpu"))
     val = more.pop("val", pictures(3, "val"))
     train = more.pop("train", pictures())
-    return prepare(recipe, train, val, out, world, Display(quiet=True), False, (), False, stack)
+    return prepare_run(recipe, train, val, out, world, Display(quiet=True), False, (), False, stack)
 
 
 # Interruptions: each makes `act` happen at one place of the run, in the process that calls it.
@@ -123,26 +123,26 @@ Act = Callable[[], None]
 
 def after_step(step: int, act: Act) -> None:
     """At the end of `step`, before it is measured or kept."""
-    log = keeping.log
+    log = checkpointing.log
 
-    def hooked(c: Course, *rest: Any) -> None:
+    def hooked(c: RunContext, *rest: Any) -> None:
         log(c, *rest)
         if c.state.step == step:
             act()
 
-    keeping.log = hooked
+    checkpointing.log = hooked
 
 
 def in_step(step: int, act: Act) -> None:
     """Between the gradients of `step` and the optimiser."""
-    accept = keeping.accept
+    accept = checkpointing.accept
 
-    def hooked(c: Course, *rest: Any) -> bool:
+    def hooked(c: RunContext, *rest: Any) -> bool:
         if c.state.step == step - 1:
             act()
         return accept(c, *rest)
 
-    keeping.accept = hooked
+    checkpointing.accept = hooked
 
 
 def in_measurement(number: int, act: Act) -> None:

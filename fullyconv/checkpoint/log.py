@@ -7,7 +7,7 @@ import json
 import zlib
 from typing import Any
 
-__all__ = ["parse", "whole"]
+__all__ = ["parse_log", "whole"]
 
 
 def whole(content: bytes, step: int, size: int, crc: int | None) -> tuple[bytes, str]:
@@ -16,7 +16,7 @@ def whole(content: bytes, step: int, size: int, crc: int | None) -> tuple[bytes,
     size, crc: the log's length and CRC-32 when the checkpoint was written; None for a checkpoint that has no CRC.
     """
     kept = content[:size]
-    rows, damaged = parse(kept)
+    rows, damaged = parse_log(kept)
     if len(kept) == size and not damaged and (crc is None or zlib.crc32(kept) == crc):
         return kept, ""
     good = [line for line, row in rows if _step(row) <= step]
@@ -30,7 +30,7 @@ def whole(content: bytes, step: int, size: int, crc: int | None) -> tuple[bytes,
     return mended, f"{fault}; {len(good)} rows are kept"
 
 
-def parse(content: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
+def parse_log(content: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
     """([(line, row)] of the whole rows, how many lines are none). A last line without its end is one that was torn."""
     lines = content.split(b"\n")
     rows, damaged = [], int(bool(lines[-1]))

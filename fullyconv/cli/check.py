@@ -12,10 +12,10 @@ from fullyconv.cli.options import MaxPixels
 if TYPE_CHECKING:
     from fullyconv.doctor import Checked
 
-__all__ = ["check"]
+__all__ = ["check_command"]
 
 
-def check(
+def check_command(
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH; every split is checked.")],
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy into this new folder.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with cropped pictures of the findings.")] = None,

@@ -7,13 +7,13 @@ from typing import Any
 
 import typer
 
-from fullyconv.cli.check import check
-from fullyconv.cli.compare import compare
-from fullyconv.cli.convert import convert
-from fullyconv.cli.convolutionalise import convolutionalise
+from fullyconv.cli.check import check_command
+from fullyconv.cli.compare import compare_command
+from fullyconv.cli.convert import convert_command
+from fullyconv.cli.convolutionalise import convolutionalise_command
 from fullyconv.cli.data import data
 from fullyconv.cli.demo import demo
-from fullyconv.cli.evaluate import evaluate
+from fullyconv.cli.evaluate import evaluate_command
 from fullyconv.cli.experiment import experiment
 from fullyconv.cli.hha import hha
 from fullyconv.cli.models import info, models
@@ -25,14 +25,14 @@ __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "demo": demo,
-    "check": check,
+    "check": check_command,
     "train": train,
-    "evaluate": evaluate,
+    "evaluate": evaluate_command,
     "predict": predict,
     "report": report,
-    "compare": compare,
-    "convert": convert,
-    "convolutionalise": convolutionalise,
+    "compare": compare_command,
+    "convert": convert_command,
+    "convolutionalise": convolutionalise_command,
     "experiment": experiment,
     "hha": hha,
     "data": data,

@@ -10,10 +10,10 @@ import typer
 if TYPE_CHECKING:
     from fullyconv.evaluation.comparison import Change, Comparison
 
-__all__ = ["compare"]
+__all__ = ["compare_command"]
 
 
-def compare(
+def compare_command(
     a: Annotated[Path, typer.Argument(help="Result A: a JSON file, an evaluation or a run directory.")],
     b: Annotated[Path, typer.Argument(help="Result B, measured on the same data.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

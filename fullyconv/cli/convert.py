@@ -10,10 +10,10 @@ import typer
 if TYPE_CHECKING:
     from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["convert", "parse_heads"]
+__all__ = ["convert_command", "parse_heads"]
 
 
-def convert(
+def convert_command(
     file: Annotated[Path, typer.Argument(help=".caffemodel, pytorch-fcn .pth, or torchvision state dict.")],
     model: Annotated[str, typer.Option("--model", help="Network: voc-fcn8s, siftflow-fcn16s, fcn8s-vgg16, ...")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Model directory to write.")],

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["convolutionalise"]
+__all__ = ["convolutionalise_command"]
 
 
-def convolutionalise(
+def convolutionalise_command(
     classifier: Annotated[str, typer.Argument(help="torchvision's name (mobilenet_v2) or timm:NAME.")],
     picture: Annotated[Path, typer.Argument(help="A picture of at least the classifier's input size.")],
     weights: Annotated[Path, typer.Option(help="Local state dict; FILE.json beside it gives the preprocessing.")],
@@ -39,7 +39,7 @@ def convolutionalise(
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
     from fullyconv.images import encode_png, read_image
-    from fullyconv.models.weights import read_tensors, sidecar
+    from fullyconv.models.weight_loading import read_tensors, sidecar
     from fullyconv.preprocessing import IMAGENET
 
     if out is not None:

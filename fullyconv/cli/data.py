@@ -18,7 +18,7 @@ data = typer.Typer(
 
 
 @data.command("convert")
-def convert(
+def convert_command(
     source: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
     split: Annotated[list[str] | None, typer.Option(help="A split to write; again for more. Default: all.")] = None,
@@ -32,7 +32,7 @@ def convert(
 
     from fullyconv.cli.evaluate import progress_line
     from fullyconv.data import parse_options
-    from fullyconv.data.corpora.convert import convert as write
+    from fullyconv.data.corpora.conversion import convert as write
 
     names = [n.strip() for n in inputs.split(",") if n.strip()] or None
     progress = progress_line("converting", quiet)
@@ -45,7 +45,7 @@ def convert(
 
 
 @data.command("download")
-def download(
+def download_command(
     name: Annotated[str, typer.Argument(help="voc2012 voc2011 voc2010 voc2007 sbd camvid ade20k")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder (default: NAME).")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the archive in FOLDER.download.")] = False,
@@ -54,9 +54,9 @@ def download(
     """Fetch a public data set by https, check it where its sha256 is published, and unpack it safely."""
     import sys
 
-    from fullyconv.data.corpora.download import SOURCES, fetch
+    from fullyconv.data.corpora.download import SOURCES, fetch_corpus
 
-    folder = fetch(name, out or Path(name), keep=keep, progress=None if quiet else _bytes_line())
+    folder = fetch_corpus(name, out or Path(name), keep=keep, progress=None if quiet else _bytes_line())
     source = SOURCES[name]
     if source.sha256 is None:
         print(f"{name}: no sha256 is published for it; https alone vouches for these bytes.", file=sys.stderr)
@@ -76,7 +76,7 @@ def scenes(
     """Make procedural street scenes: pictures, depth, and semantic and geometric labels."""
     from fullyconv import scenes as procedural
 
-    print(f"folder:{procedural.write(out, train=train, val=val, size=(height, width), seed=seed)}")
+    print(f"folder:{procedural.write_scenes(out, train=train, val=val, size=(height, width), seed=seed)}")
 
 
 def _bytes_line() -> Any:

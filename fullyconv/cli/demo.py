@@ -33,7 +33,7 @@ def demo(
     recipe = recipes.read("demo", {"time": time, "seed": seed})  # refused before an earlier demo is removed
     _make_room(out)
     _say(f"1/4 drawing {TRAIN + VAL} street scenes into {out / 'data'}")
-    data = f"folder:{scenes.write(out / 'data', train=TRAIN, val=VAL, size=SIZE, seed=seed)}"
+    data = f"folder:{scenes.write_scenes(out / 'data', train=TRAIN, val=VAL, size=SIZE, seed=seed)}"
     _say(f"2/4 training a two-headed FCN-8s from scratch for {time} ({out / 'recipe.toml'} holds the settings)")
     keep_freed()
     fit(recipe, data, out)

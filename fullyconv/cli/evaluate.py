@@ -14,10 +14,10 @@ from fullyconv.terminal import rewrite, say
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
 
-__all__ = ["evaluate", "predictor", "progress_line", "table"]
+__all__ = ["evaluate_command", "predictor", "progress_line", "table"]
 
 
-def evaluate(
+def evaluate_command(
     model: Annotated[str, typer.Argument(help="Model or run directory.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
     split: Annotated[
@@ -115,7 +115,7 @@ def predictor(
     from fullyconv.errors import UsageError
     from fullyconv.models import load
     from fullyconv.predict import Predictor
-    from fullyconv.predict.memory import parse_size, tile_for
+    from fullyconv.predict.memory_limit import parse_size, tile_for
 
     if tile < 0 or (tile and max_memory):
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")

@@ -15,7 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="The rows as one JSON object.
 
 
 @experiment.command("shift-and-stitch")
-def shift_and_stitch(
+def shift_and_stitch_command(
     size: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 64,
     depth: Annotated[int, typer.Option(help="Most pooling layers: stride 2 ** depth.", min=1, max=5)] = 3,
     as_json: Json = False,
@@ -27,7 +27,7 @@ def shift_and_stitch(
 
 
 @experiment.command("patch-sampling")
-def patch_sampling(
+def patch_sampling_command(
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
     split: Annotated[str, typer.Option(help="Which split to train on.")] = "train",
     model: Annotated[str, typer.Option(help="Network.")] = "fcn16s-squeezenet1_0",
@@ -55,7 +55,7 @@ def patch_sampling(
 
 
 @experiment.command("upper-bounds")
-def upper_bounds(
+def upper_bounds_command(
     data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
     split: Annotated[str, typer.Option(help="Which split.")] = "val",
     factors: Annotated[str, typer.Option(help="Downsampling factors.")] = "128,64,32,16,8,4",

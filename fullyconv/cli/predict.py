@@ -87,7 +87,7 @@ def outputs(
     """Every picture with the name (relative, without suffix) its outputs get, and notes of what folders hold besides.
     Refuses clashes before work starts; takes time in proportion to the pictures."""
     from fullyconv.errors import MissingInput, UsageError, printable
-    from fullyconv.files.outputs import fold, safe_name
+    from fullyconv.files.outputs import folded_name, safe_name
 
     pairs: list[tuple[Path, str]] = []
     notes: list[str] = []
@@ -103,7 +103,7 @@ def outputs(
     pairs = [(picture, safe_name(name)) for picture, name in pairs]
     named: dict[str, Path] = {}
     for picture, name in pairs:
-        if (other := named.setdefault(fold(name), picture)) is not picture:
+        if (other := named.setdefault(folded_name(name), picture)) is not picture:
             raise UsageError(
                 f"Two pictures are named {printable(name)} ({printable(other)} and {printable(picture)}) and would "
                 f"share {what}; write them into two folders."
@@ -236,7 +236,7 @@ def overlaid(image: Any, labels: NDArray[Any], palette: Sequence[Sequence[int]])
     """The picture with its labels' colours over it, half and half, as JPEG."""
     import numpy as np
 
-    from fullyconv.evaluation.keep import jpeg, viewable
+    from fullyconv.evaluation.writer import jpeg, viewable
 
     shown = viewable(next(iter(image.values())) if isinstance(image, dict) else image)
     colours = np.asarray(palette, np.uint16)[labels]

@@ -103,7 +103,7 @@ def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     from fullyconv.models import load
     from fullyconv.predict import Predictor
     from fullyconv.report import write
-    from fullyconv.train.course import open_both
+    from fullyconv.train.context import open_both
 
     try:
         if (out / "best").exists() and not recipe.stages:

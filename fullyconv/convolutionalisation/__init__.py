@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
-from fullyconv.convolutionalisation.analysis import called, read, trace_shared
+from fullyconv.convolutionalisation.analysis import analyse, called, trace_shared
 from fullyconv.convolutionalisation.rewriting import densify
 from fullyconv.errors import DataError, InternalError, UsageError
 
@@ -123,7 +123,7 @@ def convolutionalise(
         raise UsageError(f"A classifier is a torch module, not {type(classifier).__name__}; give the network itself.")
     size = (input_size, input_size) if isinstance(input_size, int) else (int(input_size[0]), int(input_size[1]))
     _refuse_batch_statistics(classifier)
-    reading = read(trace_shared(classifier), channels, size)
+    reading = analyse(trace_shared(classifier), channels, size)
     classify = fx.GraphModule(reading.graph, copy.deepcopy(reading.graph.graph)).eval()
     densify(reading)
     dense = DenseScorer(reading.graph, size).eval()

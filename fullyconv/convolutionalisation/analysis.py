@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fullyconv.errors import UsageError
 from fullyconv.models.tracer import QuietTracer, shared_copy
 
-__all__ = ["RESHAPES", "Collapse", "Reading", "called", "read", "trace_shared"]
+__all__ = ["RESHAPES", "Collapse", "Reading", "analyse", "called", "trace_shared"]
 
 ADAPTIVE = {"adaptive_avg_pool2d": "mean", "adaptive_max_pool2d": "max"}
 WINDOWS = {"avg_pool2d": "mean", "max_pool2d": "max"}
@@ -216,7 +216,7 @@ def _native_run(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> 
 # -- positions ---------------------------------------------------------------------------------------------------------
 
 
-def read(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> Reading:
+def analyse(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> Reading:
     """Follow positions through the graph; see Reading. Errors: UsageError for attention and for a wrong size."""
     reading = Reading(graph, _native_run(graph, channels, size))
     for node in graph.graph.nodes:

@@ -58,7 +58,7 @@ def densify(reading: Reading) -> None:
     reading.graph.recompile()
 
 
-def spread(grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+def spread_kernel(grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """Adaptive average pooling of `window` cells to `grid` cells as a matrix: (grid cells) x (window cells)."""
     cells = torch.eye(window[0] * window[1]).reshape(-1, 1, *window)
     return F.adaptive_avg_pool2d(cells, grid).flatten(1).T
@@ -330,5 +330,5 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 def _spread_kernel(kernel: Tensor, window: tuple[int, int]) -> Tensor:
     """A kernel over the cells of an adaptive average (O C a b) as one over the cells it averages (O C h w)."""
     grid = (kernel.shape[2], kernel.shape[3])
-    folded = kernel.flatten(2) @ spread(grid, window).to(kernel)
+    folded = kernel.flatten(2) @ spread_kernel(grid, window).to(kernel)
     return folded.reshape(*kernel.shape[:2], *window)

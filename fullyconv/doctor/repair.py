@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fullyconv import images
 from fullyconv.data.base import Dataset
 from fullyconv.data.corpora.class_tables import classes_text
-from fullyconv.data.corpora.convert import storable
+from fullyconv.data.corpora.conversion import storable
 from fullyconv.data.corpora.layout import SUFFIXES, role
 from fullyconv.doctor.findings import Finding
 from fullyconv.doctor.pairs import same_pictures

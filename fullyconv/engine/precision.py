@@ -15,7 +15,7 @@ import torch
 from fullyconv import processor
 from fullyconv.errors import UsageError
 
-__all__ = ["GAIN", "choose", "native", "refuse", "seconds"]
+__all__ = ["GAIN", "choose_precision", "native", "refuse", "seconds"]
 
 GAIN = 1.1  # so many times quicker bfloat16 must be: less is within what a busy machine varies by
 TYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -42,7 +42,7 @@ def refuse(precision: str, device: torch.device) -> None:
     )
 
 
-def choose(device: torch.device, measure: Callable[[str], float]) -> tuple[str, str]:
+def choose_precision(device: torch.device, measure: Callable[[str], float]) -> tuple[str, str]:
     """("fp32" or "bf16", why), by measure(precision) -> seconds where the device has bfloat16."""
     if device.type not in ("cpu", "cuda"):
         return "fp32", f"bfloat16 was not tried on {device.type}"

@@ -16,20 +16,20 @@ from typing import Any, final
 from fullyconv.geometry import Layer
 
 __all__ = [
-    "Axis",
     "Node",
-    "Plan",
     "Region",
+    "VisibleAxis",
+    "WindowPlan",
     "area",
-    "axis",
     "background_side",
     "beyond",
     "clipped",
-    "plan",
+    "plan_window",
     "reads",
-    "ring",
+    "region_within",
+    "ring_of",
     "stretched",
-    "within",
+    "visible_axis",
 ]
 
 Span = tuple[int, int]
@@ -57,7 +57,7 @@ class Node:
 
 @final
 @dataclass(frozen=True)
-class Axis:
+class VisibleAxis:
     """A map along one axis: its cells, those that see the image, and how many at each end feel the border."""
 
     size: int
@@ -71,15 +71,15 @@ class Axis:
         return self.near + self.far < self.size
 
 
-def axis(nodes: Sequence[Node], side: int, which: int) -> dict[str, Axis]:
+def visible_axis(nodes: Sequence[Node], side: int, which: int) -> dict[str, VisibleAxis]:
     """Node -> its map along axis `which` (0 rows, 1 columns) of an image `side` pixels long. "image" is the input."""
-    found = {"image": Axis(side, (0, side), 0, 0)}
+    found = {"image": VisibleAxis(side, (0, side), 0, 0)}
     for node in nodes:
         sources = [found[name] for name in node.inputs]
         if node.layers is not None:
             found[node.name] = _through(node.layers[which], sources[0], node.inputs[0] == "image")
             continue
-        found[node.name] = Axis(
+        found[node.name] = VisibleAxis(
             sources[0].size,
             (min(s.seen[0] for s in sources), max(s.seen[1] for s in sources)),
             max(s.near for s in sources),
@@ -88,7 +88,7 @@ def axis(nodes: Sequence[Node], side: int, which: int) -> dict[str, Axis]:
     return found
 
 
-def _through(layer: Layer, source: Axis, image: bool) -> Axis:
+def _through(layer: Layer, source: VisibleAxis, image: bool) -> VisibleAxis:
     """Cell i of `layer` reads the cells from i * stride - padding, `span` of them."""
     s, p, span, n = layer.stride, layer.padding, layer.span, source.size
     size = layer.size(n)
@@ -97,16 +97,16 @@ def _through(layer: Layer, source: Axis, image: bool) -> Axis:
         max(0, min(size, -(-(source.seen[1] + p) // s))),
     )
     if image and layer.kind == "conv":  # an empty image is as black as its padding: no border to feel
-        return Axis(size, seen, 0, 0)
+        return VisibleAxis(size, seen, 0, 0)
     near = min(size, -(-(source.near + p) // s))
     far = size - min(size, max(0, (n - source.far + p - span) // s + 1))
-    return Axis(size, seen, near, far)
+    return VisibleAxis(size, seen, near, far)
 
 
 def background_side(nodes: Sequence[Node], side: int, which: int, needed: Sequence[str], stride: int) -> int:
     """The side of the smallest image whose background serves one of `side` pixels (itself, when none is smaller)."""
     for small in range((side - 1) % stride + 1, side, stride):
-        found = axis(nodes, small, which)
+        found = visible_axis(nodes, small, which)
         if all(found[name].constant for name in needed):
             return small
     return side
@@ -114,16 +114,16 @@ def background_side(nodes: Sequence[Node], side: int, which: int, needed: Sequen
 
 @final
 @dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """For one image size: every node's map, the region computed, which nodes need a background and of what size."""
 
-    rows: Mapping[str, Axis]
-    columns: Mapping[str, Axis]
+    rows: Mapping[str, VisibleAxis]
+    columns: Mapping[str, VisibleAxis]
     computed: Mapping[str, Region]
     needed: tuple[str, ...]
     small: tuple[int, int]
-    small_rows: Mapping[str, Axis]
-    small_columns: Mapping[str, Axis]
+    small_rows: Mapping[str, VisibleAxis]
+    small_columns: Mapping[str, VisibleAxis]
 
     def whole(self, name: str) -> Region:
         """All of a node's map."""
@@ -134,17 +134,21 @@ class Plan:
         return self.whole(name) if name == "image" else self.computed[name]
 
 
-def plan(nodes: Sequence[Node], outputs: Collection[str], size: tuple[int, int]) -> Plan:
+def plan_window(nodes: Sequence[Node], outputs: Collection[str], size: tuple[int, int]) -> WindowPlan:
     """The plan for images of `size` (H, W) pixels; `outputs` are the nodes whose whole maps are wanted."""
-    rows, columns = axis(nodes, size[0], 0), axis(nodes, size[1], 1)
+    rows, columns = visible_axis(nodes, size[0], 0), visible_axis(nodes, size[1], 1)
     computed = _computed(nodes, rows, columns)
     needed = _pasted(nodes, outputs, rows, columns, computed)
     step = stride(nodes)
     small = background_side(nodes, size[0], 0, needed, step), background_side(nodes, size[1], 1, needed, step)
-    return Plan(rows, columns, computed, needed, small, axis(nodes, small[0], 0), axis(nodes, small[1], 1))
+    return WindowPlan(
+        rows, columns, computed, needed, small, visible_axis(nodes, small[0], 0), visible_axis(nodes, small[1], 1)
+    )
 
 
-def _computed(nodes: Sequence[Node], rows: Mapping[str, Axis], columns: Mapping[str, Axis]) -> dict[str, Region]:
+def _computed(
+    nodes: Sequence[Node], rows: Mapping[str, VisibleAxis], columns: Mapping[str, VisibleAxis]
+) -> dict[str, Region]:
     """Backwards: what sees the image, and round it what the next layers read, where that is cheaper to compute than
     to copy the map into its background."""
     wanted: dict[str, Region] = {}
@@ -172,8 +176,8 @@ def _cheaper(node: Node, seen: Region, region: Region) -> bool:
 def _pasted(
     nodes: Sequence[Node],
     outputs: Collection[str],
-    rows: Mapping[str, Axis],
-    columns: Mapping[str, Axis],
+    rows: Mapping[str, VisibleAxis],
+    columns: Mapping[str, VisibleAxis],
     computed: Mapping[str, Region],
 ) -> tuple[str, ...]:
     """The nodes whose map is read beyond what is computed of it."""
@@ -182,7 +186,7 @@ def _pasted(
     for node in nodes:
         for name in node.inputs:
             read = clipped(reads(node, computed[node.name]), whole[name])
-            if name != "image" and not within(read, computed[name]):
+            if name != "image" and not region_within(read, computed[name]):
                 found.add(name)
     return tuple(sorted(found))
 
@@ -217,7 +221,7 @@ def clipped(region: Region, whole: Region) -> Region:
     return spans[0], spans[1]
 
 
-def within(inner: Region, outer: Region) -> bool:
+def region_within(inner: Region, outer: Region) -> bool:
     return clipped(inner, outer) == inner
 
 
@@ -233,7 +237,7 @@ def beyond(reads: Region, inside: Region) -> tuple[tuple[int, int], tuple[int, i
     return near, far
 
 
-def ring(outer: Region, inner: Region) -> list[Region]:
+def ring_of(outer: Region, inner: Region) -> list[Region]:
     """`outer` without `inner`, as up to four rectangles."""
     (top, bottom), (left, right) = outer
     (a, b), (c, d) = inner
@@ -241,7 +245,7 @@ def ring(outer: Region, inner: Region) -> list[Region]:
     return [p for p in parts if p[0][0] < p[0][1] and p[1][0] < p[1][1]]
 
 
-def stretched(span: Span, large: Axis, small: Axis) -> list[int]:
+def stretched(span: Span, large: VisibleAxis, small: VisibleAxis) -> list[int]:
     """The small map's cells that hold the large one's values: its borders, and one cell for all between."""
     more, last = large.size - small.size, small.size - small.far
     if not more:

@@ -19,7 +19,18 @@ from torch import Tensor, fx, nn
 from fullyconv.engine import visibility
 from fullyconv.engine.folding import Convolution
 from fullyconv.engine.locking import preparing
-from fullyconv.engine.visibility import Node, Plan, Region, area, beyond, clipped, reads, ring, stretched, within
+from fullyconv.engine.visibility import (
+    Node,
+    Region,
+    WindowPlan,
+    area,
+    beyond,
+    clipped,
+    reads,
+    region_within,
+    ring_of,
+    stretched,
+)
 from fullyconv.errors import InternalError
 from fullyconv.geometry import Layer
 
@@ -36,14 +47,14 @@ class Background:
     def __init__(self, maps: dict[str, Tensor]) -> None:
         self.maps = maps
         # Of one plan at a time, replaced as one: another thread may be at an image of another size.
-        self._held: tuple[Plan | None, dict[tuple[str, Region], Tensor]] = (None, {})
+        self._held: tuple[WindowPlan | None, dict[tuple[str, Region], Tensor]] = (None, {})
 
     @property
     def parts(self) -> dict[tuple[str, Region], Tensor]:
         """What was read off last."""
         return self._held[1]
 
-    def part(self, name: str, part: Region, plan: Plan) -> Tensor:
+    def part(self, name: str, part: Region, plan: WindowPlan) -> Tensor:
         """`part` of the map `name` of an empty image of the plan's size."""
         of, parts = self._held
         if plan is not of:
@@ -54,7 +65,7 @@ class Background:
             found = parts[name, part] = self._read(name, part, plan)
         return found
 
-    def _read(self, name: str, part: Region, plan: Plan) -> Tensor:
+    def _read(self, name: str, part: Region, plan: WindowPlan) -> Tensor:
         background = self.maps[name]
         rows = stretched(part[0], plan.rows[name], plan.small_rows[name])
         columns = stretched(part[1], plan.columns[name], plan.small_columns[name])
@@ -75,7 +86,7 @@ class Windowed:
         self.nodes, self.outputs = _nodes(network)
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         self._chains = _chains(self.nodes, set(self.outputs.values()))
-        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, int], WindowPlan] = OrderedDict()
         self._backgrounds: OrderedDict[Any, Background] = OrderedDict()
 
     def __call__(self, x: Tensor) -> dict[Any, Tensor]:
@@ -104,15 +115,17 @@ class Windowed:
         held = (m for b in self._backgrounds.values() for m in (*b.maps.values(), *b.parts.values()))
         return sum(m.numel() * m.element_size() for m in held)
 
-    def plan(self, height: int, width: int) -> Plan:
+    def plan(self, height: int, width: int) -> WindowPlan:
         """The plan for images of H x W pixels; the last 64 sizes' are kept."""
         size = (height, width)
         plan = self._plans.get(size)
         if plan is None:
-            plan = _remember(self._plans, size, visibility.plan(self.nodes, set(self.outputs.values()), size), PLANS)
+            plan = _remember(
+                self._plans, size, visibility.plan_window(self.nodes, set(self.outputs.values()), size), PLANS
+            )
         return plan
 
-    def _background(self, plan: Plan, x: Tensor) -> Background:
+    def _background(self, plan: WindowPlan, x: Tensor) -> Background:
         """Every map that is read beyond what is computed of it, for an empty image of the plan's small size."""
         if not plan.needed:
             return Background({})
@@ -123,7 +136,7 @@ class Windowed:
                 found = self._backgrounds.get(key) or self._new_background(key, plan, x)
         return found
 
-    def _new_background(self, key: Any, plan: Plan, x: Tensor) -> Background:
+    def _new_background(self, key: Any, plan: WindowPlan, x: Tensor) -> Background:
         empty = x.new_zeros((1, x.shape[1], *plan.small)).contiguous(memory_format=torch.channels_last)
         found = Background(self._whole(empty, plan.needed))
         return _remember(self._backgrounds, key, found, BACKGROUNDS)  # type: ignore[no-any-return]
@@ -142,7 +155,7 @@ class Windowed:
                     values.pop(name, None)
         return kept
 
-    def _compute(self, node: Node, plan: Plan, values: Mapping[str, Tensor], background: Background) -> Tensor:
+    def _compute(self, node: Node, plan: WindowPlan, values: Mapping[str, Tensor], background: Background) -> Tensor:
         region = plan.computed[node.name]
         if node.layers is None:
             return _apply(
@@ -154,7 +167,7 @@ class Windowed:
         self,
         chain: Sequence[Node],
         together: int,
-        plan: Plan,
+        plan: WindowPlan,
         values: Mapping[str, Tensor],
         background: Background,
     ) -> Tensor:
@@ -175,7 +188,7 @@ class Windowed:
         return torch.cat(parts, 2)
 
 
-def _part(node: Node, region: Region, value: Tensor, held: Region, plan: Plan, background: Background) -> Tensor:
+def _part(node: Node, region: Region, value: Tensor, held: Region, plan: WindowPlan, background: Background) -> Tensor:
     """The cells of `region` of a node with one input, of which `value` holds the cells of `held`."""
     name = node.inputs[0]
     if node.layers is None:
@@ -206,7 +219,7 @@ def _chains(nodes: Sequence[Node], outputs: Collection[str]) -> dict[int, int]:
     return chains
 
 
-def _rows_together(chain: Sequence[Node], plan: Plan, images: int) -> int:
+def _rows_together(chain: Sequence[Node], plan: WindowPlan, images: int) -> int:
     """Rows of the chain's last map whose making holds about `STRIP` bytes of the widest map; 0: all at once."""
     largest = max(area(plan.computed[node.name]) * node.bytes for node in chain) * images
     (top, bottom), _ = plan.computed[chain[-1].name]
@@ -279,12 +292,12 @@ def _overwritten(nodes: Sequence[Node], name: str) -> bool:
 
 
 def _fetch(
-    value: Tensor, name: str, region: Region, held: Region, plan: Plan, background: Background, fill: float
+    value: Tensor, name: str, region: Region, held: Region, plan: WindowPlan, background: Background, fill: float
 ) -> Tensor:
     """The cells of `region`: those that `value` holds, background round them, `fill` beyond the map."""
     if region == held:
         return value
-    if within(region, held):
+    if region_within(region, held):
         (top, bottom), (left, right) = ((low - h[0], high - h[0]) for (low, high), h in zip(region, held, strict=True))
         return value[:, :, top:bottom, left:right]
     size = [high - low for low, high in region]
@@ -293,9 +306,9 @@ def _fetch(
     )
     inside = clipped(region, plan.whole(name))
     core = clipped(inside, held)
-    for part in ring(region, core):
+    for part in ring_of(region, core):
         _slice(out, region, part).fill_(fill)
-    for part in ring(inside, core):
+    for part in ring_of(inside, core):
         _slice(out, region, part).copy_(background.part(name, part, plan))
     _slice(out, region, core).copy_(_slice(value, held, core))
     return out

@@ -105,15 +105,15 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     shift = (torch.zeros(k) if bias is None else bias).numpy()
     numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
     alone, together = _alone(k, c, numbers.tiles), _together(k, c, numbers.tiles)
-    rooms: list[tuple[_Room, _Room]] = []
+    rooms: list[tuple[_ScratchBuffer, _ScratchBuffer]] = []
 
-    def gather(room: _Room, first: int, begin: int, end: int) -> None:
-        place = kernels.Place(first, begin, end, size, numbers.grid, (0, 0), k)
+    def gather(room: _ScratchBuffer, first: int, begin: int, end: int) -> None:
+        place = kernels.TileSpan(first, begin, end, size, numbers.grid, (0, 0), k)
         kernels.gathered(room.numbers.numpy(), room.pitch, place, shift, relu, out, kernels.scratch())
 
     def turn(first: int) -> None:
         some = min(together, numbers.tiles - first)
-        before, after = rooms.pop() if rooms else (_Room(c, together), _Room(k, together))
+        before, after = rooms.pop() if rooms else (_ScratchBuffer(c, together), _ScratchBuffer(k, together))
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # each thread has modes of its own
             numbers.spread(before, first, some, alone)
             _multiply(before.places(some), weight, after.places(some))
@@ -139,7 +139,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tens
     numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
     results = _Places(gradient, size, (0, 0), kernels.spread_gradient)
     together = _together(k, c, numbers.tiles)
-    ours, theirs = _Room(c, together), _Room(k, together)
+    ours, theirs = _ScratchBuffer(c, together), _ScratchBuffer(k, together)
     total = torch.empty(PLACES, k, c)
     g = matrices()[1]
     with torch.autocast("cpu", enabled=False):
@@ -196,19 +196,19 @@ class _Places:
         self.grid = (-(-size[0] // TILE), -(-size[1] // TILE))
         self.tiles = n * self.grid[0] * self.grid[1]
 
-    def spread(self, room: _Room, first: int, some: int, alone: bool = False) -> None:
+    def spread(self, room: _ScratchBuffer, first: int, some: int, alone: bool = False) -> None:
         """`some` tiles from `first` on into `room`, by this thread alone or by all."""
         _shared(some, functools.partial(self._make, room, first), alone)
 
-    def _make(self, room: _Room, first: int, begin: int, end: int) -> None:
+    def _make(self, room: _ScratchBuffer, first: int, begin: int, end: int) -> None:
         from fullyconv.engine import winograd_kernels as kernels
 
-        place = kernels.Place(first, begin, end, self.map, self.grid, self.padding, self.channels)
+        place = kernels.TileSpan(first, begin, end, self.map, self.grid, self.padding, self.channels)
         self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.scratch())
 
 
 @final
-class _Room:
+class _ScratchBuffer:
     """Room for tiles in their 36 places, `pitch` numbers apart: an odd multiple of 16, since places a power of two
     apart would share the same cache lines."""
 

@@ -12,10 +12,10 @@ import numba
 import numpy as np
 
 from fullyconv.engine.winograd import PLACES, POINTS, TILE
-from fullyconv.ops.kernels import jit
+from fullyconv.ops.label_kernels import jit
 from fullyconv.ops.vectors import WIDTH, load, maximum, spread, store
 
-__all__ = ["Place", "gathered", "scratch", "spread_gradient", "spread_out"]
+__all__ = ["TileSpan", "gathered", "scratch", "spread_gradient", "spread_out"]
 
 F32 = np.float32
 _A, _B = POINTS[1], POINTS[3]
@@ -26,7 +26,7 @@ ROW = 6 * WIDTH  # of a scratch
 inline: Any = numba.njit(inline="always")
 
 
-class Place(NamedTuple):
+class TileSpan(NamedTuple):
     """Tiles begin..end, counted from `first`, and the maps on which they lie."""
 
     first: Any

@@ -91,7 +91,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Said:
+class HeadPrediction:
     """A head's answer for one image: labels H W and, when asked for, the probability of each (float32 H W)."""
 
     labels: NDArray[Any]
@@ -260,13 +260,13 @@ def resized(sample: Sample, side: int) -> Sample:
     return Resized(sample.name, resize_image(sample.image, size), {h: nearest(v) for h, v in sample.labels.items()})
 
 
-def _labeller(predictor: Predictor, tta: Sequence[str], confident: bool) -> Callable[[Any], dict[str, Said]]:
+def _labeller(predictor: Predictor, tta: Sequence[str], confident: bool) -> Callable[[Any], dict[str, HeadPrediction]]:
     """image -> {head: Said}."""
     if tta:
-        return lambda image: {h: Said(*v) for h, v in predictor.augmented_labels(image, tta).items()}
+        return lambda image: {h: HeadPrediction(*v) for h, v in predictor.augmented_labels(image, tta).items()}
     if confident:
-        return lambda image: {h: Said(*v) for h, v in predictor.confident_labels(image).items()}
-    return lambda image: {h: Said(v) for h, v in predictor.labels(image).items()}
+        return lambda image: {h: HeadPrediction(*v) for h, v in predictor.confident_labels(image).items()}
+    return lambda image: {h: HeadPrediction(v) for h, v in predictor.labels(image).items()}
 
 
 def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str], share: tuple[int, int]) -> Any:
@@ -274,9 +274,9 @@ def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str],
         return None
     if share != (0, 1):
         raise UsageError("An evaluation shared over processes cannot be kept; evaluate with one process.")
-    from fullyconv.evaluation.keep import Keeper
+    from fullyconv.evaluation.writer import EvaluationWriter
 
-    return Keeper(Path(keep), dataset, next(iter(heads)))
+    return EvaluationWriter(Path(keep), dataset, next(iter(heads)))
 
 
 def _summed(images: Sequence[ImageTables], taxonomies: Mapping[str, Taxonomy]) -> dict[str, NDArray[np.int64]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import UsageError
-from fullyconv.evaluation.result import ImageTables, Result, number
+from fullyconv.evaluation.result import ImageTables, Result, json_number
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.taxonomy import Taxonomy, match
 
@@ -95,11 +95,11 @@ def compare(a: Result, b: Result) -> Comparison:
         if x["pixels"]
     ]
     return Comparison(
-        Change("mean IU", number(a.mean_iu), number(b.mean_iu), interval(two.mean_iu - one.mean_iu)),
+        Change("mean IU", json_number(a.mean_iu), json_number(b.mean_iu), interval(two.mean_iu - one.mean_iu)),
         Change(
             "pixel accuracy",
-            number(a.pixel_accuracy),
-            number(b.pixel_accuracy),
+            json_number(a.pixel_accuracy),
+            json_number(b.pixel_accuracy),
             interval(two.pixel_accuracy - one.pixel_accuracy),
         ),
         tuple(classes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluation.keep import jpeg, viewable
+from fullyconv.evaluation.writer import jpeg, viewable
 from fullyconv.files import atomic_write, make_directory
 from fullyconv.files.outputs import flat_name
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
     from fullyconv.predict import Predictor
 
-__all__ = ["draw"]
+__all__ = ["draw_progress"]
 
 SIDE = 240
 
 
-def draw(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, images: int = 4) -> list[Path]:
+def draw_progress(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, images: int = 4) -> list[Path]:
     """Draw `images` evenly spaced images of `dataset` under the main head's colours, at most 240 pixels a side.
 
     Writes directory/epochEEEE.EE-NAME.jpg and, the first time, label-NAME.jpg, which the report lines up over time;

@@ -140,7 +140,7 @@ class Result:
     def _head_json(self, head: str) -> dict[str, Any]:
         classes = class_figures(self.tables[head], self.taxonomies[head])
         return {
-            **{k: number(v) for k, v in self.figures(head).items()},
+            **{k: json_number(v) for k, v in self.figures(head).items()},
             "floor": self.floor(head).to_json(),
             "per_class": classes,
             "absent": [c["name"] for c in classes if not c["pixels"]],
@@ -205,7 +205,11 @@ class Floor:
         return all(value - low < NEAR * (1 - low) or value <= low for value, low in ways)
 
     def to_json(self) -> dict[str, Any]:
-        return {"class": self.name, "pixel_accuracy": number(self.pixel_accuracy), "mean_iu": number(self.mean_iu)}
+        return {
+            "class": self.name,
+            "pixel_accuracy": json_number(self.pixel_accuracy),
+            "mean_iu": json_number(self.mean_iu),
+        }
 
 
 def floor_of(table: Table, taxonomy: Taxonomy, average: str = "present") -> Floor:
@@ -234,7 +238,7 @@ def class_figures(table: Table, taxonomy: Taxonomy) -> list[dict[str, Any]]:
             "name": name,
             "pixels": int(truth[k]),
             "predicted": int(said[k]),
-            **{c: number(v[k]) for c, v in columns.items()},
+            **{c: json_number(v[k]) for c, v in columns.items()},
         }
         for k, name in enumerate(taxonomy.names)
     ]
@@ -261,7 +265,7 @@ def merge(results: Sequence[Result]) -> Result:
     return Result(first.taxonomies, tables, images, about, first.analysis)
 
 
-def number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """`value` for JSON: None where it is not a number."""
     return float(value) if np.isfinite(value) else None
 

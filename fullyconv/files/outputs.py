@@ -21,7 +21,7 @@ from typing import final
 from fullyconv.errors import DataError, InternalError, UsageError, printable
 from fullyconv.files.disk import atomic_write, make_directory
 
-__all__ = ["Outputs", "flat_name", "fold", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
+__all__ = ["Outputs", "flat_name", "folded_name", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
 
 PART, WHOLE = 240, 1024  # bytes of a name's part (file systems have 255, a suffix among them) and of a name in all
 
@@ -97,7 +97,7 @@ def flat_name(name: str) -> str:
     return _safe_part(f"{name.replace('/', '_')}-{digits}")
 
 
-def fold(name: str) -> str:
+def folded_name(name: str) -> str:
     """What two names share that are one file on some disk: case and the form of composed characters do not count."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -105,9 +105,9 @@ def fold(name: str) -> str:
 def unique_name(name: str, taken: set[str]) -> str:
     """`name`, or `name-2`, `name-3`, ...: the first whose fold is not in `taken`, to which it is added."""
     found, n = name, 2
-    while fold(found) in taken:
+    while folded_name(found) in taken:
         found, n = f"{name}-{n}", n + 1
-    taken.add(fold(found))
+    taken.add(folded_name(found))
     return found
 
 
@@ -141,7 +141,7 @@ class Outputs:
         return name
 
     def _take(self, name: str) -> None:
-        key = fold(name)
+        key = folded_name(name)
         above = _above(key)
         former = self._files.get(key) or next((self._files[a] for a in above if a in self._files), None)
         if former is not None or key in self._folders:

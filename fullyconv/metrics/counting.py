@@ -89,13 +89,13 @@ def _by_numpy(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ig
 
 
 def _by_numba(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[np.int64]:
-    from fullyconv.metrics import kernels
+    from fullyconv.metrics import counting_kernels
 
     if truth.dtype == guess.dtype == np.uint8:
         width = min(classes + 1, 256)
         parts = (slice(start, start + _MOST) for start in range(0, max(truth.size, 1), _MOST))
-        return _inside(sum(kernels.count_bytes(truth[p], guess[p], width) for p in parts), classes, ignore)
-    counts = kernels.count(truth, guess, classes, ignore)
+        return _inside(sum(counting_kernels.count_bytes(truth[p], guess[p], width) for p in parts), classes, ignore)
+    counts = counting_kernels.count(truth, guess, classes, ignore)
     if counts[classes].any() or counts[:, classes].any():
         counted = truth != ignore
         _check(truth[counted], classes, ignore, "Label")

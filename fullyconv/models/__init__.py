@@ -17,7 +17,7 @@ from fullyconv.models.names import NETWORKS, Network, parse
 from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
 from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
-from fullyconv.models.weights import LoadReport, load_into, read_tensors, sidecar
+from fullyconv.models.weight_loading import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.terminal import say

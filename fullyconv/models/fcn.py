@@ -24,7 +24,7 @@ from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["FCN", "Learned", "Stream"]
+__all__ = ["FCN", "LearnedUpsampling", "Stream"]
 
 Border = Literal["fade", "replicate"]
 
@@ -58,7 +58,7 @@ class Stream(nn.Module):
 
 
 @final
-class Learned(nn.Module):
+class LearnedUpsampling(nn.Module):
     """A transposed convolution K -> K that starts as bilinear interpolation and is trained (CVPR's intermediate x2)."""
 
     def __init__(self, classes: int, skip: Skip) -> None:
@@ -126,7 +126,10 @@ class FCN(nn.Module):
                 raise UsageError(f"{name} cannot have the paper's padding: {error} Use padding 'same'.") from error
         self.fused = fused
         self.learned = nn.ModuleDict(
-            {h: nn.ModuleDict({str(t): Learned(k, s) for t, s in self.skips.items()}) for h, k in heads.items()}
+            {
+                h: nn.ModuleDict({str(t): LearnedUpsampling(k, s) for t, s in self.skips.items()})
+                for h, k in heads.items()
+            }
             if learned
             else {}
         )

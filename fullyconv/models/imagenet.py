@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fullyconv.errors import UsageError
 
-__all__ = ["RELEASES", "cache_directory", "fetch"]
+__all__ = ["RELEASES", "cache_directory", "fetch_weights"]
 
 # trunk -> torchvision's release file; its name carries the first eight digits of its sha256.
 RELEASES: dict[str, str] = {
@@ -30,7 +30,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fullyconv"
 
 
-def fetch(trunk: str) -> Path:
+def fetch_weights(trunk: str) -> Path:
     """The local file of a trunk's ImageNet weights, downloaded (https, resumable) and verified when it is not there.
 
     The publisher gives only the first eight hex digits of each sha256; those are checked, on every use.

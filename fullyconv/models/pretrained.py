@@ -40,7 +40,7 @@ def locate(trunk: str, weights: str) -> Located:
     if weights == "imagenet":
         if trunk in PACKAGES:
             raise UsageError(f"ImageNet weights of {trunk} come in a package that is not installed: {_remedy(trunk)}.")
-        return Located(imagenet.fetch(trunk))
+        return Located(imagenet.fetch_weights(trunk))
     if (path := _downloaded(trunk)) is not None:
         return Located(path, None, f"ImageNet weights of {trunk} downloaded before ({path.name})")
     return Located(None, None, f"The trunk {trunk} starts from random weights: {_remedy(trunk)}.")

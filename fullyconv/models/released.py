@@ -20,7 +20,7 @@ from fullyconv.models.caffe import read_caffemodel
 from fullyconv.models.fcn import FCN
 from fullyconv.models.names import Network, parse
 from fullyconv.models.trunks.googlenet import BLOCKS
-from fullyconv.models.weights import LoadReport, read_tensors
+from fullyconv.models.weight_loading import LoadReport, read_tensors
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
 

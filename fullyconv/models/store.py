@@ -13,7 +13,7 @@ from fullyconv.models.fcn import FCN
 from fullyconv.models.tracer import shared_copy
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["canary", "card", "save"]
+__all__ = ["canary", "model_card", "save"]
 
 
 def canary(model: FCN) -> tuple[Tensor, dict[str, Tensor]]:
@@ -26,7 +26,7 @@ def canary(model: FCN) -> tuple[Tensor, dict[str, Tensor]]:
     return x, scores
 
 
-def card(model: FCN) -> str:
+def model_card(model: FCN) -> str:
     """The README of a model directory: what it is, its classes, its input."""
     heads = "\n".join(
         f"- **{head}** ({len(t)} classes, ignore {t.ignore}): {', '.join(t.names)}"
@@ -77,7 +77,7 @@ def save(model: FCN, directory: Path, text: str = "") -> Path:
         tensors={n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()},
         config=config_json(model),
         preprocessor=preprocessor_json(model),
-        card=text or card(model),
+        card=text or model_card(model),
         canary={"input": x, **scores},
     )
     return directory

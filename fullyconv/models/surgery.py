@@ -18,7 +18,7 @@ from torch import Tensor
 from fullyconv import checkpoint
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models.fcn import FCN
-from fullyconv.models.weights import LoadReport
+from fullyconv.models.weight_loading import LoadReport
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Match, Taxonomy, match
 

@@ -16,7 +16,7 @@ from fullyconv.errors import FullyconvError
 from fullyconv.geometry import IMAGE, Layer, Map
 from fullyconv.models.tracer import QuietTracer
 
-__all__ = ["CannotTrace", "Leaves", "Step", "Trace", "probe", "trace"]
+__all__ = ["CannotTrace", "Leaves", "Trace", "TracedLayer", "probe", "trace"]
 
 Pair = tuple[Layer | None, Layer | None]  # rows, columns; None: sizes and grid stay as they are
 
@@ -26,7 +26,7 @@ class CannotTrace(FullyconvError):
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedLayer:
     """One node of the graph: what it does along rows and columns, and whose outputs it reads."""
 
     name: str
@@ -41,7 +41,7 @@ class Step:
 class Trace:
     """A network as steps in order; `outputs` names the step of each output."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TracedLayer, ...]
     outputs: Mapping[Any, str]
 
     def maps(self, axis: int = 0) -> dict[str, Map]:
@@ -132,34 +132,34 @@ class Leaves(QuietTracer):
         return super().is_leaf_module(m, module_qualified_name) and not any(True for _ in m.children())
 
 
-def _module_step(node: fx.Node, module: nn.Module, inputs: tuple[str, ...]) -> Step:
+def _module_step(node: fx.Node, module: nn.Module, inputs: tuple[str, ...]) -> TracedLayer:
     kind = type(module).__name__
     channels = getattr(module, "out_channels", None)
     for cls, describe in WINDOWED.items():
         if type(module) is cls:  # a subclass may pad by the size of its input (TensorFlow's "same")
-            return Step(str(node.target), kind, describe(module), inputs, channels=channels)
+            return TracedLayer(str(node.target), kind, describe(module), inputs, channels=channels)
     if isinstance(module, GLOBAL):
-        return Step(str(node.target), kind, (None, None), inputs, unbounded=True)
+        return TracedLayer(str(node.target), kind, (None, None), inputs, unbounded=True)
     if isinstance(module, POINTWISE) or kind in POINTWISE_KINDS or not any(True for _ in module.parameters()):
-        return Step(str(node.target), kind, (None, None), inputs)
+        return TracedLayer(str(node.target), kind, (None, None), inputs)
     raise CannotTrace(f"The layer {node.target} ({kind}) has no known geometry; its coordinates are probed instead.")
 
 
-def _function_step(node: fx.Node, inputs: tuple[str, ...]) -> Step:
+def _function_step(node: fx.Node, inputs: tuple[str, ...]) -> TracedLayer:
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if called in GLOBAL_OPERATIONS:
-        return Step(node.name, called, (None, None), inputs, unbounded=True)
+        return TracedLayer(node.name, called, (None, None), inputs, unbounded=True)
     if node.op == "call_function":
         if node.target in JOINS or node.target in POINTWISE_FUNCTIONS:
-            return Step(node.name, node.target.__name__, (None, None), inputs)
+            return TracedLayer(node.name, node.target.__name__, (None, None), inputs)
         if node.target is F.pad:
             sides: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
             left, right, *rest = sides
             top, bottom = rest or (0, 0)
             pad = (Layer("conv", 1, 1, top, after=bottom), Layer("conv", 1, 1, left, after=right))
-            return Step(node.name, "pad", pad, inputs)
+            return TracedLayer(node.name, "pad", pad, inputs)
     elif node.target in POINTWISE_METHODS:
-        return Step(node.name, str(node.target), (None, None), inputs)
+        return TracedLayer(node.name, str(node.target), (None, None), inputs)
     raise CannotTrace(
         f"The operation {node.target} has no known geometry; the network's coordinates are probed instead."
     )
@@ -178,13 +178,13 @@ def trace(network: nn.Module) -> Trace:
             f"The network's graph cannot be traced ({error}); its coordinates are probed instead."
         ) from error
     modules = dict(network.named_modules())
-    steps: list[Step] = []
+    steps: list[TracedLayer] = []
     names: dict[fx.Node, str] = {}
     outputs: dict[Any, str] = {}
     for node in graph.nodes:
         sources = tuple(names[n] for n in node.all_input_nodes if n in names)
         if node.op == "placeholder":
-            step = Step("image", "image", (None, None), ())
+            step = TracedLayer("image", "image", (None, None), ())
         elif node.op == "output":
             value = node.args[0]
             pairs = (
@@ -202,7 +202,7 @@ def trace(network: nn.Module) -> Trace:
             step = _function_step(node, sources)
         taken = {s.name for s in steps}
         if step.name in taken:  # one module called twice (a shared ReLU): keep the node's own name
-            step = Step(node.name, step.kind, step.layers, step.inputs, step.unbounded, step.channels)
+            step = TracedLayer(node.name, step.kind, step.layers, step.inputs, step.unbounded, step.channels)
         steps.append(step)
         names[node] = step.name
     return Trace(tuple(steps), outputs)

@@ -217,7 +217,7 @@ def upsample_cross_entropy(
     with _full_precision(scores):
         if name == "reference":
             return reference.cross_entropy(scores, labels.to(torch.int64), sampling, loss)
-        return fused.cross_entropy(scores, labels, sampling, loss, _module(name).ENGINE)
+        return fused.fused_cross_entropy(scores, labels, sampling, loss, _module(name).ENGINE)
 
 
 def _checked(scores: Tensor) -> Tensor:

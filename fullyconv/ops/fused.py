@@ -14,7 +14,7 @@ from torch import Tensor
 from fullyconv.ops.loss import Loss, kept
 from fullyconv.ops.sampling import Sampling
 
-__all__ = ["Engine", "Total", "cross_entropy"]
+__all__ = ["Engine", "Total", "fused_cross_entropy"]
 
 
 NOTHING = (None,) * 5  # no gradient for the labels and the options
@@ -43,7 +43,7 @@ class Engine:
     total: Callable[[Tensor, Tensor, Sampling, Loss, Tensor | None, bool], Total]
 
 
-def cross_entropy(scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss, engine: Engine) -> Tensor:
+def fused_cross_entropy(scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss, engine: Engine) -> Tensor:
     """The loss as `reference.cross_entropy` defines it; differentiable once, with respect to `scores`."""
     wanted = torch.is_grad_enabled() and scores.requires_grad
     result: Tensor = _Fused.apply(scores, labels, sampling, loss, engine, wanted)

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="untyped-decorator"
 """Numba kernel for the CPU: cross entropy of bilinearly upsampled scores, and its gradient, in one pass.
 
-Rows of cells are fetched and tasks drawn as in `fullyconv.ops.kernels`. Within a block (16 intervals of a band) the
-pixels of one column phase, which lie equally far from the cell on their left, are 16 neighbours with one weight: a
-`Vector`. So any stride vectorises, and a class's gradient on the block's cells is summed in place, without a scatter.
+Rows of cells are fetched and tasks drawn as in `label_kernels`. Within a block (16 intervals of a band) the pixels of
+one column phase, which lie equally far from the cell on their left, are 16 neighbours with one weight: a `Vector`. So
+any stride vectorises, and a class's gradient on the block's cells is summed in place, without a scatter.
 Two rows of pixels are computed at a time, to read each class's numbers once for both.
 
 A task adds to the coarse rows first .. last - 1 of its bands and leaves row `last`, which the next task adds to as
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fullyconv.ops.kernels import Plan, fetch, jit
+from fullyconv.ops.label_kernels import KernelPlan, fetch_cells, jit
 from fullyconv.ops.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
 
 __all__ = ["LossScratch", "Wanted", "add_spill", "losses", "scratch"]
@@ -60,7 +60,7 @@ class LossScratch(NamedTuple):
     mine: Any  # stride x (stride, made even) x 16 int32: class of a pixel, -1 for none
 
 
-def scratch(plan: Plan, gradient: bool) -> LossScratch:
+def scratch(plan: KernelPlan, gradient: bool) -> LossScratch:
     """For `losses`."""
     classes, columns, stride = plan.shape[0], plan.columns, plan.stride
 
@@ -269,7 +269,7 @@ def _put_losses(wanted: Any, work: Any, at: Any, place: Any, stride: Any, value:
 
 @jit
 def _put_row(plan: Any, cells: Any, row: Any, target: Any, at: Any, pitch: Any) -> None:
-    """The adjoint of `fetch`: add a row of the window's gradient to target[at + k * pitch + x], border rule applied."""
+    """The adjoint of `fetch_cells`: add a row of the window's gradient to target[at + k * pitch + x]."""
     (classes, height, width), columns = plan.shape, plan.columns
     y, first = plan.first[0] + row, plan.first[1]
     if plan.fade and not 0 <= y < height:
@@ -325,11 +325,11 @@ def losses(scores: Any, plan: Any, state: Any, work: Any, wanted: Any) -> None:
     task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
-        fetch(scores, n, first, plan, below)
+        fetch_cells(scores, n, first, plan, below)
         _clear(down)
         for band in range(first, last):
             above, below, up, down = below, above, down, up
-            fetch(scores, n, band + 1, plan, below)
+            fetch_cells(scores, n, band + 1, plan, below)
             _clear(down)
             for column in range(0, columns - 1, WIDTH):
                 if _block(plan, wanted, work, above, below, n, band, column, task) and wanted.gradient.size:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullyconv.ops import kernels, loss_kernels, resize, threads
+from fullyconv.ops import label_kernels, loss_kernels, resize, threads
 from fullyconv.ops.fused import Engine, Total
-from fullyconv.ops.kernels import Plan
+from fullyconv.ops.label_kernels import KernelPlan
 from fullyconv.ops.loss import Loss, bad_label
 from fullyconv.ops.loss_kernels import Wanted
 from fullyconv.ops.sampling import Axis, NotFinite, Sampling
@@ -34,7 +34,7 @@ def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
     """N H W of `dtype` (uint8 or uint16); raises NotFinite."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     plan, cells, out = _plan(scores, sampling), _flat(scores), _flat(labels)
-    _run(plan, lambda state: kernels.labels(cells, plan, state, kernels.scratch(plan, out.dtype), out))
+    _run(plan, lambda state: label_kernels.labels(cells, plan, state, label_kernels.scratch(plan, out.dtype), out))
     return labels
 
 
@@ -43,7 +43,12 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     confidence = torch.empty((len(scores), *sampling.size))
     plan, cells, out, shares = _plan(scores, sampling), _flat(scores), _flat(labels), _flat(confidence)
-    _run(plan, lambda state: kernels.confidences(cells, plan, state, kernels.scratch(plan, out.dtype), out, shares))
+    _run(
+        plan,
+        lambda state: label_kernels.confidences(
+            cells, plan, state, label_kernels.scratch(plan, out.dtype), out, shares
+        ),
+    )
     return labels, confidence
 
 
@@ -70,7 +75,7 @@ def _flat(values: Tensor) -> Any:
     return values.numpy().reshape(-1)
 
 
-def _run(plan: Plan, kernel: Callable[[Any], None]) -> None:
+def _run(plan: KernelPlan, kernel: Callable[[Any], None]) -> None:
     """Let every thread draw tasks until none is left: kernel(state)."""
     state = np.zeros(2, np.int64)
     threads.run(lambda _: kernel(state), min(torch.get_num_threads(), len(plan.tasks)))
@@ -78,17 +83,17 @@ def _run(plan: Plan, kernel: Callable[[Any], None]) -> None:
         raise NotFinite
 
 
-def _plan(scores: Tensor, sampling: Sampling) -> Plan:
+def _plan(scores: Tensor, sampling: Sampling) -> KernelPlan:
     return _layout(sampling, len(scores), scores.shape[1])
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(sampling: Sampling, images: int, classes: int) -> Plan:
+def _layout(sampling: Sampling, images: int, classes: int) -> KernelPlan:
     rows, columns, stride = sampling.rows, sampling.columns, sampling.stride
     down, across = (np.array(axis.phases(), np.float32) for axis in (rows, columns))
     cells = columns.last - columns.first + 2
     lanes_y, lanes_x, pitch = _lanes(down, across)
-    return Plan(
+    return KernelPlan(
         tasks=_tasks(rows, images),
         shape=(classes, rows.cells, columns.cells),
         size=sampling.size,

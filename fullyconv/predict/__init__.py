@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullyconv.engine.precision import choose, refuse, seconds
+from fullyconv.engine.precision import choose_precision, refuse, seconds
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import FCN, parse
 from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, resize_image
-from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan, read
+from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan_tiles, read_tiles
 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
 
@@ -52,7 +52,7 @@ class Predictor:
         self.model = model if self.device.type == "cpu" else model.to(memory_format=torch.channels_last)
         self.precision, self.chosen = _precision(self.model, precision, self.device)
         self._network = prepare(self.model, self.precision)
-        self._plan = plan(model, tile)
+        self._plan = plan_tiles(model, tile)
 
     @property
     def heads(self) -> dict[str, int]:
@@ -141,7 +141,9 @@ class Predictor:
         refuse_scaled(array, mean, 255 if colours and 2 < mean <= 255 and not self.model.preprocessing.log else 0)
         with torch.inference_mode():
             size = (array.shape[0], array.shape[1])
-            return read(lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout)
+            return read_tiles(
+                lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout
+            )
 
     def _array(self, image: Image) -> NDArray[Any]:
         """Any accepted image as an H W C array of the network's channels."""
@@ -194,4 +196,4 @@ def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
         with torch.inference_mode():
             return seconds(lambda: network(x), device)
 
-    return choose(device, measure)
+    return choose_precision(device, measure)

@@ -22,7 +22,7 @@ from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
 from fullyconv.geometry import Tile, tiles
 
-__all__ = ["CONFIDENT_LABELS", "LABELS", "SCORES", "Plan", "Readout", "plan", "read"]
+__all__ = ["CONFIDENT_LABELS", "LABELS", "SCORES", "Readout", "TilePlan", "plan_tiles", "read_tiles"]
 
 Coarse = Callable[[slice, slice], Mapping[str, Tensor]]  # a window of the image -> {head: 1 K h w}
 
@@ -53,7 +53,7 @@ CONFIDENT_LABELS = Readout(
 
 @final
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """How an image is cut. core: (H, W) of the tiles' cores, or None for the whole image; context: pixels read round
     a core; `blended` where the answer only approximates the whole image's."""
 
@@ -68,10 +68,10 @@ class Plan:
         return {"tile": core, "context": self.context, "blended": self.blended, "exact": self.exact}
 
 
-def plan(model: Any, tile: int | tuple[int, int] | None) -> Plan:
+def plan_tiles(model: Any, tile: int | tuple[int, int] | None) -> TilePlan:
     """The plan for tiles with cores of about `tile` pixels (rounded to the network's coarsest stride)."""
     if tile is None:
-        return Plan(None, 1, 0, False, True)
+        return TilePlan(None, 1, 0, False, True)
     asked = (tile, tile) if isinstance(tile, int) else (int(tile[0]), int(tile[1]))
     if min(asked) < 1:
         raise UsageError(f"A tile of {asked[0]}x{asked[1]} pixels is empty; give at least 1x1.")
@@ -79,12 +79,12 @@ def plan(model: Any, tile: int | tuple[int, int] | None) -> Plan:
     align = max(math.ceil(grid.stride) for grid in geometry.taps.values())
     core = (max(align, asked[0] // align * align), max(align, asked[1] // align * align))
     if math.isfinite(geometry.halo):
-        return Plan(core, align, -(-math.ceil(geometry.halo) // align) * align, False, geometry.exact)
+        return TilePlan(core, align, -(-math.ceil(geometry.halo) // align) * align, False, geometry.exact)
     # Half a core to each side: the widest overlap in which no pixel belongs to more than two tiles an axis.
-    return Plan(core, align, -(-(min(core) // 2) // align) * align, True, False)
+    return TilePlan(core, align, -(-(min(core) // 2) // align) * align, True, False)
 
 
-def read(coarse: Coarse, model: Any, size: tuple[int, int], cut: Plan, readout: Readout) -> dict[str, Any]:
+def read_tiles(coarse: Coarse, model: Any, size: tuple[int, int], cut: TilePlan, readout: Readout) -> dict[str, Any]:
     """{head: tuple of arrays ... H W}: what `readout` takes of the network's answer for an image of `size`."""
     if cut.core is None or (size[0] <= cut.core[0] and size[1] <= cut.core[1]):
         pieces = _exact(coarse, model, [Tile(0, size[0], 0, size[0])], [Tile(0, size[1], 0, size[1])], readout)

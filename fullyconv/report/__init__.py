@@ -13,9 +13,9 @@ from fullyconv.errors import MissingInput, foreign_values, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report import words
+from fullyconv.report import sentences
+from fullyconv.report.collect import Run, read_evaluation, read_run
 from fullyconv.report.evaluation import evaluation
-from fullyconv.report.gather import Run, read_evaluation, read_run
 from fullyconv.report.training import training
 
 __all__ = ["fill", "render", "write"]
@@ -53,9 +53,9 @@ def _rendered(source: Path) -> str:
     values: dict[str, Any] = {"title": _title(run, found), "run": training(run) if run else None, "result": None}
     if found:
         values |= evaluation(*found)
-        values["summary"] += words.evaluated(run)
+        values["summary"] += sentences.evaluated(run)
     elif run:
-        values["summary"] = words.under_way(run, source)
+        values["summary"] = sentences.under_way(run, source)
     return fill("page.html", values)
 
 

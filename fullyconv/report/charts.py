@@ -9,7 +9,7 @@ from html import escape
 
 from markupsafe import Markup
 
-__all__ = ["Bar", "Series", "bars", "histogram", "lines", "reliability", "stack"]
+__all__ = ["Bar", "Series", "bars", "histogram", "line_chart", "reliability", "stacked_bars"]
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
@@ -50,7 +50,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def lines(
+def line_chart(
     series: Sequence[Series],
     *,
     x: str,
@@ -123,7 +123,7 @@ def histogram(values: Sequence[float], *, x: str, y: str, steps: int = 20) -> Ma
     return _svg("".join(body), f"{y} by {x}")
 
 
-def stack(parts: Sequence[tuple[str, float]], label: str) -> Markup:
+def stacked_bars(parts: Sequence[tuple[str, float]], label: str) -> Markup:
     """One bar cut into named shares (values of any unit)."""
     total = sum(v for _, v in parts) or 1
     cells = "".join(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
-from fullyconv.report import charts, words
-from fullyconv.report.gather import address, error_map, label_address, named_picture, outline
+from fullyconv.report import charts, sentences
+from fullyconv.report.collect import address, error_map, label_address, named_picture, outline
 from fullyconv.report.heads import heads, learned
 
 __all__ = ["FIGURES", "evaluation"]
@@ -38,7 +38,7 @@ def evaluation(result: Result, place: Path) -> dict[str, Any]:
     ]
     rows = _class_rows(result, drawn)
     return {
-        "summary": words.summary(result, intervals["mean_iu"]),
+        "summary": sentences.summary(result, intervals["mean_iu"]),
         "result": {
             "figures": tiles,
             "bars": _class_bars(rows),

@@ -9,7 +9,7 @@ from typing import Any
 from fullyconv.evaluation.result import Result, class_figures
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report import charts
-from fullyconv.report.gather import label_address, named_picture
+from fullyconv.report.collect import label_address, named_picture
 
 __all__ = ["heads", "learned"]
 

@@ -12,11 +12,11 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report.gather import address, named_picture, read_evaluation
+from fullyconv.report.collect import address, named_picture, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
-from fullyconv.report.standins import GEOMETRIC, StandIn, stand_ins
+from fullyconv.report.replication import GEOMETRIC, StandIn, stand_ins
 
-__all__ = ["Line", "Measured", "lines", "markdown", "role", "write_paper"]
+__all__ = ["Line", "Measured", "lines", "markdown", "role_of", "write_paper"]
 
 MEASURED = dict(zip(FOUR, ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu"), strict=True))
 ORDER = ("32s fixed", "32s", "16s", "8s", "16s atonce", "8s atonce", "4s")
@@ -59,7 +59,7 @@ class Measured:
     @property
     def role(self) -> str:
         """Its network's role, with what the run knows: a fixed trunk, or skips learned at once instead of in stages."""
-        found = role(self.network)
+        found = role_of(self.network)
         if self.training.get("frozen_trunk") and "fixed" not in found:
             return found.replace("32s", "32s fixed")
         atonce = bool(self.training) and not self.started and self.inputs == ("rgb",) and found in ("16s", "8s")
@@ -74,7 +74,7 @@ class Measured:
         """The network and how it was learned, in a few words; where that is unknown, the file's name."""
         if not self.training:
             return f"{self.network} ({self.file})" if self.file else self.network
-        stages = ", then ".join(s for name in self.started if (s := role(name)))
+        stages = ", then ".join(s for name in self.started if (s := role_of(name)))
         how = [
             "trunk fixed" if self.training.get("frozen_trunk") else "",
             f"from {stages}" if self.started else "",
@@ -113,7 +113,7 @@ class Line:
     comparable: bool = False
 
 
-def role(network: str) -> str:
+def role_of(network: str) -> str:
     """What a network stands for in the tables: "8s", "8s atonce", "32s fixed", "32s rgb-hha", "alexnet", ..."""
     text = network.lower()
     for trunk in ("alexnet", "googlenet"):
@@ -128,7 +128,7 @@ def role(network: str) -> str:
     return " ".join(part for part in (f"{stride[1]}s", flag, found) if part)
 
 
-def read(paths: Iterable[Path]) -> list[Measured]:
+def read_results(paths: Iterable[Path]) -> list[Measured]:
     """Results in files, evaluation or run directories. `UsageError` when there are none."""
     found = []
     for path in paths:
@@ -259,7 +259,7 @@ def write_paper(paths: Sequence[Path], out: Path, pictures: Sequence[str] = ()) 
 
     pictures: names of images to show; by default those that every result's evaluation kept, at most four.
     """
-    measured = read(paths)
+    measured = read_results(paths)
     begins = b"#" if out.suffix == ".md" else b"<!doctype html"
     text = markdown(measured) if out.suffix == ".md" else _html(measured, pictures)
     atomic_write(output_file(out, "such tables", begins, [p for p in paths if p.is_file()]), text.encode())

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fullyconv.report import charts, words
-from fullyconv.report.gather import Run, spread
+from fullyconv.report import charts, sentences
+from fullyconv.report.collect import Run, spaced
 
 __all__ = ["training"]
 
@@ -26,13 +26,13 @@ def training(run: Run) -> dict[str, Any]:
     rate = [charts.Series("", _thin([(r["step"], r["lr"]) for r in run.steps if "lr" in r]), "s3")]
     return {
         "name": run.name,
-        "loss": charts.lines(_loss(run.steps), x="step", y="loss a pixel", left=0, right=last, bottom=0),
-        "rate": charts.lines(rate, x="step", y="learning rate", left=0, right=last, bottom=0),
-        "measured": charts.lines(measured, x="step", y="validation, 0 to 1", left=0, right=last, bottom=0, top=1),
+        "loss": charts.line_chart(_loss(run.steps), x="step", y="loss a pixel", left=0, right=last, bottom=0),
+        "rate": charts.line_chart(rate, x="step", y="learning rate", left=0, right=last, bottom=0),
+        "measured": charts.line_chart(measured, x="step", y="validation, 0 to 1", left=0, right=last, bottom=0, top=1),
         "measured_names": [s.name for s in measured],
         "classes": _classes(run.measurements),
-        "times": charts.stack(spent, "training time") if spent else None,
-        "spent": words.duration(sum(v for _, v in spent)),
+        "times": charts.stacked_bars(spent, "training time") if spent else None,
+        "spent": sentences.duration(sum(v for _, v in spent)),
         "strips": run.strips,
         "best": run.best,
         "last": run.last,
@@ -76,7 +76,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     known = [r for r in rows if isinstance(r.get("per_class_iu"), dict)]
     if not known:
         return None
-    shown = spread(known, COLUMNS)
+    shown = spaced(known, COLUMNS)
     now = {name: iu for name, iu in known[-1]["per_class_iu"].items() if iu is not None}
     names = sorted(now, key=lambda name: -now[name])
     return {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.sandbox.given import opened
 
-__all__ = ["CaffeLayer", "answer", "parse"]
+__all__ = ["CaffeLayer", "answer", "parse_caffemodel"]
 
 Field = tuple[int, int, int, int]  # number, wire type, first byte of the value, byte after it
 Runs = list[NDArray[Any]]
@@ -51,7 +51,7 @@ class CaffeLayer:
     blobs: tuple[NDArray[Any], ...]
 
 
-def parse(path: str | Path) -> dict[str, CaffeLayer]:
+def parse_caffemodel(path: str | Path) -> dict[str, CaffeLayer]:
     """The layers of a .caffemodel that carry blobs, by name, in file order; nothing is copied.
 
     Reads NetParameter.layer (100) and the old V1 `layers` (2), packed, unpacked and double values, `shape` and legacy

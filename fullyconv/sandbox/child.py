@@ -127,7 +127,7 @@ def _confine(job: dict[str, Any], spaces: Collection[str]) -> None:
     _limit_memory(job["memory"])
     version = 0
     if seccomp.supported():
-        version = landlock.confine()
+        version = landlock.restrict_files()
         guardian.drop_privileges(spaces)
     sys.addaudithook(_refuse)
     if seccomp.supported():

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from fullyconv.sandbox.calls import NUMBERS
 
-__all__ = ["confine", "libraries"]
+__all__ = ["libraries", "restrict_files"]
 
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # version: how many rights over files it knows; later ones know 16
@@ -40,7 +40,7 @@ def _places(module: ModuleType) -> Iterator[str]:
         yield from (place for place in module.__path__ if isinstance(place, str))
 
 
-def confine() -> int:
+def restrict_files() -> int:
     """From here on this thread and its later ones open nothing but `libraries`, to read; nothing is ever changed.
 
     Call it before there are other threads. Returns Landlock's version, 0 where the kernel has none.

@@ -179,13 +179,13 @@ def read_foreign_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor
     """{name: CPU tensor} of a weights file someone else made, told by its content: PyTorch's zip and old formats
     (read in a confined child with weights_only=True, tensors alone) or safetensors. Nested {"state_dict": ...} is
     unwrapped. Raises DataError naming the file for everything else, MissingInput when there is none."""
-    from fullyconv.sandbox.weights import is_pickled
+    from fullyconv.sandbox.weight_files import is_pickled
 
     where = Path(path)
     if not where.is_file():
         raise MissingInput(f"There is no weights file {printable(where)}; check the path.")
     if not is_pickled(where):
         return tensorfile.load(where)
-    run("fullyconv.sandbox.weights:scan_pickled", where)  # refuses most bad files before torch is loaded
-    tensors, _ = run("fullyconv.sandbox.weights:read_pickled", where)
+    run("fullyconv.sandbox.weight_files:scan_pickled", where)  # refuses most bad files before torch is loaded
+    tensors, _ = run("fullyconv.sandbox.weight_files:read_pickled", where)
     return tensors

@@ -20,7 +20,7 @@ from fullyconv.images import encode_label, encode_png
 from fullyconv.scenes.street import LAWN, PAVEMENT, ROAD, SKY, Array, Solid, Street, draw_solids, draw_street, noise
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["GEOMETRIC", "SEMANTIC", "Scene", "camera", "render", "write"]
+__all__ = ["GEOMETRIC", "SEMANTIC", "Scene", "camera", "render_scene", "write_scenes"]
 
 SEMANTIC = Taxonomy(
     ("sky", "road", "pavement", "lawn", "building", "vegetation", "car", "person", "pole", "sign"),
@@ -209,7 +209,7 @@ def _window(solid: Solid, eye: Array, view: Array, intrinsics: dict[str, float],
     return np.asarray((rows[:, None] * width + cols).ravel())
 
 
-def render(seed: int | tuple[int, ...], size: tuple[int, int] = (120, 160)) -> Scene:
+def render_scene(seed: int | tuple[int, ...], size: tuple[int, int] = (120, 160)) -> Scene:
     """The scene of this seed at this size (H, W); the same seed gives the same bytes."""
     height, width = size
     if height < 8 or width < 8:
@@ -285,7 +285,9 @@ def _sense(rng: np.random.Generator, canvas: _Canvas, rays: Array, size: tuple[i
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def write(directory: Path | str, *, train: int, val: int, size: tuple[int, int] = (120, 160), seed: int = 0) -> Path:
+def write_scenes(
+    directory: Path | str, *, train: int, val: int, size: tuple[int, int] = (120, 160), seed: int = 0
+) -> Path:
     """Write a `folder:` data set of `train` + `val` scenes of this size (H, W) and return its directory.
 
     SPLIT/images (RGB PNG), SPLIT/depth (16-bit PNG, millimetres, 0 = missing), SPLIT/labels and
@@ -298,7 +300,7 @@ def write(directory: Path | str, *, train: int, val: int, size: tuple[int, int] 
         raise UsageError(f"{printable(root)} holds something already; name a new folder.")
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         for i in range(count):
-            _write_scene(root / split, f"{i:05d}", render((seed, number, i), size))
+            _write_scene(root / split, f"{i:05d}", render_scene((seed, number, i), size))
     root.mkdir(parents=True, exist_ok=True)
     for name, taxonomy in (("classes.txt", SEMANTIC), ("classes-geometric.txt", GEOMETRIC)):
         lines = (f"{n} {r} {g} {b}\n" for n, (r, g, b) in zip(taxonomy.names, taxonomy.palette, strict=True))

@@ -18,15 +18,15 @@ from fullyconv.data.base import Dataset
 from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
-from fullyconv.train import keeping, optimisation, planning
-from fullyconv.train.course import Course, prepare, tensorboard_writer, training_mode
+from fullyconv.train import checkpointing, optimisation, planning
+from fullyconv.train.batch_reader import BatchReader, read_ahead
+from fullyconv.train.context import RunContext, prepare_run, tensorboard_writer, training_mode
 from fullyconv.train.display import Display
-from fullyconv.train.memory import explained
-from fullyconv.train.reading import Reader, read_ahead
+from fullyconv.train.memory_advice import explained
+from fullyconv.train.process_group import device_for, join
 from fullyconv.train.signals import Stop
 from fullyconv.train.staged import run_stages
 from fullyconv.train.step import gradient_norm, gradients
-from fullyconv.train.world import device_for, join
 
 __all__ = ["fit"]
 
@@ -63,44 +63,44 @@ def fit(
     with ExitStack() as stack:
         world = stack.enter_context(join(recipe.device))
         display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
-        course = prepare(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
+        course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
         learn(course, stack.enter_context(Stop()))
     return Path(out)
 
 
-def learn(c: Course, stop: Stop) -> None:
+def learn(c: RunContext, stop: Stop) -> None:
     """Step until the recipe's length is reached or a signal comes; measure and keep on the way."""
     state, plan, recipe = c.state, c.plan, c.recipe
-    reader = Reader(c.train, recipe, c.model.preprocessing.mean_pixel())
+    reader = BatchReader(c.train, recipe, c.model.preprocessing.mean_pixel())
     if state.step == 0:
-        keeping.save(c)  # whatever happens, there is something to go on from
+        checkpointing.save(c)  # whatever happens, there is something to go on from
     elif planning.measurement_due(plan, state):
-        keeping.measure(c, stop)
-        keeping.save(c)
+        checkpointing.measure_now(c, stop)
+        checkpointing.save(c)
     c.clock.restart()
     with closing(read_ahead(reader, recipe, state, c.world)) as steps:
         while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
-            step = keeping.next_step(c, steps)
+            step = checkpointing.next_step(c, steps)
             c.clock.lap("data")
             torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.world.rank))
             rate = optimisation.set_rate(c.optimizer, recipe, planning.progress(plan, state))
-            buffers = keeping.snapshot(c.model)
+            buffers = checkpointing.snapshot(c.model)
             with explained(c, step.batches):
                 outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
-            if keeping.accept(c, outcome, norm, step, buffers):
+            if checkpointing.accept(c, outcome, norm, step, buffers):
                 c.scaler.step(c.optimizer)
                 if c.average is not None:
                     optimisation.average_into(c.average, c.model, recipe.ema, state.step)
             c.scaler.update()
             c.optimizer.zero_grad(set_to_none=True)
             c.clock.lap("backward")
-            keeping.advance(c, step)
-            keeping.log(c, step, outcome, rate, norm)
+            checkpointing.advance(c, step)
+            checkpointing.log(c, step, outcome, rate, norm)
             if planning.measurement_due(plan, state):
-                keeping.measure(c, stop)
+                checkpointing.measure_now(c, stop)
                 training_mode(c.model, recipe)
-                keeping.save(c)
+                checkpointing.save(c)
             elif planning.saving_due(plan, c.clock.since_save()):
-                keeping.save(c)
-    keeping.end(c, stop)
+                checkpointing.save(c)
+    checkpointing.end(c, stop)

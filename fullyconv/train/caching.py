@@ -13,14 +13,14 @@ from fullyconv.data.pipeline.cache import cached, key
 from fullyconv.files import remove_tree
 from fullyconv.recipes import Recipe
 from fullyconv.train.display import Display
-from fullyconv.train.world import World
+from fullyconv.train.process_group import ProcessGroup
 
 __all__ = ["drop", "on_disk"]
 
 FOLDER = "cache"
 
 
-def on_disk(recipe: Recipe, dataset: Dataset, out: Path, world: World, display: Display) -> Dataset:
+def on_disk(recipe: Recipe, dataset: Dataset, out: Path, world: ProcessGroup, display: Display) -> Dataset:
     """`dataset` reading from its cache in the run, made by the first process; as it is under any other `cache`."""
     if recipe.cache != "disk":
         return dataset

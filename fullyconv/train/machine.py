@@ -15,9 +15,9 @@ from fullyconv.data.base import Dataset
 from fullyconv.engine import precision
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe
-from fullyconv.train.reading import window
+from fullyconv.train.batch_reader import crop_of
+from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch, gradients
-from fullyconv.train.world import World
 
 __all__ = ["Machine", "settle"]
 
@@ -37,7 +37,7 @@ def settle(
     recipe: Recipe,
     model: Any,
     train: Dataset,
-    world: World,
+    world: ProcessGroup,
     kept: Mapping[str, Any],
     allow: Collection[str],
     stack: Any,
@@ -87,7 +87,7 @@ def _count(n: int, what: str = "thread") -> str:
 
 
 def _precision(
-    recipe: Recipe, model: Any, train: Dataset, world: World, kept: str, notes: list[str]
+    recipe: Recipe, model: Any, train: Dataset, world: ProcessGroup, kept: str, notes: list[str]
 ) -> tuple[Recipe, str]:
     """The recipe with "auto" chosen, and why."""
     if recipe.precision != "auto":
@@ -101,16 +101,16 @@ def _precision(
                 "--set precision=fp32, which ends not equal to the bit."
             )
         return recipe.replace(precision=kept), "as the run was begun"
-    chosen, why = precision.choose(world.device, lambda name: _seconds(name, recipe, model, train, world))
+    chosen, why = precision.choose_precision(world.device, lambda name: _seconds(name, recipe, model, train, world))
     chosen = "bf16" if world.first(float(chosen == "bf16")) else "fp32"  # all processes compute in the same numbers
     notes.append(f"precision {chosen}: {why}")
     return recipe.replace(precision=chosen), why
 
 
-def _seconds(name: str, recipe: Recipe, model: Any, train: Dataset, world: World) -> float:
+def _seconds(name: str, recipe: Recipe, model: Any, train: Dataset, world: ProcessGroup) -> float:
     """The time of a step of `recipe` on `TRIED` images at a precision; the network stays as it was."""
     image = train.image(0)
-    rows, columns = window(recipe, image.shape[:2]) or image.shape[:2]
+    rows, columns = crop_of(recipe, image.shape[:2]) or image.shape[:2]
     count = min(TRIED, recipe.batch_size)
     pictures = np.zeros((count, rows, columns, image.shape[2]), image.dtype)
     labels = {head: np.zeros((count, rows, columns), np.uint8) for head in model.heads}
@@ -118,7 +118,7 @@ def _seconds(name: str, recipe: Recipe, model: Any, train: Dataset, world: World
     tried = recipe.replace(precision=name, loss="mean", top_k=1.0, lr=1e-3)
     before, mode = [b.clone() for b in model.buffers()], model.training
     scaler = torch.amp.GradScaler(world.device.type, enabled=False)
-    alone = World(0, 1, world.device)
+    alone = ProcessGroup(0, 1, world.device)
 
     def step() -> None:
         gradients(model.train(), batches, tried, alone, dict.fromkeys(model.heads), scaler)

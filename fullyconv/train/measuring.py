@@ -10,11 +10,11 @@ import torch
 from fullyconv import metrics
 from fullyconv.errors import StorageError, printable
 from fullyconv.evaluation import class_figures, evaluate
-from fullyconv.evaluation.progress import draw
+from fullyconv.evaluation.progress import draw_progress
 from fullyconv.evaluation.result import Floor, floor_of
 from fullyconv.files import atomic_write
 from fullyconv.predict import Predictor
-from fullyconv.train.course import TIMES, Course
+from fullyconv.train.context import TIMES, RunContext
 from fullyconv.train.signals import Stop
 
 __all__ = ["keep_times", "measure"]
@@ -24,7 +24,7 @@ class _Abandoned(Exception):
     """A signal came while measuring; the run measures again when it goes on."""
 
 
-def measure(c: Course, stop: Stop) -> None:
+def measure(c: RunContext, stop: Stop) -> None:
     """Measure the weights that would be kept, log the figures, and note whether they are the best so far."""
     assert c.val is not None
     c.display.pause()
@@ -47,17 +47,17 @@ def measure(c: Course, stop: Stop) -> None:
     keep_times(c)
 
 
-def _draw(c: Course, predictor: Predictor) -> None:
+def _draw(c: RunContext, predictor: Predictor) -> None:
     """A few validation images as the network sees them now, for the report; a full disk costs them, not the run."""
     if c.run is None or c.val is None:
         return
     try:
-        draw(predictor, c.val, c.out / "progress", c.state.epoch + c.state.position / len(c.train))
+        draw_progress(predictor, c.val, c.out / "progress", c.state.epoch + c.state.position / len(c.train))
     except StorageError as error:
         c.display.note(f"The pictures of this measurement are missing: {error}")
 
 
-def keep_times(c: Course) -> None:
+def keep_times(c: RunContext) -> None:
     """Where the time went so far, for the report; a full disk costs it, not the run."""
     if c.run is None:
         return
@@ -67,7 +67,7 @@ def keep_times(c: Course) -> None:
         c.display.note(f"{TIMES} is missing: {error}")
 
 
-def _note(c: Course, tables: dict[str, Any]) -> None:
+def _note(c: RunContext, tables: dict[str, Any]) -> None:
     state, figures = c.state, {}
     for head, table in tables.items():
         figures[head] = {"mean_iu": metrics.mean_iu(table), "pixel_accuracy": metrics.pixel_accuracy(table)}

@@ -15,7 +15,7 @@ from fullyconv import ops
 from fullyconv.engine.autograd import fast_convolutions
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
-from fullyconv.train.world import World
+from fullyconv.train.process_group import ProcessGroup
 
 __all__ = ["Batch", "Outcome", "gradient_norm", "gradients", "network_input"]
 
@@ -70,7 +70,7 @@ def gradients(
     model: Any,
     batches: Sequence[Batch],
     recipe: Recipe,
-    world: World,
+    world: ProcessGroup,
     weights: Mapping[str, Tensor | None],
     scaler: Any,
     clock: Callable[[str], object] = lambda _: None,
@@ -111,7 +111,7 @@ def _denominators(
     batches: Sequence[Batch],
     labels: Sequence[Mapping[str, Tensor]],
     recipe: Recipe,
-    world: World,
+    world: ProcessGroup,
     weights: Mapping[str, Tensor | None],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By head: what the summed loss is divided by, and the labelled pixels, each over all processes and batches."""

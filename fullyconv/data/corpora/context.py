@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.coding import Coding
-from fullyconv.data.corpora.corpus import Labels, choose, dataset, existing, in_folder, no_layout, records
+from fullyconv.data.corpora.corpus import Labels, choose_kind, dataset, existing, in_folder, no_layout, records
 from fullyconv.data.corpora.layout import choose_split, merge_splits, read_lines
 from fullyconv.data.corpora.taxonomies import CONTEXT, CONTEXT_IDS
 from fullyconv.errors import DataError, UsageError, printable
@@ -123,7 +123,7 @@ def _open_copies(root: Path, split: str | None, classes: int) -> Dataset:
     """Pictures beside their colour-coded labels; sub-folders named like splits are splits."""
     folders = {d.name: d for d in sorted(root.iterdir()) if d.is_dir() and next(d.glob("*.png"), None)}
     splits = {s: d for s, d in folders.items() if s in ("train", "val", "test", "trainval")} or {"": root}
-    chosen = choose(splits, split, root)
+    chosen = choose_kind(splits, split, root)
     name, record_name = merge_splits(chosen)
     rows: list[Record] = []
     for s in chosen:

@@ -22,7 +22,7 @@ from fullyconv.taxonomy import Colour, Taxonomy
 __all__ = [
     "Labels",
     "apply_values",
-    "choose",
+    "choose_kind",
     "dataset",
     "existing",
     "in_folder",
@@ -51,7 +51,7 @@ def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
     return DataError(f"{printable(root)} is no {what}: looked for {wanted}; {looked_at(root)}; {source}.")
 
 
-def choose(parts: Iterable[str], split: str | None, root: Path) -> tuple[str, ...]:
+def choose_kind(parts: Iterable[str], split: str | None, root: Path) -> tuple[str, ...]:
     """`choose_split` for data that may have no splits: its one part is then named ""."""
     names = [s for s in parts if s]
     return choose_split(names, split, root) if names or split not in (None, "all") else ("",)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from fullyconv import files, sandbox
 from fullyconv.errors import UnknownName, UsageError, printable
 
-__all__ = ["ELSEWHERE", "SOURCES", "Source", "fetch"]
+__all__ = ["ELSEWHERE", "SOURCES", "Source", "fetch_corpus"]
 
 
 @final
@@ -75,7 +75,7 @@ ELSEWHERE: dict[str, str] = {
 """Those that are not on https, or only with an account: where a person gets them."""
 
 
-def fetch(
+def fetch_corpus(
     name: str,
     directory: str | Path,
     *,

@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.coding import Coding
-from fullyconv.data.corpora.corpus import Labels, choose, dataset, in_folder, no_layout, records
+from fullyconv.data.corpora.corpus import Labels, choose_kind, dataset, in_folder, no_layout, records
 from fullyconv.data.corpora.layout import merge_splits, read_lines
 from fullyconv.data.corpora.taxonomies import SIFTFLOW, SIFTFLOW_GEOMETRIC
 
@@ -45,7 +45,7 @@ def open_siftflow(root: Path, split: str | None = None) -> Dataset:
         raise no_layout(root, "SIFT Flow", wanted, _SOURCE)
     splits = _splits(base)
     wished = "trainval" if split in (None, "train") and "train" not in splits and "trainval" in splits else split
-    chosen = choose(splits, wished, root)
+    chosen = choose_kind(splits, wished, root)
     name, record_name = merge_splits(chosen)
     found: list[Record] = []
     left_out: set[str] = set()

@@ -14,12 +14,12 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Axis", "as_values", "axis", "can_scale", "nearest_index", "scaled_image", "scaled_label"]
+__all__ = ["ScaledAxis", "as_values", "can_scale", "nearest_index", "scaled_axis", "scaled_image", "scaled_label"]
 
 
 @final
 @dataclass(frozen=True)
-class Axis:
+class ScaledAxis:
     """One direction: the result has `length` lines, of which those from `start` on show the picture.
 
     first: the stored line that each of these begins with, int64; weights: n x taps int32, its share and that of the
@@ -33,16 +33,16 @@ class Axis:
     nearest: NDArray[np.int64]
 
 
-def axis(size: int, scaled: int, corner: int, length: int, mirrored: bool) -> Axis:
+def scaled_axis(size: int, scaled: int, corner: int, length: int, mirrored: bool) -> ScaledAxis:
     """`size` stored lines scaled to `scaled`, of which the `length` from `corner` on (negative: padding) are seen."""
-    from fullyconv.data.pipeline import kernels
+    from fullyconv.data.pipeline import scaling_kernels
 
     at = np.arange(max(corner, 0), min(corner + length, scaled))
     start = max(-corner, 0)
     if mirrored:
         at, start = at[::-1].copy(), length - start - len(at)
-    first, weights = kernels.shares(at, size / scaled, size)
-    return Axis(length, start, first, weights, nearest_index(at, scaled, size))
+    first, weights = scaling_kernels.shares(at, size / scaled, size)
+    return ScaledAxis(length, start, first, weights, nearest_index(at, scaled, size))
 
 
 def nearest_index(at: NDArray[np.int64], scaled: int, size: int) -> NDArray[np.int64]:
@@ -56,24 +56,24 @@ def can_scale() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def scaled_image(image: NDArray[np.uint8], rows: Axis, columns: Axis, fill: Any) -> NDArray[np.uint8]:
+def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis, fill: Any) -> NDArray[np.uint8]:
     """What the axes show of `image` H W C uint8, and `fill` around it."""
-    from fullyconv.data.pipeline import kernels
+    from fullyconv.data.pipeline import scaling_kernels
 
     out = _empty(rows, columns, fill, image)
     if len(rows.first) and len(columns.first):
         stored = np.ascontiguousarray(image)
         tables = (rows.first, rows.weights, columns.first, columns.weights)
-        kernels.scale(stored, *tables, out, rows.start, columns.start)
+        scaling_kernels.scale(stored, *tables, out, rows.start, columns.start)
     return out
 
 
-def scaled_label(label: NDArray[Any], rows: Axis, columns: Axis, ignore: int) -> NDArray[Any]:
+def scaled_label(label: NDArray[Any], rows: ScaledAxis, columns: ScaledAxis, ignore: int) -> NDArray[Any]:
     """What the axes show of `label` H W, each pixel the nearest one's value, and `ignore` around it."""
-    from fullyconv.data.pipeline import kernels
+    from fullyconv.data.pipeline import scaling_kernels
 
     out = _empty(rows, columns, ignore, label)
-    kernels.pick(np.ascontiguousarray(label), rows.nearest, columns.nearest, out, rows.start, columns.start)
+    scaling_kernels.pick(np.ascontiguousarray(label), rows.nearest, columns.nearest, out, rows.start, columns.start)
     return out
 
 
@@ -85,7 +85,7 @@ def as_values(fill: Any, dtype: Any) -> NDArray[Any]:
     return values.astype(dtype)
 
 
-def _empty(rows: Axis, columns: Axis, fill: Any, like: NDArray[Any]) -> NDArray[Any]:
+def _empty(rows: ScaledAxis, columns: ScaledAxis, fill: Any, like: NDArray[Any]) -> NDArray[Any]:
     out = np.empty((rows.length, columns.length, *like.shape[2:]), like.dtype)
     if len(rows.first) < rows.length or len(columns.first) < columns.length:
         out[...] = as_values(fill, out.dtype)

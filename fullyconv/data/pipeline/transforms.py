@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Sample
-from fullyconv.data.pipeline.scaling import as_values, axis, can_scale, nearest_index, scaled_image, scaled_label
+from fullyconv.data.pipeline.scaling import as_values, can_scale, nearest_index, scaled_axis, scaled_image, scaled_label
 from fullyconv.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Augmentation", "Draw", "augment", "augment_plainly", "draw", "generator"]
+__all__ = ["Augmentation", "Draw", "augment", "augment_plainly", "draw_augmentation", "generator"]
 
 
 @final
@@ -87,7 +87,7 @@ def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, sample))
 
 
-def draw(augmentation: Augmentation, rng: np.random.Generator) -> Draw:
+def draw_augmentation(augmentation: Augmentation, rng: np.random.Generator) -> Draw:
     """Always takes nine numbers, so that switching one change off leaves the others as they were."""
     a, u = augmentation, rng.random(9)
 
@@ -119,7 +119,7 @@ def augment(
 
     fill: the value of each channel where there is no picture (`Preprocessing.mean_pixel()`); ignore: {head: value}.
     """
-    drawn, nearest = draw(augmentation, rng), augmentation.nearest
+    drawn, nearest = draw_augmentation(augmentation, rng), augmentation.nearest
     window = _window(sample.image.shape[:2], augmentation.crop, drawn)
     if drawn.angle:
         image, labels = _mirrored(*_turned(sample, window, drawn, fill, ignore, nearest), drawn)
@@ -141,7 +141,7 @@ def augment_plainly(
     ignore: Mapping[str, int],
 ) -> Sample:
     """`augment` step by step, without rotation: scale all, pad all, cut, mirror, colour."""
-    drawn = draw(augmentation, rng)
+    drawn = draw_augmentation(augmentation, rng)
     w = _window(sample.image.shape[:2], augmentation.crop, drawn)
     image = _resize(sample.image, (0, 0, *sample.image.shape[:2]), w.scaled, augmentation.nearest)
     rows = nearest_index(np.arange(w.scaled[0]), w.scaled[0], sample.image.shape[0])
@@ -199,8 +199,8 @@ def _in_one_step(
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Bytes scaled, cut, padded and mirrored by one compiled pass each for the picture and its labels."""
     h, width = sample.image.shape[:2]
-    rows = axis(h, w.scaled[0], w.corner[0], w.size[0], drawn.flip_vertical)
-    columns = axis(width, w.scaled[1], w.corner[1], w.size[1], drawn.flip)
+    rows = scaled_axis(h, w.scaled[0], w.corner[0], w.size[0], drawn.flip_vertical)
+    columns = scaled_axis(width, w.scaled[1], w.corner[1], w.size[1], drawn.flip)
     labels = {head: scaled_label(label, rows, columns, ignore[head]) for head, label in sample.labels.items()}
     return scaled_image(sample.image, rows, columns, fill), labels
 

@@ -35,7 +35,7 @@ from fullyconv.data.corpora.annotations.raster import BadShape, Size, checked_co
 from fullyconv.data.corpora.annotations.shapes import Entry, Runs, Unused, draw_shapes, number, rings, short
 from fullyconv.data.corpora.class_tables import read_classes
 from fullyconv.data.corpora.coding import Coding
-from fullyconv.data.corpora.corpus import Labels, choose
+from fullyconv.data.corpora.corpus import Labels, choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.files import read_ends, read_file
@@ -79,7 +79,7 @@ def _is_masks(root: Path) -> bool:
 
 def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
     lists = {f.stem: f for f in sorted((root / "ImageSets/Segmentation").glob("*.txt"))}
-    chosen = choose(lists, split, root)
+    chosen = choose_kind(lists, split, root)
     name, record_name = merge_splits(chosen)
     folder = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder
     files = [f for f in list_files(folder) if not {"SegmentationClass", "SegmentationObject"} & set(f.parts)]
@@ -161,7 +161,7 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     splits: dict[str, list[Any]] = {}
     for image in tree.iter("image"):
         splits.setdefault(image.get("subset", ""), []).append(image)
-    chosen = choose(splits if "" not in splits else (), split, file)
+    chosen = choose_kind(splits if "" not in splits else (), split, file)
     splits = {"": [i for part in splits.values() for i in part]} if chosen == ("",) else splits
     name, record_name = merge_splits(chosen)
     pictures = {(s, n): p for s in chosen for n, p in _pictures(splits[s], s, base, file).items()}

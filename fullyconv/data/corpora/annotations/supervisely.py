@@ -20,7 +20,7 @@ from fullyconv import images as pictures
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
 from fullyconv.data.corpora.annotations.raster import Region, Size, coco_polygon
-from fullyconv.data.corpora.corpus import choose
+from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
 from fullyconv.errors import DataError, printable
 from fullyconv.taxonomy import Colour
@@ -48,7 +48,7 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
             f"{looked_at(root)}; download the project as 'json + images'."
         )
     parts = _parts(root)
-    chosen = choose(parts, split, root)
+    chosen = choose_kind(parts, split, root)
     name, record_name = merge_splits(chosen)
     found = {s: _annotations(folder) for s, folder in parts.items()}
     names, colours = _classes(root / "meta.json", found)

@@ -16,13 +16,13 @@ from fullyconv.checkpoint import RunDirectory
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_append
 from fullyconv.models import store
-from fullyconv.train import advice, caching, measuring, planning, state
-from fullyconv.train.course import Course, training_mode
-from fullyconv.train.reading import Step, refuse_many
+from fullyconv.train import advice, caching, measuring, planning, training_state
+from fullyconv.train.batch_reader import ReadStep, refuse_many
+from fullyconv.train.context import RunContext, training_mode
 from fullyconv.train.signals import Stop
 from fullyconv.train.step import Outcome
 
-__all__ = ["accept", "advance", "end", "log", "measure", "next_step", "rescue", "save", "snapshot", "undo"]
+__all__ = ["accept", "advance", "end", "log", "measure_now", "next_step", "rescue", "save", "snapshot", "undo"]
 
 
 def snapshot(model: Any) -> list[Tensor]:
@@ -36,7 +36,7 @@ def undo(model: Any, buffers: list[Tensor]) -> None:
         b.copy_(before)
 
 
-def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[Tensor]) -> bool:
+def accept(c: RunContext, outcome: Outcome, norm: float, step: ReadStep, buffers: list[Tensor]) -> bool:
     """Whether the step may be taken. A NaN or infinite loss or gradient is refused: `buffers` are put back, its files
     are named and written to refused.jsonl, and `max_bad_steps` of them in a row end the run."""
     overflow = c.recipe.precision == "fp16" and c.scaler.is_enabled() and math.isfinite(outcome.loss)
@@ -64,7 +64,7 @@ def accept(c: Course, outcome: Outcome, norm: float, step: Step, buffers: list[T
     return False
 
 
-def _images(c: Course, step: Step) -> list[str]:
+def _images(c: RunContext, step: ReadStep) -> list[str]:
     """The images that a step learned from, those of the other processes by its ticket."""
     if c.world.size > 1:
         return [c.train.records[i].name for i in step.ticket.everyone]
@@ -72,7 +72,7 @@ def _images(c: Course, step: Step) -> list[str]:
 
 
 @contextmanager
-def rescuing(c: Course) -> Iterator[None]:
+def rescuing(c: RunContext) -> Iterator[None]:
     """When what is inside fails, the last whole step is kept before the error goes on."""
     try:
         yield
@@ -81,7 +81,7 @@ def rescuing(c: Course) -> Iterator[None]:
         raise
 
 
-def next_step(c: Course, steps: Iterator[Step]) -> Step:
+def next_step(c: RunContext, steps: Iterator[ReadStep]) -> ReadStep:
     """The next step's images. When they cannot be had, the last whole step is kept before the error goes on."""
     with rescuing(c):
         with c.world.together():
@@ -95,13 +95,13 @@ def next_step(c: Course, steps: Iterator[Step]) -> Step:
         return step
 
 
-def measure(c: Course, stop: Stop) -> None:
+def measure_now(c: RunContext, stop: Stop) -> None:
     """`measuring.measure`, with the last whole step kept when it fails (an image that cannot be read)."""
     with rescuing(c):
         measuring.measure(c, stop)
 
 
-def advance(c: Course, step: Step) -> None:
+def advance(c: RunContext, step: ReadStep) -> None:
     """Move the state past a step."""
     s, ticket = c.state, step.ticket
     s.step += 1
@@ -113,7 +113,7 @@ def advance(c: Course, step: Step) -> None:
         s.epoch, s.position = ticket.epoch + 1, 0
 
 
-def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> None:
+def log(c: RunContext, step: ReadStep, outcome: Outcome, rate: float, norm: float) -> None:
     """A row of metrics.jsonl, without times, so that a resumed run writes the same bytes; and the live line."""
     epoch = c.state.epoch + c.state.position / len(c.train)
     row = {
@@ -138,7 +138,7 @@ def log(c: Course, step: Step, outcome: Outcome, rate: float, norm: float) -> No
     c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size, c.clock)
 
 
-def save(c: Course, *, alone: bool = False) -> None:
+def save(c: RunContext, *, alone: bool = False) -> None:
     """A checkpoint of this very step, on the first process; the others wait for it unless it is `alone`."""
     with nullcontext() if alone else c.world.together():
         if c.run is not None:
@@ -148,7 +148,7 @@ def save(c: Course, *, alone: bool = False) -> None:
     c.saved = c.state.step
 
 
-def _save(c: Course, run: RunDirectory) -> None:
+def _save(c: RunContext, run: RunDirectory) -> None:
     model = c.average or c.model
     x, scores = store.canary(model)
     _refuse_broken(c, scores)
@@ -157,16 +157,16 @@ def _save(c: Course, run: RunDirectory) -> None:
         tensors={n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()},
         config=store.config_json(model),
         preprocessor=store.preprocessor_json(model),
-        card=card(c),
+        card=run_card(c),
         canary={"input": x, **scores},
-        state=state.pack(c.state, c.model, c.average, c.optimizer, c.scaler, c.about, c.machine),
+        state=training_state.pack_training(c.state, c.model, c.average, c.optimizer, c.scaler, c.about, c.machine),
         # What is never measured has no best but its last.
         best=c.val is None or (c.state.best_step == c.state.step and c.state.measured == c.state.step),
     )
     training_mode(c.model, c.recipe)  # the canary ran in evaluation mode
 
 
-def _refuse_broken(c: Course, scores: Mapping[str, Tensor]) -> None:
+def _refuse_broken(c: RunContext, scores: Mapping[str, Tensor]) -> None:
     """FullyconvError for a network that gives no finite scores any more: it must not take a good one's place."""
     if all(bool(s.isfinite().all()) for s in scores.values()):
         return
@@ -178,7 +178,7 @@ def _refuse_broken(c: Course, scores: Mapping[str, Tensor]) -> None:
     )
 
 
-def rescue(c: Course) -> None:
+def rescue(c: RunContext) -> None:
     """Keep the last whole step when something outside it failed. It must not hide the error that it answers."""
     if c.saved != c.state.step:
         try:
@@ -187,7 +187,7 @@ def rescue(c: Course) -> None:
             c.display.note(f"The last step could not be kept: {error}")
 
 
-def end(c: Course, stop: Stop) -> None:
+def end(c: RunContext, stop: Stop) -> None:
     """After the last step: measure, keep, and say where it is; after a signal: keep this step and raise."""
     if c.world.any(bool(stop)):
         if c.saved != c.state.step:
@@ -197,7 +197,7 @@ def end(c: Course, stop: Stop) -> None:
         _drop_cache(c)
         return
     if c.val is not None and c.state.measured != c.state.step:
-        measure(c, stop)
+        measure_now(c, stop)
         if c.state.measured != c.state.step:  # a signal came
             end(c, stop)
     c.state.finished = True
@@ -211,12 +211,12 @@ def end(c: Course, stop: Stop) -> None:
         c.display.note(advice.learned_nothing(c))
 
 
-def _drop_cache(c: Course) -> None:
+def _drop_cache(c: RunContext) -> None:
     if c.run is not None and c.recipe.cache == "disk":
         caching.drop(c.out)
 
 
-def card(c: Course) -> str:
+def run_card(c: RunContext) -> str:
     """README.md of a checkpoint: what it is, the data, the recipe, the score with its protocol."""
     score = (
         f"mean IU {c.state.best:.4f} at step {c.state.best_step} on {c.val.kind}:{c.val.split} ({len(c.val)} images; "
@@ -225,7 +225,7 @@ def card(c: Course) -> str:
         else "not measured"
     )
     return (
-        store.card(c.model)
+        store.model_card(c.model)
         + f"\n## Training\nData: {c.train.kind}, split {c.train.split}, {len(c.train)} images. Step {c.state.step}.\n\n"
         f"Best score of the run: {score}.\n\nLicence: that of the data and of the weights it started from.\n\n"
         f"```toml\n{c.recipe.to_toml()}```\n"

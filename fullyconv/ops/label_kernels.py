@@ -1,10 +1,10 @@
 # mypy: disable-error-code="untyped-decorator"
 """Numba kernels for the CPU: labels and confidence of bilinearly upsampled scores, cell by cell.
 
-All take the coarse scores N K h w as they are and a `Plan`; what lies beyond the map is made while a row of cells is
-copied next to the processor (`fetch`): a row of 16 m + 1 columns in which every pixel is a convex combination of four
-neighbours. A "band" is the rows of pixels between two rows of cells, an "interval" the pixels of a band between two
-cells, a "block" 16 intervals.
+All take the coarse scores N K h w as they are and a `KernelPlan`; what lies beyond the map is made while a row of
+cells is copied next to the processor (`fetch_cells`): a row of 16 m + 1 columns in which every pixel is a convex
+combination of four neighbours. A "band" is the rows of pixels between two rows of cells, an "interval" the pixels of a
+band between two cells, a "block" 16 intervals.
 
 Exact pruning: bilinear interpolation is a convex combination, so a class that wins all four corners of an interval
 wins all of it, and a class below another at all four corners wins nowhere between them. Only classes that are left
@@ -36,7 +36,7 @@ from fullyconv.ops.vectors import (
     where_greater,
 )
 
-__all__ = ["Plan", "Scratch", "confidences", "fetch", "jit", "labels", "scratch"]
+__all__ = ["KernelPlan", "Scratch", "confidences", "fetch_cells", "jit", "labels", "scratch"]
 
 F32 = np.float32
 # Without numba's memory management (_nrt) nothing can be allocated in a kernel, and nothing counts references: counters
@@ -45,7 +45,7 @@ _njit: Any = numba.njit  # whose annotations do not know _nrt
 jit = _njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", _nrt=False)
 
 
-class Plan(NamedTuple):
+class KernelPlan(NamedTuple):
     """Where the pixels lie, as the kernels want it (see `fullyconv.ops.numba`)."""
 
     tasks: Any  # T x 3 int64: image, first band, last band (not included)
@@ -82,7 +82,7 @@ class Scratch(NamedTuple):
     line: Any  # labels of one row of pixels
 
 
-def scratch(plan: Plan, dtype: Any) -> Scratch:
+def scratch(plan: KernelPlan, dtype: Any) -> Scratch:
     """For `labels` (of that dtype) and `confidences`."""
     classes, columns = plan.shape[0], plan.columns
     pixels = plan.lanes_x.size // WIDTH * plan.lanes_y.size
@@ -96,7 +96,7 @@ def scratch(plan: Plan, dtype: Any) -> Scratch:
 
 
 @jit
-def fetch(scores: Any, n: Any, row: Any, plan: Any, out: Any) -> None:
+def fetch_cells(scores: Any, n: Any, row: Any, plan: Any, out: Any) -> None:
     """Row `row` of the window of image n, border rule applied: out[k * columns + q]. scores: flat."""
     (classes, height, width), columns = plan.shape, plan.columns
     y, x = plan.first[0] + row, plan.first[1]
@@ -331,12 +331,12 @@ def labels(scores: Any, plan: Any, state: Any, work: Any, images: Any) -> None:
     task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
-        fetch(scores, n, first, plan, below)
+        fetch_cells(scores, n, first, plan, below)
         _check(below, work.least, state)
         _winners(below, classes, columns, lower)
         for band in range(first, last):
             above, below, upper, lower = below, above, lower, upper
-            fetch(scores, n, band + 1, plan, below)
+            fetch_cells(scores, n, band + 1, plan, below)
             _check(below, work.least, state)
             _winners(below, classes, columns, lower)
             _fill_pure(plan, n, band, upper, work.line, images)
@@ -381,11 +381,11 @@ def confidences(scores: Any, plan: Any, state: Any, work: Any, images: Any, shar
     task = take_ticket(state)
     while task < len(plan.tasks):
         n, first, last = plan.tasks[task]
-        fetch(scores, n, first, plan, below)
+        fetch_cells(scores, n, first, plan, below)
         _check(below, work.least, state)
         for band in range(first, last):
             above, below = below, above
-            fetch(scores, n, band + 1, plan, below)
+            fetch_cells(scores, n, band + 1, plan, below)
             _check(below, work.least, state)
             for column in range(0, columns - 1, WIDTH):
                 for k in range(classes):

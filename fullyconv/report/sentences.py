@@ -11,7 +11,7 @@ import numpy as np
 
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, costly_pairs
-from fullyconv.report.gather import Run
+from fullyconv.report.collect import Run
 
 __all__ = ["duration", "evaluated", "listed", "percent", "summary", "under_way"]
 

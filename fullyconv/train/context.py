@@ -29,15 +29,15 @@ from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageErr
 from fullyconv.files import atomic_write, read_json
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
-from fullyconv.train import caching, planning, state
+from fullyconv.train import caching, planning, training_state
+from fullyconv.train.batch_reader import crop_of
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.machine import settle
 from fullyconv.train.network import network, network_name
 from fullyconv.train.optimisation import optimizer_for
-from fullyconv.train.reading import window
-from fullyconv.train.world import World
+from fullyconv.train.process_group import ProcessGroup
 
-__all__ = ["TIMES", "Course", "prepare", "tensorboard_writer", "training_mode"]
+__all__ = ["TIMES", "RunContext", "prepare_run", "tensorboard_writer", "training_mode"]
 
 DATA = "data.json"  # in a run: every file's sha256 (`data.content`)
 HELD_OUT = "held-out"  # the split of what is measured where the data have none
@@ -46,11 +46,11 @@ TIMES = "times.json"  # in a run: seconds by what they were spent on
 
 @final
 @dataclass
-class Course:
+class RunContext:
     """One run. `average`: the running average of the weights, None without. `run`: the first process's alone."""
 
     recipe: Recipe
-    plan: planning.Plan
+    plan: planning.TrainingPlan
     train: Dataset
     val: Dataset | None
     model: Any
@@ -58,10 +58,10 @@ class Course:
     optimizer: torch.optim.Optimizer
     scaler: Any
     weights: Mapping[str, Tensor | None]
-    world: World
+    world: ProcessGroup
     out: Path
     run: RunDirectory | None
-    state: state.State
+    state: training_state.State
     about: dict[str, Any]
     machine: dict[str, Any]
     display: Display
@@ -87,18 +87,18 @@ class Course:
                 self.display.note(f"metrics.jsonl is incomplete from step {self.state.step}: {error} Training goes on.")
 
 
-def prepare(
+def prepare_run(
     recipe: Recipe,
     data: Any,
     val: Any,
     out: Path,
-    world: World,
+    world: ProcessGroup,
     display: Display,
     resume: bool,
     allow: Collection[str],
     check: bool,
     stack: Any,
-) -> Course:
+) -> RunContext:
     """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
     if resume and not (out / "checkpoints").is_dir():  # before the data are read, which takes its time
         raise UsageError(
@@ -118,7 +118,7 @@ def prepare(
     for part, dataset in (("train", train), ("val", val)):
         if dataset is not None:
             contents.add(part, dataset, before, read, begun)
-    about = state.identity(model, train, contents.digest("train"))
+    about = training_state.identity(model, train, contents.digest("train"))
     stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
@@ -138,7 +138,9 @@ def prepare(
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
     optimizer = optimizer_for(model, recipe)
     scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
-    where = state.restore(stored, model, average, optimizer, scaler) if stored else state.State()
+    where = (
+        training_state.restore_training(stored, model, average, optimizer, scaler) if stored else training_state.State()
+    )
     if stored:
         display.note(f"Going on from step {where.step} of {out}.")
     plan = _plan(recipe, train, val)
@@ -148,7 +150,7 @@ def prepare(
         divided.write(out)
         atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
-    return Course(
+    return RunContext(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about,
         machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
         board=_board(recipe, out, world),
@@ -275,7 +277,7 @@ def training_mode(model: Any, recipe: Recipe) -> None:
             module.train(not frozen)
 
 
-def _directory(out: Path, resume: bool, world: World, stack: Any) -> RunDirectory | None:
+def _directory(out: Path, resume: bool, world: ProcessGroup, stack: Any) -> RunDirectory | None:
     """The run directory, locked; the first process's alone."""
     run = None
     with world.together():
@@ -294,7 +296,7 @@ def _stored(
     about: dict[str, Any],
     allow: Collection[str],
     display: Display,
-    world: World,
+    world: ProcessGroup,
     changed: str,
 ) -> Any:
     """The checkpoint to go on from; UsageError where it is of another network, other classes or other data."""
@@ -308,19 +310,19 @@ def _stored(
         display.note(note)
     if not isinstance(stored.state, Mapping) or "train" not in stored.state:
         raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
-    state.refuse_changes(stored.state["identity"], about, allow, changed)
+    training_state.refuse_changes(stored.state["identity"], about, allow, changed)
     if "content" not in stored.state["identity"]:
         display.note("The run was begun by an earlier version: of its data only names and sizes could be compared.")
     return stored
 
 
-def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.Plan:
+def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.TrainingPlan:
     """Sizes are taken from the first image of each split."""
     size = train.image(0).shape[:2]
-    h, w = window(recipe, size) or size
+    h, w = crop_of(recipe, size) or size
     step = h * w * min(recipe.batch_size, len(train))
     measured = float(np.prod(val.image(0).shape[:2])) * len(val) if val else 0.0
-    return planning.plan(recipe, len(train), measured, step)
+    return planning.plan_training(recipe, len(train), measured, step)
 
 
 def _clock(device: torch.device, before: Path | None) -> Clock:
@@ -333,7 +335,7 @@ def _clock(device: torch.device, before: Path | None) -> Clock:
     return clock
 
 
-def _board(recipe: Recipe, out: Path, world: World) -> Any:
+def _board(recipe: Recipe, out: Path, world: ProcessGroup) -> Any:
     """TensorBoard's writer into the run, if the recipe wants it."""
     return tensorboard_writer()(str(out / "tensorboard")) if recipe.tensorboard and not world.rank else None
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fullyconv import metrics
 from fullyconv.evaluation.regions import border_band, components
-from fullyconv.evaluation.result import number
+from fullyconv.evaluation.result import json_number
 
-__all__ = ["BAND", "BINS", "RINGS", "SIZES", "THICKNESS", "Tallies"]
+__all__ = ["BAND", "BINS", "RINGS", "SIZES", "THICKNESS", "PixelStatistics"]
 
 BINS = 15  # of confidence, equal width
 SIZES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # region sizes, shares of the image
@@ -23,7 +23,7 @@ THICKNESS = 0.02  # of Boundary IoU's band, share of the image diagonal (Cheng e
 
 @final
 @dataclass
-class Tallies:
+class PixelStatistics:
     """Counts over the images added so far (main head).
 
     band: K x 2 x 2 [class, near a border?, wrong?] pixels. rings: len(RINGS) + 1 x 2 [pixels, wrong pixels] by distance
@@ -94,7 +94,7 @@ class Tallies:
                 "half_width": BAND,
                 "pixels": self.band.tolist(),
                 "f_score": _mean(f_scores),
-                "f_scores": [number(v) for v in f_scores],
+                "f_scores": [json_number(v) for v in f_scores],
                 "rings": {"limits": list(RINGS), "pixels": self.rings.tolist()},
                 **self._boundary_iou(),
             },
@@ -102,14 +102,14 @@ class Tallies:
             "calibration": {
                 "bins": self.calibration.tolist(),
                 "confidence": self.sure.tolist(),
-                "error": number(metrics.expected_calibration_error(table)),
+                "error": json_number(metrics.expected_calibration_error(table)),
             },
         }
 
     def _boundary_iou(self) -> dict[str, Any]:
         """Boundary IoU of the classes in the truth, and its mean over them."""
         ratios = np.where(self.f_scores[:, 1] > 0, metrics.boundary_iou(self.boundary), np.nan)
-        return {"thickness": THICKNESS, "iou": _mean(ratios), "ious": [number(v) for v in ratios]}
+        return {"thickness": THICKNESS, "iou": _mean(ratios), "ious": [json_number(v) for v in ratios]}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -12,7 +12,7 @@ from torch import nn
 from fullyconv.data.base import Dataset
 from fullyconv.errors import UnknownName, UsageError
 
-__all__ = ["CHANGES", "State", "identity", "pack", "refuse_changes", "restore"]
+__all__ = ["CHANGES", "State", "identity", "pack_training", "refuse_changes", "restore_training"]
 
 CHANGES = ("network", "classes", "data")  # of a run's identity
 ALLOWED = (*CHANGES, "threads")  # what `allow` may name
@@ -107,7 +107,7 @@ def _difference(before: Any, now: Any) -> str:
     return f"{str(before)[:40]} then, {str(now)[:40]} now"
 
 
-def pack(
+def pack_training(
     state: State,
     model: nn.Module,
     average: nn.Module | None,
@@ -131,7 +131,7 @@ def pack(
     }
 
 
-def restore(
+def restore_training(
     stored: Any, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, scaler: Any
 ) -> State:
     """Put everything back from a checkpoint, to the bit; returns where the run was."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.checkpoint.log import parse
+from fullyconv.checkpoint.log import parse_log
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import read_file, read_json, read_toml
@@ -26,13 +26,13 @@ __all__ = [
     "Strip",
     "address",
     "error_map",
+    "file_within",
     "label_address",
     "named_picture",
     "outline",
     "read_evaluation",
     "read_run",
-    "spread",
-    "within",
+    "spaced",
 ]
 
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
@@ -80,21 +80,21 @@ def read_run(directory: Path) -> Run | None:
     log, recipe = directory / "metrics.jsonl", directory / "recipe.toml"
     if not (log.is_file() or recipe.is_file()):
         return None
-    rows, damaged = _rows(within(directory, log))
-    state = _mapping(within(directory, directory / "last" / "state.json")).get("state", {})
+    rows, damaged = _rows(file_within(directory, log))
+    state = _mapping(file_within(directory, directory / "last" / "state.json")).get("state", {})
     return Run(
         directory.resolve().name,
-        _recipe(within(directory, recipe)),
+        _recipe(file_within(directory, recipe)),
         [r for r in rows if r.get("kind") == "step"],
         [r for r in rows if r.get("kind") == "measurement"],
-        _mapping(within(directory, directory / "times.json")),
-        _strips(within(directory, directory / "progress")),
+        _mapping(file_within(directory, directory / "times.json")),
+        _strips(file_within(directory, directory / "progress")),
         state.get("train", {}) if isinstance(state, dict) else {},
         damaged,
     )
 
 
-def within(folder: Path, file: Path) -> Path:
+def file_within(folder: Path, file: Path) -> Path:
     """`file`, unless it lies outside of `folder` (by its name or by a link): DataError, so that a run or result from a
     stranger shows nothing that he did not send."""
     if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
@@ -108,7 +108,7 @@ def named_picture(place: Path, name: object) -> Path:
     if fault or not str(name).endswith(tuple(TYPES)):
         shown, fault = printable(name)[:200], fault or "is no PNG or JPEG"
         raise DataError(f"The result names the picture {shown!r}, which {fault}; evaluate again with --keep.")
-    return within(place, place / str(name))
+    return file_within(place, place / str(name))
 
 
 def read_evaluation(source: Path) -> tuple[Result, Path] | None:
@@ -133,7 +133,7 @@ def _rows(log: Path) -> tuple[list[dict[str, Any]], int]:
     """(the log's rows, how many lines are damaged); a last line that is still being written is no damage."""
     content = read_file(log, MOST_TEXT) if os.path.lexists(log) else b""
     torn = b"" if b"\0" in content.rpartition(b"\n")[2] else content.rpartition(b"\n")[2]
-    found, damaged = parse(content[: len(content) - len(torn)])
+    found, damaged = parse_log(content[: len(content) - len(torn)])
     return [row for _, row in found], damaged
 
 
@@ -151,12 +151,12 @@ def _strips(directory: Path) -> list[Strip]:
     """What `evaluate.progress.draw` left: epochEEEE.EE-NAME.jpg over time, and last label-NAME.jpg, the truth."""
     strips: dict[str, list[tuple[str, Path]]] = {}
     for file in sorted(directory.glob("epoch*-*.jpg")):
-        epoch, _, name = within(directory, file).stem.removeprefix("epoch").partition("-")
+        epoch, _, name = file_within(directory, file).stem.removeprefix("epoch").partition("-")
         strips.setdefault(name, []).append((f"epoch {float(epoch):g}", file))
     return [
         Strip(
             name,
-            [(when, address(file)) for when, file in spread(frames, FRAMES)]
+            [(when, address(file)) for when, file in spaced(frames, FRAMES)]
             + [("label", address(file)) for file in _truth(directory, name)],
         )
         for name, frames in sorted(strips.items())
@@ -164,11 +164,11 @@ def _strips(directory: Path) -> list[Strip]:
 
 
 def _truth(directory: Path, name: str) -> list[Path]:
-    file = within(directory, directory / f"label-{name}.jpg")
+    file = file_within(directory, directory / f"label-{name}.jpg")
     return [file] if file.is_file() else []
 
 
-def spread(items: Sequence[Any], most: int) -> list[Any]:
+def spaced(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of `items`, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)

@@ -17,11 +17,11 @@ from fullyconv.data.pipeline.loader import order, ordered_map
 from fullyconv.data.pipeline.transforms import Augmentation, augment, generator
 from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.recipes import Recipe
-from fullyconv.train.state import State
+from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch
-from fullyconv.train.world import World
+from fullyconv.train.training_state import State
 
-__all__ = ["Reader", "Step", "Ticket", "read_ahead", "refuse_many", "tickets", "window"]
+__all__ = ["BatchReader", "ReadStep", "Ticket", "crop_of", "read_ahead", "refuse_many", "tickets"]
 
 
 @final
@@ -38,7 +38,7 @@ class Ticket:
 
 @final
 @dataclass(frozen=True)
-class Step:
+class ReadStep:
     """What a ticket became: the passes of this process, and samples that could not be read (replaced by others)."""
 
     ticket: Ticket
@@ -46,7 +46,7 @@ class Step:
     bad: tuple[str, ...] = ()
 
 
-def tickets(count: int, recipe: Recipe, state: State, world: World) -> Iterator[Ticket]:
+def tickets(count: int, recipe: Recipe, state: State, world: ProcessGroup) -> Iterator[Ticket]:
     """Every step's images from where the run is, without end. Each process takes its contiguous part of a step."""
     epoch, position = state.epoch, state.position
     while True:
@@ -60,7 +60,9 @@ def tickets(count: int, recipe: Recipe, state: State, world: World) -> Iterator[
         epoch, position = epoch + 1, 0
 
 
-def read_ahead(reader: Reader, recipe: Recipe, state: State, world: World) -> Generator[Step, None, None]:
+def read_ahead(
+    reader: BatchReader, recipe: Recipe, state: State, world: ProcessGroup
+) -> Generator[ReadStep, None, None]:
     """The run's steps, read by the recipe's workers; closing it ends them."""
     stream = tickets(len(reader.dataset), recipe, state, world)
     names = reader.names
@@ -77,7 +79,7 @@ def refuse_many(bad: Sequence[str], count: int, recipe: Recipe) -> None:
 
 
 @final
-class Reader:
+class BatchReader:
     """ticket -> Step: reads, transforms and stacks; the same bytes wherever and whenever it runs."""
 
     def __init__(self, dataset: Dataset, recipe: Recipe, fill: NDArray[np.float32]) -> None:
@@ -91,12 +93,12 @@ class Reader:
     def names(self, indices: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.dataset.records[i].name for i in indices)
 
-    def __call__(self, ticket: Ticket) -> Step:
+    def __call__(self, ticket: Ticket) -> ReadStep:
         bad: list[str] = []
         samples = [self._sample(ticket, i, bad) for i in range(len(ticket.mine))]
         passes = [p for p in np.array_split(np.arange(len(samples)), self.recipe.accumulate) if len(p)]
         batches = [self._stack([samples[i] for i in p]) for p in passes]
-        return Step(ticket, batches or [self._nothing(ticket)], tuple(bad))
+        return ReadStep(ticket, batches or [self._nothing(ticket)], tuple(bad))
 
     def _sample(self, ticket: Ticket, i: int, bad: list[str]) -> Sample:
         """The i-th sample of this process, or under "skip" one drawn in its place if it cannot be read."""
@@ -144,7 +146,7 @@ class Reader:
         return Batch(sample.image[None], labels, ())
 
 
-def window(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
+def crop_of(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
     """The crop, no larger than a first image of `size` can become by the recipe's scale: the rest would be padding."""
     if not recipe.crop:
         return None
@@ -155,7 +157,7 @@ def window(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
 def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
     colour, nearest = roles(dataset)
     return Augmentation(
-        crop=window(recipe, dataset.image(0).shape[:2]),
+        crop=crop_of(recipe, dataset.image(0).shape[:2]),
         scale=recipe.scale,
         flip=recipe.flip,
         rotation=recipe.rotation,

@@ -12,7 +12,7 @@ import numpy as np
 from fullyconv.allocator import give_back
 from fullyconv.cost import working_bytes
 from fullyconv.errors import UsageError
-from fullyconv.predict.tiling import plan
+from fullyconv.predict.tiling import plan_tiles
 
 __all__ = ["parse_size", "peak_bytes", "resident", "tile_for"]
 
@@ -62,7 +62,7 @@ def tile_for(model: Any, budget: int) -> int:
     would.
     """
     fixed, slope = _measured(model) or _reckoned(model)
-    least = plan(model, 1)
+    least = plan_tiles(model, 1)
     side = math.isqrt(int(max(0.0, budget - fixed) / slope))
     core = (side - 2 * least.context) // least.align * least.align
     if core >= least.align:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.evaluation.pixel_statistics import PixelStatistics
 from fullyconv.evaluation.regions import box, components
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
-from fullyconv.evaluation.tallies import Tallies
 from fullyconv.files.outputs import Outputs, one_part, output_file
 from fullyconv.images import encode_label, read_image, read_label
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["Keeper", "jpeg", "typical", "viewable"]
+__all__ = ["EvaluationWriter", "jpeg", "typical", "viewable"]
 
 RESULT = b'{"format":'  # how a result.json begins
 SURE = 0.9
@@ -50,13 +50,13 @@ class Suspect:
 
 
 @final
-class Keeper:
+class EvaluationWriter:
     """Collects an evaluation of `dataset` into `directory` (created; an older evaluation there is replaced)."""
 
     def __init__(self, directory: Path, dataset: Dataset, head: str) -> None:
         self.directory, self.dataset, self.head = directory, dataset, head
         self.taxonomy: Taxonomy = dataset.taxonomies[head]
-        self.tallies = Tallies(len(self.taxonomy))
+        self.tallies = PixelStatistics(len(self.taxonomy))
         self.suspects: list[Suspect] = []
         self._outputs = Outputs(directory, dataset.files)
         self._claim()

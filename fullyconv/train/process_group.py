@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fullyconv.errors import FullyconvError, TryAgain, UsageError
 
-__all__ = ["World", "device_for", "join"]
+__all__ = ["ProcessGroup", "device_for", "join"]
 
 
 @final
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among `size`; sums are exact in the same order on every process."""
 
     rank: int
@@ -86,18 +86,18 @@ class World:
 
 
 @contextmanager
-def join(device: str) -> Iterator[World]:
+def join(device: str) -> Iterator[ProcessGroup]:
     """Join the group that torchrun describes in the environment, or run alone; `device` as in the recipe."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     where = device_for(device)
     if size == 1:
-        yield World(0, 1, where)
+        yield ProcessGroup(0, 1, where)
         return
     owner = not dist.is_initialized()
     if owner:
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, where)
+        yield ProcessGroup(rank, size, where)
     finally:
         if owner:
             dist.destroy_process_group()
