@@ -54,10 +54,10 @@ BOMBS = {
 @pytest.mark.parametrize("read", [images.read_image, images.read_label, images.image_info])
 def test_a_bomb_is_refused_in_less_than_half_a_second_of_the_processor(make, read) -> None:  # type: ignore[no-untyped-def]
     data = make()
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(BadImage):
         read(data)
-    assert time.process_time() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_files_that_are_mostly_holes_are_refused_unread(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_files_that_are_mostly_holes_are_refused_unread(tmp_path: Path) -> None:
         with (tmp_path / name).open("wb") as file:
             file.write(data)
             file.truncate(2**31 - 1)
-        start = time.process_time()
+        start = time.thread_time()
         with pytest.raises(BadImage, match="far more than its pixels take"):
             images.read_image(tmp_path / name)
-        assert time.process_time() - start < 0.5
+        assert time.thread_time() - start < 0.5
 
 
 def test_what_encoders_write_stays_far_below_the_bounds() -> None:
@@ -77,4 +77,3 @@ def test_what_encoders_write_stays_far_below_the_bounds() -> None:
     for options in ({"progressive": True}, {"icc_profile": b"x" * 500_000}, {"comment": b"c" * 60_000}):
         assert images.read_image(encoded(noise, "JPEG", **options)).shape == noise.shape
     assert (images.read_image(encoded(noise)) == noise).all()
-    assert struct.calcsize("<I") == 4

@@ -190,6 +190,67 @@ def test_a_single_result_replaces_only_an_earlier_one_and_no_input(tmp_path: Pat
         output_file(Path(os.devnull), "a report", b"<!doctype html")
 
 
+def test_files_that_no_earlier_job_wrote_as_they_are_now_stay_and_the_same_job_may_be_repeated(tmp_path: Path) -> None:
+    for _ in range(2):
+        plan = Outputs(tmp_path)
+        for name in (plan.claim("d", "a.png"), plan.claim("b.png")):
+            plan.write(name, b"first")
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim("b.png"), b"second")
+    (tmp_path / "d/a.png").write_bytes(b"corrected by hand")
+    (tmp_path / "mine.png").write_bytes(b"x")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "soft.png").symlink_to("mine.png")
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    before = everything(tmp_path)
+    plan = Outputs(tmp_path)
+    for name in ("d/a.png", "mine.png", "empty.png", "soft.png", "broken.png", "folder.png"):
+        with pytest.raises(UsageError, match="choose another folder"):
+            plan.claim(name)
+    assert plan.claim("b.png") == "b.png"
+    assert everything(tmp_path) == before
+    (tmp_path / "mine.png").unlink()  # the other way out
+    assert Outputs(tmp_path).claim("mine.png") == "mine.png"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 99, b"zz  a.png\n", b"\xff  a.png", None])
+def test_a_damaged_record_of_what_was_written_overwrites_nothing(damage: bytes | None, tmp_path: Path) -> None:
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim("a.png"), b"1")
+    record = tmp_path / ".written.sha256"
+    record.unlink() if damage is None else record.write_bytes(damage)
+    with pytest.raises(UsageError, match="not as an earlier run of fullyconv left it"):
+        Outputs(tmp_path).claim("a.png")
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim("b.png"), b"2")
+    assert Outputs(tmp_path).claim("b.png") == "b.png", "a torn line before it does not matter"
+    assert (tmp_path / "a.png").read_bytes() == b"1"
+
+
+def test_the_record_of_what_was_written_is_a_file_of_the_folder_itself(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"precious")
+    for i, make in enumerate((lambda p: p.symlink_to("../other"), os.mkfifo, Path.mkdir)):
+        (tmp_path / f"out{i}").mkdir()
+        make(tmp_path / f"out{i}/.written.sha256")
+        plan = Outputs(tmp_path / f"out{i}")
+        with pytest.raises(FullyconvError, match=r"\.written\.sha256"):
+            plan.write(plan.claim("a.png"), b"1")
+    assert (tmp_path / "other").read_bytes() == b"precious"
+
+
+def test_a_job_killed_between_the_record_and_the_file_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim("a.png"), b"1")
+    monkeypatch.setattr("fullyconv.files.outputs.atomic_write", lambda *_: 1 / 0)
+    plan = Outputs(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        plan.write(plan.claim("a.png"), b"2")
+    assert Outputs(tmp_path).claim("a.png") == "a.png"
+
+
 def test_claiming_takes_time_in_proportion() -> None:
     def seconds(n: int) -> float:
         plan, start = Outputs("/nowhere"), time.process_time()
@@ -273,7 +334,7 @@ def test_an_evaluation_is_not_kept_over_its_own_inputs_nor_over_foreign_results(
         evaluate(tiny(), replace(data, taxonomies={"semantic": CLASSES}), keep=tmp_path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/result.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(UsageError, match="is not an evaluation's result"):
+    with pytest.raises(UsageError, match="not as an earlier run of fullyconv left it"):
         evaluate(tiny(), replace(data, taxonomies={"semantic": CLASSES}), keep=tmp_path / "kept")
     (tmp_path / "kept/result.json").unlink()
     assert everything(tmp_path) == before
@@ -316,6 +377,22 @@ def test_a_cvat_export_whose_subset_is_a_path_writes_nowhere_else(tmp_path: Path
             assert all(k.startswith("out") for k in after if k not in before)
 
 
+def test_an_evaluation_is_kept_again_but_not_over_pictures_of_ones_own(listed: Path) -> None:
+    data = open_dataset(str(listed / "splits/fold1/val.csv"))
+    for _ in range(2):
+        evaluate(tiny(), data, keep=listed / "eval")
+    (first,) = (listed / "eval/gallery").rglob("0/image.jpg")
+    for name in ("eval/predictions/images/1.png", "eval/confidence/images/2.jpg", str(first.relative_to(listed))):
+        kept = (listed / name).read_bytes()
+        png(listed / name, 7)
+        before = everything(listed)
+        with pytest.raises(UsageError, match="is not overwritten; choose another folder"):
+            evaluate(tiny(), data, keep=listed / "eval")
+        assert everything(listed) == before
+        (listed / name).write_bytes(kept)
+    evaluate(tiny(), data, keep=listed / "eval")
+
+
 # ---- predict -----------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +431,22 @@ def test_label_maps_of_two_kinds_do_not_share_a_file(command: Any, tmp_path: Pat
     assert (code, "Two results would be" in said) == (2, True), said
     assert everything(tmp_path) == before
     assert command(tiny(), tmp_path / "in", "-o", tmp_path / "out", "--quiet")[0] == 0
+
+
+def test_a_folder_of_ones_own_pictures_is_not_written_into(command: Any, tmp_path: Path) -> None:
+    png(tmp_path / "in/a.png")
+    png(tmp_path / "mine/a.png", 1)
+    before = everything(tmp_path)
+    code, _, said = command(tiny(), tmp_path / "in", "-o", tmp_path / "mine", "--quiet")
+    assert (code, "is not overwritten; choose another folder" in said) == (2, True), said
+    assert everything(tmp_path) == before
+    for _ in range(2):  # what the sentence advises, and the same command again
+        assert command(tiny(), tmp_path / "in", "-o", tmp_path / "new", "--confidence", "--quiet")[0] == 0
+    png(tmp_path / "new/a.png", 2, label=True)
+    before = everything(tmp_path)
+    code, _, said = command(tiny(), tmp_path / "in", "-o", tmp_path / "new", "--quiet")
+    assert (code, "not as an earlier run of fullyconv left it" in said) == (2, True), said
+    assert everything(tmp_path) == before
 
 
 def test_pictures_behind_links_are_labelled_and_what_is_left_out_is_said(command: Any, tmp_path: Path) -> None:

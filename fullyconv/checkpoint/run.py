@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from fullyconv.checkpoint.log import whole
+from fullyconv.checkpoint.log import parse, whole
 from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, printable
 from fullyconv.files import (
@@ -237,15 +237,20 @@ class RunDirectory:
                 raise
 
     def rows(self) -> list[dict[str, Any]]:
-        """The complete rows of metrics.jsonl."""
+        """The complete rows of metrics.jsonl; DataError names the first line that is none."""
         path = self.path / LOG
         if not os.path.lexists(path):
             return []
-        lines = read_file(path, MOST_TEXT).split(b"\n")[:-1]
-        try:
-            return [json.loads(line.decode()) for line in lines]
-        except ValueError as error:
-            raise DataError(f"{printable(path)} is damaged ({error}); remove the line or the file.") from error
+        complete, end, _ = read_file(path, MOST_TEXT).rpartition(b"\n")  # a last line without its end is being written
+        rows, damaged = parse(complete + end)
+        if damaged:
+            lines = [line for line, _ in rows]
+            first = next(i for i, line in enumerate(complete.split(b"\n")) if i >= len(lines) or line != lines[i])
+            raise DataError(
+                f"{printable(path)} is damaged at line {first + 1}, as by a power cut; going on with --resume leaves "
+                "such lines out, or remove it."
+            )
+        return [row for _, row in rows]
 
     def _open_log(self) -> int:
         if self._log is None:

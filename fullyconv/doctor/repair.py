@@ -67,7 +67,7 @@ def repair(
             kinds.setdefault(file, set()).add(f.kind)
     left_out = _duplicates(facts)
     with new_directory(out) as folder:
-        copy = _Copy(Outputs(folder))
+        copy = _Copy(Outputs(folder, new=True))
         for record in facts:
             dataset = next(d for d in datasets if d.split == record.split)
             if id(record) in left_out:

@@ -22,7 +22,7 @@ from fullyconv.evaluation.pixel_statistics import PixelStatistics
 from fullyconv.evaluation.regions import box, components
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
-from fullyconv.files.outputs import Outputs, one_part, output_file
+from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.images import encode_label, read_image, read_label
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationWriter", "jpeg", "typical", "viewable"]
 
-RESULT = b'{"format":'  # how a result.json begins
 SURE = 0.9
 SHOWN, CROPS, SUSPECTS = 640, 12, 12
 Window = tuple[int, int, int, int]
@@ -51,7 +50,8 @@ class Suspect:
 
 @final
 class EvaluationWriter:
-    """Collects an evaluation of `dataset` into `directory` (created; an older evaluation there is replaced)."""
+    """Collects an evaluation of `dataset` into `directory` (created; an older evaluation there is replaced, no other
+    file)."""
 
     def __init__(self, directory: Path, dataset: Dataset, head: str) -> None:
         self.directory, self.dataset, self.head = directory, dataset, head
@@ -67,7 +67,9 @@ class EvaluationWriter:
             one_part(modality, "The input")
         self._outputs.claim("result.json")
         self._outputs.look("gallery/0/image.jpg")
-        output_file(self.directory / "result.json", "an evaluation's result", RESULT)
+        for file in sorted((self.directory / "gallery").rglob("*")):  # which of them come up is known at the end
+            if not file.is_dir():
+                self._outputs.look(file.relative_to(self.directory).as_posix())
         folders = [(self._folder(one_part(head, "The head")), "png") for head in self.dataset.taxonomies]
         for record in self.dataset.records:
             for folder, suffix in (*folders, ("confidence", "jpg")):

@@ -2,7 +2,8 @@
 
 Names of records, splits, heads, classes, inputs and folders come from lists, exports and models that others made. What
 is written from them lies below the folder that was named, links followed, is no file that the job reads, and is no file
-that the job has written already, also on disks that tell neither A from a nor the two ways to write an umlaut.
+that the job has written already, also on disks that tell neither A from a nor the two ways to write an umlaut. What is
+there already is replaced only where an earlier job wrote it and nobody changed it since.
 
     plan = Outputs(folder, inputs)          inputs: every file that the job reads
     name = plan.claim("labels", "a.png")    before work starts; refused in words
@@ -20,6 +21,7 @@ from typing import final
 
 from fullyconv.errors import DataError, InternalError, UsageError, printable
 from fullyconv.files.disk import atomic_write, make_directory
+from fullyconv.files.written import WrittenBefore
 
 __all__ = ["Outputs", "flat_name", "folded_name", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
 
@@ -114,9 +116,10 @@ def unique_name(name: str, taken: set[str]) -> str:
 @final
 class Outputs:
     """The files that a job writes below `folder`; `inputs` are those it reads (files that are not there are passed
-    over). Claiming n files takes time in proportion to n."""
+    over). A `new` folder is the job's own and holds nothing. Claiming n files takes time in proportion to n and to the
+    bytes that are there already."""
 
-    def __init__(self, folder: str | os.PathLike[str], inputs: Iterable[Path] = ()) -> None:
+    def __init__(self, folder: str | os.PathLike[str], inputs: Iterable[Path] = (), *, new: bool = False) -> None:
         self.folder = Path(folder)
         self._real = os.path.realpath(folder)
         self._inputs = {i for p in set(inputs) if (i := _identity(p))}
@@ -124,11 +127,13 @@ class Outputs:
         self._folders: set[str] = set()
         self._known: dict[str, bool] = {}  # folder below `folder` -> whether it really lies there
         self._open: set[str] = set()
+        self._before: WrittenBefore | None = None if new else WrittenBefore(self.folder)
 
     def claim(self, *parts: str) -> str:
         """The file folder/part/part/..., which from now on is taken: its name below the folder.
 
-        Raises DataError for a name that leads elsewhere, UsageError for a file that is taken or that the job reads.
+        Raises DataError for a name that leads elsewhere, UsageError for a file that is taken, that the job reads, or
+        that is there already and not as an earlier job left it.
         """
         name = "/".join(parts)
         if fault := name_fault(name):
@@ -169,13 +174,15 @@ class Outputs:
                 f"{printable(path)} would be overwritten, and this very job reads it; choose another folder for the "
                 "results."
             )
+        if self._before is not None:
+            self._before.refuse_others(name)
 
     def _below(self, real: str) -> bool:
         return real == self._real or real.startswith(self._real.rstrip("/") + "/")
 
     def moved(self, folder: Path) -> Outputs:
         """The same claims below `folder`, a new one that becomes this one when it is whole."""
-        self.folder, self._real = folder, os.path.realpath(folder)
+        self.folder, self._real, self._before = folder, os.path.realpath(folder), None
         self._known.clear()
         return self
 
@@ -191,6 +198,8 @@ class Outputs:
     def write(self, name: str, data: bytes) -> Path:
         """Write a claimed file whole; returns it."""
         path = self.place(name)
+        if self._before is not None:
+            self._before.add(name, data)
         atomic_write(path, data)
         return path
 

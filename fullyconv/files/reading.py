@@ -59,9 +59,11 @@ def open_regular(path: Name) -> int:
     return fd
 
 
-def open_append(path: Name) -> int:
-    """A descriptor that appends to a regular file, made if it is missing. Raises OSError, or DataError as above."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+def open_append(path: Name, *, follow: bool = True) -> int:
+    """A descriptor that appends to a regular file, made if it is missing; without `follow` no link leads to another.
+    Raises OSError, or DataError as above."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise DataError(f"{printable(path)} is not a regular file but a pipe, a device or a socket; remove it.")
