@@ -122,7 +122,7 @@ def _mark(record: Record) -> str:
     digest = hashlib.sha256()
     for modality, file in sorted(record.inputs.items()):
         try:
-            with open(file, "rb") as opened:
+            with os.fdopen(open_regular(file), "rb") as opened:
                 size = os.fstat(opened.fileno()).st_size
                 digest.update(repr((modality, size)).encode())
                 for start in dict.fromkeys((0, max(0, size // 2 - _WINDOW // 2), max(0, size - _WINDOW))):

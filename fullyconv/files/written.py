@@ -1,7 +1,8 @@
 """Which files of a folder an earlier job of ours wrote, so that the same command may be repeated over its own results.
 
-`.written.sha256` in the folder has a line `<sha256>  <name>` a file, as sha256sum writes them. A line is added before its file is written, so a killed job leaves no file without one; a file whose
-bytes no line tells is not ours, or was corrected by hand since, and is left alone.
+`.written.sha256` in the folder has a line `<sha256>  <name>` a file, as sha256sum writes them. A line is added before
+its file is written, so a killed job leaves no file without one; a file whose bytes no line tells is not ours, or was
+corrected by hand since, and is left alone.
 """
 
 from __future__ import annotations

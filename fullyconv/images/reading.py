@@ -167,7 +167,7 @@ def read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint
 def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None:
     """Which pixels H W (as displayed) a TIFF declares not to be measured: its nodata value (in unsigned integers in all
     bands, as GDAL means it; in others in any band) or an alpha of 0. None where it declares nothing."""
-    with open(source, "rb") as file:
+    with os.fdopen(open_regular(source), "rb") as file:
         length = os.fstat(file.fileno()).st_size
 
         def at(start: int, count: int) -> bytes:
