@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from fullyconv.checkpoint.log import parse, whole
+from fullyconv.checkpoint.log import parse_log, whole
 from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, printable
 from fullyconv.files import (
@@ -242,7 +242,7 @@ class RunDirectory:
         if not os.path.lexists(path):
             return []
         complete, end, _ = read_file(path, MOST_TEXT).rpartition(b"\n")  # a last line without its end is being written
-        rows, damaged = parse(complete + end)
+        rows, damaged = parse_log(complete + end)
         if damaged:
             lines = [line for line, _ in rows]
             first = next(i for i, line in enumerate(complete.split(b"\n")) if i >= len(lines) or line != lines[i])

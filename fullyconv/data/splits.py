@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, final
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.errors import DataError, UsageError, printable
-from fullyconv.files import atomic_write, read_json
+from fullyconv.errors import DataError, FullyconvError, UsageError, printable
+from fullyconv.files import atomic_write, open_regular, read_json
 
 __all__ = ["FILE", "Division", "divide", "kept_in", "not_learned", "part"]
 
@@ -128,6 +128,6 @@ def _mark(record: Record) -> str:
                 for start in dict.fromkeys((0, max(0, size // 2 - _WINDOW // 2), max(0, size - _WINDOW))):
                     opened.seek(start)
                     digest.update(opened.read(_WINDOW))
-        except OSError:
+        except (OSError, FullyconvError):
             return ""
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.files.reading import open_regular
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_samples
