@@ -21,6 +21,7 @@ _LAZY = {
     "convolutionalise": "fullyconv.convolutionalisation",
     "create": "fullyconv.models",
     "evaluate": "fullyconv.evaluation",
+    "export": "fullyconv.exporting",
     "fit": "fullyconv.train",
     "load": "fullyconv.models",
     "open_dataset": "fullyconv.data",
@@ -40,6 +41,7 @@ __all__ = [
     "convolutionalise",
     "create",
     "evaluate",
+    "export",
     "fit",
     "load",
     "open_dataset",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.errors import DataError, FullyconvError
     from fullyconv.evaluation import Result, evaluate
+    from fullyconv.exporting import export
     from fullyconv.models import create, load
     from fullyconv.predict import Predictor
     from fullyconv.preprocessing import Preprocessing

@@ -123,6 +123,8 @@ EXTRAS: dict[str, str] = {
     "rasterio": "geo",
     "pycocotools": "coco",
     "huggingface_hub": "hub",
+    "onnx": "export",
+    "onnxruntime": "runtime",
 }
 """Optional module -> the extra that installs it."""
 

@@ -36,11 +36,13 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "engine": (2, True),
     "cost": (2, True),
     "recipes": (3, False),
+    "runtime": (3, False),
     "predict": (3, True),
     "evaluation": (3, True),
     "train": (3, True),
     "experiments": (3, True),
     "report": (4, False),
+    "exporting": (4, True),
     "cli": (5, False),
     "__main__": (6, False),
 }
@@ -102,7 +104,7 @@ def test_a_room_imports_only_rooms_below_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in modules() if room(m) in LAYERS and not LAYERS[room(m)][1]])
 def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
-    heavy = {"torch", "torchvision", "timm", "numba", "cv2", "scipy", "h5py"}
+    heavy = {"torch", "torchvision", "timm", "numba", "cv2", "scipy", "h5py", "onnx", "onnxruntime"}
     names = imported(modules()[module], top_only=True)
     assert not COMPILED & names
     assert module in COMPILED or not heavy & {n.split(".")[0] for n in names}

@@ -15,6 +15,7 @@ from fullyconv.cli.data import data
 from fullyconv.cli.demo import demo
 from fullyconv.cli.evaluate import evaluate_command
 from fullyconv.cli.experiment import experiment
+from fullyconv.cli.export import export_command
 from fullyconv.cli.hha import hha
 from fullyconv.cli.models import info, models
 from fullyconv.cli.predict import predict
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "predict": predict,
     "report": report,
     "compare": compare_command,
+    "export": export_command,
     "convert": convert_command,
     "convolutionalise": convolutionalise_command,
     "experiment": experiment,

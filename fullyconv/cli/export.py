@@ -1,0 +1,68 @@
+"""`fullyconv export`: a model in, one ONNX file that proved itself out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["export_command"]
+
+BEGINS = b"\x08\x08\x12\x09fullyconv"  # ONNX's IR version 8, then the producer: only our own files are replaced
+MOST = 8  # images of the data that a proof looks at
+
+
+def export_command(
+    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file to write, such as model.onnx.", show_default=False)
+    ] = None,
+    to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
+    output: Annotated[str, typer.Option(help="What the file gives: labels, scores, coarse or confidence.")] = "labels",
+    taken: Annotated[
+        str, typer.Option("--input", help="uint8 (N H W C as stored) or float (N C H W, preprocessed).")
+    ] = "uint8",
+    data: Annotated[
+        str, typer.Option(help="Pictures to prove it on: PATH or kind:PATH; drawn ones without.", show_default=False)
+    ] = "",
+    check: Annotated[
+        Path | None, typer.Option("--verify", help="Prove this file against the model again.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object.")] = False,
+) -> None:
+    """Write a model as ONNX for any runtime; no file appears that does not label as the model does."""
+    import json
+
+    from fullyconv.errors import UsageError
+    from fullyconv.exporting import export, verify
+    from fullyconv.files.outputs import output_file
+    from fullyconv.terminal import say
+
+    if (out is None) == (check is None):
+        raise UsageError("Give either -o FILE.onnx to write or --verify FILE.onnx to prove again.")
+    if check is not None:
+        proof = verify(check, model, _images(data))
+    else:
+        assert out is not None
+        output_file(out, "an exported model", BEGINS)
+        proof = export(model, out, to, output, taken, _images(data))
+    say(proof)
+    print(json.dumps(proof.to_json()) if as_json else check or out)
+
+
+def _images(data: str) -> list[NDArray[Any]]:
+    """The first pictures of a data set's validation split, or of all of it."""
+    from fullyconv.data import open_dataset
+    from fullyconv.data.corpora.layout import NoSplits
+
+    if not data:
+        return []
+    try:
+        found = open_dataset(data, "val")
+    except NoSplits:
+        found = open_dataset(data, "all")
+    return [found[i].image for i in range(min(MOST, len(found)))]

@@ -1,0 +1,128 @@
+"""A network as an ONNX file that proved itself: `export` writes none that does not compute what the network does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError, UsageError, printable
+from fullyconv.evaluation import digest
+from fullyconv.exporting.graph import OPSET
+from fullyconv.exporting.network import build, output_names
+from fullyconv.exporting.proof import Proof, compare
+from fullyconv.files import atomic_write, read_file
+from fullyconv.models import FCN, load, parse
+from fullyconv.predict import refuse_untrained
+from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
+
+__all__ = ["Proof", "export", "verify"]
+
+LARGEST = 2**31 - 1  # bytes of one protobuf message
+
+
+def export(
+    model: FCN | str | Path,
+    file: str | Path,
+    to: str = "onnx",
+    output: str = "labels",
+    input: str = "uint8",
+    images: Sequence[NDArray[Any]] = (),
+) -> Proof:
+    """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
+
+    output: "labels" N H W (uint8, uint16 above 255 classes), "scores" N K H W, "coarse" N K h w, or "confidence":
+    labels and their probability. With several heads outputs are named OUTPUT_HEAD. input: "uint8", images N H W C as
+    stored, or "float", float32 N C H W as the network's preprocessing makes it. images: H W C arrays in the stored
+    range to prove the file on; without any they are drawn.
+
+    The bytes are run by onnxruntime beside the network before the file appears. Raises DataError, leaving no file,
+    where scores differ by more than 1e-4 of the largest or a label changes that is no tie; DataError for a network
+    that was never trained; UsageError naming the layer that cannot be translated.
+    """
+    if to != "onnx":
+        raise UsageError(f"Networks are exported to onnx, not to {to!r}; leave out --to.")
+    network = model if isinstance(model, FCN) else load(model)
+    refuse_untrained(network)
+    graph, scores = build(network, output, input)
+    about = _about(network, output, input, scores)
+    bare = graph.model()
+    if bare.ByteSize() > LARGEST - (1 << 20):
+        raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
+    proof = compare(_written(bare, about), about, network, images, Path(file).name)
+    atomic_write(Path(file), _written(bare, about | {"proof": proof.to_json()}))
+    return proof
+
+
+def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[Any]] = ()) -> Proof:
+    """Prove a file again: its seal, its sha256 of the weights, and its answers beside those of `model`.
+
+    Raises DataError saying which of them does not hold.
+    """
+    import onnx
+
+    network = model if isinstance(model, FCN) else load(model)
+    data = read_file(file, LARGEST)
+    try:
+        metadata = {p.key: p.value for p in onnx.load_model_from_string(data).metadata_props}
+    except Exception as error:  # protobuf's own errors
+        raise DataError(f"{printable(file)} is no ONNX file; give one that fullyconv export wrote.") from error
+    about = checked_about(metadata, file)
+    check_seal(data, metadata[SEAL], file)
+    if about["weights_sha256"] != _digest(network):
+        raise DataError(f"{printable(file)} was made from other weights than this model's; export the model again.")
+    return compare(data, about, network, images, file)
+
+
+def _digest(model: FCN) -> str:
+    holder: Any = SimpleNamespace(model=model)
+    return digest(holder)
+
+
+def _written(bare: Any, about: dict[str, Any]) -> bytes:
+    """The file's bytes: the graph with what it says of itself, sealed."""
+    from onnx import helper
+
+    helper.set_model_props(bare, {ABOUT: json.dumps(about, allow_nan=False), SEAL: BLANK})
+    return sealed(bare.SerializeToString(deterministic=True))
+
+
+def _about(model: FCN, output: str, taken: str, scores: dict[str, str]) -> dict[str, Any]:
+    """What the file says of itself, but for its proof."""
+    import onnx
+    import torch
+
+    from fullyconv import __version__
+
+    g = model.geometry(1, 1)
+    kind = "uint8 N H W C, as stored" if taken == "uint8" else "float32 N C H W, preprocessed"
+    return {
+        "format": FORMAT,
+        "name": model.name,
+        "inputs": list(parse(model.name).inputs),
+        "input": {"name": "image", "kind": taken, "layout": kind, "channels": model.preprocessing.channels},
+        "output": output,
+        "names": output_names(output, model.heads),
+        "scores": scores,
+        "heads": model.heads,
+        "taxonomies": {head: t.to_json() for head, t in model.taxonomies.items()},
+        "preprocessing": model.preprocessing.to_json(),
+        "geometry": {
+            "stride": g.stride, "offset": g.offset, "border": g.border, "exact": g.exact,
+            "halo": g.halo if math.isfinite(g.halo) else None,
+            "align": max(math.ceil(grid.stride) for grid in g.taps.values()),
+        },
+        "weights_sha256": _digest(model),
+        "versions": {
+            "fullyconv": __version__, "torch": str(torch.__version__), "onnx": onnx.__version__, "opset": OPSET,
+            "numpy": np.__version__,
+        },
+        "training": model.origin,
+        "proof": None,
+    }  # fmt: skip

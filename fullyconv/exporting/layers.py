@@ -1,0 +1,174 @@
+"""A trunk's folded graph as ONNX nodes, layer by layer; what has no exact counterpart is refused by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from fullyconv.engine.folding import Convolution, fold_layers
+from fullyconv.errors import UsageError
+from fullyconv.exporting.graph import Graph
+from fullyconv.models.trace import CannotTrace
+
+__all__ = ["array", "translate"]
+
+Write = Callable[[Graph, Any, str], str]
+
+
+def array(tensor: Tensor) -> NDArray[np.float32]:
+    """A parameter as it stands in the file."""
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def translate(graph: Graph, trunk: nn.Module, strides: Sequence[int], x: str) -> dict[int, str]:
+    """Add `trunk`'s layers, reading the value `x` (float N C H W): {stride: value}.
+
+    Raises UsageError naming the layer that cannot be translated.
+    """
+    try:
+        network = fold_layers(trunk, strides)
+    except CannotTrace as error:
+        raise UsageError(f"This network cannot be exported: {error}") from error
+    modules, values = dict(network.named_modules()), {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = x
+        elif node.op == "output":
+            return {int(s): values[n] for s, n in node.args[0].items()}
+        elif node.op == "call_module":
+            values[node] = _module(graph, modules[str(node.target)], str(node.target), values[node.args[0]])
+        else:
+            values[node] = _function(graph, node, values)
+    raise AssertionError("a graph ends in its output")
+
+
+def _module(graph: Graph, module: nn.Module, name: str, x: str) -> str:
+    write = MODULES.get(type(module))
+    if write is None:
+        raise UsageError(
+            f"This network cannot be exported: the layer {name} ({type(module).__name__}) has no translation; "
+            "choose a trunk of fullyconv models."
+        )
+    return write(graph, module, x)
+
+
+def _function(graph: Graph, node: fx.Node, values: Mapping[fx.Node, str]) -> str:
+    if node.target is torch.cat:
+        parts: Any = node.args[0]
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return graph.add("Concat", [values[n] for n in parts], axis=int(axis))  # type: ignore[arg-type]
+    kind = JOINS.get(node.target)
+    if kind is not None and len(node.args) == 2 and all(isinstance(n, fx.Node) and n in values for n in node.args):
+        return graph.add(kind, [values[n] for n in node.args])  # type: ignore[index]
+    if node.target in (F.relu, torch.relu, "relu"):
+        return graph.add("Relu", [values[node.all_input_nodes[0]]])
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    raise UsageError(
+        f"This network cannot be exported: the operation {called} ({node.name}) has no translation; choose a trunk of "
+        "fullyconv models."
+    )
+
+
+JOINS: dict[Any, str] = {
+    operator.add: "Add",
+    operator.iadd: "Add",
+    torch.add: "Add",
+    operator.mul: "Mul",
+    torch.mul: "Mul",
+}
+
+
+def _convolution(graph: Graph, m: Convolution, x: str) -> str:
+    weight, bias = m._folded()
+    return _conv(graph, m, x, weight, bias, m.relu)
+
+
+def _plain_convolution(graph: Graph, m: nn.Conv2d, x: str) -> str:
+    if isinstance(m.padding, str) or m.padding_mode != "zeros":
+        raise UsageError(
+            f"This network cannot be exported: a convolution pads by {m.padding_mode!r}, {m.padding!r}; only whole "
+            "numbers of zeros are translated."
+        )
+    return _conv(graph, m, x, m.weight, m.bias, False)
+
+
+def _conv(graph: Graph, m: Any, x: str, weight: Tensor, bias: Tensor | None, relu: bool) -> str:
+    inputs = [x, graph.constant(array(weight), "weight")]
+    inputs += [] if bias is None else [graph.constant(array(bias), "bias")]
+    y = graph.add(
+        "Conv", inputs, kernel_shape=list(m.kernel_size), strides=list(m.stride), pads=[*m.padding, *m.padding],
+        dilations=list(m.dilation), group=m.groups,
+    )  # fmt: skip
+    return graph.add("Relu", [y]) if relu else y
+
+
+def _norm(graph: Graph, m: nn.BatchNorm2d, x: str) -> str:
+    if m.running_mean is None or m.running_var is None:
+        raise UsageError("This network cannot be exported: a batch norm keeps no statistics; train it with them.")
+    ones = torch.ones_like(m.running_mean)
+    scale, bias = (ones, 0 * ones) if m.weight is None else (m.weight, m.bias)
+    values = [graph.constant(array(t), "norm") for t in (scale, bias, m.running_mean, m.running_var)]
+    return graph.add("BatchNormalization", [x, *values], epsilon=m.eps)
+
+
+def _max_pool(graph: Graph, m: nn.MaxPool2d, x: str) -> str:
+    kernel, stride, padding, dilation = (_pair(v) for v in (m.kernel_size, m.stride, m.padding, m.dilation))
+    if m.ceil_mode and any(p > k - s for k, s, p in zip(kernel, stride, padding, strict=True)):
+        raise UsageError("This network cannot be exported: a pooling that rounds up would end in an empty window.")
+    return graph.add(
+        "MaxPool", [x], kernel_shape=kernel, strides=stride, pads=[*padding, *padding], dilations=dilation,
+        ceil_mode=int(m.ceil_mode),
+    )  # fmt: skip
+
+
+def _pair(value: Any) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * 2
+
+
+def _response_norm(graph: Graph, m: nn.LocalResponseNorm, x: str) -> str:
+    return graph.add("LRN", [x], size=m.size, alpha=m.alpha, beta=m.beta, bias=m.k)
+
+
+def _mean(graph: Graph, m: nn.AdaptiveAvgPool2d, x: str) -> str:
+    if _pair(m.output_size) != [1, 1]:
+        raise UsageError(f"This network cannot be exported: it pools to {m.output_size} cells; only 1 is translated.")
+    return graph.add("GlobalAveragePool", [x])
+
+
+def _zeros(graph: Graph, m: nn.ZeroPad2d, x: str) -> str:
+    left, right, top, bottom = m.padding
+    return graph.add("Pad", [x, graph.whole(0, 0, top, left, 0, 0, bottom, right)], mode="constant")
+
+
+def _clip(graph: Graph, _: nn.ReLU6, x: str) -> str:
+    return graph.add("Clip", [x, *(graph.constant(np.asarray(v, np.float32), "limit") for v in (0, 6))])
+
+
+def _silu(graph: Graph, _: nn.SiLU, x: str) -> str:
+    return graph.add("Mul", [x, graph.add("Sigmoid", [x])])
+
+
+MODULES: dict[type[nn.Module], Write] = {
+    Convolution: _convolution,
+    nn.Conv2d: _plain_convolution,
+    nn.BatchNorm2d: _norm,
+    nn.MaxPool2d: _max_pool,
+    nn.LocalResponseNorm: _response_norm,
+    nn.AdaptiveAvgPool2d: _mean,
+    nn.ZeroPad2d: _zeros,
+    nn.ReLU6: _clip,
+    nn.ReLU: lambda graph, _, x: graph.add("Relu", [x]),
+    nn.SiLU: _silu,
+    nn.Sigmoid: lambda graph, _, x: graph.add("Sigmoid", [x]),
+    nn.Hardswish: lambda graph, _, x: graph.add("HardSwish", [x]),
+    nn.Hardsigmoid: lambda graph, _, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
+    nn.Identity: lambda graph, _, x: x,
+    nn.Dropout: lambda graph, _, x: x,
+}

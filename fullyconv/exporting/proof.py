@@ -1,0 +1,213 @@
+"""An exported file against its network: onnxruntime and eager torch on the same pictures, at sizes from 1 x 1 on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fullyconv.errors import DataError, UsageError, foreign_values, printable
+from fullyconv.models import FCN
+from fullyconv.models.tracer import shared_copy
+from fullyconv.preprocessing import Preprocessing
+
+__all__ = ["LIMIT", "SIZES", "Proof", "compare", "drawn", "session"]
+
+LIMIT = 1e-4  # of the largest score: what rounding may differ by
+# Batch, rows, columns: single pixels, odd and even sides, below and above the coarsest stride.
+SIZES = ((1, 1, 1), (3, 1, 9), (1, 17, 1), (1, 2, 3), (3, 31, 33), (1, 32, 64), (1, 47, 61), (3, 48, 34), (1, 97, 65))
+
+
+@final
+@dataclass(frozen=True)
+class Proof:
+    """What a comparison found. difference: largest, relative to the largest score; changed: labels of `pixels` that
+    differ; margin: the largest by which a changed label's score falls short, relative likewise."""
+
+    sizes: list[list[int]]
+    difference: float
+    changed: int
+    pixels: int
+    margin: float
+    images: str
+    engines: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        engines = " and ".join(f"{name} {version}" for name, version in self.engines.items())
+        return (
+            f"{engines} agree on {len(self.sizes)} batches of {self.images} images: largest difference "
+            f"{self.difference:.1e} of the largest score, {self.changed} of {self.pixels} labels changed"
+            + (f" (ties within {self.margin:.1e})." if self.changed else ".")
+        )
+
+
+def session(data: bytes, source: object, threads: int = 1) -> Any:
+    """onnxruntime on the CPU; `DataError` where it refuses the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises many kinds, all of its own
+        cause = printable(error)[:200]
+        raise DataError(f"{printable(source)} is refused by onnxruntime ({cause}); export it again.") from error
+
+
+def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
+    """Pictures without end, H W C in the stored range: patches of colour with noise, bytes where `small`."""
+    random = np.random.default_rng(seed)
+    mean, deep = model.preprocessing.mean_pixel(), model.preprocessing.log
+    order = model.preprocessing.order
+    while True:
+        cells = random.uniform(0, 1, (24, 24, len(mean))).repeat(6, 0).repeat(6, 1)
+        image = 0.8 * cells + 0.2 * random.uniform(0, 1, cells.shape)
+        top = np.where(mean > 2, 255.0, np.maximum(2 * mean, 1))
+        for c in deep:
+            top[order[c]] = 4 * mean[order[c]]
+        yield np.rint(255 * image).astype(np.uint8) if small else (top * image).astype(np.float32)
+
+
+def compare(
+    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]] = (), source: object = "The file"
+) -> Proof:
+    """Run `data` beside `model` on `images` (H W C as stored; none: drawn ones) at `SIZES`.
+
+    Raises DataError where a score differs by more than `LIMIT` of the largest, or a label that is no tie.
+    """
+    import onnxruntime
+
+    model = shared_copy(model).eval().cpu()
+    with foreign_values(source, "export the model again"):
+        names, held = dict(about["names"]), dict(about["scores"])
+        how = Preprocessing.from_json(about["preprocessing"])
+        if set(names) != set(model.heads) or about["name"] != model.name:
+            raise DataError(f"{printable(source)} holds {printable(about['name'])}, not {model.name}; name its model.")
+    plain, probing = session(data, source), session(_with_scores(data, held), source)
+    taken = [i.name for i in plain.get_inputs()]
+    small = about["input"]["kind"] == "uint8"
+    pictures, total = _pictures(model, images, small), _Total()
+    for n, height, width in SIZES:
+        batch = np.stack([_window(next(pictures), height, width) for _ in range(n)])
+        fed = batch if small else how(batch)
+        truth = _eager(model, batch, about["output"])
+        try:
+            answers = dict(zip((o.name for o in plain.get_outputs()), plain.run(None, {taken[0]: fed}), strict=True))
+            scores = probing.run(list(held.values()), {taken[0]: fed})
+        except Exception as error:
+            raise DataError(
+                f"{printable(source)} fails at {n} x {height} x {width}: {printable(error)[:200]}"
+            ) from error
+        for head, found in zip(held, scores, strict=True):
+            total.add(truth[head], found, [answers[name] for name in names[head]], about["output"])
+    proof = Proof(
+        [list(s) for s in SIZES], total.difference, total.changed, total.pixels, total.margin,
+        "given" if images else "drawn",
+        {"onnxruntime": onnxruntime.__version__, "torch": str(torch.__version__)},
+    )  # fmt: skip
+    _judge(proof, total, source)
+    return proof
+
+
+def _judge(proof: Proof, total: _Total, source: object) -> None:
+    if not proof.difference <= LIMIT:
+        raise DataError(
+            f"{printable(source)} does not compute what its network does: scores differ by {proof.difference:.2g} of "
+            f"the largest, {LIMIT:g} is rounding; no proof, so do not use it."
+        )
+    if not total.sure <= LIMIT:
+        raise DataError(f"{printable(source)}: the confidence differs by {total.sure:.2g}; no proof, so do not use it.")
+    if proof.margin > max(2 * proof.difference, 1e-6):
+        raise DataError(
+            f"{printable(source)} labels otherwise than its network: {proof.changed} of {proof.pixels} labels, one by "
+            f"a margin of {proof.margin:.2g} of the largest score, which is no tie; do not use it."
+        )
+
+
+@final
+class _Total:
+    """Largest differences so far, relative to the largest score of each batch."""
+
+    def __init__(self) -> None:
+        self.difference = self.margin = self.sure = 0.0
+        self.changed = self.pixels = 0
+
+    def add(self, truth: NDArray[Any], found: NDArray[Any], answers: Sequence[NDArray[Any]], output: str) -> None:
+        if truth.shape != found.shape:
+            self.difference = float("inf")
+            return
+        largest = max(float(np.abs(truth).max()), 1e-12)
+        self.difference = max(self.difference, _largest(truth - found) / largest)
+        if output in ("labels", "confidence"):
+            self._labels(truth, answers[0], largest)
+        else:
+            self.difference = max(self.difference, _largest(truth - answers[0]) / largest)
+            self.pixels += truth[:, 0].size
+        if output == "confidence":
+            sure = torch.from_numpy(truth).softmax(1).amax(1).numpy()
+            # A confidence follows a score's own size: e to a difference of that of the scores.
+            self.sure = max(self.sure, _largest(sure - answers[1]) / max(1.0, largest))
+
+    def _labels(self, truth: NDArray[Any], said: NDArray[Any], largest: float) -> None:
+        best = truth.argmax(1)
+        self.pixels += best.size
+        if said.shape != best.shape or int(said.max()) >= truth.shape[1]:
+            self.changed, self.margin = self.changed + best.size, float("inf")
+            return
+        self.changed += int((best != said).sum())
+        got = np.take_along_axis(truth, said.astype(np.int64)[:, None], 1)[:, 0]
+        self.margin = max(self.margin, float((truth.max(1) - got).max()) / largest)
+
+
+def _largest(difference: NDArray[Any]) -> float:
+    """The largest magnitude; infinite where something is no number."""
+    return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
+
+
+def _eager(model: FCN, batch: NDArray[Any], output: str) -> dict[str, NDArray[Any]]:
+    x = torch.from_numpy(model.preprocessing(batch))
+    with torch.inference_mode():
+        found: dict[str, Tensor] = model.coarse(x) if output == "coarse" else model(x)
+    return {head: found[head].numpy() for head in model.heads}
+
+
+def _with_scores(data: bytes, held: Mapping[str, str]) -> bytes:
+    """The same graph, giving out the values that hold the scores as well."""
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    known = {o.name for o in model.graph.output}
+    made = {name for node in model.graph.node for name in node.output}
+    for name in held.values():
+        if name not in made:
+            raise DataError(f"The file has no value named {printable(name)}; export the model again.")
+        if name not in known:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    found: bytes = model.SerializeToString()
+    return found
+
+
+def _pictures(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterator[NDArray[Any]]:
+    channels = model.preprocessing.channels
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != channels:
+            raise UsageError(f"An image of shape {image.shape} cannot prove it; give H x W x {channels} arrays.")
+        if small and image.dtype != np.uint8:
+            raise UsageError(f"An image of {image.dtype} does not fit a file that takes bytes; use --input float.")
+    return drawn(model, small) if not images else (images[i % len(images)] for i in range(1 << 30))
+
+
+def _window(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """The middle `height` x `width` pixels, the picture repeated where it is smaller."""
+    rows, columns = -(-height // image.shape[0]), -(-width // image.shape[1])
+    image = np.tile(image, (rows, columns, 1))
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])

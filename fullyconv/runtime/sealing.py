@@ -1,0 +1,56 @@
+"""What an exported file says of itself (one JSON text in its metadata) and the seal that tells when a bit changed.
+
+The seal is the sha256 of the whole file with the seal's own 64 digits as zeros; it stands last in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from fullyconv.errors import DataError, foreign_values, printable
+
+__all__ = ["ABOUT", "BLANK", "FORMAT", "SEAL", "check_seal", "checked_about", "sealed"]
+
+ABOUT, SEAL, FORMAT = "fullyconv", "fullyconv_seal", 1
+BLANK = "0" * 64
+NEEDED = ("format", "name", "input", "output", "names", "heads", "taxonomies", "preprocessing", "geometry", "proof")
+
+
+def sealed(data: bytes) -> bytes:
+    """`data`, written with the seal blank, with its seal."""
+    at = data.rindex(BLANK.encode())
+    return b"".join((data[:at], hashlib.sha256(data).hexdigest().encode(), data[at + 64 :]))
+
+
+def check_seal(data: bytes, seal: str, source: object) -> None:
+    """`DataError` unless `data` is, to the bit, what was sealed."""
+    at = data.rfind(seal.encode()) if len(seal) == 64 else -1
+    found = hashlib.sha256()
+    if at >= 0:
+        view = memoryview(data)
+        for part in (view[:at], BLANK.encode(), view[at + 64 :]):
+            found.update(part)
+    if at < 0 or found.hexdigest() != seal:
+        raise DataError(
+            f"{printable(source)} is not as it was exported (its sha256 differs): it is damaged or was changed; export "
+            "the model again."
+        )
+
+
+def checked_about(metadata: dict[str, str], source: object) -> dict[str, Any]:
+    """The JSON of an exported file's metadata; `DataError` naming what is missing."""
+    missing = [key for key in (ABOUT, SEAL) if key not in metadata]
+    if missing:
+        raise DataError(
+            f"{printable(source)} was not exported by fullyconv: its metadata lacks {' and '.join(missing)}; make it "
+            "with  fullyconv export MODEL -o FILE.onnx."
+        )
+    with foreign_values(source, "export the model again"):
+        about = json.loads(metadata[ABOUT])
+        lacking = [key for key in NEEDED if key not in about]
+        if lacking or about["format"] != FORMAT:
+            said = f"lacks {', '.join(lacking)}" if lacking else f"are of format {about['format']!r}, not {FORMAT}"
+            raise DataError(f"{printable(source)}: the metadata {said}; export the model again.")
+        return dict(about)
