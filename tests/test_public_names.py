@@ -6,7 +6,7 @@ import fullyconv as fc
 
 NAMES = [
     "DataError", "Dataset", "FullyconvError", "Predictor", "Preprocessing", "Recipe", "Result", "Sample", "Taxonomy",
-    "__version__", "convolutionalise", "create", "evaluate", "fit", "load", "open_dataset",
+    "__version__", "convolutionalise", "create", "evaluate", "export", "fit", "load", "open_dataset",
 ]  # fmt: skip
 
 
