@@ -234,7 +234,7 @@ def test_a_file_that_is_no_result_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"no result\.json"):
         Result.load(tmp_path)
     for text, words in [
-        ("{", "not JSON"),
+        ("{", "no JSON"),
         ("[]", "not a result"),
         ('{"format": 9}', "format 9"),
         ('{"format": 1}', "read"),
