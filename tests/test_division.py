@@ -12,10 +12,11 @@ import pytest
 from test_train_classes import whole
 from training_tools import fit, small
 
-from fullyconv.cli.evaluate import _dataset
 from fullyconv.data import open_dataset
 from fullyconv.data.splits import FILE, kept_in
 from fullyconv.errors import DataError, UnknownName, UsageError
+from fullyconv.evaluation import _opened
+from fullyconv.evaluation.choice import images_to_measure
 from fullyconv.train.context import open_both
 
 READY = SimpleNamespace(model=SimpleNamespace(origin={}), inputs=("rgb",))
@@ -31,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(place: Path, data: Path, split: str = "", model: str = "run") -> Any:
-    return _dataset(str(data), split, READY, str(place / model))
+    return images_to_measure(str(data), split, READY, str(place / model))
 
 
 def names(data: Any) -> set[str]:
@@ -99,15 +100,15 @@ def test_data_of_which_everything_was_learned_are_refused_with_a_way_that_works(
     assert names(measured(place, tmp_path / "learned")) == {"new-0", "new-1"}
 
 
-def test_a_model_without_its_run_says_that_it_does_not_know(place: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_model_without_its_run_says_that_it_does_not_know(place: Path, tmp_path: Path) -> None:
     shutil.copytree((place / "run" / "best").resolve(), tmp_path / "alone")
-    found = _dataset(str(place / "data"), "", READY, str(tmp_path / "alone"))
+    found = images_to_measure(str(place / "data"), "", READY, str(tmp_path / "alone"))
     assert (len(found), found.split) == (10, "all")
-    assert "those that were learned from too" in capsys.readouterr().err
+    assert "those that were learned from too" in str(found.notes)
     with pytest.raises(UsageError, match="--split all"):
-        _dataset(str(place / "data"), "held-out", READY, str(tmp_path / "alone"))
+        images_to_measure(str(place / "data"), "held-out", READY, str(tmp_path / "alone"))
     with pytest.raises(UnknownName):
-        _dataset(str(place / "data"), "train", READY, str(tmp_path / "alone"))
+        images_to_measure(str(place / "data"), "train", READY, str(tmp_path / "alone"))
 
 
 def test_what_was_held_out_stays_held_out_when_images_are_added(place: Path, tmp_path: Path) -> None:
@@ -130,3 +131,17 @@ def test_a_damaged_list_is_named(place: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=FILE):
         kept_in(tmp_path)
     assert open_dataset(str(place / "data"), "all")
+
+
+def test_a_set_of_one_split_that_is_no_val_is_measured_on_what_was_held_out(place: Path, tmp_path: Path) -> None:
+    """As exports of tools and nnU-Net's layout have it: a train or default split alone."""
+    held = set(json.loads((place / "run" / FILE).read_text())["held_out"])
+    shutil.copytree(place / "data", tmp_path / "set/train")
+    assert names(measured(place, tmp_path / "set")) == held
+    shutil.copytree(place / "data" / "images", tmp_path / "set/valid/images")  # a val split without labels
+    assert names(measured(place, tmp_path / "set")) == held
+
+
+def test_python_measures_the_same_images_as_the_command(place: Path) -> None:
+    held = set(json.loads((place / "run" / FILE).read_text())["held_out"])
+    assert names(_opened(place / "run", place / "data")[1]) == held

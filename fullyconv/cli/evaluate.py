@@ -55,13 +55,14 @@ def evaluate_command(
     import json
 
     from fullyconv.evaluation import evaluate as measure
+    from fullyconv.evaluation.choice import images_to_measure
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
 
     if out:
         output_file(out, "an evaluation's result", b'{"format":')
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
-    dataset = _dataset(data, split, ready, model)
+    dataset = images_to_measure(data, split, ready, model)
     line = progress_line("evaluating", quiet)
     for note in () if quiet else dataset.notes:
         say(note)
@@ -74,35 +75,6 @@ def evaluate_command(
     if out:
         atomic_write(out, text.encode())
     print(text if as_json else table(result))
-
-
-def _dataset(data: str, split: str, ready: Any, model: str) -> Any:
-    """The split that was named, with the inputs and heads that the network learned; else val, or of a set that is one
-    whole what the run did not learn from (said; all where the model has no list of that)."""
-    from dataclasses import replace
-
-    from fullyconv.data import open_dataset
-    from fullyconv.data.corpora.derive import add_again
-    from fullyconv.data.corpora.layout import NoSplits
-    from fullyconv.data.splits import kept_in, not_learned, part
-
-    origin = getattr(ready.model, "origin", {})
-    inputs = tuple(origin.get("inputs") or ()) or ready.inputs
-    kept = kept_in(model)
-    if split == "held-out":
-        return add_again(part(open_dataset(data, "all", inputs=inputs), kept, split), origin.get("heads") or {})
-    try:
-        found = open_dataset(data, split or "val", inputs=inputs)
-    except NoSplits:
-        if split not in ("", "train") or (split and kept is None):
-            raise
-        found = open_dataset(data, "all", inputs=inputs)
-        if kept is not None:
-            found = part(found, kept, split) if split else not_learned(found, kept)
-        else:
-            found = replace(found, split="all")
-            say(f"{data} has no splits: all {len(found)} images are measured, those that were learned from too.")
-    return add_again(found, origin.get("heads") or {})
 
 
 def predictor(

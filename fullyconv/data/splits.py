@@ -91,8 +91,8 @@ def part(dataset: Dataset, kept: Division | None, split: str) -> Dataset:
 
 
 def not_learned(dataset: Dataset, kept: Division) -> Dataset:
-    """The images of a data set without splits that can be measured honestly, and a note that says which they are: those
-    the run held out; of other data all. `DataError` where every image was learned from."""
+    """The images of a data set without a val split that can be measured honestly, and a note that says which they are:
+    those the run held out; of other data all. `DataError` where every image was learned from."""
     places = [kept.place(r) for r in dataset.records]
     count = {place: places.count(place) for place in ("held-out", "learned", "new")}
     where = printable(dataset.root)
@@ -108,7 +108,8 @@ def not_learned(dataset: Dataset, kept: Division) -> Dataset:
     records = [r for r, place in zip(dataset.records, places, strict=True) if place == wanted]
     was = "held out by the run" if wanted == "held-out" else "new since the run"
     note = (
-        f"{where} has no splits: measured are the {len(records)} images {was}, not the {count['learned']} learned from"
+        f"{where} has no val split: measured are the {len(records)} images {was}, not the {count['learned']} learned "
+        "from"
     )
     if wanted == "held-out" and count["new"]:
         note += f" and not {count['new']} that were added since"

@@ -49,7 +49,7 @@ def evaluate(
     network's ids, and `about["classes"]` says what was matched how where they are not simply the same.
 
     predictor: a `Predictor`, a network, or the directory of a model or a run. dataset: a `Dataset`, or the path of one
-    (`open_dataset`: all its splits).
+    (its val split; without one, what the run did not learn from, or all where the network's directory is not given).
     protocol: "native" (images and labels at their own size); "paper" (the same, whole images and no augmentation, as
     the paper scores); "resized:520" (shorter side 520, labels resampled nearest, as torchvision reports).
     average: means over the classes "present" in the truth (the paper's rule), or over "all".
@@ -188,20 +188,19 @@ def digest(predictor: Predictor) -> str:
 
 def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
     """A network or its directory as a predictor, a path as a data set; `UsageError` for anything else."""
-    from fullyconv.data import open_dataset
     from fullyconv.data.base import Dataset
+    from fullyconv.evaluation.choice import images_to_measure
     from fullyconv.models import load
     from fullyconv.predict import Predictor
 
-    if isinstance(dataset, str | Path):
-        dataset = open_dataset(dataset)
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset | str | Path):
         raise UsageError(
             f"Images to measure on are a Dataset or its path, not {type(dataset).__name__}; give open_dataset(PATH)."
         )
-    if isinstance(predictor, str | Path):
-        predictor = load(predictor)
-    return predictor if hasattr(predictor, "confident_labels") else Predictor(predictor), dataset
+    model = predictor if isinstance(predictor, str | Path) else ""
+    network = load(predictor) if model else predictor
+    ready = network if hasattr(network, "confident_labels") else Predictor(network)
+    return ready, dataset if isinstance(dataset, Dataset) else images_to_measure(dataset, "", ready, model)
 
 
 def _check(predictor: Predictor, dataset: Dataset, protocol: str, average: str, tta: Sequence[str]) -> None:
