@@ -14,6 +14,8 @@ from training_tools import fit, pictures, small
 
 from fullyconv import metrics
 from fullyconv.cli.evaluate import table
+from fullyconv.data import Dataset
+from fullyconv.errors import DataError
 from fullyconv.evaluation.result import ImageTables, Result, floor_of
 from fullyconv.evaluation.statistics import Interval
 from fullyconv.report.sentences import summary
@@ -101,3 +103,21 @@ def test_a_run_above_the_floor_is_not_told_to_try_anything(tmp_path: Path, capsy
     said = capsys.readouterr().err
     assert "; floor (always a) 0." in said
     assert "learned nothing" not in said
+
+
+def _ignored(dataset: Dataset) -> Dataset:
+    """The data set with every label ignored."""
+    return replace(dataset, read_labels=lambda record, head: np.full_like(dataset.read_labels(record, head), 255))
+
+
+def test_labels_that_are_all_ignored_are_named_as_the_cause(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"Nothing was learned in 2 steps: every pixel .* holds 255, the ignored value"):
+        fit(small(steps=2), tmp_path / "run", train=_ignored(pictures()))
+
+
+def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp_path) -> None:
+    recipe = small(steps=2, class_weights=(0.0, 0.0, 0.0, 1.0))
+    four = Taxonomy(("a", "b", "c", "d"))
+    train, val = (replace(pictures(3, s), taxonomies={"semantic": four}) for s in ("train", "val"))
+    with pytest.raises(DataError, match=r"class_weights are 0 for every class that occurs \(a, b, c\)"):
+        fit(recipe, tmp_path / "run", train=train, val=val)

@@ -573,3 +573,28 @@ def test_a_run_without_a_name_lies_in_runs(data: str, tmp_path: Path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     assert _free(data).parent == Path("runs")
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (("images/a.jpg", "labels/a.png", "labels-parts/a.png"), ["images/a.jpg", "labels-parts/a.png"]),
+        (("train/images/a.png", "train/masks/a.png"), ["train/images/a.png"]),
+        (("train/a.png", "trainannot/a.png", "val/b.png", "valannot/b.png"), ["train/a.png", "val/b.png"]),
+        (("1_sat.jpg", "1_mask.png", "2_sat.jpg", "2_mask.png"), ["1_sat.jpg", "2_sat.jpg"]),
+        (("test/x.jpg", "test/x_mask.png", "train/y.jpg", "train/y_mask.png"), ["test/x.jpg", "train/y.jpg"]),
+        (("a.jpg", "a.png", "b.jpg", "b.png"), ["a.jpg", "b.jpg"]),
+        (("face mask.jpg", "dog.jpg"), ["dog.jpg", "face mask.jpg"]),
+        (("labels/a.png", "labels/b.png"), ["labels/a.png", "labels/b.png"]),
+    ],
+)
+def test_label_maps_beside_their_pictures_are_not_labelled_and_counted(tmp_path, files, taken) -> None:
+    from fullyconv.cli.predict import pictures_in
+
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = pictures_in(tmp_path, (".png", ".jpg"), tmp_path / "out")
+    assert [f.relative_to(tmp_path).as_posix() for f in found.files] == taken
+    left = len(files) - len(taken)
+    assert (f"{left} label maps" in found.note(tmp_path)) == bool(left)

@@ -112,12 +112,18 @@ def outputs(
 
 
 def pictures_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
-    """The pictures below a folder, without those of the folder of results inside it; MissingInput for none."""
+    """The pictures below a folder, without label maps and those of the folder of results inside it; MissingInput for
+    none."""
+    from fullyconv.data.corpora.folder_parts import label_maps
     from fullyconv.errors import MissingInput, printable
     from fullyconv.files.listing import list_below
 
     same = out.is_dir() and out.samefile(folder)
     found = list_below(folder, suffixes, None if same else out)
+    maps = label_maps(found.files, folder)
+    for file in sorted(maps):
+        found.leave("label maps", file.relative_to(folder).as_posix())
+    found.files = [file for file in found.files if file not in maps]
     if not found.files:
         note = found.note(folder).rstrip(".")
         raise MissingInput(

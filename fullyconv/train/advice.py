@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from fullyconv.errors import printable
 
-__all__ = ["learned_nothing"]
+__all__ = ["learned_nothing", "nothing_counted"]
 
 FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
 
@@ -29,7 +31,7 @@ def _steps(c: Any) -> list[str]:
 def _start(c: Any) -> list[str]:
     if c.recipe.weights or c.recipe.init_from:
         return []
-    return ["trained weights to start from (--set weights=FILE, or --init-from RUN)"]
+    return ["trained weights to start from (--set weights=auto or weights=FILE, or --init-from RUN)"]
 
 
 def _rate(c: Any) -> list[str]:
@@ -52,3 +54,24 @@ def _balance(c: Any) -> list[str]:
 
 def _crop(c: Any) -> list[str]:
     return ["crops in which the classes are large (--set crop=[256,256])"] if not c.recipe.crop else []
+
+
+def nothing_counted(c: Any, most: int = 50) -> str:
+    """Why every score weight is still exactly 0 after steps of training: no pixel counted. Looks at some labels."""
+    head, taxonomy = next(iter(c.train.taxonomies.items()))
+    some = [c.train[i].labels[head] for i in range(min(most, len(c.train)))]
+    seen = sorted({int(v) for label in some for v in np.unique(label)} - {taxonomy.ignore})
+    weights = c.weights.get(head)
+    before = f"Nothing was learned in {c.state.step} steps: "
+    if not seen:
+        return (
+            f"{before}every pixel of the {head} labels looked at ({len(some)}) holds {taxonomy.ignore}, the ignored "
+            "value; give labels that hold class ids, or name the value that is ignored in classes.txt."
+        )
+    if weights is not None and not any(float(weights[v]) for v in seen):
+        named = ", ".join(printable(taxonomy.names[v]) for v in seen[:5])
+        return f"{before}class_weights are 0 for every class that occurs ({named}); give these a weight above 0."
+    return (
+        f"{before}no gradient reached the score layers; raise the learning rate (this was {c.recipe.lr:g}), or see "
+        "what fullyconv check says of the images."
+    )

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from fullyconv import metrics
-from fullyconv.errors import StorageError, printable
+from fullyconv.errors import DataError, StorageError, printable
 from fullyconv.evaluation import class_figures, evaluate
 from fullyconv.evaluation.progress import draw_progress
 from fullyconv.evaluation.result import Floor, floor_of
 from fullyconv.files import atomic_write
 from fullyconv.predict import Predictor
+from fullyconv.train.advice import nothing_counted
 from fullyconv.train.context import TIMES, RunContext
 from fullyconv.train.signals import Stop
 
@@ -33,7 +34,10 @@ def measure(c: RunContext, stop: Stop) -> None:
         if stop and c.world.size == 1:  # with more processes all must measure as many images
             raise _Abandoned
 
-    predictor = Predictor(c.average or c.model)
+    model = c.average or c.model
+    if c.state.step and model.untrained:  # said with its cause, before a predictor refuses such a network
+        raise DataError(nothing_counted(c))
+    predictor = Predictor(model)
     share = c.world.rank, c.world.size
     try:
         with c.world.together():

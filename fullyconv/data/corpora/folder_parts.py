@@ -11,10 +11,20 @@ from typing import final
 from fullyconv.data.corpora.class_tables import table_rank
 from fullyconv.data.corpora.foreign import is_map
 from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, is_split, list_files, pictures, stems
-from fullyconv.data.corpora.pairing import beside, pair
+from fullyconv.data.corpora.pairing import beside, couples, pair
 from fullyconv.errors import printable
 
-__all__ = ["LABELS", "Part", "alone_parts", "coupled_part", "images_of", "named", "read_part", "unused"]
+__all__ = [
+    "LABELS",
+    "Part",
+    "alone_parts",
+    "coupled_part",
+    "images_of",
+    "label_maps",
+    "named",
+    "read_part",
+    "unused",
+]
 
 IMAGES = ("images", "image", "imgs", "img", "rgb", "jpegimages", "pictures", "photos")
 LABELS = (
@@ -208,3 +218,20 @@ def unused(root: Path, parts: Iterable[Part]) -> str:
     said = [f"{len(files)} in {folder}/ ({printable(files[0].name)})" for folder, files in by.items()]
     more = f" and in {len(said) - 5} more folders" if len(said) > 5 else ""
     return f"pictures that are not used: {', '.join(said[:5])}{more}." if said else ""
+
+
+def label_maps(files: Sequence[Path], root: Path) -> set[Path]:
+    """Those of the image files below `root` that the readers would take for label maps: in a folder of labels, or
+    beside an image that they belong to by name. Empty where nothing else would be left (the labels' own folder)."""
+    coupled = [labels for _, labels in couples(root, IMAGES, LABELS).values()]
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    found: set[Path] = set()
+    for folder, some in folders.items():
+        named_so = any(part.lower() in LABELS for part in folder.relative_to(root).parts)
+        if named_so or any(folder.is_relative_to(c) for c in coupled):
+            found.update(some)
+        elif (pairs := beside(some, folder)) is not None:
+            found.update(pairs[1].values())
+    return found if len(found) < len(files) else set()
