@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal, final
 
 from fullyconv.errors import DataError, printable
@@ -47,6 +48,18 @@ class Taxonomy:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        some = ", ".join(map(printable, self.names[:5])) + (", ..." if len(self) > 5 else "")
+        return f"Taxonomy({len(self)} classes: {some}; {self.ignore} is ignored)"
+
+    def _repr_html_(self) -> str:
+        """A notebook's table: id, colour, name. Names are text, whatever they hold."""
+        rows = (
+            f'<tr><td>{k}</td><td style="background:rgb({r},{g},{b})"></td><td>{escape(printable(name))}</td></tr>'
+            for k, (name, (r, g, b)) in enumerate(zip(self.names, self.palette, strict=True))
+        )
+        return f"<table><tr><th>id</th><th></th><th>class</th></tr>{''.join(rows)}</table>"
 
     @property
     def named_by(self) -> Literal["name", "number", "colour"]:

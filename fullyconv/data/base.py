@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, final
 
@@ -81,6 +82,11 @@ class Dataset:
     def __repr__(self) -> str:
         heads = ", ".join(f"{head}: {len(t)} classes" for head, t in self.taxonomies.items()) or "no labels"
         return printable(f"Dataset({self.kind}:{self.root.name}, split {self.split}, {len(self)} images, {heads})")
+
+    def _repr_html_(self) -> str:
+        """A notebook's: the line, then each head's classes."""
+        heads = "".join(f"<p>{escape(printable(h))}</p>{t._repr_html_()}" for h, t in self.taxonomies.items())
+        return f"<p>{escape(repr(self))}</p>{heads}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

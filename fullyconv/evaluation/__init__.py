@@ -198,8 +198,8 @@ def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
             f"Images to measure on are a Dataset or its path, not {type(dataset).__name__}; give open_dataset(PATH)."
         )
     model = predictor if isinstance(predictor, str | Path) else ""
-    network = load(predictor) if model else predictor
-    ready = network if hasattr(network, "confident_labels") else Predictor(network)
+    network: Any = load(predictor) if model else predictor
+    ready: Predictor = network if hasattr(network, "confident_labels") else Predictor(network)
     return ready, dataset if isinstance(dataset, Dataset) else images_to_measure(dataset, "", ready, model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import metrics
-from fullyconv.errors import DataError, MissingInput, UsageError, foreign_values
+from fullyconv.errors import DataError, MissingInput, UsageError, foreign_values, printable
 from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
@@ -65,6 +66,15 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.images} images, mean IU {self.mean_iu:.4f}, pixel accuracy {self.pixel_accuracy:.4f})"
+
+    def _repr_html_(self) -> str:
+        """A notebook's: the line, then IU and accuracy of every class of the main head."""
+        rows = "".join(
+            f"<tr><td>{escape(printable(c['name']))}</td><td>{_shown(c['iu'])}</td><td>{_shown(c['accuracy'])}</td></tr>"
+            for c in self.per_class
+        )
+        head = "<tr><th>class</th><th>IU</th><th>accuracy</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
     @property
     def head(self) -> str:
@@ -310,3 +320,7 @@ def _image_from(value: Mapping[str, Any]) -> ImageTables:
         {h: pair[0] for h, pair in tables.items()},
         {h: pair[1] for h, pair in tables.items()},
     )
+
+
+def _shown(value: float | None) -> str:
+    return "not in the truth" if value is None else f"{value:.4f}"
