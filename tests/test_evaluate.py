@@ -237,7 +237,7 @@ def test_a_file_that_is_no_result_is_refused_in_words(tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[]", "not a result"),
         ('{"format": 9}', "format 9"),
-        ('{"format": 1}', "read"),
+        ('{"format": 1}', "does not write"),
     ]:
         (tmp_path / "result.json").write_text(text)
         with pytest.raises(DataError, match=words):

@@ -170,7 +170,7 @@ def test_a_set_without_splits_is_measured_whole_and_that_is_said_unless_a_split_
 ) -> None:
     code, out, err = run(capsys, "evaluate", model, f"folder:{data / 'train'}", "--json")
     assert (code, json.loads(out)["images"]) == (0, 3)
-    assert "has no val split with labels: all 3 images are measured" in err
+    assert "has no val split with labels: all 3 images of" in err
     code, _, err = run(capsys, "evaluate", model, f"folder:{data / 'train'}", "--split", "val")
     assert code == 2
     assert "has no splits, so no 'val'" in err

@@ -24,7 +24,7 @@ def page() -> Any:
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S):
         exec(compile(block, str(PAGE), "exec"), names)
     yield names
-    del TRUNKS["plain"]
+    del TRUNKS["five"]
 
 
 def test_the_corpus_is_read_checked_and_measured(page: Any, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_corpus_is_read_checked_and_measured(page: Any, tmp_path: Path) -> N
 
 def test_the_trunk_gives_every_network_of_the_grammar(page: Any) -> None:
     for stride in (32, 16, 8):
-        model = fc.create(f"fcn{stride}s-plain", 3, quiet=True).eval()
+        model = fc.create(f"fcn{stride}s-five", 3, quiet=True).eval()
         assert model.geometry(33, 47).exact
         with torch.no_grad():
             assert model(torch.zeros(1, 3, 33, 47))["out"].shape == (1, 3, 33, 47)

@@ -103,7 +103,7 @@ def test_only_the_converter_touches_torchs_unpickler() -> None:
         for path in (ROOT / "fullyconv").rglob("*.py")
         if re.search(words, code(path))
     }
-    assert found == {"fullyconv/sandbox/weights.py": ["torch.load"]}
+    assert found == {"fullyconv/sandbox/weight_files.py": ["torch.load"]}
 
 
 def code(path: Path) -> str:
