@@ -583,7 +583,7 @@ def test_a_run_without_a_name_lies_in_runs(data: str, tmp_path: Path, monkeypatc
         (("train/a.png", "trainannot/a.png", "val/b.png", "valannot/b.png"), ["train/a.png", "val/b.png"]),
         (("1_sat.jpg", "1_mask.png", "2_sat.jpg", "2_mask.png"), ["1_sat.jpg", "2_sat.jpg"]),
         (("test/x.jpg", "test/x_mask.png", "train/y.jpg", "train/y_mask.png"), ["test/x.jpg", "train/y.jpg"]),
-        (("a.jpg", "a.png", "b.jpg", "b.png"), ["a.jpg", "b.jpg"]),
+        (("a.jpg", "a.png", "b.jpg", "b.png"), ["a.jpg", "a.png", "b.jpg", "b.png"]),  # photos, perhaps
         (("face mask.jpg", "dog.jpg"), ["dog.jpg", "face mask.jpg"]),
         (("labels/a.png", "labels/b.png"), ["labels/a.png", "labels/b.png"]),
     ],

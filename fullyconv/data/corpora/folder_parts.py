@@ -233,5 +233,6 @@ def label_maps(files: Sequence[Path], root: Path) -> set[Path]:
         if named_so or any(folder.is_relative_to(c) for c in coupled):
             found.update(some)
         elif (pairs := beside(some, folder)) is not None:
-            found.update(pairs[1].values())
+            # a.jpg beside a.png may be two photos: that is left for the user to say
+            found.update(f for stem, f in pairs[1].items() if f.stem != Path(stem).name)
     return found if len(found) < len(files) else set()
