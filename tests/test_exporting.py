@@ -101,7 +101,7 @@ def test_depth_is_exported_as_float_and_refused_as_bytes(tmp_path: Path) -> None
     assert fc.export(model, tmp_path / "m.onnx", input="float").difference < 1e-5
 
 
-SMALL = (
+TRUNKS = (
     "fcn8s-vgg16", "fcn32s-alexnet", "fcn32s-googlenet", "fcn8s-alexnet_tv", "fcn8s-googlenet_tv", "fcn8s-resnet18",
     "fcn8s-resnet50", "fcn8s-efficientnet_lite0", "fcn8s-efficientnet_lite4", "fcn8s-mobilenet_v2",
     "fcn8s-mobilenet_v3_large", "fcn16s-squeezenet1_0",
@@ -112,7 +112,7 @@ LARGE = ("fcn8s-atonce-vgg16", "fcn16s-vgg16_bn", "fcn8s-learned-vgg16")  # more
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in SMALL),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in TRUNKS),
         *(pytest.param(n, marks=pytest.mark.soak) for n in LARGE),
     ],
 )
