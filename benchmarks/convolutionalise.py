@@ -4,7 +4,7 @@
 
 The paper (section 4.1): 22 ms for the grid against 1.2 ms a window in efficient batches, more than 5 times faster, and
 nearly 25 times against lone windows (5.4 ms). Random weights; time does not depend on them. Windows of 227 pixels, 32
-apart, make the picture 515 x 515 (theirs is 500 x 500, padded). Times are the processor's own (user + system), so
+apart, make the image 515 x 515 (theirs is 500 x 500, padded). Times are the processor's own (user + system), so
 that other work on the machine does not count.
 """
 
@@ -47,12 +47,12 @@ def main() -> None:
     classifier = torchvision.models.alexnet().eval()
     dense = fc.convolutionalise(classifier, WINDOW, windows=2)
     side = WINDOW + (GRID - 1) * STRIDE
-    picture = torch.randn(1, 3, side, side)
+    image = torch.randn(1, 3, side, side)
     places = [(i * STRIDE, j * STRIDE) for i in range(GRID) for j in range(GRID)]
-    windows = torch.cat([picture[:, :, y : y + WINDOW, x : x + WINDOW] for y, x in places])
+    windows = torch.cat([image[:, :, y : y + WINDOW, x : x + WINDOW] for y, x in places])
     with torch.inference_mode():
-        assert dense(picture).shape[2:] == (GRID, GRID)
-        whole = fastest(lambda: dense(picture), arguments.runs)
+        assert dense(image).shape[2:] == (GRID, GRID)
+        whole = fastest(lambda: dense(image), arguments.runs)
         batches = fastest(lambda: [classifier(b) for b in windows.split(25)], arguments.runs)
         lone = fastest(lambda: [classifier(w[None]) for w in windows], arguments.runs)
     result = {

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     what, filled, raw, camera = frame()
-    ours, picture = fastest(lambda: hha.encode(filled, camera, raw), 5)
+    ours, image = fastest(lambda: hha.encode(filled, camera, raw), 5)
     result: dict[str, Any] = {
         "frame": f"{what}, {filled.shape[0]}x{filled.shape[1]} (HxW)",
         "machine": contest.machine(),
@@ -73,7 +73,7 @@ def main() -> None:
     }
     if arguments.rival:
         theirs, other = fastest(rival(arguments.rival, filled, raw, camera), 1)
-        equal = (picture == other).mean((0, 1))
+        equal = (image == other).mean((0, 1))
         result |= {
             "rival": "charlesCXK/Depth2HHA-python",
             "rival_took": theirs,

@@ -1,4 +1,4 @@
-"""FCN-8s-VGG16, pad 100, from an 8-bit picture to its label map: ours beside the same network elsewhere.
+"""FCN-8s-VGG16, pad 100, from an 8-bit image to its label map: ours beside the same network elsewhere.
 
     python benchmarks/inference.py [--size 500 500] [--rounds 7] [--rivals PYTHON] [--same-allocator] [--json FILE]
 
@@ -28,7 +28,7 @@ MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 RIVALS = ("torchfcn FCN8s", "cv2.dnn, original graph")
 
 
-def picture(height: int, width: int) -> Any:
+def photo(height: int, width: int) -> Any:
     import numpy as np
 
     coarse = np.random.default_rng(0).integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
@@ -44,7 +44,7 @@ def ours(height: int, width: int, precision: str) -> Callable[[], Any]:
     with torch.no_grad():
         for p in model.head_parameters():
             p.normal_(0, 0.01)
-    predictor, image = fc.Predictor(model.eval(), precision=precision), picture(height, width)
+    predictor, image = fc.Predictor(model.eval(), precision=precision), photo(height, width)
     return lambda: predictor(image)
 
 
@@ -70,7 +70,7 @@ def torchfcn(height: int, width: int) -> Callable[[], Any]:
     with torch.no_grad():
         for p in network.score_fr.parameters():
             p.normal_(0, 0.01)
-    image = picture(height, width)
+    image = photo(height, width)
 
     def call() -> Any:
         x = image[:, :, ::-1].astype(np.float64) - MEAN_BGR
@@ -95,7 +95,7 @@ def opencv(height: int, width: int) -> Callable[[], Any]:
         caffe_writer.write(weights, blobs)
         del blobs
         engine = cv2.dnn.readNetFromCaffe(str(graph), str(weights))
-    image = picture(height, width)
+    image = photo(height, width)
 
     def call() -> Any:
         engine.setInput(cv2.dnn.blobFromImage(image, mean=MEAN_BGR[::-1], swapRB=True))
@@ -139,7 +139,7 @@ def main() -> None:
             )
         )
     found = contest.with_ratios(contest.compete(contestants, arguments.rounds), RIVALS[0])
-    contest.show(f"FCN-8s-VGG16, {height}x{width}, {CLASSES} classes, picture to labels", found)
+    contest.show(f"FCN-8s-VGG16, {height}x{width}, {CLASSES} classes, image to labels", found)
     result = {"size": [height, width], "same_allocator": arguments.same_allocator, "machine": before, "figures": found}
     return contest.finish(result, arguments.json)
 

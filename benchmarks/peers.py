@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py [--size 500 500] [--train-size 360 480] [--rounds 7] [--rivals PYTHON] [--json FILE]
 
-Same picture, 21 classes, each network in its own process with its own defaults (rivals: contiguous float32, no_grad,
+Same image, 21 classes, each network in its own process with its own defaults (rivals: contiguous float32, no_grad,
 full scores, argmax; ours: `Predictor`, and a step in channels last with the loss from coarse scores; what `train` does
 beside that, `train_step.py` measures). FLOPs are printed beside the times, since
 the networks are not equally large. PYTHON: an environment made from requirements/rivals.lock.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import contest
-from inference import CLASSES, picture
+from inference import CLASSES, photo
 
 OURS = ("fcn32s-resnet50", "fcn8s-resnet18", "fcn8s-mobilenet_v3_large", "fcn4s-resnet18")
 RIVALS = ("torchvision fcn_resnet50", "smp Unet resnet18", "smp FPN resnet18")
@@ -51,7 +51,7 @@ def predicting(name: str, height: int, width: int) -> tuple[Callable[[], Any], f
     import numpy as np
     import torch
 
-    image = picture(height, width)
+    image = photo(height, width)
     if name in OURS:
         import fullyconv as fc
         from fullyconv.cost import estimate

@@ -1,4 +1,4 @@
-"""fullyconv: label every pixel of a picture with fully convolutional networks (Long, Shelhamer, Darrell 2015/2017)."""
+"""fullyconv: label every pixel of an image with fully convolutional networks (Long, Shelhamer, Darrell 2015/2017)."""
 
 from __future__ import annotations
 

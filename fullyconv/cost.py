@@ -26,7 +26,7 @@ from fullyconv.errors import UnknownName, UsageError
 __all__ = ["Cost", "Live", "estimate", "working_bytes"]
 
 MIB = 1 << 20
-# Resident bytes of a process that has imported torch, fullyconv and numba and labelled a tiny picture: interpreter,
+# Resident bytes of a process that has imported torch, fullyconv and numba and labelled a tiny image: interpreter,
 # libraries, compiled kernels (measured with torch 2.15 on Linux: 720 and 800 MiB on two processors). On a GPU: the
 # context and its libraries' workspaces (not measured).
 RUNTIME = {"cpu": 770 * MIB, "cuda": 600 * MIB}

@@ -63,7 +63,7 @@ def shift_and_stitch(network: nn.Sequential, x: Tensor) -> Tensor:
     """Outputs at every pixel by f^2 passes over shifted inputs, interlaced (f: the network's stride). x N C H W.
 
     Output (y, x) belongs to the window whose top left pixel is (y, x). The slow twin of `filter_rarefaction`. Errors:
-    UsageError when the picture does not hold a window at every shift.
+    UsageError when the image does not hold a window at every shift.
     """
     f, field = 1, 1
     for layer in network:
@@ -93,7 +93,7 @@ def filter_rarefaction(network: nn.Sequential) -> nn.Sequential:
         twin: Any = copy.deepcopy(layer)
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             if layer.padding not in (0, (0, 0)):
-                raise UsageError("Shifted windows see other padding than the picture's; give an unpadded network.")
+                raise UsageError("Shifted windows see other padding than the image's; give an unpadded network.")
             if isinstance(layer, nn.Conv2d):
                 twin.stride, twin.dilation = (1, 1), (spread, spread)
             else:
@@ -148,13 +148,13 @@ def keep_cells(labels: Tensor, stride: int, p: float, ignore: int, generator: to
 
 @final
 @dataclass(frozen=True)
-class _Pictures:
+class _Images:
     images: Tensor  # N C H W, preprocessed
     labels: Tensor  # N H W int64
 
 
-def _pictures(data: Dataset, model: models.FCN, size: tuple[int, int], limit: int) -> _Pictures:
-    """Up to `limit` pictures, each cropped to `size` at its top left."""
+def _images(data: Dataset, model: models.FCN, size: tuple[int, int], limit: int) -> _Images:
+    """Up to `limit` images, each cropped to `size` at its top left."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for sample in data:
@@ -163,8 +163,8 @@ def _pictures(data: Dataset, model: models.FCN, size: tuple[int, int], limit: in
             images.append(torch.from_numpy(model.preprocessing(sample.image[: size[0], : size[1]])))
             labels.append(torch.from_numpy(label[: size[0], : size[1]].astype(np.int64)))
     if not images:
-        raise DataError(f"No picture of {data.root} is at least {size[0]}x{size[1]} (HxW); give a smaller --size.")
-    return _Pictures(torch.stack(images), torch.stack(labels))
+        raise DataError(f"No image of {data.root} is at least {size[0]}x{size[1]} (HxW); give a smaller --size.")
+    return _Images(torch.stack(images), torch.stack(labels))
 
 
 def patch_sampling(
@@ -176,19 +176,19 @@ def patch_sampling(
     batch: int = 2,
     size: tuple[int, int] = (96, 128),
     rate: float = 1e-3,
-    pictures: int = 64,
+    images: int = 64,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Rows {p, step, seconds, loss}: training with each cell of the loss kept with probability p, on 1/p more pictures.
+    """Rows {p, step, seconds, loss}: training with each cell of the loss kept with probability p, on 1/p more images.
 
     Every p starts from the same weights (Adam at `rate`) and sees as many labelled pixels a step; `loss` is the mean
-    over all pixels of one fixed set of pictures, at five times in the course.
+    over all pixels of one fixed set of images, at five times in the course.
     """
     taxonomy = data.taxonomy
     rows = []
     for p in keep:
         model = models.create(network, taxonomies={"semantic": taxonomy}, weights=weights, seed=seed, quiet=True)
-        given = _pictures(data, model, size, pictures)
+        given = _images(data, model, size, images)
         geometry = model.geometry(*size)
         optimiser = torch.optim.Adam(model.parameters(), rate)
         generator = torch.Generator().manual_seed(seed)
@@ -215,7 +215,7 @@ def _loss(model: models.FCN, images: Tensor, labels: Tensor, ignore: int) -> Ten
     return loss
 
 
-def _loss_on(model: models.FCN, given: _Pictures, ignore: int) -> float:
+def _loss_on(model: models.FCN, given: _Images, ignore: int) -> float:
     with torch.inference_mode():
         return float(_loss(model.eval(), given.images[:8], given.labels[:8], ignore))
 

@@ -68,7 +68,7 @@ class Recipe(BaseModel):
         "measured on the first images so that the network starts as the same function.",
     )
 
-    # Pictures
+    # Images
     split: str = _key("train", "Split that is learned.")
     val_split: str = _key("val", "Split that is measured; empty for none.")
     crop: tuple[int, ...] = _key(

@@ -160,7 +160,7 @@ NETS: dict[str, tuple[dict[str, int], Callable[[Graph], None]]] = {
 
 
 def draw(name: str, height: int, width: int, divide: int = 1, seed: int = 0) -> tuple[str, Blobs]:
-    """(prototxt, random blobs) of a released network for pictures of height x width."""
+    """(prototxt, random blobs) of a released network for images of height x width."""
     inputs, build = NETS[name]
     graph = Graph(inputs, height, width, divide, seed)
     build(graph)

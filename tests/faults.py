@@ -18,7 +18,7 @@ SIZE = (96, 128)
 
 
 def scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A textured picture of three shapes on a ground, and its exact label."""
+    """A textured image of three shapes on a ground, and its exact label."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     label = np.zeros(size, np.uint8)
@@ -78,9 +78,9 @@ def truncated_png(root: Path) -> Path:
 
 
 def truncated_jpeg(root: Path) -> Path:
-    picture = _pixels(image(root, 0))
+    photo = _pixels(image(root, 0))
     new = _swap(image(root, 0), ".jpg")
-    save(picture, new, quality=95)
+    save(photo, new, quality=95)
     new.write_bytes(new.read_bytes()[:-2000])
     return new
 
@@ -141,18 +141,18 @@ def turned_label(root: Path) -> Path:
 def exif_rotation(root: Path) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = _pixels(image(root, 6))
+    photo = _pixels(image(root, 6))
     new = _swap(image(root, 6), ".jpg")
-    save(picture, new, exif=exif)
+    save(photo, new, exif=exif)
     return new
 
 
 def exif_half_turn(root: Path) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 3
-    picture = _pixels(image(root, 6))
+    photo = _pixels(image(root, 6))
     new = _swap(image(root, 6), ".jpg")
-    save(picture, new, exif=exif)
+    save(photo, new, exif=exif)
     return new
 
 
@@ -268,9 +268,9 @@ def saved_again_to_val(root: Path) -> tuple[Path, ...]:
 
 
 def reencoded_to_val(root: Path) -> tuple[Path, ...]:
-    picture = _pixels(image(root, 17))
+    photo = _pixels(image(root, 17))
     new = _swap(image(root, 2, "val"), ".jpg")
-    save(picture, new, quality=60)
+    save(photo, new, quality=60)
     return (image(root, 17), new)
 
 
@@ -290,9 +290,9 @@ def sixteen_bits(root: Path) -> Path:
 
 
 def cmyk(root: Path) -> Path:
-    picture = Image.open(image(root, 20)).convert("CMYK")
+    photo = Image.open(image(root, 20)).convert("CMYK")
     new = _swap(image(root, 20), ".jpg")
-    picture.save(new)
+    photo.save(new)
     return new
 
 
@@ -319,8 +319,8 @@ def tiny(root: Path) -> Path:
 
 
 def strip(root: Path) -> Path:
-    picture, values = scene(5, (96, 128))
-    save(np.tile(picture, (1, 9, 1)), image(root, 21))
+    photo, values = scene(5, (96, 128))
+    save(np.tile(photo, (1, 9, 1)), image(root, 21))
     save(np.tile(values, (1, 9)), label(root, 21))
     return image(root, 21)
 
@@ -373,11 +373,11 @@ def bomb(root: Path) -> Path:
 
 def other_palette(root: Path) -> tuple[Path, ...]:
     for i in range(6):
-        picture = Image.open(label(root, i)).convert("P")
-        picture.putpalette([c for k in range(256) for c in ((k * 40) % 256, (k * 7) % 256, 9)])
+        image = Image.open(label(root, i)).convert("P")
+        image.putpalette([c for k in range(256) for c in ((k * 40) % 256, (k * 7) % 256, 9)])
         if i == 5:
-            picture.putpalette([c for k in range(256) for c in ((k * 7) % 256, (k * 40) % 256, 9)])
-        picture.save(label(root, i))
+            image.putpalette([c for k in range(256) for c in ((k * 7) % 256, (k * 40) % 256, 9)])
+        image.save(label(root, i))
     return (label(root, 5),)
 
 

@@ -1,4 +1,4 @@
-"""Picture files as bytes: encoded by Pillow, written by hand, and damaged."""
+"""Image files as bytes: encoded by Pillow, written by hand, and damaged."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ SQUARE = [5.0, 5.0, 20.0, 5.0, 20.0, 18.0, 5.0, 18.0]
 INNER = [8.0, 8.0, 14.0, 8.0, 14.0, 12.0, 8.0, 12.0]
 
 
-def picture(path: Path, size: tuple[int, int] = (H, W)) -> Path:
+def photo(path: Path, size: tuple[int, int] = (H, W)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (size[1], size[0]), (90, 120, 30)).save(path)
     return path
@@ -123,8 +123,8 @@ def test_damaged_compressed_runs_are_refused(text: str) -> None:
 
 
 def write_coco(root: Path, annotations: list[dict[str, Any]], name: str = "annotations/instances_val2017.json") -> Path:
-    picture(root / "val2017/000000000139.png")
-    picture(root / "val2017/000000000285.png")
+    photo(root / "val2017/000000000139.png")
+    photo(root / "val2017/000000000285.png")
     images = [
         {"id": 139, "file_name": "000000000139.png", "height": H, "width": W},
         {"id": 285, "file_name": "000000000285.png", "height": H, "width": W},
@@ -208,7 +208,7 @@ def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
         ({"category_id": 1, "segmentation": [[]]}, "fewer than 3 points"),
         ({"category_id": 1, "segmentation": [[float("nan")] * 6]}, "no finite numbers"),
         ({"category_id": 1, "segmentation": [[5, 5, 9, 5, 15, 5, 8, 5]]}, "without an area"),
-        ({"category_id": 1, "segmentation": [[50, 5, 90, 5, 60, 9]]}, "outside the picture"),
+        ({"category_id": 1, "segmentation": [[50, 5, 90, 5, 60, 9]]}, "outside the image"),
         ({"category_id": 1, "segmentation": [[10**400] * 6]}, "no numbers"),
         ({"category_id": 1, "segmentation": {"size": [H, W], "counts": [2**62] * 4 + [H * W]}}, "of runs"),
         ({"category_id": 1, "segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "fewer than 3 points"),
@@ -250,11 +250,11 @@ def test_a_set_of_crowds_alone_is_told_how_to_use_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("1.png", "1.jpg"), ("a/1.png", "b/1.png"), ("A.png", "a.png"), ("x.png", "x.PNG")])
-def test_pictures_of_one_stem_have_labels_of_their_own(names: tuple[str, str], tmp_path: Path) -> None:
+def test_images_of_one_stem_have_labels_of_their_own(names: tuple[str, str], tmp_path: Path) -> None:
     images = [{"id": i, "file_name": n, "height": H, "width": W} for i, n in enumerate(names)]
     outlines = [{"id": i, "image_id": i, "category_id": 1, "segmentation": [p]} for i, p in enumerate((SQUARE, INNER))]
     for name in names:
-        picture(tmp_path / "images" / name)
+        photo(tmp_path / "images" / name)
     value = {"images": images, "annotations": outlines, "categories": [{"id": 1, "name": "x"}]}
     (tmp_path / "instances.json").write_text(json.dumps(value))
     data = open_dataset(tmp_path)
@@ -264,9 +264,9 @@ def test_pictures_of_one_stem_have_labels_of_their_own(names: tuple[str, str], t
         assert np.array_equal(sample.labels["semantic"] == 1, oracle(points))
 
 
-def test_two_listed_pictures_are_never_one_file(tmp_path: Path) -> None:
+def test_two_listed_images_are_never_one_file(tmp_path: Path) -> None:
     images = [{"id": i, "file_name": f"{n}/1.png", "height": H, "width": W} for i, n in enumerate("ab")]
-    picture(tmp_path / "images/1.png")
+    photo(tmp_path / "images/1.png")
     (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     with pytest.raises(MissingInput, match=r"only .*1\.png"):
         open_dataset(f"coco:{tmp_path}")
@@ -274,7 +274,7 @@ def test_two_listed_pictures_are_never_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["categories", "annotations"])
 def test_opening_coco_takes_time_in_proportion(what: str, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
 
     def opened(count: int) -> float:
         listed = [{"id": i, "name": f"c{i}"} for i in range(count if what == "categories" else 3)]
@@ -291,24 +291,24 @@ def test_opening_coco_takes_time_in_proportion(what: str, tmp_path: Path) -> Non
     assert opened(16_000) < 10 * few  # four times as many; quadratic would be sixteen
 
 
-def test_boxes_alone_are_refused_and_unlisted_pictures_counted(tmp_path: Path) -> None:
+def test_boxes_alone_are_refused_and_unlisted_images_counted(tmp_path: Path) -> None:
     write_coco(tmp_path, [{"category_id": 1, "bbox": [1, 1, 5, 5]}] * 3)
     with pytest.raises(DataError, match="3 annotations, all of them boxes"):
         open_dataset(tmp_path)
     write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}])
-    picture(tmp_path / "val2017/other.png")
-    assert any("1 pictures that the file does not list (other.png)" in n for n in open_dataset(tmp_path).notes)
+    photo(tmp_path / "val2017/other.png")
+    assert any("1 images that the file does not list (other.png)" in n for n in open_dataset(tmp_path).notes)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\x.png", ""])
-def test_pictures_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+def test_images_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     file = write_coco(tmp_path, [])
     file.write_text(file.read_text().replace("000000000139.png", name.replace("\\", "\\\\")))
     with pytest.raises(FullyconvError, match="lies outside"):
         open_dataset(f"coco:{tmp_path}")
 
 
-def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -> None:
+def test_a_coco_file_alone_finds_its_images_where_it_is_told(tmp_path: Path) -> None:
     file = write_coco(tmp_path / "labels", [{"category_id": 1, "segmentation": [SQUARE]}], "export.json")
     (tmp_path / "labels/val2017").rename(tmp_path / "pictures")
     with pytest.raises(MissingInput, match="images=PATH"):
@@ -316,12 +316,12 @@ def test_a_coco_file_alone_finds_its_pictures_where_it_is_told(tmp_path: Path) -
     assert len(open_dataset(f"coco:{file}", images=tmp_path / "pictures")) == 2
 
 
-def test_pictures_may_lie_in_a_folder_named_without_the_year(tmp_path: Path) -> None:
+def test_images_may_lie_in_a_folder_named_without_the_year(tmp_path: Path) -> None:
     for year in ("train2017", "val2017"):
         write_coco(tmp_path, [{"category_id": 1, "segmentation": [SQUARE]}], f"annotations/instances_{year}.json")
-    picture(tmp_path / "images/train/000000000139.png")
+    photo(tmp_path / "images/train/000000000139.png")
     (tmp_path / "val2017").rename(tmp_path / "images/val")
-    picture(tmp_path / "images/train/000000000285.png")
+    photo(tmp_path / "images/train/000000000285.png")
     assert open_dataset(tmp_path).records[0].inputs["rgb"] == tmp_path / "images/train/000000000139.png"
     assert open_dataset(tmp_path, "val").records[0].inputs["rgb"] == tmp_path / "images/val/000000000139.png"
 
@@ -352,7 +352,7 @@ def shape(label: str, kind: str, corners: list[list[float]], **more: Any) -> dic
 
 
 def write_labelme(folder: Path, stem: str, shapes: list[dict[str, Any]], **more: Any) -> Path:
-    picture(folder / f"{stem}.png")
+    photo(folder / f"{stem}.png")
     value: dict[str, Any] = {
         "version": "5.4.1",
         "flags": {},
@@ -410,7 +410,7 @@ def test_labelme_files_may_lie_in_a_folder_of_their_own(named: str, tmp_path: Pa
     assert data[0].labels["semantic"].max() == 1
 
 
-def test_labelme_pictures_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+def test_labelme_images_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     file = write_labelme(tmp_path / "data", "x", [])
     (tmp_path / "data/x.png").rename(tmp_path / "secret.png")
     file.write_text(file.read_text().replace('"imagePath": "x.png"', '"imagePath": "../secret.png"'))
@@ -427,7 +427,7 @@ def test_labelme_rectangles_of_four_corners_and_files_without_a_size(tmp_path: P
     assert (label[2:13, 2:21] == 2).all()
 
 
-def test_labelme_pictures_may_be_inside_the_file_and_splits_are_folders(tmp_path: Path) -> None:
+def test_labelme_images_may_be_inside_the_file_and_splits_are_folders(tmp_path: Path) -> None:
     for split in ("train", "val"):
         file = write_labelme(tmp_path / split, "x", [shape("cat", "polygon", [[1, 1], [9, 1], [9, 9]])])
         inside = base64.b64encode((tmp_path / split / "x.png").read_bytes()).decode()
@@ -461,7 +461,7 @@ def test_labels_txt_fixes_the_classes_and_refuses_others(tmp_path: Path) -> None
         (shape("cat", "circle", [[float("nan"), 1], [5, 5]]), "finite"),
         (shape("cat", "polygon", [[1, 1], [10**400, 2], [5, 5]]), "no numbers"),
         (shape("cat", "polygon", [[1e9, 1], [1e9, 2], [2e9, 5]]), "far outside"),
-        (shape("cat", "polygon", [[100, 1], [120, 2], [110, 5]]), "outside the picture"),
+        (shape("cat", "polygon", [[100, 1], [120, 2], [110, 5]]), "outside the image"),
         (shape("cat", "polygon", [[1], [2], [5]]), "no pairs"),
         (shape("cat", "polygon", []), "no pairs"),
         ({"shape_type": "polygon", "points": [[1, 1], [5, 1], [4, 4]]}, "without a label"),
@@ -480,7 +480,7 @@ def test_a_labelme_shape_that_cannot_be_painted_is_counted(value: Any, said: str
     assert "shape 2 of bad.json" in left[0]
 
 
-def test_a_labelme_file_never_takes_the_picture_of_another(tmp_path: Path) -> None:
+def test_a_labelme_file_never_takes_the_image_of_another(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_labelme(tmp_path / split, "x", [shape("cat", "rectangle", [[1, 1], [9, 9]])])
     assert len(open_dataset(f"labelme:{tmp_path}", "all")) == 2
@@ -489,10 +489,10 @@ def test_a_labelme_file_never_takes_the_picture_of_another(tmp_path: Path) -> No
         open_dataset(f"labelme:{tmp_path}", "all")
 
 
-def test_pictures_without_a_labelme_file_are_counted(tmp_path: Path) -> None:
+def test_images_without_a_labelme_file_are_counted(tmp_path: Path) -> None:
     write_labelme(tmp_path, "x", [shape("cat", "rectangle", [[1, 1], [9, 9]])])
-    picture(tmp_path / "y.png")
-    assert any("1 pictures without a JSON file of their own (y.png)" in n for n in open_dataset(tmp_path).notes)
+    photo(tmp_path / "y.png")
+    assert any("1 images without a JSON file of their own (y.png)" in n for n in open_dataset(tmp_path).notes)
     with pytest.raises(UsageError, match="line_width"):
         open_dataset(f"labelme:{tmp_path}", line_width=10**9)
 
@@ -507,7 +507,7 @@ def test_cvats_segmentation_masks_are_read_by_their_colours(tmp_path: Path) -> N
     colours = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
     (tmp_path / "labelmap.txt").write_text(LABELMAP)
     for name in ("frame_000000", "frame_000001"):
-        picture(tmp_path / f"JPEGImages/{name}.png")
+        photo(tmp_path / f"JPEGImages/{name}.png")
         (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
         Image.fromarray(colours[stored]).save(tmp_path / f"SegmentationClass/{name}.png")
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
@@ -524,7 +524,7 @@ def test_cvats_segmentation_masks_are_read_by_their_colours(tmp_path: Path) -> N
 
 
 def write_cvat(root: Path, shapes: str, name: str = "a.png") -> Path:
-    picture(root / "images/a.png")
+    photo(root / "images/a.png")
     file = root / "annotations.xml"
     labels = "".join(
         f"<label><name>{n}</name><color>{c}</color></label>" for n, c in (("road", "#33ddff"), ("car", "#fa3253"))
@@ -596,7 +596,7 @@ def test_xml_that_is_no_image_export_is_refused(content: str, said: str, tmp_pat
 
 HUGE = 2**62
 BAD_CVAT = {
-    "leaves its picture": '<mask label="car" rle="0, 4" left="39" top="0" width="2" height="2" z_order="0"></mask>',
+    "leaves its image": '<mask label="car" rle="0, 4" left="39" top="0" width="2" height="2" z_order="0"></mask>',
     "do not fill": f'<mask label="car" rle="{HUGE},{HUGE},{HUGE},{HUGE + 4}" left="3" top="0" width="2" height="2"/>',
     "left is no number": '<mask label="car" rle="0, 4" left="nan" top="0" width="2" height="2"/>',
     "runs that are no numbers": f'<mask label="car" rle="{"9" * 5000}" left="1" top="0" width="2" height="2"/>',
@@ -623,9 +623,9 @@ def test_what_cvat_holds_and_is_not_painted_is_counted(said: str, tmp_path: Path
     assert any(n.startswith("left out: 1 ") and said in n and "a.png" in n for n in data.notes), data.notes
 
 
-def test_cvat_pictures_of_one_stem_have_labels_of_their_own(tmp_path: Path) -> None:
+def test_cvat_images_of_one_stem_have_labels_of_their_own(tmp_path: Path) -> None:
     file = write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0))
-    picture(tmp_path / "images/a.jpg")
+    photo(tmp_path / "images/a.jpg")
     more = f'<image id="1" name="a.jpg" width="{W}" height="{H}">{cvat_polygon("car", INNER, 0)}</image></annotations>'
     file.write_text(file.read_text().replace("</annotations>", more))
     data = open_dataset(tmp_path)
@@ -671,7 +671,7 @@ def result(kind: str, label: str, **value: Any) -> dict[str, Any]:
 
 
 def write_labelstudio(root: Path, results: list[dict[str, Any]], image: str = "/data/upload/1/1a2b3c4d-a.png") -> None:
-    picture(root / "images/a.png")
+    photo(root / "images/a.png")
     cancelled = {"id": 1, "was_cancelled": True, "result": []}
     good = {"id": 2, "was_cancelled": False, "ground_truth": False, "result": results}
     task = {"id": 7, "annotations": [cancelled, good], "predictions": [], "data": {"image": image}}
@@ -712,14 +712,14 @@ def test_label_studio_brushes_and_polygons_are_painted_in_order(image: str, tmp_
     assert np.array_equal(data[0].labels["semantic"], expected)
 
 
-def test_a_picture_that_label_studio_renamed_when_it_was_uploaded_is_found(tmp_path: Path) -> None:
+def test_an_image_that_label_studio_renamed_when_it_was_uploaded_is_found(tmp_path: Path) -> None:
     write_labelstudio(tmp_path, [], "/data/upload/1/1a2b3c4d-B%C3%A4r_1.JPG")
     (tmp_path / "images/a.png").rename(tmp_path / "images/Bär (1).JPG")
     assert open_dataset(tmp_path).records[0].inputs["rgb"].name == "Bär (1).JPG"
 
 
 def test_label_studio_json_min_rectangles_and_ellipses(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     size = {"original_width": W, "original_height": H}
     rectangle = {"x": 25, "y": 20, "width": 50, "height": 30, "rotation": 0, "rectanglelabels": ["car"], **size}
     ellipse = {"x": 20, "y": 80, "radiusX": 10, "radiusY": 10, "rotation": 0, "ellipselabels": ["tree"], **size}
@@ -739,7 +739,7 @@ def test_label_studio_faults_are_named(tmp_path: Path) -> None:
 
 def write_tasks(root: Path, tasks: list[dict[str, Any]]) -> Path:
     for name in {Path(v).name for t in tasks for v in t["data"].values() if isinstance(v, str)}:
-        picture(root / "images" / name)
+        photo(root / "images" / name)
     (root / "tasks.json").write_text(json.dumps(tasks))
     return root
 
@@ -794,7 +794,7 @@ def test_only_skipped_tasks_are_no_data(tmp_path: Path) -> None:
         (("view_before", "view_after"), ("before", "after")),
     ],
 )
-def test_regions_go_to_the_picture_that_they_name(
+def test_regions_go_to_the_image_that_they_name(
     names: tuple[str, str], fields: tuple[str, str], tmp_path: Path
 ) -> None:
     results = [{**ROAD, "to_name": names[0]}, {**CAR, "to_name": names[1]}]
@@ -805,7 +805,7 @@ def test_regions_go_to_the_picture_that_they_name(
     assert (found["a"].max(), found["b"].max()) == (2, 1)
 
 
-def test_pictures_that_cannot_be_told_apart_are_bound_by_hand(tmp_path: Path) -> None:
+def test_images_that_cannot_be_told_apart_are_bound_by_hand(tmp_path: Path) -> None:
     results = [{**ROAD, "to_name": "left"}, {**CAR, "to_name": "right"}]
     write_tasks(tmp_path, [task(1, done(*results), before="a.png", after="b.png")])
     with pytest.raises(DataError, match="which is which") as caught:
@@ -821,9 +821,9 @@ def test_pictures_that_cannot_be_told_apart_are_bound_by_hand(tmp_path: Path) ->
         open_dataset(tmp_path, bind="left=nothing")
 
 
-def test_one_image_tag_of_several_pictures_is_read_by_its_index(tmp_path: Path) -> None:
+def test_one_image_tag_of_several_images_is_read_by_its_index(tmp_path: Path) -> None:
     for name in "ab":
-        picture(tmp_path / f"images/{name}.png")
+        photo(tmp_path / f"images/{name}.png")
     results = [{**ROAD, "item_index": 1}, {**CAR, "item_index": 7}]
     write_tasks(tmp_path, [task(1, done(*results), image=["a.png", "b.png"])])
     data = open_dataset(tmp_path)
@@ -831,7 +831,7 @@ def test_one_image_tag_of_several_pictures_is_read_by_its_index(tmp_path: Path) 
         ("a", 0),
         ("b", 2),
     ]
-    assert any("1 regions of a picture that the task does not have" in n for n in data.notes)
+    assert any("1 regions of an image that the task does not have" in n for n in data.notes)
 
 
 @pytest.mark.parametrize("labelled", ["labels", "choices"])
@@ -872,7 +872,7 @@ def test_bitmaps_are_painted(tmp_path: Path) -> None:
         (result("brush", "road", format="rle", rle=pack_brush(region(1, (4, 4)))), "another size"),
         (result("rectangle", "road", x=1, y=1, width=None, height=4), "width is no number"),
         (result("ellipse", "road", x=1, y=1, radiusX=0, radiusY=4), "without an area"),
-        ({**ROAD, "image_rotation": 90}, "turned picture"),
+        ({**ROAD, "image_rotation": 90}, "turned image"),
         ({**ROAD, "value": {"imageDataURL": "%%", "labels": ["road"]}}, "bitmap that cannot be read"),
         ("odd", "not as Label Studio writes"),
     ],
@@ -886,15 +886,15 @@ def test_what_label_studio_holds_and_is_not_painted_is_counted(odd: Any, said: s
 
 @pytest.mark.parametrize("image", ["http://[bad", "x" * 5000, "\0.png", "http://host/[x.png"])
 def test_addresses_that_are_none_are_errors_of_ours(image: str, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     (tmp_path / "tasks.json").write_text(json.dumps([task(1, done(ROAD), image=image)]))
     with pytest.raises(FullyconvError):
         open_dataset(f"labelstudio:{tmp_path}")
 
 
-def test_label_studios_folders_tell_pictures_of_one_name_apart(tmp_path: Path) -> None:
+def test_label_studios_folders_tell_images_of_one_name_apart(tmp_path: Path) -> None:
     for folder in "ab":
-        picture(tmp_path / folder / "1.png")
+        photo(tmp_path / folder / "1.png")
     tasks = [task(i, done(r), image=f"/data/local-files/?d={f}/1.png") for i, f, r in ((1, "a", ROAD), (2, "b", CAR))]
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
     data = open_dataset(tmp_path)

@@ -32,7 +32,7 @@ def runs() -> list[int]:
 
 
 def stroke() -> list[int]:
-    """A brush over the whole picture: one run of all its values."""
+    """A brush over the whole image: one run of all its values."""
     bits = f"{H * W * 4:032b}{7:05b}" + f"{15:04b}" * 4 + "100" + f"{H * W * 4 - 1:016b}" + f"{255:08b}"
     return [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
 
@@ -176,8 +176,8 @@ KINDS: dict[str, tuple[str, Callable[[], Any], Callable[[Any, random.Random], st
 def fuzz(kind: str, count: int, seed: int, root: Path) -> tuple[int, float]:
     """(how many were refused, the longest time of one on the processor)."""
     name, make, mutate = KINDS[kind]
-    for picture in "ab":
-        Image.new("RGB", (W, H)).save(root / f"{picture}.png")
+    for image in "ab":
+        Image.new("RGB", (W, H)).save(root / f"{image}.png")
     draw, refused, longest = random.Random(seed), 0, 0.0
     for i in range(count):
         data = damage(mutate(copy.deepcopy(make()), draw), draw)
@@ -207,8 +207,8 @@ def test_a_valid_export_is_read(kind: str, tmp_path: Path) -> None:
     name, make, _ = KINDS[kind]
     tree = make()
     (tmp_path / name).write_text(ElementTree.tostring(tree, "unicode") if kind == "cvat" else json.dumps(tree))
-    for picture in "ab":
-        Image.new("RGB", (W, H)).save(tmp_path / f"{picture}.png")
+    for image in "ab":
+        Image.new("RGB", (W, H)).save(tmp_path / f"{image}.png")
     data = open_dataset(f"{kind}:{tmp_path}")
     assert data[0].labels["semantic"].max() >= 1
 

@@ -60,7 +60,7 @@ def test_a_planted_fault_is_found_in_its_file(kind: str, fault: faults.Fault, da
 
 
 def test_all_faults_together_are_found_in_one_pass(data: Path) -> None:
-    """Faults of different pictures, planted at once: nothing hides behind anything else."""
+    """Faults of different images, planted at once: nothing hides behind anything else."""
     some = [faults.truncated_png, faults.web_page, faults.empty_image, faults.empty_label, faults.no_label]
     some += [faults.smaller_label, faults.exif_rotation, faults.jpeg_label, faults.bilinear_label, faults.rgb_label]
     some += [faults.value_too_large, faults.off_by_one, faults.all_ignored, faults.constant_label]
@@ -299,7 +299,7 @@ def test_the_repaired_copy_has_no_error_and_the_data_are_untouched(data: Path, t
 
 
 def _coco(root: Path) -> Path:
-    """Three pictures in one JSON, each with a square of its own size and class; the last is all background."""
+    """Three images in one JSON, each with a square of its own size and class; the last is all background."""
     images, annotations = [], []
     for i in range(3):
         faults.save(faults.scene(i, (40, 48))[0], root / "images" / f"p{i}.png")
@@ -313,18 +313,18 @@ def _coco(root: Path) -> Path:
     return root
 
 
-def test_a_copy_of_annotated_pictures_keeps_every_label_with_its_picture(tmp_path: Path) -> None:
+def test_a_copy_of_annotated_images_keeps_every_label_with_its_image(tmp_path: Path) -> None:
     data = _coco(tmp_path / "coco")
     found = examine(data)
     (constant,) = (f for f in found.findings if f.kind == "constant-label")
-    assert constant.files == (data / "images" / "p2.png",), "the picture is named, not the file of all labels"
+    assert constant.files == (data / "images" / "p2.png",), "the image is named, not the file of all labels"
     repair(found.datasets, found.facts, found.findings, tmp_path / "fixed")
     for ours, theirs in zip(open_dataset(tmp_path / "fixed"), open_dataset(data), strict=True):
         np.testing.assert_array_equal(ours.image, theirs.image)
         np.testing.assert_array_equal(ours.labels["semantic"], theirs.labels["semantic"])
 
 
-def test_a_picture_kept_inside_its_annotation_is_copied(tmp_path: Path) -> None:
+def test_an_image_kept_inside_its_annotation_is_copied(tmp_path: Path) -> None:
     image = faults.scene(0, (40, 48))[0]
     inside = base64.b64encode(encode_png(image)).decode()
     shape = {"label": "car", "points": [[2, 2], [20, 2], [20, 20]], "shape_type": "polygon"}
@@ -336,7 +336,7 @@ def test_a_picture_kept_inside_its_annotation_is_copied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_dataset(tmp_path / "fixed")[0].image, image)
 
 
-def test_a_picture_in_the_lists_of_both_splits_stays_in_the_measured_one(tmp_path: Path) -> None:
+def test_an_image_in_the_lists_of_both_splits_stays_in_the_measured_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for i in range(4):
         image, label = faults.scene(i, (40, 48))

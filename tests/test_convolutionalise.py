@@ -102,7 +102,7 @@ def test_without_padding_the_map_is_the_classifier_on_every_window(head: str) ->
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert dense.proof.exact
     assert not dense.proof.padded
-    assert not dense.proof.whole_picture
+    assert not dense.proof.whole_image
 
 
 def test_no_parameter_is_copied_and_the_classifier_is_left_as_it_was() -> None:
@@ -162,7 +162,7 @@ def test_squeeze_excitation_stays_global_and_is_said() -> None:
     torch.manual_seed(0)
     model = Gated().eval()
     dense = fc.convolutionalise(model, SIZE)
-    assert dense.proof.whole_picture == ("mean (mean)",)
+    assert dense.proof.whole_image == ("mean (mean)",)
     x = torch.randn(1, 3, 40, 40)
     with torch.inference_mode():
         f = model.trunk(x)
@@ -252,7 +252,7 @@ def test_what_is_no_network_is_refused() -> None:
         fc.convolutionalise("resnet18")
 
 
-def test_a_picture_smaller_than_the_window_is_refused() -> None:
+def test_an_image_smaller_than_the_window_is_refused() -> None:
     dense = fc.convolutionalise(classifier("mean"), SIZE)
     with pytest.raises(DataError, match="22x26"):
         dense(torch.zeros(1, 3, 22, 25))
@@ -278,7 +278,7 @@ TIMM = [
 
 
 def prove(model: nn.Module, size: int) -> None:
-    for module in model.modules():  # at their starts these networks say nearly nothing about their picture
+    for module in model.modules():  # at their starts these networks say nearly nothing about their image
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
@@ -333,7 +333,7 @@ def photo() -> Path:
 
 @needs_data
 def test_the_heat_map_of_a_photo_follows_the_classifier_on_its_windows(photo: Path, tmp_path, capsys) -> None:
-    """On real weights the map varies over the picture as the classifier does on its windows."""
+    """On real weights the map varies over the image as the classifier does on its windows."""
     from fullyconv import cli
 
     weights = next((SHARED / "weights").glob("squeezenet1_0*.pt"))

@@ -31,8 +31,8 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def picture(path: Path, seed: int = 0) -> np.ndarray:
-    """A random colour picture written at `path`; JPEGs do not keep it to the bit."""
+def image(path: Path, seed: int = 0) -> np.ndarray:
+    """A random colour image written at `path`; JPEGs do not keep it to the bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = rng(seed).integers(0, 256, (*SIZE, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -66,7 +66,7 @@ def write_voc(root: Path, year: int, sets: dict[str, list[str]], labels: dict[st
     for split, ids in sets.items():
         lines(base / f"ImageSets/Segmentation/{split}.txt", *ids)
         for i in ids:
-            picture(base / f"JPEGImages/{i}.jpg")
+            image(base / f"JPEGImages/{i}.jpg")
             value = (labels or {}).get(i, some(1, 21))
             palette_png(base / f"SegmentationClass/{i}.png", value)
     return base
@@ -77,7 +77,7 @@ def write_sbd(root: Path, sets: dict[str, list[str]], label: np.ndarray) -> Path
     for split, ids in sets.items():
         lines(base / f"{split}.txt", *ids)
         for i in ids:
-            picture(base / f"img/{i}.jpg")
+            image(base / f"img/{i}.jpg")
             struct = {"Segmentation": label, "Boundaries": np.zeros((20, 1)), "CategoriesPresent": np.unique(label)}
             mat(base / f"cls/{i}.mat", GTcls=struct)
     return base
@@ -120,7 +120,7 @@ def test_seg11valid_is_voc2011_val_without_sbd_train(tmp_path: Path) -> None:
     for file in only_lists.iterdir():
         file.unlink()
     only_lists.rmdir()
-    again = open_dataset(f"voc:{tmp_path}", "seg11valid")  # the pictures are VOC2012's
+    again = open_dataset(f"voc:{tmp_path}", "seg11valid")  # the images are VOC2012's
     assert "VOC2012" in str(again.records[0].inputs["rgb"])
 
 
@@ -140,7 +140,7 @@ def test_converted_sbd_labels_in_the_devkit_serve_train_aug_without_sbd(tmp_path
     base = write_voc(tmp_path, 2012, {"train": ["a"], "val": ["v"]})
     converted = some(8, 21)
     for i in ("a", "s", "v"):
-        picture(base / f"JPEGImages/{i}.jpg")
+        image(base / f"JPEGImages/{i}.jpg")
         palette_png(base / f"SegmentationClassAug/{i}.png", converted)
     data = open_dataset(f"voc:{tmp_path}", "train_aug")
     assert [r.name for r in data.records] == ["a", "s"]
@@ -149,7 +149,7 @@ def test_converted_sbd_labels_in_the_devkit_serve_train_aug_without_sbd(tmp_path
     assert [r.name for r in open_dataset(f"voc:{tmp_path}", "train_aug").records] == ["s"]
 
 
-def test_set_algebra_keeps_no_validation_picture_and_loses_no_other() -> None:
+def test_set_algebra_keeps_no_validation_image_and_loses_no_other() -> None:
     ids = [f"{i}" for i in range(200)]
     draw = rng(9)
     train, val = ids[:60], ids[60:120]
@@ -163,7 +163,7 @@ def test_set_algebra_keeps_no_validation_picture_and_loses_no_other() -> None:
     assert not set(valid) & set(sbd_train)
 
 
-def test_sbd_mat_structs_and_converted_pictures_give_the_same_labels(tmp_path: Path) -> None:
+def test_sbd_mat_structs_and_converted_images_give_the_same_labels(tmp_path: Path) -> None:
     label = some(4, 21)
     base = write_sbd(tmp_path, {"train": ["a"], "val": ["b"]}, label)
     for root in (tmp_path, base):
@@ -290,7 +290,7 @@ FLOW = "spatial_envelope_256x256_static_8outdoorcategories"
 def write_siftflow(root: Path, ids: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     stored = {}
     for k, i in enumerate(ids):
-        picture(root / f"Images/{FLOW}/{i}.jpg")
+        image(root / f"Images/{FLOW}/{i}.jpg")
         semantic, geometric = some(k, 34), some(k + 50, 4, 0, np.int16)
         geometric[geometric == 0] = -1
         mat(root / f"SemanticLabels/{FLOW}/{i}.mat", S=semantic, names=np.zeros((33, 1), object))
@@ -299,7 +299,7 @@ def write_siftflow(root: Path, ids: list[str]) -> dict[str, tuple[np.ndarray, np
     return stored
 
 
-def test_sift_flow_has_two_label_maps_and_leaves_the_unannotated_pictures_out(tmp_path: Path) -> None:
+def test_sift_flow_has_two_label_maps_and_leaves_the_unannotated_images_out(tmp_path: Path) -> None:
     ids = ["coast_natu975", "forest_natc52", "highway_bost181", "street_urb506"]
     stored = write_siftflow(tmp_path, ids)
     lines(tmp_path / "trainval.txt", ids[0], *ids[2:])
@@ -333,7 +333,7 @@ def write_context(root: Path, value: np.ndarray) -> None:
     for split, ids in (("train", ["2008_000001", "2008_000009"]), ("val", ["2008_000002"])):
         lines(root / f"VOC2010/ImageSets/Main/{split}.txt", *ids)
         for i in ids:
-            picture(root / f"VOC2010/JPEGImages/{i}.jpg")
+            image(root / f"VOC2010/JPEGImages/{i}.jpg")
             if i != "2008_000009":  # listed for detection, never annotated here
                 mat(root / f"trainval/{i}.mat", LabelMap=value.astype(np.uint16))
     names = {value: old for old, value in published.CONTEXT_IDS.values()}
@@ -380,7 +380,7 @@ def write_cityscapes(root: Path, kind: str = "labelIds") -> np.ndarray:
         ("val", "ulm/ulm_000001_000019"),
         ("test", "bonn/bonn_000000_000019"),
     ):
-        picture(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png")
+        image(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png")
         if split != "test":
             path = root / f"gtFine/{split}/{name}_gtFine_{kind}.png"
             path.parent.mkdir(parents=True)
@@ -415,7 +415,7 @@ def test_cityscapes_train_ids_are_taken_as_they_are_where_only_they_exist(tmp_pa
 def test_ade20k_ignores_other_and_counts_from_zero(tmp_path: Path) -> None:
     base, stored = tmp_path / "ADEChallengeData2016", some(2, 151)
     for folder, i in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
-        picture(base / f"images/{folder}/{i}.jpg")
+        image(base / f"images/{folder}/{i}.jpg")
         (base / f"annotations/{folder}").mkdir(parents=True)
         Image.fromarray(stored).save(base / f"annotations/{folder}/{i}.png")
     data = open_dataset(tmp_path, "val")
@@ -492,8 +492,8 @@ def test_a_half_unpacked_set_is_refused_with_the_count_and_the_first_missing_fil
     WRITERS[kind](tmp_path)
     data = open_dataset(f"{kind}:{tmp_path}")
     file = data.records[0].inputs["rgb"]
-    if kind == "cityscapes":  # its pictures are found by looking, so a label is what can be missing
-        picture(file.parent / "aachen_000000_000020_leftImg8bit.png")
+    if kind == "cityscapes":  # its images are found by looking, so a label is what can be missing
+        image(file.parent / "aachen_000000_000020_leftImg8bit.png")
         file = next((tmp_path / "gtFine/train").rglob("*.png")).parent / "aachen_000000_000020_gtFine_labelIds.png"
     else:
         file.unlink()
@@ -547,7 +547,7 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @real
-def test_real_voc_pictures_are_read() -> None:
+def test_real_voc_images_are_read() -> None:
     data = open_dataset(f"{SHARED}/data/voc", "val")
     assert (data.kind, len(data)) == ("voc", 100)
     seen = np.unique(np.concatenate([np.unique(data[i].labels["semantic"]) for i in range(0, 100, 7)]))

@@ -65,9 +65,9 @@ def test_each_layout_is_learned_and_measured(kind: str, tmp_path: Path) -> None:
 def test_scenes_are_learned_with_depth_fused_early_and_hha_fused_late(model: str, tmp_path: Path) -> None:
     root = scenes.write_scenes(tmp_path / "data", train=2, val=0, size=(48, 64))
     for file in (root / "train/depth").iterdir():
-        picture = hha.encode(hha.read_depth(file), scenes.camera((48, 64)))
+        image = hha.encode(hha.read_depth(file), scenes.camera((48, 64)))
         (root / "train/hha").mkdir(exist_ok=True)
-        (root / "train/hha" / file.name).write_bytes(encode_png(picture))
+        (root / "train/hha" / file.name).write_bytes(encode_png(image))
     measured = learn(f"folder:{root}", tmp_path, model)
     assert any("geometric" in key for key in measured)
 
@@ -79,7 +79,7 @@ def test_one_crop_of_one_cell_is_refused_where_batch_norm_is_learned(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_of_many_bands_are_learned_measured_and_labelled(tmp_path: Path) -> None:
+def test_images_of_many_bands_are_learned_measured_and_labelled(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     draw = np.random.default_rng(0)
     for split, i in (("train", 0), ("train", 1), ("val", 2)):

@@ -117,11 +117,9 @@ def test_labels_with_an_ending_of_their_own_are_paired_and_it_is_said(tmp_path: 
         ("town/p{}_leftImg8bit", "town/p{}_gtFine_labelIds"),
     ],
 )
-def test_names_that_differ_in_what_all_share_are_paired_and_it_is_said(
-    picture: str, label: str, tmp_path: Path
-) -> None:
+def test_names_that_differ_in_what_all_share_are_paired_and_it_is_said(image: str, label: str, tmp_path: Path) -> None:
     for i in range(6):
-        faults.save(TRUTH[i][0], tmp_path / "images" / f"{picture.format(i)}.png")
+        faults.save(TRUTH[i][0], tmp_path / "images" / f"{image.format(i)}.png")
         faults.save(TRUTH[i][1], tmp_path / "labels" / f"{label.format(i)}.png")
     dataset = open_dataset(tmp_path)
     for i, sample in enumerate(dataset):
@@ -137,7 +135,7 @@ def test_names_that_only_look_alike_are_not_paired(tmp_path: Path) -> None:
     assert not dataset.taxonomies
     assert len(dataset.strays) == 6
     (said,) = (f.message for f in check(tmp_path) if f.kind == "no-labels")
-    assert "6 labels have other names (mask_20.png, and a picture img_10.png)" in said
+    assert "6 labels have other names (mask_20.png, and an image img_10.png)" in said
 
 
 @pytest.mark.parametrize("layout", ["{}_images|{}_masks", "{}|{}_labels", "Images/{}|Masks/{}"])
@@ -150,7 +148,7 @@ def test_folders_named_with_their_split_or_in_capitals_are_found(layout: str, tm
 
 
 @pytest.mark.parametrize(("suffix", "ending"), [(".jpg", ""), (".png", "_mask")])
-def test_a_label_may_lie_beside_its_picture(suffix: str, ending: str, tmp_path: Path) -> None:
+def test_a_label_may_lie_beside_its_image(suffix: str, ending: str, tmp_path: Path) -> None:
     for i in range(6):
         Image.fromarray(TRUTH[i][0]).save(tmp_path / f"p{i}{suffix}")
         faults.save(TRUTH[i][1], tmp_path / f"p{i}{ending}.png")
@@ -174,10 +172,10 @@ def test_lists_written_on_windows_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
     dataset = open_dataset(tmp_path / "list.csv", "train")
     same(dataset, [2])
-    assert any("'remark' names no pictures" in note for note in dataset.notes)
+    assert any("'remark' names no images" in note for note in dataset.notes)
 
 
-def test_a_table_beside_the_pictures_names_their_splits(tmp_path: Path) -> None:
+def test_a_table_beside_the_images_names_their_splits(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     rows = [f"p{i},{'train' if i < 4 else 'val'},group{i % 2}" for i in range(6)]
     (tmp_path / "splits.csv").write_text("image,split,group\n" + "\n".join(rows) + "\n")
@@ -196,12 +194,12 @@ def test_a_list_may_lie_in_a_folder_of_lists(tmp_path: Path) -> None:
     assert dataset.taxonomy.names[0] == "a"
 
 
-def test_other_texts_beside_the_pictures_are_no_lists(tmp_path: Path) -> None:
+def test_other_texts_beside_the_images_are_no_lists(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     (tmp_path / "metadata.csv").write_text("id,place\n0,Bonn\n")
     dataset = open_dataset(tmp_path)
     same(dataset, range(6))
-    assert any("metadata.csv does not begin with the name of a picture" in note for note in dataset.notes)
+    assert any("metadata.csv does not begin with the name of an image" in note for note in dataset.notes)
     (tmp_path / "val.txt").write_text("p99\n")
     with pytest.raises(MissingInput, match="p99"):
         open_dataset(tmp_path, "val")
@@ -213,7 +211,7 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert ("unread-file", tmp_path / "labels" / "p0.npy") in open_dataset(tmp_path).strays
 
 
-def test_pictures_alone_are_a_set_without_labels(tmp_path: Path) -> None:
+def test_images_alone_are_a_set_without_labels(tmp_path: Path) -> None:
     put(tmp_path, ".", "")
     dataset = open_dataset(tmp_path)
     assert len(dataset) == 6
@@ -506,7 +504,7 @@ def test_many_bands_are_read_as_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset[0].image, np.moveaxis(planes, 0, -1))
 
 
-def test_16_bit_pictures_are_8_bit_colour_unless_asked_for(tmp_path: Path) -> None:
+def test_16_bit_images_are_8_bit_colour_unless_asked_for(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     for file in (tmp_path / "images").iterdir():
         Image.fromarray(np.full((40, 48), 0x1234, np.uint16)).save(file)
@@ -517,7 +515,7 @@ def test_16_bit_pictures_are_8_bit_colour_unless_asked_for(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [{"count": 4}, {"count": 3, "BIGTIFF": "YES"}, {"count": 1, "dtype": "float32"}])
-def test_a_tiff_that_is_no_colour_picture_is_read_and_checked_by_its_bands(
+def test_a_tiff_that_is_no_colour_image_is_read_and_checked_by_its_bands(
     options: dict[str, object], tmp_path: Path
 ) -> None:
     rasterio = pytest.importorskip("rasterio")
@@ -573,7 +571,7 @@ def test_a_folder_that_is_none_says_what_was_found(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_hidden_files_and_thumbnails_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_files_and_thumbnails_are_no_images(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     (tmp_path / "images" / ".p9.png").write_bytes(b"x")
     (tmp_path / "images" / "Thumbs.db").write_bytes(b"x")

@@ -24,7 +24,7 @@ READY = SimpleNamespace(model=SimpleNamespace(origin={}), inputs=("rgb",))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ten pictures without splits and a run that learned from it."""
+    """A folder of ten images without splits and a run that learned from it."""
     root = tmp_path_factory.mktemp("division")
     data = whole(root / "data", 10)
     fit(small(steps=1), root / "run", train=str(data), val=None)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from fullyconv.images import write_label
 
 
 def archive(extra: str = "") -> bytes:
-    """A tar of a one-picture VOC2012, with one more member of the name `extra`."""
+    """A tar of a one-image VOC2012, with one more member of the name `extra`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
 
@@ -185,7 +185,7 @@ def test_every_source_is_https_and_read_by_a_known_kind() -> None:
 # ---- convert ---------------------------------------------------------------------------------------------------
 
 
-def test_convert_keeps_pictures_labels_classes_and_splits(tmp_path: Path) -> None:
+def test_convert_keeps_images_labels_classes_and_splits(tmp_path: Path) -> None:
     root = scenes.write_scenes(tmp_path / "scenes", train=2, val=1, size=(24, 32), seed=2)
     counts = convert(f"folder:{root}", tmp_path / "plain", inputs=["rgb", "depth"])
     assert counts == {"train": 2, "val": 1}

@@ -131,7 +131,7 @@ def test_a_network_learns_the_same_and_its_wide_layers_go_the_fast_way(monkeypat
         pairs = zip(model.parameters(), exact.parameters(), strict=True)
         return max(float((p.grad - e.grad).norm() / e.grad.norm()) for p, e in pairs)
 
-    # A number at a ReLU's kink may fall on either side of it, with torch's own float32 as well: not in all pictures.
+    # A number at a ReLU's kink may fall on either side of it, with torch's own float32 as well: not in all images.
     assert min(distance(drawn(seed, 1, 3, 232, 232)) for seed in range(4)) <= 1e-5
     assert counted.calls == 4 * 4  # the first stage; further on maps are tiny
 

@@ -28,7 +28,7 @@ def dataset(
     taxonomies: dict[str, Taxonomy] | None = None,
     wrong: int | None = None,
 ) -> Dataset:
-    """Pictures of mixed sizes with random labels, a tenth of them ignored; `wrong` puts a value outside the table."""
+    """Images of mixed sizes with random labels, a tenth of them ignored; `wrong` puts a value outside the table."""
     taxonomies = {"semantic": CLASSES} if taxonomies is None else taxonomies
     file = tmp_path / "x"
     file.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""`fullyconv evaluate` and `fullyconv predict` from the command line, on a small network and drawn pictures."""
+"""`fullyconv evaluate` and `fullyconv predict` from the command line, on a small network and drawn images."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_missing_model_is_an_input_that_is_missing(data: Path, capsys: pytest.
     assert run(capsys, "evaluate", "no-such-model", data)[0] == 66
 
 
-def test_predict_writes_label_maps_of_the_pictures_names_and_sizes(
+def test_predict_writes_label_maps_of_the_images_names_and_sizes(
     model: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, _ = run(
@@ -137,32 +137,30 @@ def test_predict_writes_label_maps_of_the_pictures_names_and_sizes(
     assert f"{tmp_path}/p0.png" in out.splitlines()
 
 
-def test_predict_keeps_the_tree_of_a_folder_and_goes_on_after_a_damaged_picture(
+def test_predict_keeps_the_tree_of_a_folder_and_goes_on_after_a_damaged_image(
     model: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     source = tmp_path / "in"
     (source / "sub").mkdir(parents=True)
-    (source / "a.png").write_bytes(b"not a picture")
+    (source / "a.png").write_bytes(b"not an image")
     (source / "sub" / "b.png").write_bytes((data / "val/images/p0.png").read_bytes())
     code, out, err = run(
         capsys, "predict", model, source, "-o", tmp_path / "out", "--json", "--no-overlay", "--tile", "64"
     )
     assert code == 65
     assert json.loads(out) == {"files": [str(tmp_path / "out/sub/b.png")], "failed": [str(source / "a.png")]}
-    assert "1 of 2 pictures" in err
+    assert "1 of 2 images" in err
 
 
 def test_predict_refuses_to_overwrite_its_input_or_to_mix_names(
     model: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    picture = data / "val/images/p0.png"
-    assert "overwritten" in run(capsys, "predict", model, picture, "-o", picture.parent)[2]
-    assert (
-        "share a label map" in run(capsys, "predict", model, picture, data / "train/images/p0.png", "-o", tmp_path)[2]
-    )
+    image = data / "val/images/p0.png"
+    assert "overwritten" in run(capsys, "predict", model, image, "-o", image.parent)[2]
+    assert "share a label map" in run(capsys, "predict", model, image, data / "train/images/p0.png", "-o", tmp_path)[2]
     assert run(capsys, "predict", model, tmp_path / "none.png", "-o", tmp_path)[0] == 66
     assert run(capsys, "predict", model, tmp_path, "-o", tmp_path / "x")[0] == 66
-    assert "--input" in run(capsys, "predict", model, picture, "-o", tmp_path, "--input", "depth=x")[2]
+    assert "--input" in run(capsys, "predict", model, image, "-o", tmp_path, "--input", "depth=x")[2]
 
 
 def test_a_set_without_splits_is_measured_whole_and_that_is_said_unless_a_split_was_named(

@@ -132,7 +132,7 @@ def test_a_class_without_a_labelled_pixel_has_no_boundary_figures_and_enters_no_
     assert PixelStatistics(2).to_json()["border"]["iou"] is None
 
 
-def test_a_kept_evaluation_is_the_plain_one_with_pictures(tmp_path: Path) -> None:
+def test_a_kept_evaluation_is_the_plain_one_with_images(tmp_path: Path) -> None:
     predictor, data = Predictor(Tiny({"semantic": 3, "geometric": 2})), dataset(tmp_path, taxonomies=TWO)
     kept = evaluate(predictor, data, keep=tmp_path / "out")
     plain = evaluate(predictor, data)
@@ -193,7 +193,7 @@ def test_windows_stay_inside_the_image_and_around_their_region() -> None:
     assert box(np.eye(5, dtype=bool)[1:4]) == (0, 1, 3, 4)
 
 
-def test_large_and_deep_pictures_are_made_viewable() -> None:
+def test_large_and_deep_images_are_made_viewable() -> None:
     labels = np.random.default_rng(0).integers(0, 300, (1300, 20)).astype(np.uint16)
     small = shrunk(labels)
     assert small.shape == (640, 10)

@@ -52,7 +52,7 @@ def test_padding_and_average_pooling_have_no_rarefied_twin() -> None:
             filter_rarefaction(torch.nn.Sequential(layer))
 
 
-def test_a_picture_too_small_to_shift_is_refused() -> None:
+def test_an_image_too_small_to_shift_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 45"):
         stitching((3,), 44)
 
@@ -83,7 +83,7 @@ def streets(tmp_path_factory) -> Path:
     return directory
 
 
-def test_patch_sampling_starts_alike_and_pays_with_more_pictures(streets) -> None:
+def test_patch_sampling_starts_alike_and_pays_with_more_images(streets) -> None:
     rows = patch_sampling(open_dataset(f"folder:{streets}", "train"), keep=(1.0, 0.5), steps=2, batch=1, size=(64, 64))
     first = {r["p"]: r["loss"] for r in rows if r["step"] == 0}
     assert first[1.0] == first[0.5]

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "fullyconv"
 
 # Who opens files beside fullyconv/files, and why.
 ALLOWED = {
-    "images/opening.py": "the one opener of pictures: non-blocking, regular files only, sniffed before they are read",
+    "images/opening.py": "the one opener of images: non-blocking, regular files only, sniffed before they are read",
     "tensorfile.py": "hands descriptors of `open_regular` on",
     "images/tiff.py": "Pillow opens bytes of ours",
     "sandbox/given.py": "in the confined child; the parent has opened the file by `open_regular`",

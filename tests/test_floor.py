@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_compare import result
-from training_tools import fit, pictures, small
+from training_tools import fit, images, small
 
 from fullyconv import metrics
 from fullyconv.cli.evaluate import table
@@ -84,7 +84,7 @@ def test_the_reports_sentences_follow_from_the_distance_to_the_floor() -> None:
 
 def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any) -> None:
     black = np.zeros((16, 20, 3), np.uint8)
-    train, val = (replace(d, read_input=lambda _record, _modality: black) for d in (pictures(), pictures(3)))
+    train, val = (replace(d, read_input=lambda _record, _modality: black) for d in (images(), images(3)))
     out = fit(small(epochs=1), tmp_path / "run", train=train, val=val, quiet=False)
     said = capsys.readouterr().err
     assert "(best, no better than the floor), pixel accuracy" in said
@@ -99,7 +99,7 @@ def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any)
 
 
 def test_a_run_above_the_floor_is_not_told_to_try_anything(tmp_path: Path, capsys: Any) -> None:
-    fit(small(epochs=25, lr=0.03), tmp_path / "run", train=pictures(8), quiet=False)
+    fit(small(epochs=25, lr=0.03), tmp_path / "run", train=images(8), quiet=False)
     said = capsys.readouterr().err
     assert "; floor (always a) 0." in said
     assert "learned nothing" not in said
@@ -112,12 +112,12 @@ def _ignored(dataset: Dataset) -> Dataset:
 
 def test_labels_that_are_all_ignored_are_named_as_the_cause(tmp_path) -> None:
     with pytest.raises(DataError, match=r"Nothing was learned in 2 steps: every pixel .* holds 255, the ignored value"):
-        fit(small(steps=2), tmp_path / "run", train=_ignored(pictures()))
+        fit(small(steps=2), tmp_path / "run", train=_ignored(images()))
 
 
 def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp_path) -> None:
     recipe = small(steps=2, class_weights=(0.0, 0.0, 0.0, 1.0))
     four = Taxonomy(("a", "b", "c", "d"))
-    train, val = (replace(pictures(3, s), taxonomies={"semantic": four}) for s in ("train", "val"))
+    train, val = (replace(images(3, s), taxonomies={"semantic": four}) for s in ("train", "val"))
     with pytest.raises(DataError, match=r"class_weights are 0 for every class that occurs \(a, b, c\)"):
         fit(recipe, tmp_path / "run", train=train, val=val)

@@ -117,7 +117,7 @@ def test_tables_of_two_splits_must_be_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [("train", "valid", "test"), ("Training", "validation", "Testing"), ("x/train", "x/dev", "x/test")]
 )
-def test_pictures_beside_their_labels_in_folders_named_as_splits_are_of_these_splits(
+def test_images_beside_their_labels_in_folders_named_as_splits_are_of_these_splits(
     names: tuple[str, ...], tmp_path: Path
 ) -> None:
     for k, name in enumerate(names):
@@ -143,7 +143,7 @@ def test_what_lies_beside_the_splits_is_never_learned_and_is_counted(layout: str
     ) else None
     assert [r.name for r in open_dataset(tmp_path).records] == ["p0"]
     assert [d.split for d in open_splits(tmp_path)] == ["train", "val", "test"]
-    assert "pictures that are not used: " in notes(tmp_path)
+    assert "images that are not used: " in notes(tmp_path)
     assert "1 in extra/ (q.png)" in notes(tmp_path)
 
 

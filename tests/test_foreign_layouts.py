@@ -129,7 +129,7 @@ def test_what_yolo_has_and_is_no_outline_is_counted(tmp_path: Path) -> None:
     write(tmp_path / "labels" / "train" / "q.txt", "0 .1 .1 .2 .2 .3 .4\n")
     dataset = open_dataset(f"yolo:{tmp_path}")
     said = "\n".join(dataset.notes)
-    for words in ("1 boxes", "1 outlines of fewer than three points", "2 pictures have no outline", "1 texts have no"):
+    for words in ("1 boxes", "1 outlines of fewer than three points", "2 images have no outline", "1 texts have no"):
         assert words in said
     assert not dataset[1].labels["semantic"].any()
 
@@ -238,7 +238,7 @@ def test_labels_that_are_not_read_are_named_with_what_to_do(
         faults.save(TRUTH[i][0], tmp_path / "images" / f"{'abc'[i]}.png")
     write(tmp_path / name, content)
     (found,) = (f for f in check(tmp_path) if f.kind == "no-labels")
-    assert "3 pictures and no label; 1 " in found.message
+    assert "3 images and no label; 1 " in found.message
     assert what in found.message
     assert Path(name).name in found.message
     assert remedy in found.remedy
@@ -261,13 +261,13 @@ def test_the_remedies_for_foreign_labels_work(tmp_path: Path) -> None:
     assert not errors(f"yolo:{other}")
 
 
-def test_label_maps_are_never_counted_as_pictures(tmp_path: Path) -> None:
+def test_label_maps_are_never_counted_as_images(tmp_path: Path) -> None:
     for i in range(4):
         faults.save(TRUTH[i][0], tmp_path / "photos_a" / f"q{i}.png")
         faults.save(TRUTH[i][1], tmp_path / "my_masks" / f"z{i}.png")
     (found,) = (f for f in check(tmp_path) if f.kind == "no-labels")
-    assert "4 pictures and no label" in found.message
-    assert "4 pictures that look like label maps (z0.png)" in found.message
+    assert "4 images and no label" in found.message
+    assert "4 images that look like label maps (z0.png)" in found.message
     (tmp_path / "photos_a").rename(tmp_path / "images")
     (tmp_path / "my_masks").rename(tmp_path / "labels")
     for i in range(4):
@@ -335,7 +335,7 @@ def test_a_classes_txt_is_never_advised_where_it_has_no_effect(tmp_path: Path) -
     assert not [f for f in found if "classes.txt" in f.remedy]
     yolo(tmp_path / "y")
     (unused,) = (f for f in check(yolo(tmp_path / "z", lines="0 0 0 1 1 0 1\n")) if f.kind == "unused-class")
-    assert unused.remedy == "Add pictures of it; the classes are those that yolo data list."
+    assert unused.remedy == "Add images of it; the classes are those that yolo data list."
 
 
 def test_a_missing_package_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

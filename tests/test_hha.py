@@ -1,4 +1,4 @@
-"""HHA: equal to its definition worked out window by window, and to the authors' pictures where those are at hand."""
+"""HHA: equal to its definition worked out window by window, and to the authors' images where those are at hand."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
     (scene / "nothing").mkdir()
     train, val, camera = (scene / p for p in ("train/depth/00000.png", "val/depth/00000.png", "camera.json"))
     for arguments, code, said in (
-        ((train, val, "--camera", camera, "-o", tmp_path / "o"), 2, "would share an HHA picture"),
+        ((train, val, "--camera", camera, "-o", tmp_path / "o"), 2, "would share an HHA image"),
         ((tmp_path / "absent.png", "--camera", camera, "-o", tmp_path / "o"), 66, "does not exist"),
         ((train, "--camera", camera, "-o", train.parent), 2, "overwritten"),
         ((scene / "train/images/00000.png", "--camera", camera, "-o", tmp_path / "o"), 65, "3 bands"),
@@ -199,7 +199,7 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
         ((train, "--camera", camera, "-o", tmp_path / "o", "--raw", val.parents[1]), 66, "holds no raw depth for"),
         ((scene / "train", "--camera", camera, "-o", tmp_path / "o", "--raw", val), 2, "is one file but there are"),
         ((train, "--camera", camera, "-o", tmp_path / "o", "--depth-unit", "0"), 2, "is not a unit"),
-        ((scene / "nothing", "--camera", camera, "-o", tmp_path / "o"), 66, "holds no pictures (.png, .tif, .tiff)"),
+        ((scene / "nothing", "--camera", camera, "-o", tmp_path / "o"), 66, "holds no images (.png, .tif, .tiff)"),
     ):
         done = command(*arguments)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr

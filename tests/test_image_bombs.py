@@ -42,7 +42,7 @@ BOMBS = {
     "a million parts of a JPEG": lambda: parts(1_000_000),
     "a million empty chunks": lambda: chunks(1_000_000, b"teXt"),
     "a million empty IDAT": lambda: chunks(1_000_000, b"IDAT"),
-    "tiles larger than the picture": lambda: huge({322: 65_536, 323: 65_536, 324: 8, 325: 9}),
+    "tiles larger than the image": lambda: huge({322: 65_536, 323: 65_536, 324: 8, 325: 9}),
     "a thousand bands": lambda: huge({277: 60_000, 256: 9000, 257: 9000}),
     "more rows than bytes": lambda: huge({256: 9000, 257: 9000, 278: 9000}),
     "a page chain without end": lambda: tiff(GREY)[:4] + struct.pack("<I", 2**31) + tiff(GREY)[8:],

@@ -41,15 +41,15 @@ def wide(values: NDArray[np.uint16]) -> bytes:
     return png(w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[c], rows)
 
 
-# ---- what each kind of picture becomes -------------------------------------------------------------------------
+# ---- what each kind of image becomes -------------------------------------------------------------------------
 
 PALETTE = [v for k in range(256) for v in (k, 255 - k, (k * 7) % 256)]
 
 
-def palette_picture(**options: Any) -> bytes:
-    picture = Image.fromarray(GREY)
-    picture.putpalette(PALETTE)
-    return encoded(picture, **options)
+def palette_image(**options: Any) -> bytes:
+    image = Image.fromarray(GREY)
+    image.putpalette(PALETTE)
+    return encoded(image, **options)
 
 
 COLOURS = np.array(PALETTE, np.uint8).reshape(256, 3)
@@ -58,8 +58,8 @@ AS_RGB = {
     "RGB": (encoded(RGB), RGB),
     "L": (encoded(GREY), np.repeat(GREY[..., None], 3, -1)),
     "1": (encoded(Image.fromarray(GREY > 99)), np.repeat(np.where(GREY > 99, 255, 0)[..., None], 3, -1)),
-    "P": (palette_picture(), COLOURS[GREY]),
-    "P with transparency": (palette_picture(transparency=3), COLOURS[GREY]),
+    "P": (palette_image(), COLOURS[GREY]),
+    "P with transparency": (palette_image(transparency=3), COLOURS[GREY]),
     "RGBA": (encoded(ALPHA), RGB),
     "LA": (encoded(ALPHA[..., [0, 3]]), np.repeat(GREY[..., None], 3, -1)),
     "16-bit grey": (wide((GREY.astype(np.uint16) * 257)[..., None]), np.repeat(GREY[..., None], 3, -1)),
@@ -73,7 +73,7 @@ AS_RGB = {
 
 
 @pytest.mark.parametrize(("data", "expected"), AS_RGB.values(), ids=AS_RGB.keys())
-def test_every_kind_of_picture_becomes_8_bit_rgb(data: bytes, expected: NDArray[Any]) -> None:
+def test_every_kind_of_image_becomes_8_bit_rgb(data: bytes, expected: NDArray[Any]) -> None:
     image = images.read_image(data)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, expected)
@@ -117,10 +117,10 @@ def test_16_bits_come_back_whole_in_any_layout(values: NDArray[np.uint16]) -> No
     assert (images.read_image(wide(values))[..., 0] == values[..., 0] >> 8).all(), "scaled, not clipped"
 
 
-def test_pictures_without_a_known_range_are_refused() -> None:
-    for picture in (Image.fromarray(GREY.astype(np.float32)), Image.fromarray(RGB).convert("LAB")):
+def test_images_without_a_known_range_are_refused() -> None:
+    for image in (Image.fromarray(GREY.astype(np.float32)), Image.fromarray(RGB).convert("LAB")):
         with pytest.raises(BadImage, match="range"):
-            images.read_image(encoded(picture, "TIFF"))
+            images.read_image(encoded(image, "TIFF"))
 
 
 def test_jpeg_cmyk_and_ycck_are_read_as_colours() -> None:
@@ -131,12 +131,12 @@ def test_jpeg_cmyk_and_ycck_are_read_as_colours() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_exif_turns_the_picture_as_viewers_do(orientation: int, kind: str) -> None:
+def test_exif_turns_the_image_as_viewers_do(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(RGB, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    with Image.open(BytesIO(data)) as picture:
-        expected = np.asarray(ImageOps.exif_transpose(picture))
+    with Image.open(BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(images.read_image(data), expected)
     info = images.image_info(data)
     assert info.orientation == orientation
@@ -154,7 +154,7 @@ def test_only_the_first_frame_of_several_is_read_and_the_info_says_so() -> None:
     assert images.image_info(encoded(RGB)).frames == 1
 
 
-def test_one_pixel_and_one_row_are_pictures() -> None:
+def test_one_pixel_and_one_row_are_images() -> None:
     for shape in ((1, 1), (1, 40), (40, 1), (33, 31)):
         array = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
         np.testing.assert_array_equal(images.read_image(encoded(array)), array)
@@ -182,7 +182,7 @@ def test_the_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
         (random.Random(0).randbytes(100).replace(b"B", b"C"), "none of these"),
     ],
 )
-def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
+def test_what_is_no_image_is_named(data: bytes, words: str) -> None:
     with pytest.raises(BadImage, match=words):
         images.read_image(data)
 
@@ -196,11 +196,11 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind: str) -> None:
             image = images.read_image(data[:n])
         except BadImage:
             continue
-        np.testing.assert_array_equal(image, whole, err_msg=f"a part of the picture from {n} bytes")
+        np.testing.assert_array_equal(image, whole, err_msg=f"a part of the image from {n} bytes")
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_any_flipped_bit_of_a_png_picture_is_refused_or_harmless() -> None:
+def test_any_flipped_bit_of_a_png_image_is_refused_or_harmless() -> None:
     data, refused = encoded(RGB), 0
     for at in range(8 * len(data)):
         changed = bytearray(data)
@@ -296,7 +296,7 @@ def test_a_sparse_terabyte_is_refused_at_once(tmp_path: Path) -> None:
             file.truncate(1 << 40)
         except OSError:
             pytest.skip("no sparse files of this size here")
-    with pytest.raises(BadImage, match="no single picture"):
+    with pytest.raises(BadImage, match="no single image"):
         images.read_image(tmp_path / "huge.png")
 
 
@@ -311,11 +311,11 @@ def test_names_are_printed_without_control_characters(tmp_path: Path) -> None:
 
 
 def test_palette_labels_give_indices_and_never_brightness() -> None:
-    picture = Image.fromarray(GREY)
-    picture.putpalette(PALETTE)
-    np.testing.assert_array_equal(images.read_label(encoded(picture)), GREY)
-    assert (np.asarray(picture.convert("L")) != GREY).any(), "the wrong way would differ"
-    assert images.read_palette(encoded(picture))[5] == (5, 250, 35)
+    image = Image.fromarray(GREY)
+    image.putpalette(PALETTE)
+    np.testing.assert_array_equal(images.read_label(encoded(image)), GREY)
+    assert (np.asarray(image.convert("L")) != GREY).any(), "the wrong way would differ"
+    assert images.read_palette(encoded(image))[5] == (5, 250, 35)
     assert images.read_palette(encoded(RGB)) == ()
 
 
@@ -386,7 +386,7 @@ def test_labels_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_pictures_are_written_without_metadata() -> None:
+def test_images_are_written_without_metadata() -> None:
     for array in (RGB, GREY, GREY[..., None], ALPHA):
         data = images.encode_png(array)
         bands = images.read_image(data, mode="bands")

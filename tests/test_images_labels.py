@@ -158,9 +158,9 @@ def permuted(folder: Path, count: int = 6) -> None:
         (folder / name).mkdir(parents=True)
     for i in range(count):
         order = (0, 1, 2) if i % 2 == 0 else (0, 2, 1)
-        picture = Image.fromarray(np.argsort(order)[ids].astype(np.uint8))
-        picture.putpalette([v for k in order for v in COLOURS[k]])
-        picture.save(folder / "labels" / f"{i}.png")
+        image = Image.fromarray(np.argsort(order)[ids].astype(np.uint8))
+        image.putpalette([v for k in order for v in COLOURS[k]])
+        image.save(folder / "labels" / f"{i}.png")
         noise = np.random.default_rng(i).integers(0, 255, (12, 10, 3), dtype=np.uint8)
         (folder / "images" / f"{i}.png").write_bytes(encoded(noise))
 
@@ -181,9 +181,9 @@ def test_palettes_in_another_order_are_an_error_whose_remedy_reads_them_by_colou
 
 
 def test_a_palette_that_agrees_in_part_alone_is_refused_by_name(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    picture.putpalette([0, 0, 0, 10, 10, 200, 7, 7, 7])
-    picture.save(tmp_path / "a.png")
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([0, 0, 0, 10, 10, 200, 7, 7, 7])
+    image.save(tmp_path / "a.png")
     coding = Coding(Taxonomy(("a", "b", "c"), COLOURS), by_palette={c: k for k, c in enumerate(COLOURS)})
     with pytest.raises(Exception, match=r"index 1 the colour .*'c', and index 2"):
         read_coded(tmp_path / "a.png", coding)
@@ -193,7 +193,7 @@ def test_a_palette_of_other_colours_and_the_ignored_index_leave_ids_as_stored(tm
     coding = Coding(Taxonomy(("a", "b", "c"), COLOURS), by_palette={c: k for k, c in enumerate(COLOURS)})
     ids = np.array([[0, 1, 2, 255]], np.uint8)
     for colours in ([0, 0, 0, 1, 1, 1, 2, 2, 2], [v for c in COLOURS for v in c]):
-        picture = Image.fromarray(ids)
-        picture.putpalette(colours + [10, 10, 200] * (256 - len(colours) // 3))
-        picture.save(tmp_path / "a.png")
+        image = Image.fromarray(ids)
+        image.putpalette(colours + [10, 10, 200] * (256 - len(colours) // 3))
+        image.save(tmp_path / "a.png")
         np.testing.assert_array_equal(read_coded(tmp_path / "a.png", coding), ids)

@@ -67,13 +67,11 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(size: tuple[int, int]) ->
     smooth = np.cumsum(RNG.integers(-2, 3, (*size, 3)), axis=1).astype(np.uint8)
     palette = Image.fromarray(smooth[..., 0])
     palette.putpalette(RNG.integers(0, 256, 768).tolist())
-    for picture in (Image.fromarray(smooth), Image.fromarray(smooth[..., 0]), palette):
-        data = encoded(picture)
+    for image in (Image.fromarray(smooth), Image.fromarray(smooth[..., 0]), palette):
+        data = encoded(image)
         samples = plain_samples(data, CAP, ALL)
         assert samples is not None
-        np.testing.assert_array_equal(
-            np.squeeze(samples, -1) if picture.mode != "RGB" else samples, np.asarray(picture)
-        )
+        np.testing.assert_array_equal(np.squeeze(samples, -1) if image.mode != "RGB" else samples, np.asarray(image))
         assert plain_samples(data, CAP, ()) is None, "a colour type that was not asked for"
 
 

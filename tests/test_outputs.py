@@ -61,7 +61,7 @@ def tiny(*heads: str) -> Predictor:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_record_has_a_name_that_outputs_can_be_named_after(name: str, tmp_path: Path) -> None:
     assert name_fault(name)
-    with pytest.raises(DataError, match="picture name"):
+    with pytest.raises(DataError, match="image name"):
         Record(name, {"rgb": tmp_path / "x.png"})
     with pytest.raises(DataError, match="rename"):
         Outputs(tmp_path).claim(name)
@@ -279,12 +279,12 @@ def listed(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_list_in_a_subfolder_names_its_pictures_below_the_outputs_folder(listed: Path) -> None:
+def test_a_list_in_a_subfolder_names_its_images_below_the_outputs_folder(listed: Path) -> None:
     data = open_dataset(str(listed / "splits/fold1/val.csv"))
     assert [r.name for r in data.records] == ["images/0", "images/1", "images/2"]
 
 
-def test_pictures_that_a_list_names_alike_stay_apart(tmp_path: Path) -> None:
+def test_images_that_a_list_names_alike_stay_apart(tmp_path: Path) -> None:
     places = [tmp_path / "x/l.csv", tmp_path / "x/a/p.png", tmp_path / "a/p.png", tmp_path / "b/p.png"]
     for i, place in enumerate(places[1:]):
         png(place, i)
@@ -377,7 +377,7 @@ def test_a_cvat_export_whose_subset_is_a_path_writes_nowhere_else(tmp_path: Path
             assert all(k.startswith("out") for k in after if k not in before)
 
 
-def test_an_evaluation_is_kept_again_but_not_over_pictures_of_ones_own(listed: Path) -> None:
+def test_an_evaluation_is_kept_again_but_not_over_images_of_ones_own(listed: Path) -> None:
     data = open_dataset(str(listed / "splits/fold1/val.csv"))
     for _ in range(2):
         evaluate(tiny(), data, keep=listed / "eval")
@@ -433,7 +433,7 @@ def test_label_maps_of_two_kinds_do_not_share_a_file(command: Any, tmp_path: Pat
     assert command(tiny(), tmp_path / "in", "-o", tmp_path / "out", "--quiet")[0] == 0
 
 
-def test_a_folder_of_ones_own_pictures_is_not_written_into(command: Any, tmp_path: Path) -> None:
+def test_a_folder_of_ones_own_images_is_not_written_into(command: Any, tmp_path: Path) -> None:
     png(tmp_path / "in/a.png")
     png(tmp_path / "mine/a.png", 1)
     before = everything(tmp_path)
@@ -449,7 +449,7 @@ def test_a_folder_of_ones_own_pictures_is_not_written_into(command: Any, tmp_pat
     assert everything(tmp_path) == before
 
 
-def test_pictures_behind_links_are_labelled_and_what_is_left_out_is_said(command: Any, tmp_path: Path) -> None:
+def test_images_behind_links_are_labelled_and_what_is_left_out_is_said(command: Any, tmp_path: Path) -> None:
     root, other = tmp_path / "in", tmp_path / "elsewhere"
     png(root / "seq1/a.png")
     png(other / "b.png", 1)
@@ -473,11 +473,11 @@ def test_pictures_behind_links_are_labelled_and_what_is_left_out_is_said(command
         assert words in said, (words, said)
     (root / "seq1/a.png").unlink()
     (other / "b.png").unlink()
-    with pytest.raises(MissingInput, match=r"holds no pictures.*1 \.gif files \(clip\.gif\)"):
+    with pytest.raises(MissingInput, match=r"holds no images.*1 \.gif files \(clip\.gif\)"):
         outputs([root], tmp_path / "out")
 
 
-def test_results_inside_the_folder_of_pictures_are_not_labelled_again(command: Any, tmp_path: Path) -> None:
+def test_results_inside_the_folder_of_images_are_not_labelled_again(command: Any, tmp_path: Path) -> None:
     png(tmp_path / "a.png")
     for _ in range(2):
         code, out, said = command(tiny(), tmp_path, "-o", tmp_path / "out")
@@ -486,7 +486,7 @@ def test_results_inside_the_folder_of_pictures_are_not_labelled_again(command: A
 
 
 @pytest.mark.parametrize("twins", [("a.png", "a.jpg"), ("a.png", "A.png"), ("é.png", "é.png"), ("d/a.png", "D/a.jpg")])
-def test_pictures_that_would_share_a_label_map_are_refused_by_name(twins: tuple[str, str], tmp_path: Path) -> None:
+def test_images_that_would_share_a_label_map_are_refused_by_name(twins: tuple[str, str], tmp_path: Path) -> None:
     for i, name in enumerate(twins):
         png(tmp_path / name, i)
     if len(list(tmp_path.rglob("*.*g"))) < 2:
@@ -495,7 +495,7 @@ def test_pictures_that_would_share_a_label_map_are_refused_by_name(twins: tuple[
         outputs([tmp_path], tmp_path / "out")
 
 
-def test_listing_pictures_takes_time_in_proportion(tmp_path: Path) -> None:
+def test_listing_images_takes_time_in_proportion(tmp_path: Path) -> None:
     def seconds(n: int) -> float:
         folder = tmp_path / f"n{n}"
         folder.mkdir(exist_ok=True)
@@ -588,13 +588,13 @@ def test_a_run_without_a_name_lies_in_runs(data: str, tmp_path: Path, monkeypatc
         (("labels/a.png", "labels/b.png"), ["labels/a.png", "labels/b.png"]),
     ],
 )
-def test_label_maps_beside_their_pictures_are_not_labelled_and_counted(tmp_path, files, taken) -> None:
-    from fullyconv.cli.predict import pictures_in
+def test_label_maps_beside_their_images_are_not_labelled_and_counted(tmp_path, files, taken) -> None:
+    from fullyconv.cli.predict import images_in
 
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = pictures_in(tmp_path, (".png", ".jpg"), tmp_path / "out")
+    found = images_in(tmp_path, (".png", ".jpg"), tmp_path / "out")
     assert [f.relative_to(tmp_path).as_posix() for f in found.files] == taken
     left = len(files) - len(taken)
     assert (f"{left} label maps" in found.note(tmp_path)) == bool(left)

@@ -1,4 +1,4 @@
-"""Pixels that hold no data, pictures of unlike depth, and arrays of a wrong range: found, said, and never learned."""
+"""Pixels that hold no data, images of unlike depth, and arrays of a wrong range: found, said, and never learned."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def bands(count: int, dtype: str = "f4") -> NDArray[Any]:
     return RNG.integers(1, 200, (*SIZE, count)).astype(dtype)
 
 
-def write(root: Path, pictures: list[bytes]) -> None:
+def write(root: Path, images: list[bytes]) -> None:
     for name in ("images", "labels"):
         (root / name).mkdir(parents=True)
-    for i, data in enumerate(pictures):
+    for i, data in enumerate(images):
         (root / "images" / f"{i}.tif").write_bytes(data)
         (root / "labels" / f"{i}.png").write_bytes(encoded((np.arange(192).reshape(SIZE) % 3).astype(np.uint8)))
 
 
 def with_nothing(kind: str) -> bytes:
-    """A picture whose first two rows hold no data, declared or not a number."""
+    """An image whose first two rows hold no data, declared or not a number."""
     if kind in ("nan", "inf"):
         image = bands(4)
         image[:2] = np.nan if kind == "nan" else np.inf
@@ -73,7 +73,7 @@ def test_pixels_that_hold_no_data_are_ignored_and_finite_and_said_with_their_fil
         assert "32 of 192 pixels" in found[0].message
 
 
-def test_a_picture_without_invalid_pixels_is_not_touched() -> None:
+def test_an_image_without_invalid_pixels_is_not_touched() -> None:
     image = bands(3, "u1")
     same, bad = read_valid(image)
     assert same is image
@@ -110,7 +110,7 @@ def test_bands_have_one_type_whatever_values_they_hold() -> None:
 
 
 @pytest.mark.parametrize("other", [(4, "u2"), (5, "u1"), (4, "f4"), (3, "u1")])
-def test_pictures_of_unlike_depth_are_one_error_in_the_same_words_whichever_comes_first(
+def test_images_of_unlike_depth_are_one_error_in_the_same_words_whichever_comes_first(
     tmp_path: Path, other: tuple[int, str]
 ) -> None:
     plain = {262: 1}

@@ -60,14 +60,14 @@ class Tiny(nn.Module):
         return {h: layer(features) for h, layer in self.score.items()}
 
 
-def picture(height: int = 13, width: int = 18, seed: int = 0) -> np.ndarray:
+def photo(height: int = 13, width: int = 18, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (13, 18), (16, 16)])
 def test_labels_have_the_size_of_the_image_and_are_the_best_scores(size: tuple[int, int]) -> None:
     predictor = Predictor(Tiny())
-    image = picture(*size)
+    image = photo(*size)
     scores = predictor.scores(image)
     assert scores.shape == (3, *size)
     assert scores.dtype == np.float32
@@ -77,32 +77,32 @@ def test_labels_have_the_size_of_the_image_and_are_the_best_scores(size: tuple[i
 
 def test_confidence_is_the_softmax_probability_of_the_label() -> None:
     predictor = Predictor(Tiny())
-    labels, confidence = predictor.confident_labels(picture())["semantic"]
-    probabilities = torch.from_numpy(predictor.scores(picture())).softmax(0).numpy()
+    labels, confidence = predictor.confident_labels(photo())["semantic"]
+    probabilities = torch.from_numpy(predictor.scores(photo())).softmax(0).numpy()
     np.testing.assert_allclose(confidence, probabilities.max(0), atol=1e-6)
     np.testing.assert_array_equal(labels, probabilities.argmax(0))
 
 
 def test_several_heads_give_a_dict_and_one_head_an_array() -> None:
-    both = Predictor(Tiny({"semantic": 3, "geometric": 2}))(picture())
+    both = Predictor(Tiny({"semantic": 3, "geometric": 2}))(photo())
     assert set(both) == {"semantic", "geometric"}
     assert both["geometric"].max() <= 1
-    assert isinstance(Predictor(Tiny())(picture()), np.ndarray)
+    assert isinstance(Predictor(Tiny())(photo()), np.ndarray)
 
 
 def test_more_than_255_classes_are_labelled_in_16_bits() -> None:
-    assert Predictor(Tiny({"semantic": 300}))(picture()).dtype == np.uint16
+    assert Predictor(Tiny({"semantic": 300}))(photo()).dtype == np.uint16
 
 
 def test_array_pil_image_and_mapping_of_one_modality_are_labelled_alike() -> None:
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     want = predictor(image)
     for other in (Image.fromarray(image), {"rgb": image}, image.astype(np.uint16), image.astype(np.float64)):
         np.testing.assert_array_equal(predictor(other), want)
 
 
 def test_modalities_are_concatenated_in_the_order_of_the_network() -> None:
-    rgb, depth = picture(), np.full((13, 18), 7, np.uint16)
+    rgb, depth = photo(), np.full((13, 18), 7, np.uint16)
     array = as_array({"depth": depth, "rgb": rgb}, ("rgb", "depth"))
     assert array.shape == (13, 18, 4)
     np.testing.assert_array_equal(array[..., :3], rgb)
@@ -115,9 +115,9 @@ def test_modalities_are_concatenated_in_the_order_of_the_network() -> None:
         (np.zeros((0, 4, 3), np.uint8), "cannot be labelled"),
         (np.zeros((2, 4, 3, 1), np.uint8), "cannot be labelled"),
         (np.array([["a"]]), "cannot be labelled"),
-        (picture() / 255, r"within 0\.\.1"),
-        ({"rgb": picture(), "depth": np.zeros((4, 4))}, "differ in size"),
-        (picture()[..., :2], "channels"),
+        (photo() / 255, r"within 0\.\.1"),
+        ({"rgb": photo(), "depth": np.zeros((4, 4))}, "differ in size"),
+        (photo()[..., :2], "channels"),
     ],
 )
 def test_an_image_that_cannot_be_labelled_is_refused_in_words(image: Any, word: str) -> None:
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_labelled_is_refused_in_words(image: Any, word: 
 
 def test_a_missing_modality_is_named() -> None:
     with pytest.raises(DataError, match="takes rgb, depth; the image has rgb"):
-        as_array({"rgb": picture()}, ("rgb", "depth"))
+        as_array({"rgb": photo()}, ("rgb", "depth"))
 
 
 def test_a_network_whose_scores_were_never_trained_is_refused() -> None:
@@ -148,7 +148,7 @@ def test_a_trunk_of_zeros_is_refused_even_with_a_bias() -> None:
 def test_predicting_during_training_is_deterministic_and_leaves_the_network_training() -> None:
     model = Tiny().train()
     predictor = Predictor(model)
-    np.testing.assert_array_equal(predictor.scores(picture()), predictor.scores(picture()))
+    np.testing.assert_array_equal(predictor.scores(photo()), predictor.scores(photo()))
     assert model.training
     assert model.dropout.training
 
@@ -165,8 +165,8 @@ def test_bf16_is_close_where_the_processor_has_it_and_refused_where_not(monkeypa
     with pytest.raises(UsageError, match="no bfloat16"):
         prepare(Tiny(), "bf16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True, "amx_bf16": True})
-    rough = Predictor(Tiny(), precision="bf16").scores(picture())
-    np.testing.assert_allclose(rough, Predictor(Tiny()).scores(picture()), atol=0.05)
+    rough = Predictor(Tiny(), precision="bf16").scores(photo())
+    np.testing.assert_allclose(rough, Predictor(Tiny()).scores(photo()), atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_auto_takes_bf16_only_where_it_is_native_and_quicker(
 
 
 def test_averaging_over_mirrored_images_makes_the_labels_mirror_symmetric() -> None:
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     labels, confidence = predictor.augmented_labels(image, ["flip"])["semantic"]
     mirrored, _ = predictor.augmented_labels(image[:, ::-1], ["flip"])["semantic"]
     np.testing.assert_array_equal(labels, mirrored[:, ::-1])
@@ -207,15 +207,15 @@ def test_averaging_over_mirrored_images_makes_the_labels_mirror_symmetric() -> N
 
 def test_averaging_over_no_variant_is_the_plain_prediction() -> None:
     predictor = Predictor(Tiny())
-    labels, confidence = predictor.augmented_labels(picture(), [])["semantic"]
-    np.testing.assert_array_equal(labels, predictor(picture()))
-    np.testing.assert_allclose(confidence, predictor.confident_labels(picture())["semantic"][1], atol=1e-6)
+    labels, confidence = predictor.augmented_labels(photo(), [])["semantic"]
+    np.testing.assert_array_equal(labels, predictor(photo()))
+    np.testing.assert_allclose(confidence, predictor.confident_labels(photo())["semantic"][1], atol=1e-6)
 
 
 def test_averaging_over_scales_is_the_mean_of_the_three_probabilities() -> None:
     from fullyconv.predict import resize_image
 
-    predictor, image = Predictor(Tiny()), picture(16, 24)
+    predictor, image = Predictor(Tiny()), photo(16, 24)
     total = np.zeros((3, 16, 24), np.float32)
     for size in [(12, 18), (16, 24), (20, 30)]:
         scores = torch.from_numpy(predictor.scores(resize_image(image, size)))[None]
@@ -226,7 +226,7 @@ def test_averaging_over_scales_is_the_mean_of_the_three_probabilities() -> None:
 
 
 def test_a_path_a_grey_array_and_a_tensor_are_labelled_like_the_array(tmp_path: Path) -> None:
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     Image.fromarray(image).save(tmp_path / "a.png")
     want = predictor(image)
     for other in (tmp_path / "a.png", str(tmp_path / "a.png"), torch.from_numpy(image)):
@@ -238,7 +238,7 @@ def test_a_path_a_grey_array_and_a_tensor_are_labelled_like_the_array(tmp_path: 
 
 
 def test_a_list_gives_a_list_and_an_iterator_a_generator_that_reads_on_as_it_is_asked() -> None:
-    predictor, images = Predictor(Tiny()), [picture(8, 9), picture(5, 4)]
+    predictor, images = Predictor(Tiny()), [photo(8, 9), photo(5, 4)]
     want = [predictor(i) for i in images]
     for several in (images, tuple(images)):
         found = predictor(several)
@@ -252,7 +252,7 @@ def test_a_list_gives_a_list_and_an_iterator_a_generator_that_reads_on_as_it_is_
 
 
 def test_the_fourth_channel_of_a_colour_array_is_left_out_and_said() -> None:
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     with pytest.warns(UserWarning, match="transparency"):
         found = predictor(np.dstack([image, np.full(image.shape[:2], 9, np.uint8)]))
     np.testing.assert_array_equal(found, predictor(image))
@@ -261,8 +261,8 @@ def test_the_fourth_channel_of_a_colour_array_is_left_out_and_said() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (picture().transpose(2, 0, 1), r"\(3, 13, 18\).*H x W x 3; its channels come first: .*transpose\(1, 2, 0\)"),
-        (picture()[..., :2], r"\(13, 18, 2\).*H x W x 3"),
+        (photo().transpose(2, 0, 1), r"\(3, 13, 18\).*H x W x 3; its channels come first: .*transpose\(1, 2, 0\)"),
+        (photo()[..., :2], r"\(13, 18, 2\).*H x W x 3"),
         (np.zeros((0, 7), np.uint8), r"\(0, 7, 1\).*at least 1"),
         (b"abc", "bytes"),
         (None, "NoneType"),
@@ -277,7 +277,7 @@ def test_a_wrong_kind_of_image_is_refused_in_one_sentence(image: Any, words: str
 
 
 def test_the_remedy_for_channels_that_come_first_works() -> None:
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     np.testing.assert_array_equal(predictor(image.transpose(2, 0, 1).transpose(1, 2, 0)), predictor(image))
 
 
@@ -296,7 +296,7 @@ def test_predictors_are_copied_and_pickled() -> None:
     import copy
     import pickle
 
-    predictor, image = Predictor(Tiny()), picture()
+    predictor, image = Predictor(Tiny()), photo()
     want = predictor(image)
     for other in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
         np.testing.assert_array_equal(other(image), want)

@@ -44,7 +44,7 @@ def test_live_counts_what_is_alive_at_once_and_nothing_twice() -> None:
 def test_peak_bytes_grow_with_the_window() -> None:
     small, large = (peak_bytes(Tiny(), side) for side in (64, 128))
     assert 3.5 < large / small < 4.5
-    assert small >= 64 * 64 * 3 * 4 * 2  # at least the picture and its padded copy
+    assert small >= 64 * 64 * 3 * 4 * 2  # at least the image and its padded copy
 
 
 def test_a_larger_budget_gives_a_larger_tile_and_a_tiny_one_is_refused_with_what_is_needed() -> None:

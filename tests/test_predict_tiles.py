@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_predict import Tiny, picture
+from test_predict import Tiny, photo
 from torch import nn
 
 import fullyconv
@@ -37,7 +37,7 @@ def trained(name: str, classes: int | None = 5, seed: int = 0, **options: Any) -
 
 
 def assert_tiles_equal_whole(model: Any, size: tuple[int, int], tile: int | tuple[int, int]) -> None:
-    image = picture(*size, seed=3)
+    image = photo(*size, seed=3)
     whole, tiled = Predictor(model).scores(image), Predictor(model, tile=tile)
     assert not tiled.tiling["blended"]
     scale = np.abs(whole).max()
@@ -56,13 +56,13 @@ def test_tiles_give_the_scores_of_the_whole_image(name: str, size: tuple[int, in
 
 
 def test_a_tile_no_smaller_than_the_image_is_the_whole_image() -> None:
-    predictor, image = Predictor(Tiny(), tile=64), picture(13, 18)
+    predictor, image = Predictor(Tiny(), tile=64), photo(13, 18)
     np.testing.assert_array_equal(predictor.scores(image), Predictor(Tiny()).scores(image))
 
 
 @pytest.mark.parametrize("tile", [1, 4, 7, (8, 12)])
 def test_any_tile_size_gives_the_whole_scores_and_labels(tile: Any) -> None:
-    image = picture(37, 50)
+    image = photo(37, 50)
     whole, tiled = Predictor(Tiny()), Predictor(Tiny(), tile=tile)
     np.testing.assert_allclose(tiled.scores(image), whole.scores(image), atol=1e-5)
     np.testing.assert_array_equal(tiled(image), whole(image))
@@ -104,8 +104,8 @@ def test_a_network_of_unbounded_context_is_blended_and_says_so(tile: Any) -> Non
     assert not tiled.tiling["exact"]
     image = np.full((60, 48, 3), 90, np.uint8)  # constant: every tile sees the same context
     np.testing.assert_allclose(tiled.scores(image), Predictor(Global()).scores(image), atol=1e-4)
-    labels, confidence = tiled.confident_labels(picture(61, 50))["semantic"]
-    scores = tiled.scores(picture(61, 50))
+    labels, confidence = tiled.confident_labels(photo(61, 50))["semantic"]
+    scores = tiled.scores(photo(61, 50))
     np.testing.assert_array_equal(labels, scores.argmax(0))
     np.testing.assert_allclose(confidence, torch.from_numpy(scores).softmax(0).amax(0), atol=1e-6)
 
@@ -208,6 +208,6 @@ def test_up_to_700_pixels_every_network_gives_the_whole_scores_in_tiles(name: st
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "voc-fcn-pool3"])
 def test_the_papers_padding_gives_the_whole_scores_in_tiles(name: str) -> None:
-    model, image = trained(name), picture(32, 590)
+    model, image = trained(name), photo(32, 590)
     whole, tiled = (Predictor(model, tile=tile).scores(image) for tile in (None, (32, 160)))
     np.testing.assert_allclose(tiled, whole, atol=2e-5 * np.abs(whole).max(), rtol=0)

@@ -135,7 +135,7 @@ HUGE = 2**62
     ids=lambda c: str(c)[:30] if c != [10**5000] else "5000 digits",
 )
 @pytest.mark.parametrize("columns", [True, False])
-def test_runs_that_do_not_fill_their_picture_are_refused(counts: Any, columns: bool) -> None:
+def test_runs_that_do_not_fill_their_image_are_refused(counts: Any, columns: bool) -> None:
     with pytest.raises(BadShape, match="10x10"):
         from_counts(counts, (10, 10), columns=columns)
 
@@ -177,6 +177,6 @@ def test_an_endless_outline_is_never_given_to_pillow() -> None:
 
 
 def test_sound_shapes_are_pillows_own() -> None:
-    picture = Image.new("1", (40, 30))
-    ImageDraw.Draw(picture).polygon([(3, 4), (900, 9), (20, 25)], outline=1, fill=1)
-    assert np.array_equal(draw("polygon", [[3, 4], [900, 9], [20, 25]], (30, 40)), np.asarray(picture))
+    image = Image.new("1", (40, 30))
+    ImageDraw.Draw(image).polygon([(3, 4), (900, 9), (20, 25)], outline=1, fill=1)
+    assert np.array_equal(draw("polygon", [[3, 4], [900, 9], [20, 25]], (30, 40)), np.asarray(image))

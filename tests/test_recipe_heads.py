@@ -330,7 +330,7 @@ def test_the_disk_cache_is_said_and_waits_for_an_interrupted_run_to_go_on(
     finally:
         checkpointing.log = original
     assert set(map(tuple, seen)) == {tuple(made)}
-    assert f"decoded pictures are kept in {out / 'cache'}" in capsys.readouterr().err
+    assert f"decoded images are kept in {out / 'cache'}" in capsys.readouterr().err
     assert decoded(out) == []
 
 

@@ -1,4 +1,4 @@
-"""The report: one file that says, in words and pictures, what a run or an evaluation holds."""
+"""The report: one file that says, in words and images, what a run or an evaluation holds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def log(run: Path, steps: int = 30) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a kept evaluation and progress pictures."""
+    """A finished run with a kept evaluation and progress images."""
     root = tmp_path_factory.mktemp("reported")
     log(root / "run")
     model, data = Tiny(), dataset(root, SIZES * 3)
@@ -143,7 +143,7 @@ def test_a_run_that_has_measured_nothing_says_so(tmp_path: Path, text: str, word
     assert words in render(tmp_path)
 
 
-def test_a_result_file_alone_is_reported_without_pictures(tmp_path: Path) -> None:
+def test_a_result_file_alone_is_reported_without_images(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps({**result(0.7).to_json(), **about()}))
     page = write(tmp_path / "r.json").read_text()
     assert (tmp_path / "report.html").is_file()
@@ -151,7 +151,7 @@ def test_a_result_file_alone_is_reported_without_pictures(tmp_path: Path) -> Non
     assert ">Images<" not in page
 
 
-def test_a_result_file_moved_away_from_its_pictures_is_reported_without_them(run: Path, tmp_path: Path) -> None:
+def test_a_result_file_moved_away_from_its_images_is_reported_without_them(run: Path, tmp_path: Path) -> None:
     (tmp_path / "moved.json").write_bytes((run / "evaluation/result.json").read_bytes())
     page = render(tmp_path / "moved.json")
     assert ">Where errors are<" in page
@@ -245,7 +245,7 @@ def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
         render(tmp_path)
 
 
-def test_a_picture_that_was_deleted_is_named(tmp_path: Path) -> None:
+def test_an_image_that_was_deleted_is_named(tmp_path: Path) -> None:
     kept = evaluate(Predictor(Tiny()), dataset(tmp_path), keep=tmp_path / "out")
     gone = tmp_path / "out" / kept.analysis["gallery"][0]["files"]["image"]
     gone.unlink()
@@ -253,7 +253,7 @@ def test_a_picture_that_was_deleted_is_named(tmp_path: Path) -> None:
         render(tmp_path / "out")
 
 
-def test_progress_pictures_are_lined_up_by_image_in_order_of_time(run: Path) -> None:
+def test_progress_images_are_lined_up_by_image_in_order_of_time(run: Path) -> None:
     found = read_run(run)
     assert found is not None
     assert [s.name for s in found.strips] == ["image0", "image14"]

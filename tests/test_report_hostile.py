@@ -38,7 +38,7 @@ VALUES: tuple[Any, ...] = (
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small finished run with a kept evaluation of two heads and progress pictures."""
+    """A small finished run with a kept evaluation of two heads and progress images."""
     root = tmp_path_factory.mktemp("hostile")
     heads = {"semantic": Taxonomy(("sky", "road", "car")), "shape": Taxonomy(("flat", "tall"))}
     model, data = Tiny({"semantic": 3, "shape": 2}), dataset(root, SIZES, heads)
@@ -198,7 +198,7 @@ def test_a_result_that_names_a_file_outside_gets_nothing_embedded(way: str, part
         if part == "pairs":
             value["analysis"]["pairs"] = [{**p, "files": files} for p in value["analysis"]["pairs"]] or [{}]
     (place / "result.json").write_text(json.dumps(value))
-    with pytest.raises(DataError, match=r"names the picture|lies outside|does not write"):
+    with pytest.raises(DataError, match=r"names the image|lies outside|does not write"):
         render(run)
 
 
@@ -212,9 +212,9 @@ def test_a_link_out_of_a_run_is_not_followed(file: str, run: Path) -> None:
         render(run)
 
 
-def test_what_is_no_picture_is_not_embedded(run: Path) -> None:
+def test_what_is_no_image_is_not_embedded(run: Path) -> None:
     (run / "progress/epoch0001.00-image0.jpg").write_text("root:x:0:0")
-    with pytest.raises(DataError, match="is no JPG picture"):
+    with pytest.raises(DataError, match="is no JPG image"):
         render(run)
 
 
@@ -246,8 +246,8 @@ def test_in_a_browser_hostile_names_stay_text(run: Path, tmp_path: Path) -> None
     from fullyconv.doctor.html import sheet
 
     text = (run / "evaluation/result.json").read_text()
-    picture = EVIL.replace("\x1b", "")  # a picture whose name holds control characters is refused
-    value = json.loads(text.replace('"sky"', json.dumps(EVIL)).replace('"image0"', json.dumps(picture)))
+    image = EVIL.replace("\x1b", "")  # an image whose name holds control characters is refused
+    value = json.loads(text.replace('"sky"', json.dumps(EVIL)).replace('"image0"', json.dumps(image)))
     value["data"]["name"] = value["model"]["name"] = EVIL
     (run / "evaluation/result.json").write_text(json.dumps(value))
     (run / "recipe.toml").write_text(f"name = {json.dumps(EVIL)}\n")

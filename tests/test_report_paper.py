@@ -115,7 +115,7 @@ def test_the_page_shows_each_image_by_every_network_then_the_truth(tmp_path: Pat
         write_paper([tmp_path / "a"], tmp_path / "x.html", ["image77"])
 
 
-def test_results_without_pictures_still_give_the_tables(tmp_path: Path) -> None:
+def test_results_without_images_still_give_the_tables(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps(measured().result.to_json()))
     page = write_paper([tmp_path / "r.json"], tmp_path / "p.html").read_text()
     assert "Coarse to fine" not in page

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from test_compare import result
-from training_tools import pictures
+from training_tools import images
 
 from fullyconv.taxonomy import Taxonomy
 
@@ -22,7 +22,7 @@ def test_classes_show_some_names_and_a_table() -> None:
 
 def test_names_are_text_in_a_line_and_in_a_notebook() -> None:
     classes = Taxonomy(("a", HOSTILE, "c"))
-    data = replace(pictures(2), taxonomies={"semantic": classes})
+    data = replace(images(2), taxonomies={"semantic": classes})
     measured = result(0.9, names=("a", HOSTILE, "c"))
     for thing in (classes, data, measured):
         assert "\x1b" not in repr(thing)

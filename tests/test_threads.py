@@ -140,8 +140,8 @@ def trained(name: str, classes: int = 4) -> Any:
     return model
 
 
-def pictures(count: int = 8) -> list[np.ndarray]:
-    """Pictures of three sizes."""
+def photos(count: int = 8) -> list[np.ndarray]:
+    """Images of three sizes."""
     random = np.random.default_rng(0)
     return [random.integers(0, 256, (24 + 8 * (i % 3), 40, 3), dtype=np.uint8) for i in range(count)]
 
@@ -153,7 +153,7 @@ def network(request: pytest.FixtureRequest) -> Any:
 
 
 def test_a_first_call_from_eight_threads_at_once_gives_what_one_thread_gives(network: Any) -> None:
-    images = pictures()
+    images = photos()
     serial = [fc.Predictor(network)(image) for image in images]
     for _ in range(3):
         predictor = fc.Predictor(network)
@@ -162,7 +162,7 @@ def test_a_first_call_from_eight_threads_at_once_gives_what_one_thread_gives(net
 
 
 def test_many_images_mapped_over_threads_are_labelled_as_one_after_another(network: Any) -> None:
-    predictor, images = fc.Predictor(network), pictures(24)
+    predictor, images = fc.Predictor(network), photos(24)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(predictor.scores, images))
     for got, image in zip(found, images, strict=True):
@@ -196,7 +196,7 @@ def test_weights_are_packed_once_however_many_threads_call_first(monkeypatch: py
 
 
 def test_labelling_goes_on_while_the_network_changes_its_mode(network: Any) -> None:
-    predictor, image = fc.Predictor(network), pictures(1)[0]
+    predictor, image = fc.Predictor(network), photos(1)[0]
     want = predictor.scores(image)
     stop = threading.Event()
 
@@ -216,7 +216,7 @@ def test_labelling_goes_on_while_the_network_changes_its_mode(network: Any) -> N
 
 
 def test_a_network_in_training_mode_is_labelled_with_as_in_evaluation_and_left_training(network: Any) -> None:
-    image = pictures(1)[0]
+    image = photos(1)[0]
     want = fc.Predictor(network.eval())(image)
     np.testing.assert_array_equal(fc.Predictor(network.train())(image), want)
     assert all(m.training for m in network.modules())
@@ -225,7 +225,7 @@ def test_a_network_in_training_mode_is_labelled_with_as_in_evaluation_and_left_t
 
 def test_directories_are_loaded_in_several_threads_at_once(network: Any, tmp_path: Path) -> None:
     network.save_pretrained(tmp_path / "model")
-    image = pictures(1)[0]
+    image = photos(1)[0]
     want = fc.Predictor(network)(image)
     with others() as wrong:
         found = several(lambda _: fc.Predictor(fc.load(tmp_path / "model"))(image))

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_tools import CLASSES, call, course, digest, fit, outcome, pictures, small, start
+from training_tools import CLASSES, call, course, digest, fit, images, outcome, small, start
 
 import fullyconv as fc
 from fullyconv import models
@@ -214,7 +214,7 @@ def test_the_same_bytes_come_from_a_thread_and_from_processes() -> None:
     for recipe in recipes:
         from fullyconv.train.batch_reader import read_ahead
 
-        stream = read_ahead(BatchReader(pictures(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
+        stream = read_ahead(BatchReader(images(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
         steps.append([next(stream) for _ in range(5)])
         stream.close()
     for a, b in zip(*steps, strict=True):
@@ -232,7 +232,7 @@ def test_a_run_learns_and_leaves_what_is_needed(tmp_path: Path) -> None:
     best = max(r["mean_iu"] for r in rows if r["kind"] == "measurement")
     assert best > 0.4
     model = fc.load(out / "best")
-    assert fc.evaluate(fc.Predictor(model), pictures(3, "val")).mean_iu == pytest.approx(best, abs=1e-9)
+    assert fc.evaluate(fc.Predictor(model), images(3, "val")).mean_iu == pytest.approx(best, abs=1e-9)
     assert model.taxonomies["semantic"].names == ("a", "b", "c")
     assert Recipe(**tomllib.loads((out / "recipe.toml").read_text())).ema == 0.9
     assert any((out / "tensorboard").iterdir())
@@ -258,7 +258,7 @@ def test_time_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_class_that_is_measured_and_never_learned_is_refused(tmp_path: Path) -> None:
-    val = replace(pictures(3, "val"), taxonomies={"semantic": Taxonomy(("a", "d", "b"))})
+    val = replace(images(3, "val"), taxonomies={"semantic": Taxonomy(("a", "d", "b"))})
     with pytest.raises(DataError, match=r"classes to learn \(a, b, c\) lack d of those to measure \(a, d, b\)"):
         fit(small(), tmp_path / "run", val=val)
     numbered = replace(val, taxonomies={"semantic": Taxonomy.numbered(CLASSES)})
@@ -285,7 +285,7 @@ def test_unfolding_batch_norm_keeps_the_function_and_normalises(tmp_path: Path) 
     model = network("tiny").eval()
     x = torch.randn(2, 3, 16, 20)
     before = model(x)["out"].detach()
-    unfold(model, pictures(), images=7)
+    unfold(model, images(), images=7)
     torch.testing.assert_close(model(x)["out"].detach(), before, rtol=1e-4, atol=1e-5)
     norm = model.streams["rgb"].trunk.features[1]
     assert not torch.allclose(norm.running_mean, torch.zeros(4), atol=1e-2)
@@ -339,7 +339,7 @@ def test_an_image_that_cannot_be_measured_ends_the_run_with_the_step_kept(tmp_pa
         ("hanging", hanging, TryAgain, r"has not moved on for 1 s.*val-2"),
     ):
         with pytest.raises(error, match=words):
-            fit(small(val_every=1, worker_timeout=1), tmp_path / name, val=pictures(3, "val", broken=fault))
+            fit(small(val_every=1, worker_timeout=1), tmp_path / name, val=images(3, "val", broken=fault))
         assert (tmp_path / name / "last").resolve().name == "step-4"
 
 
@@ -349,8 +349,8 @@ def test_an_unreadable_image_ends_the_run_or_is_replaced_and_counted(tmp_path: P
             raise DataError("train-3.png is truncated")
 
     with pytest.raises(DataError, match=r"train-3\.png is truncated"):
-        fit(small(), tmp_path / "fail", train=pictures(broken=broken))
-    out = fit(small(on_bad_sample="skip", max_bad=0.2), tmp_path / "skip", train=pictures(broken=broken))
+        fit(small(), tmp_path / "fail", train=images(broken=broken))
+    out = fit(small(on_bad_sample="skip", max_bad=0.2), tmp_path / "skip", train=images(broken=broken))
     state = json.loads((out / "last" / "state.json").read_text())["state"]["train"]
     assert state["bad"] == ["train-3: train-3.png is truncated"]
     assert state["finished"]
@@ -360,7 +360,7 @@ def test_an_unreadable_image_ends_the_run_or_is_replaced_and_counted(tmp_path: P
             raise DataError(f"{index} is truncated")
 
     with pytest.raises(DataError, match="max_bad allows 1"):
-        fit(small(on_bad_sample="skip"), tmp_path / "many", train=pictures(broken=all_broken))
+        fit(small(on_bad_sample="skip"), tmp_path / "many", train=images(broken=all_broken))
 
 
 def test_a_vanished_folder_ends_the_run_at_once(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_vanished_folder_ends_the_run_at_once(tmp_path: Path) -> None:
         if index:
             raise FileNotFoundError(2, "No such file", "x.png")
 
-    data = replace(pictures(broken=gone), root=tmp_path / "gone")
+    data = replace(images(broken=gone), root=tmp_path / "gone")
     with pytest.raises(MissingInput, match="is gone"):
         fit(small(on_bad_sample="skip", max_bad=1.0), tmp_path / "run", train=data)
 
@@ -385,14 +385,14 @@ def test_a_full_disk_costs_rows_of_the_log_but_not_the_run(tmp_path: Path, monke
 def test_resuming_another_thing_is_refused_unless_named(tmp_path: Path) -> None:
     fit(small(epochs=1), tmp_path / "run")
     with pytest.raises(UsageError, match=r"--allow-changed data"):
-        fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9))
+        fit(small(epochs=2), tmp_path / "run", resume=True, train=images(9))
     with pytest.raises(UnknownName, match="data"):
-        fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9), allow=("dta",))
-    fit(small(epochs=2), tmp_path / "run", resume=True, train=pictures(9), allow=("data",))
+        fit(small(epochs=2), tmp_path / "run", resume=True, train=images(9), allow=("dta",))
+    fit(small(epochs=2), tmp_path / "run", resume=True, train=images(9), allow=("data",))
     recipe = (tmp_path / "run" / "recipe.toml").read_text()
     with pytest.raises(UsageError, match=r"network is not what .* \(name: fcn2s-tiny then, fcn4s-tiny now\)"):
         fit(small(epochs=2, model="fcn4s-tiny"), tmp_path / "run", resume=True)
-    renamed = replace(pictures(9), taxonomies={"semantic": Taxonomy(("a", "see", "c"))})
+    renamed = replace(images(9), taxonomies={"semantic": Taxonomy(("a", "see", "c"))})
     with pytest.raises(UsageError, match=r"classes are not what .* \(semantic: id 1 was 'b', is 'see' now\)"):
         fit(small(epochs=2), tmp_path / "run", resume=True, train=renamed, val=None)
     assert (tmp_path / "run" / "recipe.toml").read_text() == recipe  # so that --resume alone still goes on
@@ -442,7 +442,7 @@ def test_a_summed_loss_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_median_frequency_weights_are_their_definition() -> None:
-    data = pictures()
+    data = images()
     weights = median_frequency(data)["semantic"]
     pixels, of = np.zeros(CLASSES), np.zeros(CLASSES)
     for sample in data:
@@ -456,7 +456,7 @@ def test_median_frequency_weights_are_their_definition() -> None:
 @settings(max_examples=20)
 @given(st.integers(2, 40))
 def test_images_are_held_out_for_good(count: int) -> None:
-    train, val = held_out(pictures(count))
+    train, val = held_out(images(count))
     assert val is not None
     names = [{r.name for r in d.records} for d in (train, val)]
     assert names[0] | names[1] == {f"train-{i}" for i in range(count)}

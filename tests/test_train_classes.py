@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from training_tools import fit, pictures, small
+from training_tools import fit, images, small
 
 from fullyconv.data.base import Dataset
 from fullyconv.errors import MissingExtra, UsageError
@@ -34,7 +34,7 @@ def swapped(data: Dataset, names: str = "acb") -> Dataset:
 
 def test_a_validation_set_numbered_otherwise_is_measured_in_the_classes_learned(tmp_path: Path, capsys: Any) -> None:
     rows = []
-    for name, val in (("plain", pictures(3, "val")), ("other", swapped(pictures(3, "val")))):
+    for name, val in (("plain", images(3, "val")), ("other", swapped(images(3, "val")))):
         out = fit(small(epochs=2), tmp_path / name, val=val)
         rows.append([r for r in (out / "metrics.jsonl").read_text().splitlines() if '"measurement"' in r])
     assert rows[0] == rows[1]

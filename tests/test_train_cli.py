@@ -20,7 +20,7 @@ TINY = ["--set", "model=fcn2s-tiny", "--set", "epochs=1", "--set", "batch_size=2
 
 
 def folder(root: Path, count: int = 5, split: bool = True) -> Path:
-    """Pictures with squares, as images/ and labels/."""
+    """Images with squares, as images/ and labels/."""
     rng = np.random.default_rng(0)
     for name in ("train", "val") if split else ("",):
         for kind in ("images", "labels"):
@@ -114,7 +114,7 @@ def test_what_cannot_be_meant_ends_with_one_sentence(
 def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
     data = folder(tmp_path / "data")
     (data / "train" / "labels" / "train0.png").unlink()
-    (data / "train" / "images" / "train1.png").write_bytes(b"not a picture")
+    (data / "train" / "images" / "train1.png").write_bytes(b"not an image")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(data / "val" / "labels" / "val2.png")
     assert run(str(data), *TINY, "--out", str(tmp_path / "run")) == 65
     error = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_pictures(
+def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_images(
     tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("FULLYCONV_MAX_PIXELS", "")  # the flag sets it; put back afterwards
@@ -131,15 +131,15 @@ def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_pictures(
     assert run(str(data), *TINY, "--out", out, "--max-pixels", "100") == 65
     assert "has 360 pixels, more than the 100 that are read" in capsys.readouterr().err
     assert run(str(data), *TINY, "--out", out, "--max-pixels", "360", "--no-report") == 0
-    picture, to = str(data / "val" / "images" / "val0.png"), str(tmp_path / "to")
-    for command in (["check", str(data)], ["predict", out, picture, "-o", to], ["evaluate", out, str(data)]):
+    image, to = str(data / "val" / "images" / "val0.png"), str(tmp_path / "to")
+    for command in (["check", str(data)], ["predict", out, image, "-o", to], ["evaluate", out, str(data)]):
         with pytest.raises(SystemExit) as e:
             main([*command, "--max-pixels", "100"])
         assert e.value.code == 65, command
         assert "--max-pixels" in "".join(capsys.readouterr()), command
 
 
-def test_no_pictures_at_all_is_bad_data(tmp_path: Path) -> None:
+def test_no_images_at_all_is_bad_data(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     assert run(str(tmp_path), *TINY, "--out", str(tmp_path / "run")) == 65

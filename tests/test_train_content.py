@@ -53,7 +53,7 @@ def invert(file: Path) -> None:
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize(
     ("folder", "said"),
-    [("labels", "of 8 files 4 labels changed, such as the label of"), ("images", "of 8 files 4 pictures changed")],
+    [("labels", "of 8 files 4 labels changed, such as the label of"), ("images", "of 8 files 4 images changed")],
 )
 def test_files_changed_in_place_at_the_same_size_are_refused(
     folder: str, said: str, check: bool, data: Path, tmp_path: Path

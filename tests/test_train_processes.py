@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_tools import after_step, fit, outcome, pictures, small, start
+from training_tools import after_step, fit, images, outcome, small, start
 
 import fullyconv as fc
 from fullyconv.checkpoint import RunDirectory
@@ -42,7 +42,7 @@ def _rank(
     if fault == "full disk":
         after_step(2, _full_disk)
     broken = _unreadable if fault == "unreadable" else None
-    fit(small(**keys), Path(out), resume, train=pictures(broken=broken))
+    fit(small(**keys), Path(out), resume, train=images(broken=broken))
 
 
 def together(
@@ -90,7 +90,7 @@ def test_two_processes_share_a_cache_on_the_disk(tmp_path: Path) -> None:
 def test_the_measurement_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert together(tmp_path / "two", {"epochs": 2}) == [0, 0]
     row = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])
-    alone = fc.evaluate(fc.Predictor(fc.load(tmp_path / "two" / "last")), pictures(3, "val"))
+    alone = fc.evaluate(fc.Predictor(fc.load(tmp_path / "two" / "last")), images(3, "val"))
     assert row["kind"] == "measurement"
     assert (row["mean_iu"], row["pixel_accuracy"]) == (alone.mean_iu, alone.pixel_accuracy)
 

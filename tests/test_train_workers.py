@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faults import save as save_png
-from training_tools import call, fit, pictures, small
+from training_tools import call, fit, images, small
 
 from fullyconv.data import open_dataset
 from fullyconv.data.pipeline import heartbeat
@@ -207,14 +207,14 @@ def test_a_data_set_says_which_of_its_files_is_read() -> None:
     seen = []
     heartbeat.live_in(slot)
     try:
-        data = pictures(broken=lambda index: seen.append(slot.where))
+        data = images(broken=lambda index: seen.append(slot.where))
         data[0]
     finally:
         heartbeat.live_in(None)
     assert seen == [str(data.records[0].inputs["rgb"]), str(data.records[0].labels["semantic"])]
 
 
-def test_a_fifo_in_place_of_a_picture_is_named_at_once(tmp_path: Path) -> None:
+def test_a_fifo_in_place_of_an_image_is_named_at_once(tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         for i in range(3):
             save_png(np.zeros((8, 8, 3) if folder == "images" else (8, 8), np.uint8), tmp_path / folder / f"{i}.png")
@@ -297,7 +297,7 @@ def test_a_dying_worker_ends_the_run_with_the_last_step_kept(tmp_path: Path) -> 
 
     here = os.getpid()
     with pytest.raises(TryAgain, match="train-5"):
-        fit(small(workers=2, epochs=2), tmp_path / "run", train=pictures(broken=fatal))
+        fit(small(workers=2, epochs=2), tmp_path / "run", train=images(broken=fatal))
     kept = (tmp_path / "run" / "last").resolve().name
     fit(small(workers=0, epochs=2), tmp_path / "run", resume=True)
     whole = fit(small(workers=0, epochs=2), tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Paired transforms: picture and label move together, labels gain no value, and randomness is the sample's own."""
+"""Paired transforms: image and label move together, labels gain no value, and randomness is the sample's own."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def overlap(s: Sample) -> float:
 
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
-def test_picture_and_label_stay_aligned(rotation: float) -> None:
+def test_image_and_label_stay_aligned(rotation: float) -> None:
     a = Augmentation(crop=(70, 70), scale=(0.6, 2), flip=0.5, flip_vertical=0.5, rotation=rotation)
     rng = np.random.default_rng(0)
     shares = []
@@ -212,19 +212,19 @@ def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
 
 def test_mixed_sizes_are_padded_with_the_mean_and_ignored() -> None:
     some = [sample(0, (60, 80)), sample(1, (33, 90)), sample(2, (1, 1))]
-    pictures, labels = stack(some, ignore=IGNORE, fill=FILL)
-    assert pictures.shape == (3, 60, 90, 3)
+    images, labels = stack(some, ignore=IGNORE, fill=FILL)
+    assert images.shape == (3, 60, 90, 3)
     assert labels["semantic"].shape == (3, 60, 90)
     assert labels["semantic"].dtype == some[0].labels["semantic"].dtype
     for i, s in enumerate(some):
         h, w = s.image.shape[:2]
-        np.testing.assert_array_equal(pictures[i, :h, :w], s.image)
+        np.testing.assert_array_equal(images[i, :h, :w], s.image)
         np.testing.assert_array_equal(labels["other"][i, :h, :w], s.labels["other"])
     assert (labels["semantic"][2].ravel()[1:] == 255).all()
-    assert (pictures[2, 5, 5] == FILL.astype(np.uint8)).all()
+    assert (images[2, 5, 5] == FILL.astype(np.uint8)).all()
 
 
-def test_a_batch_of_nothing_or_of_unlike_pictures_is_refused_in_the_same_words_whatever_comes_first() -> None:
+def test_a_batch_of_nothing_or_of_unlike_images_is_refused_in_the_same_words_whatever_comes_first() -> None:
     with pytest.raises(DataError, match="empty"):
         stack([], ignore=IGNORE, fill=FILL)
     one = sample()

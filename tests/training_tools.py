@@ -1,4 +1,4 @@
-"""A network of a few thousand weights, pictures drawn in memory, and child processes forked from a parent that has
+"""A network of a few thousand weights, images drawn in memory, and child processes forked from a parent that has
 torch loaded: what the tests of training share."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TRUNKS["tiny"] = (Tiny, {})
 TRUNKS["plain"] = (Plain, {})
 
 
-def pictures(count: int = 7, split: str = "train", size: tuple[int, int] = (16, 20), broken: Any = None) -> Dataset:
+def images(count: int = 7, split: str = "train", size: tuple[int, int] = (16, 20), broken: Any = None) -> Dataset:
     """Squares on noise, drawn from the record's number; label 255 along one edge. `broken(index)` may raise."""
     names = [f"{split}-{i}" for i in range(count)]
     records = [Record(n, {"rgb": Path(__file__)}, {"semantic": Path(__file__)}) for n in names]
@@ -103,16 +103,16 @@ def small(**keys: Any) -> Recipe:
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, train: Dataset | None = None, **more: Any) -> Path:
-    """`train.fit` on drawn pictures."""
-    more = {"val": pictures(3, "val"), "check": False, "quiet": True} | more
-    return training.fit(recipe, train or pictures(), out, resume=resume, **more)
+    """`train.fit` on drawn images."""
+    more = {"val": images(3, "val"), "check": False, "quiet": True} | more
+    return training.fit(recipe, train or images(), out, resume=resume, **more)
 
 
 def course(recipe: Recipe, out: Path, stack: Any, **more: Any) -> RunContext:
     """A run put together but not begun."""
     world = stack.enter_context(join("cpu"))
-    val = more.pop("val", pictures(3, "val"))
-    train = more.pop("train", pictures())
+    val = more.pop("val", images(3, "val"))
+    train = more.pop("train", images())
     return prepare_run(recipe, train, val, out, world, Display(quiet=True), False, (), False, stack)
 
 

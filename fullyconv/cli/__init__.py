@@ -30,7 +30,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fullyconv",
-    help="Label every pixel of a picture: train, measure, look at and use fully convolutional networks.",
+    help="Label every pixel of an image: train, measure, look at and use fully convolutional networks.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

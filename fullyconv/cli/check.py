@@ -16,10 +16,10 @@ __all__ = ["check_command"]
 
 
 def check_command(
-    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH; every split is checked.")],
+    data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH; every split is checked.")],
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy into this new folder.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with cropped pictures of the findings.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="As training does by itself: pictures are not decoded.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with cropped images of the findings.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="As training does by itself: images are not decoded.")] = False,
     max_pixels: MaxPixels = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

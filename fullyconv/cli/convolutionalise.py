@@ -1,4 +1,4 @@
-"""`fullyconv convolutionalise`: a classifier's coarse heat map of a picture (the paper's figure 2)."""
+"""`fullyconv convolutionalise`: a classifier's coarse heat map of an image (the paper's figure 2)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["convolutionalise_command"]
 
 def convolutionalise_command(
     classifier: Annotated[str, typer.Argument(help="torchvision's name (mobilenet_v2) or timm:NAME.")],
-    picture: Annotated[Path, typer.Argument(help="A picture of at least the classifier's input size.")],
+    image: Annotated[Path, typer.Argument(help="An image of at least the classifier's input size.")],
     weights: Annotated[Path, typer.Option(help="Local state dict; FILE.json beside it gives the preprocessing.")],
     what: Annotated[str, typer.Option("--class", help="Class name or number.", show_default="the best anywhere")] = "",
     size: Annotated[int, typer.Option(help="The input size that the classifier was trained at.")] = 224,
     names: Annotated[
         Path | None, typer.Option(help="Class names, one a line; ImageNet's for 1000 classes.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG: the picture beside its heat map.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG: the image beside its heat map.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Map, best classes and proof as one JSON object.")] = False,
 ) -> None:
-    """Slide a classifier over a picture by turning its fully connected layers into convolutions."""
+    """Slide a classifier over an image by turning its fully connected layers into convolutions."""
     import json
     import sys
 
@@ -43,18 +43,18 @@ def convolutionalise_command(
     from fullyconv.preprocessing import IMAGENET
 
     if out is not None:
-        output_file(out, "a PNG picture", b"\x89PNG", [picture, weights, *([names] if names else [])])
-    image = read_image(picture)
+        output_file(out, "a PNG image", b"\x89PNG", [image, weights, *([names] if names else [])])
+    pixels = read_image(image)
     network = load_classifier(classifier, read_tensors(weights), weights)
-    x = torch.from_numpy((sidecar(weights) or IMAGENET)(image)[None])
-    dense = densify(network, size, picture=x)
+    x = torch.from_numpy((sidecar(weights) or IMAGENET)(pixels)[None])
+    dense = densify(network, size, image=x)
     print(dense.proof, file=sys.stderr)
     with torch.inference_mode():
         probabilities = dense(x).softmax(1)[0].numpy()
     index, label, best = choose(what, probabilities, class_names(names, len(probabilities)))
     heat = probabilities[index]
     if out is not None:
-        atomic_write(out, encode_png(figure(image, heat, size, dense.stride)))
+        atomic_write(out, encode_png(figure(pixels, heat, size, dense.stride)))
     assert dense.proof is not None
     value = {
         "class": label, "index": index, "best": best, "map": heat.tolist(), "stride": dense.stride,
@@ -142,7 +142,7 @@ def choose(what: str, probabilities: NDArray[np.float32], names: list[str]) -> t
 def figure(
     image: NDArray[np.uint8], heat: NDArray[np.float32], size: int, stride: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The picture beside its heat map, H x 2W x 3: each pixel takes the cell whose window's centre is nearest."""
+    """The image beside its heat map, H x 2W x 3: each pixel takes the cell whose window's centre is nearest."""
     import numpy as np
 
     cells = []

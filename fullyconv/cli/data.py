@@ -19,12 +19,12 @@ data = typer.Typer(
 
 @data.command("convert")
 def convert_command(
-    source: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    source: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
     split: Annotated[list[str] | None, typer.Option(help="A split to write; again for more. Default: all.")] = None,
     inputs: Annotated[str, typer.Option(help="Modalities to write, such as rgb,depth.")] = "",
     option: Annotated[list[str] | None, typer.Option("--set", help="An option of the kind: key=value.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="{split: pictures} as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="{split: images} as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Write any data set as plain folders: SPLIT/images, SPLIT/labels (index PNG), classes.txt."""
@@ -41,7 +41,7 @@ def convert_command(
         print(json.dumps(counts))
     else:
         for name, count in counts.items():
-            print(f"{out}: {name}: {count} pictures")
+            print(f"{out}: {name}: {count} images")
 
 
 @data.command("download")
@@ -73,7 +73,7 @@ def scenes(
     width: Annotated[int, typer.Option(min=8, help="Columns.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
 ) -> None:
-    """Make procedural street scenes: pictures, depth, and semantic and geometric labels."""
+    """Make procedural street scenes: images, depth, and semantic and geometric labels."""
     from fullyconv import scenes as procedural
 
     print(f"folder:{procedural.write_scenes(out, train=train, val=val, size=(height, width), seed=seed)}")

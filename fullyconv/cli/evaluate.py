@@ -1,4 +1,4 @@
-"""`fullyconv evaluate`: a model and labelled pictures in, figures out."""
+"""`fullyconv evaluate`: a model and labelled images in, figures out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["evaluate_command", "predictor", "progress_line", "table"]
 
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Model or run directory.")],
-    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     split: Annotated[
         str,
         typer.Option(

@@ -28,13 +28,13 @@ def shift_and_stitch_command(
 
 @experiment.command("patch-sampling")
 def patch_sampling_command(
-    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     split: Annotated[str, typer.Option(help="Which split to train on.")] = "train",
     model: Annotated[str, typer.Option(help="Network.")] = "fcn16s-squeezenet1_0",
     weights: Annotated[str, typer.Option(help="Its trunk's weights file.", show_default="random")] = "",
     keep: Annotated[str, typer.Option(help="Probabilities that a cell of the loss is kept.")] = "1,0.5,0.25",
     steps: Annotated[int, typer.Option(help="Training steps for each.", min=1)] = 60,
-    batch: Annotated[int, typer.Option(help="Pictures a step at probability 1.", min=1)] = 2,
+    batch: Annotated[int, typer.Option(help="Images a step at probability 1.", min=1)] = 2,
     size: Annotated[str, typer.Option(help="Crop, HxW.")] = "96x128",
     as_json: Json = False,
 ) -> None:
@@ -56,7 +56,7 @@ def patch_sampling_command(
 
 @experiment.command("upper-bounds")
 def upper_bounds_command(
-    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.")],
+    data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     split: Annotated[str, typer.Option(help="Which split.")] = "val",
     factors: Annotated[str, typer.Option(help="Downsampling factors.")] = "128,64,32,16,8,4",
     as_json: Json = False,

@@ -27,7 +27,7 @@ def export_command(
         str, typer.Option("--input", help="uint8 (N H W C as stored) or float (N C H W, preprocessed).")
     ] = "uint8",
     data: Annotated[
-        str, typer.Option(help="Pictures to prove it on: PATH or kind:PATH; drawn ones without.", show_default=False)
+        str, typer.Option(help="Images to prove it on: PATH or kind:PATH; drawn ones without.", show_default=False)
     ] = "",
     check: Annotated[
         Path | None, typer.Option("--verify", help="Prove this file against the model again.", show_default=False)
@@ -55,7 +55,7 @@ def export_command(
 
 
 def _images(data: str) -> list[NDArray[Any]]:
-    """The first pictures of a data set's validation split, or of all of it."""
+    """The first images of a data set's validation split, or of all of it."""
     from fullyconv.data import open_dataset
     from fullyconv.data.corpora.layout import NoSplits
 

@@ -1,4 +1,4 @@
-"""`fullyconv hha`: depth pictures -> HHA pictures."""
+"""`fullyconv hha`: depth images -> HHA images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["hha"]
 
 
 def hha(
-    depth: Annotated[list[Path], typer.Argument(help="Depth pictures (16-bit PNG or TIFF, 0 = missing) or folders.")],
+    depth: Annotated[list[Path], typer.Argument(help="Depth images (16-bit PNG or TIFF, 0 = missing) or folders.")],
     camera: Annotated[str, typer.Option(help="'nyud', or a JSON file with fx fy cx cy in pixels (1-based).")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the HHA pictures.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the HHA images.")],
     depth_unit: Annotated[
         float,
         typer.Option(help="Stored units a metre: 1000 for millimetres, 10000 for NYUDv2; or metres a unit: 0.001."),
@@ -61,7 +61,7 @@ def _outputs(sources: Sequence[Path], out: Path) -> tuple[list[tuple[Path, str]]
     notes of what the folders hold besides."""
     from fullyconv.cli.predict import outputs
 
-    return outputs(sources, out, (".png", ".tif", ".tiff"), "an HHA picture")
+    return outputs(sources, out, (".png", ".tif", ".tiff"), "an HHA image")
 
 
 def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | None:
@@ -77,7 +77,7 @@ def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | No
             raise MissingInput(f"{raw} holds no raw depth for {source} ({raw / name}); name both alike.")
         return found
     if count > 1:
-        raise UsageError(f"--raw {raw} is one file but there are {count} depth pictures; give a folder of raw depth.")
+        raise UsageError(f"--raw {raw} is one file but there are {count} depth images; give a folder of raw depth.")
     return raw
 
 
@@ -102,7 +102,7 @@ def _units_a_metre(value: float) -> float:
 
 
 def _encoded(source: Path, camera: str, unit: float, raw: Path | None) -> bytes:
-    """The HHA picture of a depth file as PNG."""
+    """The HHA image of a depth file as PNG."""
     from fullyconv.data.hha import encode, read_camera, read_depth
     from fullyconv.images import encode_png
 

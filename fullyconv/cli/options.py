@@ -21,6 +21,6 @@ MaxPixels = Annotated[
     int,
     typer.Option(
         "--max-pixels", min=0, metavar="N", callback=_raise_cap, show_default=False,
-        help="Pixels of the largest picture that is read (89 million by default).",
+        help="Pixels of the largest image that is read (89 million by default).",
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fullyconv predict`: pictures in, label maps of the same names and sizes out."""
+"""`fullyconv predict`: images in, label maps of the same names and sizes out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 def predict(
     model: Annotated[str, typer.Argument(help="Model or run directory.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps: NAME.png, palette of classes.")],
-    overlay: Annotated[bool, typer.Option(help="Also the picture under its labels: overlay/NAME.jpg.")] = True,
+    overlay: Annotated[bool, typer.Option(help="Also the image under its labels: overlay/NAME.jpg.")] = True,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also confidence/NAME.png, 0..255.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also probabilities/NAME.npy, float32 K H W.")
@@ -46,7 +46,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line a file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Label every pixel of pictures with a trained model."""
+    """Label every pixel of images with a trained model."""
     import json
 
     from fullyconv.cli.evaluate import predictor, progress_line
@@ -54,7 +54,7 @@ def predict(
     from fullyconv.files.outputs import Outputs
     from fullyconv.terminal import say
 
-    pairs, notes = outputs(pictures, out)
+    pairs, notes = outputs(images, out)
     for note in () if quiet else notes:
         say(f"note: {note}")
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
@@ -68,7 +68,7 @@ def predict(
     for done, ((source, _), names) in enumerate(zip(pairs, every, strict=True), 1):
         try:
             written += _write(ready, _read(source, needed, further), plan, names)
-        except (DataError, MissingInput) as error:  # one damaged picture does not end a folder of them
+        except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
             say(f"error: {error}")
             failed.append(printable(source))
         if line:
@@ -78,14 +78,14 @@ def predict(
     else:
         print("\n".join(str(p) for what, p in written if what != "overlay"))
     if failed:
-        raise DataError(f"{len(failed)} of {len(pairs)} pictures could not be labelled ({failed[0]}); see above.")
+        raise DataError(f"{len(failed)} of {len(pairs)} images could not be labelled ({failed[0]}); see above.")
 
 
 def outputs(
     sources: Sequence[Path], out: Path, suffixes: Sequence[str] = SUFFIXES, what: str = "a label map"
 ) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Every picture with the name (relative, without suffix) its outputs get, and notes of what folders hold besides.
-    Refuses clashes before work starts; takes time in proportion to the pictures."""
+    """Every image with the name (relative, without suffix) its outputs get, and notes of what folders hold besides.
+    Refuses clashes before work starts; takes time in proportion to the images."""
     from fullyconv.errors import MissingInput, UsageError, printable
     from fullyconv.files.outputs import folded_name, safe_name
 
@@ -93,26 +93,26 @@ def outputs(
     notes: list[str] = []
     for source in sources:
         if source.is_dir():
-            listed = pictures_in(source, suffixes, out)
+            listed = images_in(source, suffixes, out)
             pairs += [(p, p.relative_to(source).with_suffix("").as_posix()) for p in listed.files]
             notes += [note] if (note := listed.note(source)) else []
         elif source.exists():
             pairs.append((source, source.stem))
         else:
-            raise MissingInput(f"{printable(source)} does not exist; give pictures or a folder of them.")
-    pairs = [(picture, safe_name(name)) for picture, name in pairs]
+            raise MissingInput(f"{printable(source)} does not exist; give images or a folder of them.")
+    pairs = [(image, safe_name(name)) for image, name in pairs]
     named: dict[str, Path] = {}
-    for picture, name in pairs:
-        if (other := named.setdefault(folded_name(name), picture)) is not picture:
+    for image, name in pairs:
+        if (other := named.setdefault(folded_name(name), image)) is not image:
             raise UsageError(
-                f"Two pictures are named {printable(name)} ({printable(other)} and {printable(picture)}) and would "
+                f"Two images are named {printable(name)} ({printable(other)} and {printable(image)}) and would "
                 f"share {what}; write them into two folders."
             )
     return pairs, notes
 
 
-def pictures_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
-    """The pictures below a folder, without label maps and those of the folder of results inside it; MissingInput for
+def images_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
+    """The images below a folder, without label maps and those of the folder of results inside it; MissingInput for
     none."""
     from fullyconv.data.corpora.folder_parts import label_maps
     from fullyconv.errors import MissingInput, printable
@@ -127,8 +127,8 @@ def pictures_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
     if not found.files:
         note = found.note(folder).rstrip(".")
         raise MissingInput(
-            f"{printable(folder)} holds no pictures ({', '.join(suffixes)}){f', {note}' if note else ''}; "
-            "give a folder of pictures."
+            f"{printable(folder)} holds no images ({', '.join(suffixes)}){f', {note}' if note else ''}; "
+            "give a folder of images."
         )
     return found
 
@@ -140,7 +140,7 @@ def _further(needed: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
     folders = {name: Path(folder) for name, _, folder in (g.partition("=") for g in given)}
     if set(folders) != set(needed[1:]):
         wanted = " ".join(f"--input {m}=FOLDER" for m in needed[1:]) or "no --input"
-        raise UsageError(f"This network takes {', '.join(needed)}: give pictures for {needed[0]} and {wanted}.")
+        raise UsageError(f"This network takes {', '.join(needed)}: give images for {needed[0]} and {wanted}.")
     return folders
 
 
@@ -162,7 +162,7 @@ def _read(source: Path, needed: Sequence[str], further: dict[str, Path]) -> Any:
         found = _beside(source, folder)
         if found is None:
             raise MissingInput(
-                f"{printable(folder)} has no {modality} picture named {printable(source.stem)}; name both alike."
+                f"{printable(folder)} has no {modality} image named {printable(source.stem)}; name both alike."
             )
         planes[modality] = _plane(found, modality)
     return planes if further or needed[0] in ("depth", "bands") else planes[needed[0]]
@@ -186,7 +186,7 @@ Files = dict[tuple[str, str], str]  # (what, head) -> the name claimed for it
 def _claim(
     plan: Outputs, heads: Sequence[str], name: str, overlay: bool, confidence: bool, probabilities: bool
 ) -> Files:
-    """The files of one picture: the main head's label map under the picture's own name, the others' in folders."""
+    """The files of one image: the main head's label map under the image's own name, the others' in folders."""
     from fullyconv.files.outputs import one_part
 
     found: Files = {}
@@ -239,7 +239,7 @@ def _probabilities(ready: Any, image: Any) -> dict[tuple[str, str], bytes]:
 
 
 def overlaid(image: Any, labels: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
-    """The picture with its labels' colours over it, half and half, as JPEG."""
+    """The image with its labels' colours over it, half and half, as JPEG."""
     import numpy as np
 
     from fullyconv.evaluation.writer import jpeg, viewable

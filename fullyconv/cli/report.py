@@ -15,7 +15,7 @@ def report(
         list[str], typer.Argument(help="A run or evaluation directory; or: paper RESULT...", metavar="RUN")
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; report.html in RUN by default.")] = None,
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Option(
             "--picture", metavar="NAME", help="paper: an image to show in every result's prediction; repeatable."
@@ -28,7 +28,7 @@ def report(
     if source[0] == "paper" and not Path("paper").is_dir():
         from fullyconv.report.paper import write_paper
 
-        print(write_paper([Path(s) for s in source[1:]], out or Path("paper.html"), pictures or ()))
+        print(write_paper([Path(s) for s in source[1:]], out or Path("paper.html"), images or ()))
         return
     if len(source) != 1:
         raise UsageError("Name one run or evaluation directory; fullyconv compare A B sets two side by side.")

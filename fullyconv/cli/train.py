@@ -15,7 +15,7 @@ __all__ = ["train"]
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Labelled pictures: PATH or kind:PATH.", show_default=False)] = "",
+    data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.", show_default=False)] = "",
     recipe: Annotated[str, typer.Option(help="Published recipe by name, or a TOML file.", show_default=False)] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
@@ -50,7 +50,7 @@ def train(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train a network on labelled pictures; writes a run directory with `best` and `last` models."""
+    """Train a network on labelled images; writes a run directory with `best` and `last` models."""
     from fullyconv import recipes
     from fullyconv.allocator import keep_freed
     from fullyconv.errors import UsageError
@@ -71,7 +71,7 @@ def train(
         print(resolved.to_toml(), end="")
         return
     if not data:
-        raise UsageError("Name the labelled pictures: fullyconv train PATH (or kind:PATH).")
+        raise UsageError("Name the labelled images: fullyconv train PATH (or kind:PATH).")
     place = Path(out) if out else _free(data)
     if auto_restart:
         raise typer.Exit(_supervised(place, resume))

@@ -27,7 +27,7 @@ PAST = 26_880  # pixels added to measure the stride: a multiple of every usual o
 class Proof:
     """What was compared, and what came out. Differences are max |diff| in the classifier's own score units.
 
-    `native`: dense scorer and classifier on one picture of `input_size`. `windows`: cells of a larger picture, each
+    `native`: dense scorer and classifier on one image of `input_size`. `windows`: cells of a larger image, each
     against the classifier on its crop (cell (i, j) <-> the window of `input_size` at (i * stride, j * stride)).
     `unpadded`: the same comparison with all zero padding taken out of both networks, where that is possible.
     """
@@ -42,10 +42,8 @@ class Proof:
     agreement: float  # share of windows whose best class is the same
     unpadded: float | None
     padded: tuple[str, ...]  # layers that pad: a window's own border is zeros to the classifier alone
-    whole_picture: tuple[str, ...]  # operations that stay global: they look at the whole picture, not at the window
-    kept_whole: tuple[
-        str, ...
-    ]  # modules whose forward branches on the picture's size ("same" padding computed from it)
+    whole_image: tuple[str, ...]  # operations that stay global: they look at the whole image, not at the window
+    kept_whole: tuple[str, ...]  # modules whose forward branches on the image's size ("same" padding computed from it)
 
     @property
     def exact(self) -> bool:
@@ -59,7 +57,7 @@ class Proof:
         native, stride = ("x".join(map(str, pair)) for pair in (self.input_size, self.stride))
         lines = [f"native size {native}: max |diff| {self.native:.3g} (scores to {self.scale:.3g})"]
         lines.append(
-            f"{self.windows} windows of a larger picture, stride {stride}: max |diff| {self.window_difference:.3g}, "
+            f"{self.windows} windows of a larger image, stride {stride}: max |diff| {self.window_difference:.3g}, "
             f"correlation {self.correlation:.3f}, same best class {self.agreement:.0%}"
         )
         if self.unpadded is not None:
@@ -67,11 +65,11 @@ class Proof:
         if self.padded and not self.exact:
             lines.append(
                 f"cells differ from crops because {len(self.padded)} layers pad (first: {self.padded[0]}): beyond a "
-                "crop's border the classifier sees zeros, the dense scorer the picture"
+                "crop's border the classifier sees zeros, the dense scorer the image"
             )
         if self.kept_whole:
-            lines.append(f"kept whole, as they branch on the picture's size: {', '.join(self.kept_whole)}")
-        lines += [f"stays global: {name}" for name in self.whole_picture]
+            lines.append(f"kept whole, as they branch on the image's size: {', '.join(self.kept_whole)}")
+        lines += [f"stays global: {name}" for name in self.whole_image]
         return "\n".join(lines)
 
 
@@ -93,7 +91,7 @@ class DenseScorer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[2] < self.input_size[0] or x.shape[3] < self.input_size[1]:
             raise DataError(
-                f"A picture of shape {tuple(x.shape)} does not hold one window of {self.input_size[0]}x"
+                f"An image of shape {tuple(x.shape)} does not hold one window of {self.input_size[0]}x"
                 f"{self.input_size[1]} (HxW); give N x C x H x W with H and W at least that."
             )
         scores: Tensor = self.body(x)
@@ -106,16 +104,16 @@ def convolutionalise(
     *,
     channels: int = 3,
     windows: int = 3,
-    picture: Tensor | None = None,
+    image: Tensor | None = None,
 ) -> DenseScorer:
     """Turn a classifier that ends in pooling, flatten and linear layers into a dense scorer with the same weights.
 
     classifier: N C H W -> N K, any torch module that torch.fx can trace; it is not changed. input_size: the size (or
     (H, W)) that it was trained at: the window that slides. windows: the proof compares up to windows x windows crops,
-    half a window apart, of `picture` (1 C H W in the classifier's own convention; seeded noise when none is given).
+    half a window apart, of `image` (1 C H W in the classifier's own convention; seeded noise when none is given).
 
     Linear layers become convolutions, global pooling becomes a sliding average (or maximum) over the native window.
-    Squeeze-excitation and other looks at the whole picture stay global; `.proof` names them. Errors: UsageError for
+    Squeeze-excitation and other looks at the whole image stay global; `.proof` names them. Errors: UsageError for
     self-attention, batch norm in train mode, untraceable forwards and heads that cannot slide; InternalError when the
     two disagree where they must not.
     """
@@ -128,7 +126,7 @@ def convolutionalise(
     densify(reading)
     dense = DenseScorer(reading.graph, size).eval()
     dense.stride = _stride(dense, channels)
-    dense.proof = _prove(dense, classify, channels, windows, tuple(reading.gates), picture)
+    dense.proof = _prove(dense, classify, channels, windows, tuple(reading.gates), image)
     return dense
 
 
@@ -137,7 +135,7 @@ def _refuse_batch_statistics(classifier: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
                 raise UsageError(
-                    f"{name} normalises by the batch at hand, so that one picture's scores depend on others'."
+                    f"{name} normalises by the batch at hand, so that one image's scores depend on others'."
                 )
             if module.training:
                 raise UsageError(f"{name} is batch norm in train mode; call classifier.eval() first.")
@@ -147,7 +145,7 @@ def _refuse_batch_statistics(classifier: nn.Module) -> None:
 
 
 def _cells(dense: DenseScorer, channels: int, size: Pair) -> Pair:
-    """The map's size for a picture's, without computing (meta tensors)."""
+    """The map's size for an image's, without computing (meta tensors)."""
     state = {n: t.to("meta") for n, t in (*dense.named_parameters(), *dense.named_buffers())}
     with torch.no_grad():
         scores = torch.func.functional_call(dense, state, (torch.empty(1, channels, *size, device="meta"),))
@@ -162,12 +160,12 @@ def _stride(dense: DenseScorer, channels: int) -> Pair:
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
             f"The classifier works at {height}x{width} (HxW) only ({str(error).splitlines()[0][:200]}); "
-            "one whose layers are tied to a picture size cannot slide."
+            "one whose layers are tied to an image size cannot slide."
         ) from error
     if rows < 2 or columns < 2 or PAST % (rows - 1) or PAST % (columns - 1):
         raise UsageError(
-            f"The classifier's map for a picture {PAST} pixels larger is {rows}x{columns} cells: some operation looks "
-            "at the whole picture or scales with it, so there is no window to slide."
+            f"The classifier's map for an image {PAST} pixels larger is {rows}x{columns} cells: some operation looks "
+            "at the whole image or scales with it, so there is no window to slide."
         )
     return PAST // (rows - 1), PAST // (columns - 1)
 
@@ -175,17 +173,17 @@ def _stride(dense: DenseScorer, channels: int) -> Pair:
 # -- proof -------------------------------------------------------------------------------------------------------------
 
 
-def _picture(channels: int, size: Pair, like: nn.Module) -> Tensor:
-    """A seeded picture with structure at every scale, so that its windows differ: noise from coarse to fine, summed."""
+def _image(channels: int, size: Pair, like: nn.Module) -> Tensor:
+    """A seeded image with structure at every scale, so that its windows differ: noise from coarse to fine, summed."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.zeros(1, channels, *size)
+    image = torch.zeros(1, channels, *size)
     cells = 4
     while cells < max(size):
         noise = torch.randn(1, channels, cells, cells, generator=generator)
-        picture += nn.functional.interpolate(noise, size, mode="bilinear", align_corners=False)
+        image += nn.functional.interpolate(noise, size, mode="bilinear", align_corners=False)
         cells *= 2
-    example = next(like.parameters(), picture)
-    return picture.to(example.device, example.dtype)
+    example = next(like.parameters(), image)
+    return image.to(example.device, example.dtype)
 
 
 @final
@@ -208,15 +206,15 @@ class _Compared:
 
 
 def _compare(
-    dense: nn.Module, classify: nn.Module, picture: Tensor, size: Pair, stride: Pair, places: Sequence[Pair]
+    dense: nn.Module, classify: nn.Module, image: Tensor, size: Pair, stride: Pair, places: Sequence[Pair]
 ) -> _Compared:
     """Cells (i, j) in `places` against the classifier on the windows of `size` at (i, j) * stride."""
     crops = [(i * stride[0], j * stride[1]) for i, j in places]
     with torch.no_grad():
-        scores = dense(picture)[0]
+        scores = dense(image)[0]
         cells = torch.stack([scores[:, i, j] for i, j in places])
         return _Compared(
-            cells, torch.cat([classify(picture[:, :, y : y + size[0], x : x + size[1]]).flatten(1) for y, x in crops])
+            cells, torch.cat([classify(image[:, :, y : y + size[0], x : x + size[1]]).flatten(1) for y, x in crops])
         )
 
 
@@ -235,16 +233,16 @@ def _prove(
     channels: int,
     windows: int,
     gates: tuple[str, ...],
-    picture: Tensor | None,
+    image: Tensor | None,
 ) -> Proof:
     size, stride = dense.input_size, dense.stride
     apart = (max(1, size[0] // stride[0] // 2), max(1, size[1] // stride[1] // 2))
-    if picture is None:
+    if image is None:
         sides = tuple(size[a] + (windows - 1) * apart[a] * stride[a] for a in (0, 1))
-        picture = _picture(channels, (sides[0], sides[1]), dense)
-    native = _compare(dense, classify, picture[:, :, : size[0], : size[1]], size, stride, [(0, 0)])
-    places = _places(_cells(dense, channels, (picture.shape[2], picture.shape[3])), windows, apart)
-    larger = _compare(dense, classify, picture, size, stride, places)
+        image = _image(channels, (sides[0], sides[1]), dense)
+    native = _compare(dense, classify, image[:, :, : size[0], : size[1]], size, stride, [(0, 0)])
+    places = _places(_cells(dense, channels, (image.shape[2], image.shape[3])), windows, apart)
+    larger = _compare(dense, classify, image, size, stride, places)
     bare = None if gates or _kept_whole(dense.body) else _unpadded(dense, classify, channels)
     proof = Proof(
         input_size=size,
@@ -257,7 +255,7 @@ def _prove(
         agreement=float((larger.cells.argmax(1) == larger.crops.argmax(1)).double().mean()),
         unpadded=None if bare is None else bare.difference,
         padded=tuple(f"{n.target if n.op == 'call_module' else n.name}" for n in _padding(dense.body)),
-        whole_picture=gates,
+        whole_image=gates,
         kept_whole=_kept_whole(dense.body),
     )
     _hold(proof, bare)
@@ -269,7 +267,7 @@ def _hold(proof: Proof, bare: _Compared | None) -> None:
     wrong = {"at the native size": (proof.native, proof.scale)}
     if bare is not None:
         wrong["on windows without padding"] = (bare.difference, float(bare.crops.abs().max()))
-    if not (proof.padded or proof.whole_picture or proof.kept_whole):
+    if not (proof.padded or proof.whole_image or proof.kept_whole):
         wrong["on its windows"] = (proof.window_difference, proof.scale)
     for where, (difference, scale) in wrong.items():
         if not difference <= TOLERANCE * scale:
@@ -319,12 +317,12 @@ def _unpadded(dense: DenseScorer, classify: fx.GraphModule, channels: int) -> _C
         return None
     twin = fx.GraphModule(bare.body, copy.deepcopy(classify.graph)).eval()
     bare.input_size = size
-    picture = _picture(channels, (size[0] + bare.stride[0], size[1] + bare.stride[1]), dense)
-    return _compare(bare, twin, picture, size, bare.stride, [(0, 0), (0, 1), (1, 0), (1, 1)])
+    image = _image(channels, (size[0] + bare.stride[0], size[1] + bare.stride[1]), dense)
+    return _compare(bare, twin, image, size, bare.stride, [(0, 0), (0, 1), (1, 0), (1, 1)])
 
 
 def _smallest(dense: DenseScorer, channels: int) -> Pair | None:
-    """The smallest picture, up to four native ones a side, that gives one cell."""
+    """The smallest image, up to four native ones a side, that gives one cell."""
     height, width = dense.input_size
 
     def fits(extra: int) -> bool:

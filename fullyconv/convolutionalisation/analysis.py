@@ -1,6 +1,6 @@
 """Reading a classifier's traced graph: what bears positions, where they collapse, and which collapses are its head.
 
-A node is *positional* when its value still has a place for every part of the picture. A *collapse* takes positions
+A node is *positional* when its value still has a place for every part of the image. A *collapse* takes positions
 away: global pooling, a mean over rows and columns, a flatten. If what follows it never meets a positional value again,
 it is the classifier's head and can slide; if it does (squeeze-excitation, global response norm), it is a gate.
 Modules and functions count alike: both are read by their canonical name from the graph (torch.fx).
@@ -62,7 +62,7 @@ class Collapse:
 @final
 @dataclass
 class Reading:
-    """What one run at the native size (two random pictures) showed of every node."""
+    """What one run at the native size (two random images) showed of every node."""
 
     graph: fx.GraphModule
     shapes: dict[fx.Node, tuple[int, ...]]
@@ -71,7 +71,7 @@ class Reading:
     layouts: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
     idle: set[fx.Node] = field(default_factory=set)  # adaptive poolings to the cells that there are at the native size
     partial: set[fx.Node] = field(default_factory=set)  # means over rows or columns alone
-    gates: list[str] = field(default_factory=list)  # what looks at the whole picture and stays so
+    gates: list[str] = field(default_factory=list)  # what looks at the whole image and stays so
 
     def below(self, node: fx.Node) -> set[fx.Node]:
         """The tensor-valued nodes that depend on `node`, itself left out."""
@@ -93,7 +93,7 @@ class Reading:
 
 @final
 class _Tracer(QuietTracer):
-    """torch.fx, but a module that it cannot follow (its forward branches on the picture's size) stays one node."""
+    """torch.fx, but a module that it cannot follow (its forward branches on the image's size) stays one node."""
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         last = next(iter(reversed(self.graph.nodes)))
@@ -207,7 +207,7 @@ def _native_run(graph: fx.GraphModule, channels: int, size: tuple[int, int]) -> 
         raise
     except Exception as error:
         raise UsageError(
-            f"The classifier cannot take {channels}x{size[0]}x{size[1]} (CxHxW) pictures "
+            f"The classifier cannot take {channels}x{size[0]}x{size[1]} (CxHxW) images "
             f"({str(error).splitlines()[0][:200]}); give the input_size that it was made for."
         ) from error
     return run.shapes
@@ -242,16 +242,16 @@ def _label(graph: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _lookers(reading: Reading) -> Iterator[str]:
-    """Nodes that keep positions and yet look along the whole picture."""
+    """Nodes that keep positions and yet look along the whole image."""
     for node in reading.graph.graph.nodes:
         if node not in reading.positional or node.op == "placeholder":
             continue
         name = called(reading.graph, node)
         letters = reading.layouts.get(node, ("", node))[0]
         if name in STATISTICS:
-            yield f"{_label(reading.graph, node)}: statistics of the whole picture"
+            yield f"{_label(reading.graph, node)}: statistics of the whole image"
         elif node in reading.partial and not set(node.users) & set(reading.collapses):
-            yield f"{_label(reading.graph, node)}: along the whole picture"
+            yield f"{_label(reading.graph, node)}: along the whole image"
         elif name == "softmax" and letters and {letters[d] for d in _dims(node, len(letters))} & set("HWP"):
             yield f"{_label(reading.graph, node)}: over all positions"
 

@@ -123,7 +123,7 @@ class _Head:
         inputs = [n for n in node.all_input_nodes if n in self.reading.shapes and n.op != "get_attr"]
         strangers = [n for n in inputs if n not in self.done and not self.constant(n)]
         if strangers:
-            self.refuse(node, f"mixes windows with {strangers[0].name}, a value of the whole picture")
+            self.refuse(node, f"mixes windows with {strangers[0].name}, a value of the whole image")
         source = self.done[next(n for n in inputs if n in self.done)]
         if name == "linear":
             return self.linear(node, source)
@@ -303,7 +303,7 @@ class _Head:
                 self.refuse(value, "is returned before any linear layer")
             output.args = (self.first(output, dense),)
         elif value not in self.reading.positional:
-            self.refuse(value, "has lost the positions to a value of the whole picture")
+            self.refuse(value, "has lost the positions to a value of the whole image")
         for node in self.reading.idle:
             node.replace_all_uses_with(node.all_input_nodes[0])
         for node in reversed(list(self.graph.graph.nodes)):

@@ -1,4 +1,4 @@
-"""Reading labelled pictures: `open_dataset("PATH" | "kind:PATH" | "kind,key=value:PATH", split)` -> `Dataset`.
+"""Reading labelled images: `open_dataset("PATH" | "kind:PATH" | "kind,key=value:PATH", split)` -> `Dataset`.
 
 A kind is a module with `open_NAME(root, split, **options) -> Dataset` and `recognise(root) -> bool`; it is imported
 when it is asked for. A bare PATH is shown to every kind in the order of the table, `folder` last.
@@ -48,7 +48,7 @@ def open_dataset(
     heads: Mapping[str, Any] | Sequence[str] | None = None,
     **options: Any,
 ) -> Dataset:
-    """The labelled pictures at `spec`: "kind:PATH", or a bare PATH whose layout is recognised (and said in `.notes`).
+    """The labelled images at `spec`: "kind:PATH", or a bare PATH whose layout is recognised (and said in `.notes`).
     The kind's options may stand in it: "coco,crowd=skip,images=photos:export".
 
     split    a split's name; None is "train" where the data has one, else everything; "all" is everything.
@@ -137,6 +137,6 @@ def _recognise(root: Path) -> str:
     from fullyconv.data.corpora.layout import looked_at
 
     raise DataError(
-        f"{printable(root)} holds no layout that is known ({looked_at(root)}); put pictures into images/ and label "
+        f"{printable(root)} holds no layout that is known ({looked_at(root)}); put images into images/ and label "
         f"maps of the same names into labels/, or name the kind: {', '.join(KINDS)} (kind:PATH)."
     )

@@ -24,7 +24,7 @@ __all__ = ["Dataset", "ReadInput", "ReadLabels", "Record", "Sample"]
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it, so it is a
+    """One image's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it, so it is a
     relative path of plain parts: DataError for one that climbs, begins at the root, holds control characters or is over
     240 bytes a part, 1,024 in all."""
 
@@ -36,8 +36,8 @@ class Record:
     def __post_init__(self) -> None:
         if fault := name_fault(self.name):
             raise DataError(
-                f"The picture name {printable(self.name)[:200]!r} {fault}, so no result can be named after it; rename "
-                "the picture, or its entry where it is listed."
+                f"The image name {printable(self.name)[:200]!r} {fault}, so no result can be named after it; rename "
+                "the image, or its entry where it is listed."
             )
 
 
@@ -61,7 +61,7 @@ ReadLabels = Callable[[Record, str], NDArray[Any]]  # (record, head) -> H W ids
 class Dataset:
     """Records of one split with the functions that read them; `dataset[i]` is a `Sample`.
 
-    `taxonomies` maps each head to its classes, the main head ("semantic") first; it is empty for unlabelled pictures.
+    `taxonomies` maps each head to its classes, the main head ("semantic") first; it is empty for unlabelled images.
     """
 
     kind: str
@@ -93,7 +93,7 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        image, invalid = self.picture(index)
+        image, invalid = self.image_and_invalid(index)
         labels = {head: self._label(record, head) for head in self.taxonomies}
         for head, label in labels.items():
             if label.shape != image.shape[:2]:
@@ -109,9 +109,9 @@ class Dataset:
 
     def image(self, index: int) -> NDArray[Any]:
         """The inputs of record `index`, concatenated along C: H W C."""
-        return self.picture(index)[0]
+        return self.image_and_invalid(index)[0]
 
-    def picture(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    def image_and_invalid(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(`image(index)`, which pixels H W hold no data): those have the mean of the others; None where all do."""
         record = self.records[index]
         read = [read_valid(self._input(record, m), record.inputs.get(m)) for m in self.inputs]

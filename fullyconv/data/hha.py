@@ -35,7 +35,7 @@ def encode(
     disparity = 31000 / centimetres, at least 1 m; height in cm above the lowest point; angle in degrees between surface
     normal and gravity, + 38; each rounded half up and saturating at 255. `camera` gives fx fy cx cy in pixels, the
     first row and column counting as 1; other keys are ignored. Pixels where `raw_depth` (default: depth) is 0 take no
-    part in normals and gravity. Raises DataError for a picture that is not H W, sizes that differ or bad intrinsics.
+    part in normals and gravity. Raises DataError for an image that is not H W, sizes that differ or bad intrinsics.
     """
     z = _metres(depth, "depth") * 100
     missing = z == 0
@@ -70,7 +70,7 @@ def read_camera(name: str | Path, size: tuple[int, int]) -> dict[str, float]:
 
 
 def read_depth(path: str | Path, unit: float = 1000.0) -> Array:
-    """A one-band depth picture, `unit` stored units a metre, as H W float64 metres; 0 = missing."""
+    """A one-band depth image, `unit` stored units a metre, as H W float64 metres; 0 = missing."""
     bands = read_image(path, mode="bands")
     if bands.shape[2] != 1:
         raise DataError(f"{path} has {bands.shape[2]} bands; depth is one band, such as a 16-bit PNG.")
@@ -103,7 +103,7 @@ def normals(z: Array, rays: tuple[Array, Array], missing: NDArray[np.bool_], rad
 def gravity(normal: Array) -> Array:
     """The direction "down" (3: x right, y down, z ahead) that floors' normals share and walls' are square to.
 
-    Starts from the picture's vertical; five rounds with a threshold of 45 degrees, five with 15.
+    Starts from the image's vertical; five rounds with a threshold of 45 degrees, five with 15.
     """
     points = normal.reshape(3, -1)
     points = np.ascontiguousarray(points[:, ~np.isnan(points[0])])
@@ -204,7 +204,7 @@ def _intrinsics(camera: Any, source: str) -> dict[str, float]:
 def _metres(depth: NDArray[Any], what: str) -> Array:
     z = np.asarray(depth, np.float64)
     if z.ndim != 2 or not z.size:
-        raise DataError(f"The {what} has the shape {z.shape}; give one H W picture of metres.")
+        raise DataError(f"The {what} has the shape {z.shape}; give one H W image of metres.")
     z = np.where(np.isfinite(z), z, 0.0)
     if z.min() < 0:
         raise DataError(f"The {what} is negative in {int((z < 0).sum())} pixels; mark missing depth with 0.")

@@ -1,6 +1,6 @@
 """Pixels that were never measured: NaN, infinity, and what a TIFF itself declares as nodata or fully transparent.
 
-They are no data: their label counts as ignored, and the network sees the mean of the picture's valid pixels there, so
+They are no data: their label counts as ignored, and the network sees the mean of the image's valid pixels there, so
 that nothing round them is spoiled. One rule for learning, measuring and prediction, for files and for arrays.
 """
 

@@ -1,7 +1,7 @@
 """The doctor: everything that is wrong with a data set, found in one pass, before any training.
 
-`check(data)` returns findings; `fast=True` is what training runs by itself: labels are read, pictures only checked
-for being whole, and nothing that compares pictures is looked at.
+`check(data)` returns findings; `fast=True` is what training runs by itself: labels are read, images only checked
+for being whole, and nothing that compares images is looked at.
 """
 
 from __future__ import annotations

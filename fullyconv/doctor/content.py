@@ -119,7 +119,7 @@ def _files(keys: list[str]) -> str:
     plural = "s" if len(keys) > 1 else ""
     if kinds == {"label"}:
         return f"label{plural}"
-    return f"picture{plural}" if kinds == {"input"} else f"file{plural}"
+    return f"image{plural}" if kinds == {"input"} else f"file{plural}"
 
 
 def _sha256(value: Any) -> str:

@@ -19,7 +19,7 @@ Level = Literal["error", "warning", "info"]
 class Finding:
     """One thing that is wrong: `files` concerned (two for a pair), the `message` with its value, the `remedy`.
 
-    count: pixels or pictures concerned, 0 where neither applies; place: (row, column) to look at.
+    count: pixels or images concerned, 0 where neither applies; place: (row, column) to look at.
     """
 
     kind: str
@@ -41,20 +41,20 @@ class Finding:
 
 KINDS: dict[str, tuple[Level, str]] = {
     "no-data": ("error", "Mend this first: nothing else can be checked before."),
-    "no-labels": ("error", "Add label maps of the pictures' names in labels/; without them nothing can be learned."),
+    "no-labels": ("error", "Add label maps of the images' names in labels/; without them nothing can be learned."),
     "missing-file": ("error", "Correct the list, or put the file back."),
     "missing-extra": ("error", "Install it as it says, then check again."),
     "empty-file": ("error", "Copy the file again from its source, or take the pair away."),
     "unreadable-file": ("error", "Copy or export the file again, or take the pair away."),
-    "image-without-label": ("error", "Add the label, or take the picture away."),
-    "label-without-image": ("error", "Add the picture, or take the label away."),
-    "input-missing": ("error", "Add the missing input, or take the picture away."),
+    "image-without-label": ("error", "Add the label, or take the image away."),
+    "label-without-image": ("error", "Add the image, or take the label away."),
+    "input-missing": ("error", "Add the missing input, or take the image away."),
     "unread-file": ("warning", "Convert it: PNG, JPEG, WebP, TIFF and BMP are read, labels best as PNG."),
     "duplicate-stem": ("error", "Keep one of the files; pairs are found by the name without its ending."),
     "case-twins": ("warning", "Rename one: on Windows and macOS they are the same file."),
-    "size-mismatch": ("error", "Make picture and label the same size; export the label again from the original."),
-    "exif-rotation": ("error", "Turn the label as viewers show the picture, or save the picture turned, without EXIF."),
-    "exif-orientation": ("warning", "Look whether picture and label are turned alike; save the picture without EXIF."),
+    "size-mismatch": ("error", "Make image and label the same size; export the label again from the original."),
+    "exif-rotation": ("error", "Turn the label as viewers show the image, or save the image turned, without EXIF."),
+    "exif-orientation": ("warning", "Look whether image and label are turned alike; save the image without EXIF."),
     "jpeg-label": ("error", "Export labels as PNG: JPEG changes their values."),
     "interpolated-label": ("error", "Resize labels with nearest neighbour and without smoothing, and export again."),
     "colour-label": ("error", "Give the colours in classes.txt (name r g b), or store class ids."),
@@ -68,23 +68,23 @@ KINDS: dict[str, tuple[Level, str]] = {
     "ids-start-at-one": ("warning", "If 0 means nothing, write classes.txt with !none = 0 and name = value lines."),
     "one-class": ("error", "Label at least two classes: with one there is nothing to tell apart."),
     "all-ignored-label": ("warning", "Label something in it, or take the pair away."),
-    "constant-label": ("warning", "Check that the picture really shows one class only."),
+    "constant-label": ("warning", "Check that the image really shows one class only."),
     "near-empty-foreground": ("warning", "Use class weights (class_weights = 'median-frequency') or smaller crops."),
     "sparse-ids": ("warning", "Write classes.txt with a line name = value for each of them: they become 0, 1, 2, ..."),
     "unused-class": (
         "warning",
-        "Add pictures of it, or list the other classes alone in classes.txt (name = value).",
+        "Add images of it, or list the other classes alone in classes.txt (name = value).",
     ),
-    "rare-class": ("warning", "Use class weights, or add pictures of it."),
-    "class-missing-from-val": ("warning", "Move pictures of it into val: there its score means nothing."),
-    "class-missing-from-train": ("warning", "Move pictures of it into train: it cannot be learned."),
+    "rare-class": ("warning", "Use class weights, or add images of it."),
+    "class-missing-from-val": ("warning", "Move images of it into val: there its score means nothing."),
+    "class-missing-from-train": ("warning", "Move images of it into train: it cannot be learned."),
     "duplicate-across-splits": ("error", "Keep it in one split only: the measured score would be too good."),
     "duplicate-in-split": ("warning", "Keep one of them."),
     "near-duplicate-across-splits": ("warning", "Put frames of one video, or copies, into the same split."),
     "group-across-splits": ("warning", "Keep a group (video, patient, scene) in one split."),
     "16-bit-image": (
         "warning",
-        "It is scaled to 8 bits; if all pictures have 16, folder,bands=true:PATH keeps them.",
+        "It is scaled to 8 bits; if all images have 16, folder,bands=true:PATH keeps them.",
     ),
     "cmyk-image": ("warning", "Save it as RGB: its colours are converted without a profile."),
     "alpha-image": ("warning", "Save it without alpha: transparency is dropped."),
@@ -92,14 +92,14 @@ KINDS: dict[str, tuple[Level, str]] = {
     "blank-image": ("warning", "Look at it: every pixel has the same colour."),
     "extreme-size": ("warning", "Look at it, or cut it into tiles."),
     "palette-inconsistent": ("warning", "Check that the same id means the same class in both files."),
-    "mixed-bands": ("error", "Save all pictures with the same bands and bits, or take the others away."),
+    "mixed-bands": ("error", "Save all images with the same bands and bits, or take the others away."),
     "invalid-pixels": (
         "warning",
         "Nothing need be done; if they hold data after all, correct the declared nodata value.",
     ),
     "palette-permuted": ("error", "Write classes.txt with a line name r g b for each class: they are read by it."),
     "nodata-in-label": ("warning", "If it is a class, write classes.txt with a line name = value for each class."),
-    "shifted-label": ("warning", "Lay the label over the picture: it seems moved. Export it again if so."),
+    "shifted-label": ("warning", "Lay the label over the image: it seems moved. Export it again if so."),
     "non-utf8-name": ("warning", "Rename it in plain letters and digits."),
     "odd-name": ("warning", "Rename it without control characters."),
     "symlink-outside": ("warning", "Copy the file into the data set: elsewhere the link leads nowhere."),

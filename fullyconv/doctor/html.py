@@ -1,4 +1,4 @@
-"""The doctor's sheet: every kind of finding with cropped pictures, in one HTML file without anything from outside."""
+"""The doctor's sheet: every kind of finding with cropped images, in one HTML file without anything from outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fullyconv.taxonomy import voc_palette
 __all__ = ["sheet"]
 
 _SIDE = 160  # pixels of a crop
-_PICTURES = 8  # per kind
+_IMAGES = 8  # per kind
 
 _STYLE = """
 :root{color-scheme:light dark;--error:#a40000;--warning:#8a5a00}
@@ -39,7 +39,7 @@ td:first-child,th:first-child,.facts td{text-align:left} td:first-child{padding-
 
 
 def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> str:
-    """The page as text: the worst first, at most 8 pictures a kind, then what training will meet."""
+    """The page as text: the worst first, at most 8 images a kind, then what training will meet."""
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for f in findings:
         kinds[f.kind].append(f)
@@ -57,18 +57,18 @@ def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> s
 def _section(kind: str, some: Sequence[Finding]) -> str:
     first = some[0]
     heading = f'<h2 class="{first.level}">{html.escape(kind)} <small>{first.level}, {len(some)} x</small></h2>'
-    figures = "".join(_figure(f) for f in some[:_PICTURES])
-    rest = [f"<li>{html.escape(f.message)}</li>" for f in some[_PICTURES:200]]
-    more = f"<details><summary>{len(some) - _PICTURES} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
+    figures = "".join(_figure(f) for f in some[:_IMAGES])
+    rest = [f"<li>{html.escape(f.message)}</li>" for f in some[_IMAGES:200]]
+    more = f"<details><summary>{len(some) - _IMAGES} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
     return f"{heading}<p>{html.escape(first.remedy)}</p>{figures}{more}"
 
 
 def _figure(f: Finding) -> str:
-    pictures = "".join(_picture(file, f.place) for file in f.files[:2] if file.suffix.lower() in SUFFIXES)
-    return f"<figure>{pictures}<figcaption>{html.escape(f.message)}</figcaption></figure>"
+    images = "".join(_image(file, f.place) for file in f.files[:2] if file.suffix.lower() in SUFFIXES)
+    return f"<figure>{images}<figcaption>{html.escape(f.message)}</figcaption></figure>"
 
 
-def _picture(file: Path, place: tuple[int, int] | None) -> str:
+def _image(file: Path, place: tuple[int, int] | None) -> str:
     """An <img> of the file: the whole made small, or the surroundings of `place`; "" if it cannot be read."""
     try:
         pixels = _pixels(file)
@@ -84,7 +84,7 @@ def _picture(file: Path, place: tuple[int, int] | None) -> str:
 
 
 def _pixels(file: Path) -> NDArray[Any]:
-    """A picture as RGB; small-valued grey and palette files, which are labels, in the VOC colours."""
+    """An image as RGB; small-valued grey and palette files, which are labels, in the VOC colours."""
     info = images.image_info(file)
     if info.mode in ("L", "P", "1") and info.format == "PNG":
         ids = images.read_label(file)

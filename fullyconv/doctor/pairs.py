@@ -1,4 +1,4 @@
-"""Rules that compare files: duplicates, near duplicates, groups, palettes, and labels that lie beside their picture."""
+"""Rules that compare files: duplicates, near duplicates, groups, palettes, and labels that lie beside their image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fullyconv.doctor.findings import Finding, Level, finding
 from fullyconv.doctor.scan import InputFacts, RecordFacts, coding_of
 from fullyconv.errors import printable
 
-__all__ = ["RULES", "same_pictures"]
+__all__ = ["RULES", "same_images"]
 
-# Measured: unrelated pictures reach 0.47 (VOC) and 0.41 (CamVid) at most, re-encodes at half the size 0.87 at least,
+# Measured: unrelated images reach 0.47 (VOC) and 0.41 (CamVid) at most, re-encodes at half the size 0.87 at least,
 # CamVid frames 1/15 s apart 0.77 at least.
 NEAR_SIGNS = 0.65  # agreement of 256 signs, -1..1
 NEAR_TONES = 0.90  # correlation of the thumbnails
@@ -27,7 +27,7 @@ FIT_LOOSELY = (1.6, 6.0)
 
 
 def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    for same in same_pictures(facts):
+    for same in same_images(facts):
         for a, b in combinations(same[:10], 2):
             files = [a.inputs[0].file, b.inputs[0].file]
             if files[0].resolve() == files[1].resolve() and a.split == b.split:
@@ -35,29 +35,29 @@ def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> It
             kind = "duplicate-in-split" if a.split == b.split else "duplicate-across-splits"
             where = "" if a.split == b.split else f", which is in {b.split}, this one in {a.split}"
             twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label"
-            message = f"it is the same picture as {printable(files[1])}{where}{twist}"
+            message = f"it is the same image as {printable(files[1])}{where}{twist}"
             if files[0] == files[1]:
-                message = f"the picture {printable(a.record.name)} is both in {a.split} and in {b.split}"
+                message = f"the image {printable(a.record.name)} is both in {a.split} and in {b.split}"
             yield finding(kind, files, message, len(same))
 
 
-def same_pictures(facts: Sequence[RecordFacts]) -> list[list[RecordFacts]]:
-    """Records whose pictures are equal, by bytes or by pixels, in groups of two and more."""
+def same_images(facts: Sequence[RecordFacts]) -> list[list[RecordFacts]]:
+    """Records whose images are equal, by bytes or by pixels, in groups of two and more."""
     groups: dict[bytes, list[RecordFacts]] = defaultdict(list)
     for record in facts:
-        picture = record.inputs[0] if record.inputs else None
-        if picture and not picture.problem and not picture.blank and (picture.pixels or picture.digest):
-            groups[picture.pixels or picture.digest].append(record)
+        image = record.inputs[0] if record.inputs else None
+        if image and not image.problem and not image.blank and (image.pixels or image.digest):
+            groups[image.pixels or image.digest].append(record)
     return [same for same in groups.values() if len(same) > 1]
 
 
 def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    """Pictures of two splits whose brightness rises and falls alike: re-encodings, resizings, video neighbours."""
+    """Images of two splits whose brightness rises and falls alike: re-encodings, resizings, video neighbours."""
     by_split: dict[str, list[InputFacts]] = defaultdict(list)
     for record in facts:
-        picture = record.inputs[0] if record.inputs else None
-        if picture and picture.thumbnail is not None and not picture.blank:
-            by_split[record.split].append(picture)
+        image = record.inputs[0] if record.inputs else None
+        if image and image.thumbnail is not None and not image.blank:
+            by_split[record.split].append(image)
     for (name_a, some), (name_b, others) in combinations(by_split.items(), 2):
         signs_b, tones_b = _signature(others)
         for start in range(0, len(some), 1024):
@@ -71,9 +71,9 @@ def _near_duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) 
                     yield finding("near-duplicate-across-splits", [a.file, b.file], message, 1)
 
 
-def _signature(pictures: Sequence[InputFacts]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _signature(images: Sequence[InputFacts]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """N x 256 signs of differences along rows, and N x 272 standardised brightnesses: their products are in -1..1."""
-    small = np.stack([p.thumbnail for p in pictures if p.thumbnail is not None])
+    small = np.stack([p.thumbnail for p in images if p.thumbnail is not None])
     signs = np.where(np.diff(small, axis=2) >= 0, 1, -1).reshape(len(small), -1).astype(np.float32)
     tones = small.reshape(len(small), -1) - small.mean(axis=(1, 2))[:, None]
     tones /= np.maximum(np.linalg.norm(tones, axis=1, keepdims=True), 1e-6)
@@ -89,7 +89,7 @@ def _groups(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
         if len(first) > 1:
             names = ", ".join(sorted(first))
             yield finding(
-                "group-across-splits", first.values(), f"pictures of {group!r} are in {names}", len(first), group
+                "group-across-splits", first.values(), f"images of {group!r} are in {names}", len(first), group
             )
 
 
@@ -121,7 +121,7 @@ def _palettes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iter
 
 
 def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    """Labels whose boundaries meet the picture's edges only after a move.
+    """Labels whose boundaries meet the image's edges only after a move.
 
     Where nearly all labels of a set fit as they lie (labels drawn to the pixel), a weaker sign is believed.
     """
@@ -132,7 +132,7 @@ def _shifts(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
         s = la.shift
         if s and s.gain >= gain and s.z >= z:
             message = (
-                f"its boundaries fit the picture {s.gain:.1f} times as well when moved {s.rows} rows and {s.columns} "
+                f"its boundaries fit the image {s.gain:.1f} times as well when moved {s.rows} rows and {s.columns} "
                 "columns"
             )
             yield finding("shifted-label", [la.shown], message, 1, f"{s.rows}, {s.columns}")

@@ -28,7 +28,7 @@ def suited(found: Iterable[Finding], datasets: Sequence[Dataset]) -> list[Findin
 
 def _remedy(one: Finding, kind: str) -> str:
     if one.kind == "unused-class":
-        return f"Add pictures of it; the classes are those that {kind} data list."
+        return f"Add images of it; the classes are those that {kind} data list."
     if kind in _AS_FOLDER:
         return f"Correct the labels, or, if they are no {kind} labels, read them as folder:PATH with a classes.txt."
     return f"Correct the labels: {kind} data have classes of their own, and no classes.txt is read there."
@@ -49,13 +49,13 @@ def joined_extras(found: Sequence[Finding]) -> list[Finding]:
 
 
 def no_labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Finding:
-    """The finding of data without any label: how many pictures, which files look like labels, and what to do."""
-    said = f"{len(facts)} picture{'s' * (len(facts) != 1)} and no label"
+    """The finding of data without any label: how many images, which files look like labels, and what to do."""
+    said = f"{len(facts)} image{'s' * (len(facts) != 1)} and no label"
     lost = [file for d in datasets for kind, file in d.strays if kind == "label-without-image"]
     remedy = KINDS["no-labels"][1]
     if lost and facts and facts[0].inputs:
-        picture = printable(facts[0].inputs[0].file.name)
-        said += f"; {len(lost)} labels have other names ({printable(lost[0].name)}, and a picture {picture})"
+        image = printable(facts[0].inputs[0].file.name)
+        said += f"; {len(lost)} labels have other names ({printable(lost[0].name)}, and an image {image})"
     if there := foreign_labels(_root(datasets)):
         said += "; " + "; ".join(f"{len(t.files)} {t.what} ({printable(t.files[0].name)})" for t in there)
         remedy = " ".join(dict.fromkeys(t.remedy for t in there))

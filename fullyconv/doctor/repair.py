@@ -1,4 +1,4 @@
-"""A repaired copy of a data set: index PNG labels and plain pictures in folders. The data itself is only read."""
+"""A repaired copy of a data set: index PNG labels and plain images in folders. The data itself is only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fullyconv.data.corpora.class_tables import classes_text
 from fullyconv.data.corpora.conversion import storable
 from fullyconv.data.corpora.layout import SUFFIXES, role
 from fullyconv.doctor.findings import Finding
-from fullyconv.doctor.pairs import same_pictures
+from fullyconv.doctor.pairs import same_images
 from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts, coding_of
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable
 from fullyconv.files import new_directory
@@ -45,7 +45,7 @@ def repair(
 ) -> dict[str, int]:
     """Writes OUT/[SPLIT/]images and labels with what can be repaired, and returns {what was done: how often}.
 
-    Pictures are turned upright, made 8-bit RGB and otherwise copied byte for byte; labels become ids as PNG. Pairs that
+    Images are turned upright, made 8-bit RGB and otherwise copied byte for byte; labels become ids as PNG. Pairs that
     cannot be repaired are left out and counted. OUT must not exist nor lie in the data; it appears whole or not at all.
     """
     for dataset in datasets:
@@ -71,11 +71,11 @@ def repair(
         for record in facts:
             dataset = next(d for d in datasets if d.split == record.split)
             if id(record) in left_out:
-                copy.done["left out: the same picture is in another split"] += 1
+                copy.done["left out: the same image is in another split"] += 1
             else:
                 _record(copy, dataset, record, kinds, len(datasets) > 1)
         if not copy.names:
-            raise DataError("Nothing can be repaired: every picture or its label is unreadable or missing.")
+            raise DataError("Nothing can be repaired: every image or its label is unreadable or missing.")
         _classes(copy, datasets, kinds)
         lines = [f"{n} x {what}" for what, n in copy.done.most_common()]
         text = "\n".join(("Repaired copy made by fullyconv check --fix", *lines, ""))
@@ -84,9 +84,9 @@ def repair(
 
 
 def _duplicates(facts: Sequence[RecordFacts]) -> set[int]:
-    """Records to leave out so that no picture is in two splits: the training ones go, the measured ones stay."""
+    """Records to leave out so that no image is in two splits: the training ones go, the measured ones stay."""
     gone: set[int] = set()
-    for same in same_pictures(facts):
+    for same in same_images(facts):
         splits = sorted(dict.fromkeys(r.split for r in same), key=lambda s: role(s) == "train")
         gone |= {id(r) for r in same if r.split != splits[0]}
     return gone
@@ -98,7 +98,7 @@ def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[P
     for la in [] if reason else record.labels:
         label, what = _label(dataset, record, la, kinds.get(la.shown, set()))
         if label is None or label.shape != record.inputs[0].size:
-            reason = what if label is None else "picture and label differ in size"
+            reason = what if label is None else "image and label differ in size"
             break
         labels[la.head] = label
         if what:
@@ -110,7 +110,7 @@ def _record(copy: _Copy, dataset: Dataset, record: RecordFacts, kinds: Mapping[P
     stem = _name(record.record.name, copy.names.setdefault(record.split, set()))
     for facts in record.inputs:
         folder = "images" if facts.modality in ("rgb", "bands") else one_part(facts.modality, "The input")
-        _picture(copy, dataset, record, facts, (*where, folder, stem))
+        _image(copy, dataset, record, facts, (*where, folder, stem))
     for head, label in labels.items():
         data = images.encode_label(label, dataset.taxonomies[head].palette)
         copy.write(data, *where, "labels" if head == "semantic" else f"labels-{head}", f"{stem}.png")
@@ -131,11 +131,11 @@ def _hopeless(dataset: Dataset, record: RecordFacts) -> str:
 
 def _name(name: str, taken: set[str]) -> str:
     """A plain stem: no folders, no control or undecodable characters, unique without regard to case."""
-    plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in printable(name)).strip(". ") or "picture"
+    plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in printable(name)).strip(". ") or "image"
     return unique_name(safe_name(plain), taken)
 
 
-def _picture(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFacts, stem: tuple[str, ...]) -> None:
+def _image(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFacts, stem: tuple[str, ...]) -> None:
     info, (*where, name) = facts.info, stem
     if facts.file.suffix.lower() not in SUFFIXES:  # kept inside a JSON or MATLAB file
         pixels = storable(dataset.read_input(record.record, facts.modality))
@@ -148,7 +148,7 @@ def _picture(copy: _Copy, dataset: Dataset, record: RecordFacts, facts: InputFac
         copy.write(images.read_bytes(facts.file), *where, f"{name}{facts.file.suffix.lower()}")
         return
     copy.write(images.encode_png(images.read_image(facts.file)), *where, f"{name}.png")
-    copy.done["picture rewritten as upright 8-bit RGB"] += 1
+    copy.done["image rewritten as upright 8-bit RGB"] += 1
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------
@@ -158,14 +158,14 @@ def _label(
     dataset: Dataset, record: RecordFacts, facts: LabelFacts, kinds: set[str]
 ) -> tuple[NDArray[Any] | None, str]:
     """(ids, what was done to them), or (None, why not)."""
-    taxonomy, picture = dataset.taxonomies[facts.head], record.inputs[0]
+    taxonomy, image = dataset.taxonomies[facts.head], record.inputs[0]
     ignore = taxonomy.ignore
     if facts.info is None or not (kinds - {"exif-rotation"}) & _REPAIRS:
         try:
             ids = dataset.read_labels(record.record, facts.head)
         except FullyconvError:
             return None, facts.problem[0].replace("-", " ") if facts.problem else "unreadable label"
-        return _upright(ids, picture, kinds)
+        return _upright(ids, image, kinds)
     if "jpeg-label" in kinds or "colour-label" in kinds or "alpha-label" in kinds:
         return None, "a label whose values cannot be told"
     raw = images.read_label(facts.file, colours=True)
@@ -181,7 +181,7 @@ def _label(
     else:
         what = "values of no class are ignored"
     ids = np.where(raw < len(taxonomy), raw, ignore).astype(np.uint8 if ignore <= 255 else np.uint16)
-    turned, more = _upright(ids, picture, kinds)
+    turned, more = _upright(ids, image, kinds)
     return turned, ", ".join(w for w in (what, more) if w)
 
 
@@ -197,9 +197,9 @@ _REPAIRS = {
 }
 
 
-def _upright(ids: NDArray[Any], picture: InputFacts, kinds: set[str]) -> tuple[NDArray[Any], str]:
-    if "exif-rotation" in kinds and picture.info:
-        return images.turn(ids, picture.info.orientation), "turned as its picture"
+def _upright(ids: NDArray[Any], image: InputFacts, kinds: set[str]) -> tuple[NDArray[Any], str]:
+    if "exif-rotation" in kinds and image.info:
+        return images.turn(ids, image.info.orientation), "turned as its image"
     return ids, ""
 
 

@@ -1,4 +1,4 @@
-"""Rules about single files: what is wrong with a picture, a label map, a name, a pair."""
+"""Rules about single files: what is wrong with an image, a label map, a name, a pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def strays(dataset: Dataset) -> Iterator[Finding]:
         elif kind == "unread-file":
             yield finding(kind, [file], f"it is a {printable(file.suffix)} file, which is not read", 1, file.suffix)
         else:
-            yield finding("label-without-image", [file], "no picture has this label's name")
+            yield finding("label-without-image", [file], "no image has this label's name")
 
 
 def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
@@ -86,7 +86,7 @@ def _unread(kind: str, reason: str, file: Path) -> Finding:
 
 
 def _depths(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
-    """Pictures of unlike bands or depth in one set, in the same words whichever comes first."""
+    """Images of unlike bands or depth in one set, in the same words whichever comes first."""
     for modality in dict.fromkeys(i.modality for r in facts for i in r.inputs):
         some = [i for r in facts for i in r.inputs if i.modality == modality and i.layout]
         kinds = sorted({i.layout for i in some if i.layout})
@@ -108,7 +108,7 @@ def _layout(facts: InputFacts) -> Iterator[Finding]:
     if info.bits == 16:
         yield finding("16-bit-image", [file], "it holds 16 bits a channel", 1, info.bits)
     if info.mode == "CMYK":
-        yield finding("cmyk-image", [file], "it is a CMYK picture", 1, info.mode)
+        yield finding("cmyk-image", [file], "it is a CMYK image", 1, info.mode)
     if info.mode in ("RGBA", "LA", "PA"):
         yield finding("alpha-image", [file], f"it has an alpha channel ({info.mode})", 1, info.mode)
     if info.frames > 1:
@@ -138,31 +138,31 @@ def _sizes(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterato
 def _pairs(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
     heads = {d.split: tuple(d.taxonomies) for d in datasets}
     for record in facts:
-        picture = record.inputs[0] if record.inputs else None
+        image = record.inputs[0] if record.inputs else None
         for head in heads[record.split]:
-            if head not in record.record.labels and picture:
-                yield finding("image-without-label", [picture.file], f"it has no {head} label", 1, head)
+            if head not in record.record.labels and image:
+                yield finding("image-without-label", [image.file], f"it has no {head} label", 1, head)
         others: list[InputFacts | LabelFacts] = [*record.inputs[1:], *record.labels]
         for other in others:
-            if picture and picture.size and other.size and picture.size != other.size and not picture.problem:
-                yield _mismatch(picture, other)
-            elif picture and picture.info and picture.info.orientation != 1 and isinstance(other, LabelFacts):
-                value = picture.info.orientation
+            if image and image.size and other.size and image.size != other.size and not image.problem:
+                yield _mismatch(image, other)
+            elif image and image.info and image.info.orientation != 1 and isinstance(other, LabelFacts):
+                value = image.info.orientation
                 yield finding(
-                    "exif-orientation", [picture.file, other.file], f"EXIF turns it (orientation {value})", 1, value
+                    "exif-orientation", [image.file, other.file], f"EXIF turns it (orientation {value})", 1, value
                 )
 
 
-def _mismatch(picture: InputFacts, other: InputFacts | LabelFacts) -> Finding:
-    assert picture.size
+def _mismatch(image: InputFacts, other: InputFacts | LabelFacts) -> Finding:
+    assert image.size
     assert other.size
-    sizes = f"{picture.size[0]}x{picture.size[1]} (HxW) and {printable(other.file)} is {other.size[0]}x{other.size[1]}"
-    turned = picture.info is not None and picture.info.stored == other.size and picture.info.orientation != 1
+    sizes = f"{image.size[0]}x{image.size[1]} (HxW) and {printable(other.file)} is {other.size[0]}x{other.size[1]}"
+    turned = image.info is not None and image.info.stored == other.size and image.info.orientation != 1
     value = f"{other.size[0]}x{other.size[1]}"
-    if turned and picture.info:
-        message = f"EXIF orientation {picture.info.orientation} turns the picture to {sizes}, as it was stored"
-        return finding("exif-rotation", [picture.file, other.file], message, 1, value)
-    return finding("size-mismatch", [picture.file, other.file], f"it is {sizes}", 1, value)
+    if turned and image.info:
+        message = f"EXIF orientation {image.info.orientation} turns the image to {sizes}, as it was stored"
+        return finding("exif-rotation", [image.file, other.file], message, 1, value)
+    return finding("size-mismatch", [image.file, other.file], f"it is {sizes}", 1, value)
 
 
 def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""One pass over a data set's files: what each picture and label map is, without judging it (`rules` does)."""
+"""One pass over a data set's files: what each image and label map is, without judging it (`rules` does)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class InputFacts:
     info: ImageInfo | None = None
     size: tuple[int, int] | None = None
     digest: bytes = b""
-    pixels: bytes = b""  # digest of the decoded picture
+    pixels: bytes = b""  # digest of the decoded image
     thumbnail: NDArray[np.float32] | None = None
     moments: tuple[int, NDArray[np.float64], NDArray[np.float64]] | None = None
     blank: bool = False
@@ -53,7 +53,7 @@ class InputFacts:
 @final
 @dataclass(frozen=True)
 class Shift:
-    """A move of a label in pixels: `gain` is the picture's edge strength under the label's boundaries there over that
+    """A move of a label in pixels: `gain` is the image's edge strength under the label's boundaries there over that
     where it lies, `z` how many standard deviations that peak stands above the other moves."""
 
     rows: int
@@ -67,7 +67,7 @@ class Shift:
 class LabelFacts:
     """One label map. `stored` counts the values as stored, `counts` the ids 0..K-1 and, last, the ignored pixels.
 
-    shown: the file to name and to look at; the picture where the labels of many lie in one file (JSON, XML, MATLAB).
+    shown: the file to name and to look at; the image where the labels of many lie in one file (JSON, XML, MATLAB).
     """
 
     head: str
@@ -115,7 +115,7 @@ def coding_of(dataset: Dataset, head: str) -> Coding | None:
 
 
 def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None = None) -> list[RecordFacts]:
-    """The facts of every record; fast: pictures are checked but not decoded, labels are always read."""
+    """The facts of every record; fast: images are checked but not decoded, labels are always read."""
     work = [(dataset, record) for dataset in datasets for record in dataset.records]
     done: list[RecordFacts] = []
     for facts in _by_processes(work, fast) if len(work) >= _FEW and hasattr(os, "fork") else _plainly(work, fast):
@@ -155,21 +155,21 @@ def _nth(token: int, index: int) -> RecordFacts:
 
 def _facts(dataset: Dataset, record: Record, *, fast: bool) -> RecordFacts:
     inputs: list[InputFacts] = []
-    picture: NDArray[Any] | None = None
+    first: NDArray[Any] | None = None
     # A folder's further inputs are files of the user's and checked even when unused; elsewhere they may be computed.
     every = [m for m in record.inputs if m in dataset.inputs or (dataset.kind == "folder" and m != "rgb")]
     for modality in every:
         facts, image = _input_facts(dataset, record, modality, record.inputs[modality], fast=fast)
         inputs.append(facts)
-        picture = image if modality == dataset.inputs[0] else picture
-    labels = [_label_facts(dataset, record, head, picture) for head in dataset.taxonomies if head in record.labels]
+        first = image if modality == dataset.inputs[0] else first
+    labels = [_label_facts(dataset, record, head, first) for head in dataset.taxonomies if head in record.labels]
     return RecordFacts(dataset.split, record, inputs, labels)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------
 
 
-def _is_picture(file: Path) -> bool:
+def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
@@ -190,7 +190,7 @@ def _input_facts(
 ) -> tuple[InputFacts, NDArray[Any] | None]:
     facts, data = InputFacts(modality, file), None
     try:
-        if not _is_picture(file):
+        if not _is_image(file):
             image = dataset.read_input(record, modality)
             facts.size = (image.shape[0], image.shape[1])
         else:
@@ -233,7 +233,7 @@ def _complete_jpeg(data: bytes, info: ImageInfo) -> None:
 
 
 def _look(facts: InputFacts, image: NDArray[Any], invalid: NDArray[np.bool_] | None) -> None:
-    """Statistics of the decoded picture, from every fourth row and column."""
+    """Statistics of the decoded image, from every fourth row and column."""
     few = image[::4, ::4].reshape(-1, image.shape[2]).astype(np.float64)
     few = few if invalid is None else few[~invalid[::4, ::4].ravel()]
     facts.moments = (len(few), few.sum(axis=0), np.square(few).sum(axis=0))
@@ -255,11 +255,11 @@ def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
 # ---- labels ----------------------------------------------------------------------------------------------------
 
 
-def _label_facts(dataset: Dataset, record: Record, head: str, picture: NDArray[Any] | None) -> LabelFacts:
+def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[Any] | None) -> LabelFacts:
     file = record.labels[head]
-    facts = LabelFacts(head, file, file if _is_picture(file) else next(iter(record.inputs.values()), file))
+    facts = LabelFacts(head, file, file if _is_image(file) else next(iter(record.inputs.values()), file))
     coding = coding_of(dataset, head)
-    if _is_picture(facts.file) and not _raw_facts(facts, by_colour=bool(coding and coding.colours)):
+    if _is_image(facts.file) and not _raw_facts(facts, by_colour=bool(coding and coding.colours)):
         return facts
     try:
         ids = dataset.read_labels(record, head)
@@ -274,8 +274,8 @@ def _label_facts(dataset: Dataset, record: Record, head: str, picture: NDArray[A
     counts = np.bincount(ids.ravel(), minlength=max(len(taxonomy), taxonomy.ignore) + 1)
     facts.counts = np.append(counts[: len(taxonomy)], counts[taxonomy.ignore])
     facts.size = (ids.shape[0], ids.shape[1])
-    if picture is not None and picture.shape[:2] == ids.shape:
-        facts.shift = best_shift(picture, ids)
+    if image is not None and image.shape[:2] == ids.shape:
+        facts.shift = best_shift(image, ids)
     return facts
 
 

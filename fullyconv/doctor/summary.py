@@ -1,4 +1,4 @@
-"""What training on a data set will meet: class frequencies and weights, picture statistics, sizes, a first recipe."""
+"""What training on a data set will meet: class frequencies and weights, image statistics, sizes, a first recipe."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> dict[str, Any]:
 
 
 def _recipe(sizes: NDArray[Any], heads: Mapping[str, Mapping[str, Any]], images: Mapping[str, int]) -> dict[str, Any]:
-    """Settings to start from: a crop that fits most pictures, weights where classes are very unequal."""
+    """Settings to start from: a crop that fits most images, weights where classes are very unequal."""
     low = np.percentile(sizes, 10, axis=0)
     crop = [int(max(32, min(512, side // 32 * 32))) for side in low]
     shares = [f for h in heads.values() for f in h.get("frequency", ()) if f > 0]

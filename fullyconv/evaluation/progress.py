@@ -50,6 +50,6 @@ def _painted(image: NDArray[Any], labels: NDArray[Any], palette: NDArray[np.uint
     shown = viewable(image).astype(np.uint16)
     known = labels < len(palette)
     shown[known] = (shown[known] * 2 + palette[labels[known]] * 3) // 5
-    picture = Image.fromarray(shown.astype(np.uint8))
-    picture.thumbnail((SIDE, SIDE))
-    return jpeg(np.asarray(picture), 85)
+    thumbnail = Image.fromarray(shown.astype(np.uint8))
+    thumbnail.thumbnail((SIDE, SIDE))
+    return jpeg(np.asarray(thumbnail), 85)

@@ -1,4 +1,4 @@
-"""Keeping an evaluation: every prediction, tallies that need the pixels, and the pictures that the report shows.
+"""Keeping an evaluation: every prediction, tallies that need the pixels, and the images that the report shows.
 
 DIR/result.json                          the Result, with `analysis`
 DIR/predictions/NAME.png                 every prediction, palette of the data set (predictions-HEAD/ for other heads)
@@ -106,7 +106,7 @@ class EvaluationWriter:
     def _whole(self, result: Result, index: int, why: str) -> dict[str, Any]:
         image = result.per_image[index]
         entry = {"why": why, "name": image.name, "iu": image_iu(image.table(self.head, len(self.taxonomy)))}
-        files = self._pictures(f"gallery/{index}", image, None)
+        files = self._images(f"gallery/{index}", image, None)
         return {**entry, "files": files, "inputs": self._further_inputs(f"gallery/{index}", image)}
 
     def _pair(self, result: Result, number: int) -> dict[str, Any] | None:
@@ -122,12 +122,12 @@ class EvaluationWriter:
         region, count = components(inside)
         largest = np.bincount(region[inside], minlength=count).argmax()
         window = around(box(region == largest), label.shape)
-        return {**asdict(pair), "name": image.name, "files": self._pictures(f"gallery/pair{number}", image, window)}
+        return {**asdict(pair), "name": image.name, "files": self._images(f"gallery/pair{number}", image, window)}
 
     def _suspect(self, result: Result, s: Suspect) -> dict[str, Any]:
         image = next(i for i in result.per_image if i.index == s.index)
         window = around(s.window, image.size)
-        files = self._pictures(f"gallery/suspect{s.index}", image, window)
+        files = self._images(f"gallery/suspect{s.index}", image, window)
         return {**asdict(s), "window": list(s.window), "name": image.name, "files": files}
 
     def _labels(self, image: ImageTables, result: Result) -> NDArray[Any]:
@@ -143,8 +143,8 @@ class EvaluationWriter:
     def _prediction(self, image: ImageTables) -> NDArray[Any]:
         return read_label(self.directory / "predictions" / f"{image.name}.png")
 
-    def _pictures(self, folder: str, image: ImageTables, window: Window | None) -> dict[str, str]:
-        """Write the four pictures of an image or a window of it, at most `SHOWN` pixels a side -> {what: file}."""
+    def _images(self, folder: str, image: ImageTables, window: Window | None) -> dict[str, str]:
+        """Write the four images of an image or a window of it, at most `SHOWN` pixels a side -> {what: file}."""
         top, left, bottom, right = window or (0, 0, *image.size)
         rows, columns = slice(top, bottom), slice(left, right)
         sample, said = self._sample(image), self._prediction(image)
@@ -161,7 +161,7 @@ class EvaluationWriter:
         return {name.partition(".")[0]: f"{folder}/{name}" for name in data}
 
     def _further_inputs(self, folder: str, image: ImageTables) -> dict[str, str]:
-        """What the network saw besides the first input (depth, HHA), each as a picture of its own -> {input: file}."""
+        """What the network saw besides the first input (depth, HHA), each as an image of its own -> {input: file}."""
         files = {}
         for modality in self.dataset.inputs[1:]:
             plane = self.dataset.read_input(self.dataset.records[image.index], modality)
@@ -239,24 +239,24 @@ def viewable(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(np.clip(values * (255 / top), 0, 255), np.uint8)
 
 
-def shrunk(picture: NDArray[Any], smooth: bool = False) -> NDArray[Any]:
-    """`picture` at most `SHOWN` pixels a side; labels by nearest."""
+def shrunk(image: NDArray[Any], smooth: bool = False) -> NDArray[Any]:
+    """`image` at most `SHOWN` pixels a side; labels by nearest."""
     from PIL import Image
 
-    longest = max(picture.shape[:2])
+    longest = max(image.shape[:2])
     if longest <= SHOWN:
-        return picture
-    size = (max(1, round(picture.shape[1] * SHOWN / longest)), max(1, round(picture.shape[0] * SHOWN / longest)))
+        return image
+    size = (max(1, round(image.shape[1] * SHOWN / longest)), max(1, round(image.shape[0] * SHOWN / longest)))
     way = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
-    source = picture if picture.dtype == np.uint8 else picture.astype(np.int32)
-    small: NDArray[Any] = np.asarray(Image.fromarray(source).resize(size, way)).astype(picture.dtype)
+    source = image if image.dtype == np.uint8 else image.astype(np.int32)
+    small: NDArray[Any] = np.asarray(Image.fromarray(source).resize(size, way)).astype(image.dtype)
     return small
 
 
-def jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
+def jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     """H W or H W 3 uint8 -> JPEG."""
     from PIL import Image
 
     out = BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(out, "JPEG", quality=quality)
+    Image.fromarray(np.ascontiguousarray(image)).save(out, "JPEG", quality=quality)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""An exported file against its network: onnxruntime and eager torch on the same pictures, at sizes from 1 x 1 on."""
+"""An exported file against its network: onnxruntime and eager torch on the same images, at sizes from 1 x 1 on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def session(data: bytes, source: object, threads: int = 1) -> Any:
 
 
 def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
-    """Pictures without end, H W C in the stored range: patches of colour with noise, bytes where `small`."""
+    """Images without end, H W C in the stored range: patches of colour with noise, bytes where `small`."""
     random = np.random.default_rng(seed)
     mean, deep = model.preprocessing.mean_pixel(), model.preprocessing.log
     order = model.preprocessing.order
@@ -94,9 +94,9 @@ def compare(
     plain, probing = session(data, source), session(_with_scores(data, held), source)
     taken = [i.name for i in plain.get_inputs()]
     small = about["input"]["kind"] == "uint8"
-    pictures, total = _pictures(model, images, small), _Total()
+    measured, total = _images(model, images, small), _Total()
     for n, height, width in SIZES:
-        batch = np.stack([_window(next(pictures), height, width) for _ in range(n)])
+        batch = np.stack([_window(next(measured), height, width) for _ in range(n)])
         fed = batch if small else how(batch)
         truth = _eager(model, batch, about["output"])
         try:
@@ -195,7 +195,7 @@ def _with_scores(data: bytes, held: Mapping[str, str]) -> bytes:
     return found
 
 
-def _pictures(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterator[NDArray[Any]]:
+def _images(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterator[NDArray[Any]]:
     channels = model.preprocessing.channels
     for image in images:
         if image.ndim != 3 or image.shape[2] != channels:
@@ -206,7 +206,7 @@ def _pictures(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterat
 
 
 def _window(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The middle `height` x `width` pixels, the picture repeated where it is smaller."""
+    """The middle `height` x `width` pixels, the image repeated where it is smaller."""
     rows, columns = -(-height // image.shape[0]), -(-width // image.shape[1])
     image = np.tile(image, (rows, columns, 1))
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2

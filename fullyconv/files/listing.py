@@ -65,7 +65,7 @@ def list_below(folder: Path, suffixes: Sequence[str], without: Path | None = Non
             else:
                 _take(found, entry, name, suffixes)
         if len(found.files) > MOST:
-            raise DataError(f"{printable(folder)} holds more than {MOST} files; give the pictures' own folder.")
+            raise DataError(f"{printable(folder)} holds more than {MOST} files; give the images' own folder.")
     found.files.sort()
     return found
 

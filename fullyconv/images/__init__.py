@@ -1,10 +1,10 @@
-"""The one decoder and encoder of pictures and label maps; everything that reads a picture reads it here.
+"""The one decoder and encoder of images and label maps; everything that reads an image reads it here.
 
 What a file is, its first bytes decide, never its suffix: PNG, JPEG, WebP, TIFF and BMP are read, the rest is refused.
 A file is opened without ever blocking (FIFOs and devices are refused), checked against a pixel cap before it is
 decoded, and decoded whole or not at all: every failure is a `BadImage` (or `MissingInput`) that names the file.
 
-picture          `read_image(mode="rgb")`: H W 3 uint8             `read_image(mode="bands")`: H W C as stored
+image          `read_image(mode="rgb")`: H W 3 uint8             `read_image(mode="bands")`: H W C as stored
 1, L, P          grey repeated / palette applied                   1, L: one band; P: its colours
 LA, PA, RGBA     alpha dropped                                     alpha is the last band
 16-bit           scaled: the high byte (never clipped to 255)      uint16

@@ -1,4 +1,4 @@
-"""JPEG from the inside: how often it makes the decoder go over the whole picture, and over how many parts."""
+"""JPEG from the inside: how often it makes the decoder go over the whole image, and over how many parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fullyconv.images.limits import BadImage
 
 __all__ = ["check_scans"]
 
-MAX_SCANS = 100  # encoders write about 10; each costs a pass over the whole picture
+MAX_SCANS = 100  # encoders write about 10; each costs a pass over the whole image
 MAX_SEGMENTS = 5000  # an ICC profile takes 255 at most, pages of extended XMP dozens
 
 
@@ -23,7 +23,7 @@ def check_scans(data: bytes, name: str) -> None:
             return
         segments += 1
         if segments > MAX_SEGMENTS:
-            raise BadImage(name, f"is a JPEG of over {MAX_SEGMENTS} parts before its picture; save it anew.")
+            raise BadImage(name, f"is a JPEG of over {MAX_SEGMENTS} parts before its image; save it anew.")
         marker = data[at + 1]
         alone = marker == 0xFF or marker == 1 or 0xD0 <= marker <= 0xD9
         at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")

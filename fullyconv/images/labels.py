@@ -1,4 +1,4 @@
-"""Label maps: ids as stored, never brightness, and writing them and pictures."""
+"""Label maps: ids as stored, never brightness, and writing them and images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError
 from fullyconv.files import atomic_write
 from fullyconv.images.limits import BadImage, Source, pixel_cap
-from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes
+from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes
 from fullyconv.images.png import plain_palette, plain_samples
 from fullyconv.images.reading import is_lossy, read_wide, stored_bits
 from fullyconv.images.tiff import MAX_PAGES, check_pages, is_tiff, same_value, samples, wide_enough
@@ -58,22 +58,22 @@ def stored_label(source: Source, *, colours: bool = False, max_pixels: int | Non
         return StoredLabel(quick[..., 0], None, plain_palette(data))
     if is_tiff(data):
         return _tiff_label(data, name, cap, colours)
-    picture = open_picture(data, name, cap)
-    if getattr(picture, "is_animated", False):
+    opened = open_image(data, name, cap)
+    if getattr(opened, "is_animated", False):
         raise BadImage(name, "is a label of several frames, of which only one can be meant; save that one as PNG.")
     if is_lossy(data):
-        raise BadImage(name, f"is a {_LOSSY[picture.format]} label, whose values are only approximate; {_AS_PNG}.")
-    wide = stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA")
-    deep = read_wide(picture, data, name, cap) if wide else None  # before anything decodes: 8 of 16 bits would be left
-    if orientation_of(picture) != 1:
+        raise BadImage(name, f"is a {_LOSSY[opened.format]} label, whose values are only approximate; {_AS_PNG}.")
+    wide = stored_bits(opened, data) == 16 and opened.mode in ("RGB", "RGBA", "LA")
+    deep = read_wide(opened, data, name, cap) if wide else None  # before anything decodes: 8 of 16 bits would be left
+    if orientation_of(opened) != 1:
         raise BadImage(name, _TURNED)
     if deep is not None:
         return StoredLabel(_wide_ids(deep, name))
-    decode(picture, data, name, cap)
-    if picture.mode in ("RGB", "RGBA") and colours:
-        return StoredLabel(np.asarray(picture)[..., :3])
-    flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
-    return StoredLabel(_ids(picture, data, name), None, np.array(flat, np.uint8).reshape(-1, 3))
+    decode(opened, data, name, cap)
+    if opened.mode in ("RGB", "RGBA") and colours:
+        return StoredLabel(np.asarray(opened)[..., :3])
+    flat = (opened.getpalette("RGB") or []) if opened.mode == "P" else []
+    return StoredLabel(_ids(opened, data, name), None, np.array(flat, np.uint8).reshape(-1, 3))
 
 
 _LOSSY: dict[str | None, str] = {"JPEG": "JPEG", "WEBP": "lossy WebP"}
@@ -144,19 +144,19 @@ def whole_ids(values: NDArray[Any], nodata: float | None, name: str) -> tuple[ND
     return (ids.astype(np.uint8) if ids.max() <= 255 else ids), where
 
 
-def _ids(picture: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
-    if picture.mode in ("L", "P", "1"):
-        ids = np.asarray(picture.convert("L")) // 255 if picture.mode == "1" else np.asarray(picture)
-        if picture.format == "PNG" and data[25] == 0 and data[24] in (2, 4):
+def _ids(opened: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
+    if opened.mode in ("L", "P", "1"):
+        ids = np.asarray(opened.convert("L")) // 255 if opened.mode == "1" else np.asarray(opened)
+        if opened.format == "PNG" and data[25] == 0 and data[24] in (2, 4):
             ids = ids // (255 // (2 ** data[24] - 1))  # Pillow stretches 2- and 4-bit grey to 0..255
         return ids
-    if picture.mode.startswith("I"):
-        return whole_ids(np.asarray(picture), None, name)[0]
-    if picture.mode == "RGB" and (one := equal_channels(np.asarray(picture))) is not None:
+    if opened.mode.startswith("I"):
+        return whole_ids(np.asarray(opened), None, name)[0]
+    if opened.mode == "RGB" and (one := equal_channels(np.asarray(opened))) is not None:
         return one
-    if picture.mode in ("RGB", "RGBA"):
-        raise _in_colour(np.asarray(picture), picture.mode, name)
-    raise BadImage(name, f"has {picture.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")
+    if opened.mode in ("RGB", "RGBA"):
+        raise _in_colour(np.asarray(opened), opened.mode, name)
+    raise BadImage(name, f"has {opened.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")
 
 
 def _in_colour(label: NDArray[Any], mode: str, name: str) -> BadImage:
@@ -189,14 +189,14 @@ def encode_label(labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) ->
     if low < 0 or high > 65535:
         raise DataError(f"Label ids are 0..65535, these are {low}..{high}; map them first.")
     if high > 255:
-        picture = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint16))
+        opened = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint16))
     else:
-        picture = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+        opened = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
         if palette:
             flat = [int(v) for colour in palette[:256] for v in colour]
-            picture.putpalette(flat + [255] * (768 - len(flat)))
+            opened.putpalette(flat + [255] * (768 - len(flat)))
     out = BytesIO()
-    picture.save(out, "PNG")
+    opened.save(out, "PNG")
     return out.getvalue()
 
 

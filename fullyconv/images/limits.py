@@ -17,12 +17,12 @@ Source = str | os.PathLike[str] | bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: Pillow's own warning level
 MAX_BYTES = 2**31
-MAX_SIDE = 1 << 20  # no picture is a million pixels long; such headers are lies
+MAX_SIDE = 1 << 20  # no image is a million pixels long; such headers are lies
 
 
 @final
 class BadImage(DataError):
-    """A file that is not a readable picture: `file`, and the `reason` without the file's name."""
+    """A file that is not a readable image: `file`, and the `reason` without the file's name."""
 
     def __init__(self, file: str, reason: str) -> None:
         self.file, self.reason = file, reason
@@ -30,7 +30,7 @@ class BadImage(DataError):
 
 
 def pixel_cap() -> int:
-    """The largest number of pixels a picture may have: $FULLYCONV_MAX_PIXELS or `MAX_PIXELS`."""
+    """The largest number of pixels an image may have: $FULLYCONV_MAX_PIXELS or `MAX_PIXELS`."""
     text = os.environ.get("FULLYCONV_MAX_PIXELS", "")
     if not text:
         return MAX_PIXELS

@@ -1,4 +1,4 @@
-"""From a path or bytes to an open picture: what the file is, whether it may be decoded, and decoding it whole."""
+"""From a path or bytes to an open image: what the file is, whether it may be decoded, and decoding it whole."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fullyconv.images.tiff import check_pages
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["decode", "name_of", "open_picture", "orientation_of", "read_bytes", "words"]
+__all__ = ["decode", "name_of", "open_image", "orientation_of", "read_bytes", "words"]
 
 
 def name_of(source: Source) -> str:
-    return "the picture" if isinstance(source, bytes) else os.fspath(source)
+    return "the image" if isinstance(source, bytes) else os.fspath(source)
 
 
 def read_bytes(source: Source) -> bytes:
-    """The bytes of a regular file that starts like a picture; never blocks, never reads what it will refuse."""
+    """The bytes of a regular file that starts like an image; never blocks, never reads what it will refuse."""
     if isinstance(source, bytes):
         return source
     name = os.fspath(source)
@@ -40,10 +40,10 @@ def read_bytes(source: Source) -> bytes:
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise BadImage(name, "is not a regular file (a folder, pipe or device); give a picture file.")
+        raise BadImage(name, "is not a regular file (a folder, pipe or device); give an image file.")
     with os.fdopen(handle, "rb") as file:
         if info.st_size > MAX_BYTES:
-            raise BadImage(name, f"is {info.st_size} bytes large, more than {MAX_BYTES}; that is no single picture.")
+            raise BadImage(name, f"is {info.st_size} bytes large, more than {MAX_BYTES}; that is no single image.")
         try:
             head = file.peek(64)[:64]
             _sniff(head, name)
@@ -86,12 +86,12 @@ def _sniff(data: bytes, name: str) -> str:
     known = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"PK\3\4": "a zip archive", b"\0\0\0": "HEIC, AVIF or JPEG 2000"}
     what = next((v for k, v in known.items() if data.startswith(k)), "none of these by its content")
     if data.lstrip()[:1] in (b"<", b"{"):
-        what = "text (a web page or an error message saved under a picture's name?)"
+        what = "text (a web page or an error message saved under an image's name?)"
     raise BadImage(name, f"is {what}; PNG, JPEG, WebP, TIFF and BMP are read: convert it.")
 
 
-def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
-    """The picture with its header read and checked, its pixels not yet decoded."""
+def open_image(data: bytes, name: str, cap: int) -> PILImage.Image:
+    """The image with its header read and checked, its pixels not yet decoded."""
     from PIL import Image
 
     kind = _sniff(data, name)
@@ -103,12 +103,12 @@ def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
         check_pages(lambda start, length: data[start : start + length], len(data), name, cap)
     try:
         with lifted(cap):
-            picture = Image.open(BytesIO(data), formats=[kind])
+            opened = Image.open(BytesIO(data), formats=[kind])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large(name, f"over {MAX_PIXELS}", cap) from error
     except Exception as error:  # Pillow's readers raise a dozen kinds on damaged files
         raise BadImage(name, f"cannot be read as {kind} ({words(error)}); copy or export it again.") from error
-    w, h = picture.size
+    w, h = opened.size
     if w < 1 or h < 1 or max(w, h) > MAX_SIDE:
         raise BadImage(name, f"claims to be {h}x{w} (HxW) pixels; export it again.")
     if w * h > cap:
@@ -118,7 +118,7 @@ def open_picture(data: bytes, name: str, cap: int) -> PILImage.Image:
         lying = w * h > 512 * len(data)
     if lying:
         raise BadImage(name, f"claims {h}x{w} (HxW) pixels, more than its {len(data)} bytes can hold; export it again.")
-    return picture
+    return opened
 
 
 def words(error: Exception) -> str:
@@ -126,22 +126,22 @@ def words(error: Exception) -> str:
     return "unknown or damaged header" if "BytesIO" in text else text[:120]
 
 
-def decode(picture: PILImage.Image, data: bytes, name: str, cap: int) -> None:
+def decode(opened: PILImage.Image, data: bytes, name: str, cap: int) -> None:
     try:
         with lifted(cap):
-            picture.load()
-        if picture.format == "PNG":
-            check_rows(picture, data, name)
+            opened.load()
+        if opened.format == "PNG":
+            check_rows(opened, data, name)
     except BadImage:
         raise
     except Exception as error:
         raise BadImage(name, f"is damaged or cut off ({words(error)}); copy or export it again.") from error
 
 
-def orientation_of(picture: PILImage.Image) -> int:
+def orientation_of(opened: PILImage.Image) -> int:
     """EXIF orientation 1..8; a damaged or absent tag counts as 1."""
     try:
-        value = picture.getexif().get(0x0112, 1)
+        value = opened.getexif().get(0x0112, 1)
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -21,7 +21,7 @@ __all__ = ["check_chunks", "check_rows", "plain_palette", "plain_samples", "row_
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 MAX_CHUNKS = 2000  # parts that hold no pixels: Pillow looks at each
-MAX_STORED = 200_000  # parts that do: 8 KiB each for the largest picture that is read
+MAX_STORED = 200_000  # parts that do: 8 KiB each for the largest image that is read
 _HARMLESS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}  # bytes; they change no pixel
 
 
@@ -42,7 +42,7 @@ def _sound(data: bytes, start: int, end: int) -> bool:
 
 
 def check_chunks(data: bytes, name: str) -> None:
-    """Walks the parts and checks those that make pixels: Pillow would show a picture whose bytes have changed."""
+    """Walks the parts and checks those that make pixels: Pillow would show an image whose bytes have changed."""
     others = stored = 0
     for kind, start, end in _chunks(data):
         full = kind == b"IDAT" and end > start
@@ -68,9 +68,9 @@ def row_bytes(data: bytes) -> int:
     return total
 
 
-def check_rows(picture: PILImage.Image, data: bytes, name: str) -> None:
+def check_rows(opened: PILImage.Image, data: bytes, name: str) -> None:
     """Pillow leaves rows black that a PNG claims but does not hold; counts them where the last row is black."""
-    if picture.crop((0, picture.height - 1, picture.width, picture.height)).getbbox() is not None:
+    if opened.crop((0, opened.height - 1, opened.width, opened.height)).getbbox() is not None:
         return
     unpack, held, wanted = zlib.decompressobj(), 0, row_bytes(data)
     for kind, start, end in _chunks(data):
@@ -91,7 +91,7 @@ def plain_samples(data: bytes, cap: int, colours: tuple[int, ...]) -> NDArray[np
 
     Plain: 8 bits, not interlaced, without transparency, text or EXIF, whole and undamaged. Inflating all rows at once
     and undoing their filters in compiled code takes two thirds of Pillow's time. It is done where numba is loaded
-    anyway: loading it would cost more than one picture gains.
+    anyway: loading it would cost more than one image gains.
     """
     if "numba" not in sys.modules or data[:16] != _START or len(data) < 33:
         return None

@@ -1,4 +1,4 @@
-"""Pictures as arrays, their headers and their palettes."""
+"""Images as arrays, their headers and their palettes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fullyconv.files.reading import open_regular
 from fullyconv.images.limits import BadImage, Source, pixel_cap
-from fullyconv.images.opening import decode, name_of, open_picture, orientation_of, read_bytes, words
+from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_samples
 from fullyconv.images.tiff import check_pages, first_page, is_tiff, same_value, samples
 
@@ -35,7 +35,7 @@ __all__ = [
 @final
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a picture's header says. `size` (H, W) is as displayed, `stored` as written; they differ by EXIF turns."""
+    """What an image's header says. `size` (H, W) is as displayed, `stored` as written; they differ by EXIF turns."""
 
     format: str
     mode: str  # Pillow's name of the pixel layout
@@ -59,9 +59,9 @@ def turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pixels: int | None = None) -> NDArray[Any]:
-    """The picture in a file or in bytes as displayed: H W 3 uint8 RGB, or with mode="bands" H W C as stored.
+    """The image in a file or in bytes as displayed: H W 3 uint8 RGB, or with mode="bands" H W C as stored.
 
-    Raises `BadImage` (not a picture of the formats read, damaged, cut off, over `max_pixels`, not a regular file) or
+    Raises `BadImage` (not an image of the formats read, damaged, cut off, over `max_pixels`, not a regular file) or
     `MissingInput`. The table at the top of this module says what becomes of every kind of pixel.
     """
     cap, name = max_pixels or pixel_cap(), name_of(source)
@@ -70,37 +70,37 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
         return quick
     if mode == "bands" and is_tiff(data) and (deep := _tiff_bands(data, name, cap)) is not None:
         return deep
-    picture = open_picture(data, name, cap)
+    opened = open_image(data, name, cap)
     image: NDArray[Any]
-    if mode == "bands" and stored_bits(picture, data) == 16 and picture.mode in ("RGB", "RGBA", "LA"):
-        image = read_wide(picture, data, name, cap)
+    if mode == "bands" and stored_bits(opened, data) == 16 and opened.mode in ("RGB", "RGBA", "LA"):
+        image = read_wide(opened, data, name, cap)
     else:
-        decode(picture, data, name, cap)
-        image = _rgb(picture, name) if mode == "rgb" else _bands(picture, name)
-    return turn(image, orientation_of(picture))
+        decode(opened, data, name, cap)
+        image = _rgb(opened, name) if mode == "rgb" else _bands(opened, name)
+    return turn(image, orientation_of(opened))
 
 
-def _rgb(picture: PILImage.Image, name: str) -> NDArray[np.uint8]:
-    if picture.mode == "RGB":
-        return np.asarray(picture)
-    if picture.mode.startswith("I;16"):
-        grey = (integers(picture) >> 8).astype(np.uint8)
+def _rgb(opened: PILImage.Image, name: str) -> NDArray[np.uint8]:
+    if opened.mode == "RGB":
+        return np.asarray(opened)
+    if opened.mode.startswith("I;16"):
+        grey = (integers(opened) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if picture.mode in ("I", "F", "LAB", "HSV"):
+    if opened.mode in ("I", "F", "LAB", "HSV"):
         raise BadImage(
-            name, f"has {picture.mode} pixels, whose range is not known; export it with 8 or 16 bits a channel."
+            name, f"has {opened.mode} pixels, whose range is not known; export it with 8 or 16 bits a channel."
         )
     try:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(opened.convert("RGB"))
     except Exception as error:
         raise BadImage(name, f"cannot be shown in colour ({words(error)}); export it as RGB.") from error
 
 
-def _bands(picture: PILImage.Image, name: str) -> NDArray[Any]:
+def _bands(opened: PILImage.Image, name: str) -> NDArray[Any]:
     try:
-        if picture.mode in ("P", "PA", "1", "YCbCr"):
-            picture = picture.convert({"P": "RGB", "PA": "RGBA", "1": "L", "YCbCr": "RGB"}[picture.mode])
-        image = integers(picture) if picture.mode.startswith("I") else np.asarray(picture)
+        if opened.mode in ("P", "PA", "1", "YCbCr"):
+            opened = opened.convert({"P": "RGB", "PA": "RGBA", "1": "L", "YCbCr": "RGB"}[opened.mode])
+        image = integers(opened) if opened.mode.startswith("I") else np.asarray(opened)
     except Exception as error:
         raise BadImage(name, f"cannot be read by bands ({words(error)}); export it again.") from error
     return image if image.ndim == 3 else image[..., None]
@@ -108,7 +108,7 @@ def _bands(picture: PILImage.Image, name: str) -> NDArray[Any]:
 
 def _tiff_bands(data: bytes, name: str, cap: int) -> NDArray[Any] | None:
     """A TIFF's bands H W C as stored: uint8 and uint16 so, all other numbers as float32; None where its numbers are
-    no bands (a palette, YCbCr, less than 8 bits) or packed as pictures."""
+    no bands (a palette, YCbCr, less than 8 bits) or packed as images."""
     page = check_pages(lambda start, count: data[start : start + count], len(data), name, cap)[0]
     if page.photometric not in (0, 1, 2, 5) or page.bits < 8 or not page.readable:
         return None
@@ -116,52 +116,52 @@ def _tiff_bands(data: bytes, name: str, cap: int) -> NDArray[Any] | None:
     return turn(values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32), page.orientation)
 
 
-def integers(picture: PILImage.Image) -> NDArray[Any]:
-    """A 16- or 32-bit picture H W as native uint16 where it fits, else float32."""
-    values = np.asarray(picture)
+def integers(opened: PILImage.Image) -> NDArray[Any]:
+    """A 16- or 32-bit image H W as native uint16 where it fits, else float32."""
+    values = np.asarray(opened)
     if values.dtype.kind == "u":
         return values.astype(np.uint16, copy=False)
     return values.astype(np.uint16 if values.min() >= 0 and values.max() <= 65535 else np.float32)
 
 
-def stored_bits(picture: PILImage.Image, data: bytes) -> int:
+def stored_bits(opened: PILImage.Image, data: bytes) -> int:
     """Bits per channel as stored; Pillow keeps only the high byte of 16-bit colour."""
-    if picture.format == "PNG":
+    if opened.format == "PNG":
         return data[24]
-    if picture.format == "TIFF":
-        bits: Any = getattr(picture, "tag_v2", {}).get(258, (8,))
+    if opened.format == "TIFF":
+        bits: Any = getattr(opened, "tag_v2", {}).get(258, (8,))
         return int(bits[0] if isinstance(bits, tuple) else bits)
-    if picture.mode.startswith("I;16"):
+    if opened.mode.startswith("I;16"):
         return 16
-    return {"1": 1, "I": 32, "F": 32}.get(picture.mode, 8)
+    return {"1": 1, "I": 32, "F": 32}.get(opened.mode, 8)
 
 
-def read_wide(picture: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
-    """A 16-bit colour picture as uint16: decoded once for the high and once for the low bytes.
+def read_wide(opened: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
+    """A 16-bit colour image as uint16: decoded once for the high and once for the low bytes.
 
     Pillow unpacks such files to 8 bits by taking one byte of two: the high one of the file's byte order. Told the
     other byte order it takes the low one.
     """
-    raw = picture.tile[0].args if picture.tile else None
+    raw = opened.tile[0].args if opened.tile else None
     raw = raw[0] if isinstance(raw, tuple) else raw
     swap = {"16B": "16L", "16L": "16B"}
     if (
         not isinstance(raw, str)
         or raw[-3:] not in swap
-        or picture.mode == "LA"
-        or picture.tile[0].codec_name == "libtiff"
+        or opened.mode == "LA"
+        or opened.tile[0].codec_name == "libtiff"
     ):
         raise BadImage(
             name,
-            f"holds 16-bit {picture.mode} in a layout that is read as 8 bits only; save it as uncompressed TIFF, "
+            f"holds 16-bit {opened.mode} in a layout that is read as 8 bits only; save it as uncompressed TIFF, "
             "or as PNG with 3 or 4 channels.",
         )
-    low: Any = open_picture(data, name, cap)
+    low: Any = open_image(data, name, cap)
     other = raw[:-3] + swap[raw[-3:]]
     low.tile = [t._replace(args=(other, *t.args[1:]) if isinstance(t.args, tuple) else other) for t in low.tile]
-    decode(picture, data, name, cap)
+    decode(opened, data, name, cap)
     decode(low, data, name, cap)
-    wide: NDArray[np.uint16] = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
+    wide: NDArray[np.uint16] = np.asarray(opened).astype(np.uint16) << 8 | np.asarray(low)
     return wide
 
 
@@ -194,20 +194,20 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
 def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:
     """Format, layout and sizes from the header; the pixels are not decoded."""
     data, name = read_bytes(source), name_of(source)
-    picture = open_picture(data, name, max_pixels or pixel_cap())
-    orientation = orientation_of(picture)
-    stored = (picture.height, picture.width)
+    opened = open_image(data, name, max_pixels or pixel_cap())
+    orientation = orientation_of(opened)
+    stored = (opened.height, opened.width)
     size = stored
     if orientation >= 5:  # Pillow gives a TIFF's size as displayed, the others' as stored
-        turned = (picture.width, picture.height)
-        size, stored = (stored, turned) if picture.format == "TIFF" else (turned, stored)
+        turned = (opened.width, opened.height)
+        size, stored = (stored, turned) if opened.format == "TIFF" else (turned, stored)
     try:
-        frames = 2 if getattr(picture, "is_animated", False) else 1
+        frames = 2 if getattr(opened, "is_animated", False) else 1
     except Exception:
         frames = 1
-    kind = picture.format or ""
-    bits = stored_bits(picture, data)
-    return ImageInfo(kind, picture.mode, bits, size, stored, orientation, frames, is_lossy(data))
+    kind = opened.format or ""
+    bits = stored_bits(opened, data)
+    return ImageInfo(kind, opened.mode, bits, size, stored, orientation, frames, is_lossy(data))
 
 
 def is_lossy(data: bytes) -> bool:
@@ -222,12 +222,12 @@ def is_lossy(data: bytes) -> bool:
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """(H, W) of the picture as displayed, from its header."""
+    """(H, W) of the image as displayed, from its header."""
     return image_info(source).size
 
 
 def read_palette(source: Source) -> tuple[tuple[int, int, int], ...]:
     """The colours (R, G, B) by index of a palette file; () for one without."""
-    picture = open_picture(read_bytes(source), name_of(source), pixel_cap())
-    flat = (picture.getpalette("RGB") or []) if picture.mode == "P" else []
+    opened = open_image(read_bytes(source), name_of(source), pixel_cap())
+    flat = (opened.getpalette("RGB") or []) if opened.mode == "P" else []
     return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))

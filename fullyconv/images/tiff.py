@@ -166,7 +166,7 @@ def first_page(at: At, name: str) -> Page:
     """The first page; BadImage where there is none."""
     found = next(pages(at, name), None)
     if found is None:
-        raise BadImage(name, "is a TIFF without a picture; copy or export it again.")
+        raise BadImage(name, "is a TIFF without an image; copy or export it again.")
     return found
 
 
@@ -211,7 +211,7 @@ def check_pages(at: At, length: int, name: str, cap: int) -> list[Page]:
     decoded: decoders take a header at its word."""
     found = list(pages(at, name))
     if not found:
-        raise BadImage(name, "is a TIFF without a picture; copy or export it again.")
+        raise BadImage(name, "is a TIFF without an image; copy or export it again.")
     page = found[0]
     h, w = page.size
     if h < 1 or w < 1 or max(h, w) > MAX_SIDE:
@@ -340,7 +340,7 @@ def _plain(part: bytes, height: int, row: int, page: Page, name: str) -> NDArray
 
 
 def _by_libtiff(parts: list[bytes], height: int, row: int, page: Page, name: str) -> NDArray[np.uint8]:
-    """Compressed parts of `height` rows each -> n height row uint8: libtiff sees the strips of a grey picture."""
+    """Compressed parts of `height` rows each -> n height row uint8: libtiff sees the strips of a grey image."""
     from io import BytesIO
 
     from PIL import Image

@@ -12,7 +12,7 @@ from fullyconv.models.trunks import TRUNKS
 
 __all__ = ["INPUTS", "NETWORKS", "Network", "parse"]
 
-# suffix -> modalities, in the order in which they lie along C; -bandsN is pictures of N bands
+# suffix -> modalities, in the order in which they lie along C; -bandsN is images of N bands
 INPUTS: dict[str, tuple[str, ...]] = {
     "": ("rgb",),
     "-rgbd": ("rgb", "depth"),

@@ -66,7 +66,7 @@ MEANS: dict[str, tuple[float, float, float]] = {
     "nyud": (116.190, 97.203, 92.318),
     "siftflow": (114.578, 115.294, 108.353),
 }
-HHA_MEAN = (132.431, 94.076, 118.477)  # file channel order; these pictures are not swapped to BGR
+HHA_MEAN = (132.431, 94.076, 118.477)  # file channel order; these images are not swapped to BGR
 LOG_DEPTH_MEAN = 7.844  # natural log of millimetres
 
 

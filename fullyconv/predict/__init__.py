@@ -23,7 +23,7 @@ from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, 
 __all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
 
 PRECISIONS = ("auto", "fp32", "bf16")
-MEASURED = (256, 320)  # rows and columns of the picture by which "auto" chooses
+MEASURED = (256, 320)  # rows and columns of the image by which "auto" chooses
 SCALES = (0.75, 1.0, 1.25)
 
 
@@ -73,7 +73,7 @@ class Predictor:
     def __call__(self, image: Image) -> Any:
         """image -> labels H W (uint8, uint16 above 255 classes); {head: labels} if the network has several heads.
 
-        image: the path of a picture; an H W C uint8, uint16 or float array in the range of the training images (8-bit
+        image: the path of an image; an H W C uint8, uint16 or float array in the range of the training images (8-bit
         ones: 0..255), grey ones H W too; a PIL image; or {modality: image}, concatenated along C in the order of the
         network's inputs. A list or tuple of images gives a list, an iterator of them a generator that reads on as it
         is asked; they are labelled one after another, whatever their sizes.
@@ -187,7 +187,7 @@ def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
 
 
 def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
-    """(precision, why) of `model` for prediction, by a picture of usual size where the device has bfloat16."""
+    """(precision, why) of `model` for prediction, by an image of usual size where the device has bfloat16."""
     channels = len(model.preprocessing.mean)
     x = torch.zeros(1, channels, *MEASURED, device=device).contiguous(memory_format=torch.channels_last)
 

@@ -79,7 +79,7 @@ def fitted(array: NDArray[Any], channels: int, colour: bool) -> NDArray[Any]:
 def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
     """`DataError` for an image whose range is not the network's: one within -1..1 where the network's mean pixel shows
     that it was trained on 0..255, or one outside 0..`top` where that is known (0: it is not). It would be taken for an
-    almost black or glaring picture, silently."""
+    almost black or glaring image, silently."""
     low, high = float(array.min()), float(array.max())
     small = array.dtype.kind == "f" and mean > 2 and low >= -1 and 0 < high <= 1
     if small and (low >= 0 or not top):
@@ -89,7 +89,7 @@ def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
     if top and (low < 0 or high > top):
         raise DataError(
             f"The image holds {low:.6g}..{high:.6g} but this network takes 0..{top:g}, pixels as they are stored; give "
-            "it the picture without normalising it, 16-bit pictures divided by 257."
+            "it the image without normalising it, 16-bit images divided by 257."
         )
 
 

@@ -49,9 +49,9 @@ def resident() -> int:
 
 def peak_bytes(model: Any, side: int) -> int:
     """Bytes of tensors alive at once, beside the weights, while the network scores a side x side window; nothing is
-    computed (`fullyconv.cost`). The picture's array, before it becomes the network's input, is counted too."""
-    picture: int = side * side * model.preprocessing.channels * 4
-    return working_bytes(model, side, side) + picture
+    computed (`fullyconv.cost`). The image's array, before it becomes the network's input, is counted too."""
+    image: int = side * side * model.preprocessing.channels * 4
+    return working_bytes(model, side, side) + image
 
 
 def tile_for(model: Any, budget: int) -> int:
@@ -117,7 +117,7 @@ def _peak() -> int:
 
 
 def _read(model: Any, side: int) -> None:
-    """Label a picture of side x side pixels."""
+    """Label an image of side x side pixels."""
     from fullyconv.predict import Predictor
 
     Predictor(model)(np.zeros((side, side, model.preprocessing.channels), np.uint8))

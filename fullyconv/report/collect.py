@@ -1,4 +1,4 @@
-"""From a run or evaluation directory to what the page shows: plain values and pictures as data addresses."""
+"""From a run or evaluation directory to what the page shows: plain values and images as data addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "error_map",
     "file_within",
     "label_address",
-    "named_picture",
+    "named_image",
     "outline",
     "read_evaluation",
     "read_run",
@@ -37,14 +37,14 @@ __all__ = [
 
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 BEGINS = {".png": b"\x89PNG\r\n", ".jpg": b"\xff\xd8\xff"}
-PICTURED = ("gallery", "pairs", "suspects")  # the parts of an analysis that name picture files
+SHOWN = ("gallery", "pairs", "suspects")  # the parts of an analysis that name image files
 FRAMES = 8  # of a strip
 RED, GREY = (226, 43, 62), (128, 128, 136)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One validation image over time: ("epoch 2.5", address of the picture) in order, the oldest first."""
+    """One validation image over time: ("epoch 2.5", address of the image) in order, the oldest first."""
 
     name: str
     frames: Sequence[tuple[str, str]]
@@ -102,31 +102,31 @@ def file_within(folder: Path, file: Path) -> Path:
     return file
 
 
-def named_picture(place: Path, name: object) -> Path:
-    """The picture file that a result names: below `place`, which holds the result, else DataError."""
+def named_image(place: Path, name: object) -> Path:
+    """The image file that a result names: below `place`, which holds the result, else DataError."""
     fault = name_fault(name) if isinstance(name, str) else "is no name"
     if fault or not str(name).endswith(tuple(TYPES)):
         shown, fault = printable(name)[:200], fault or "is no PNG or JPEG"
-        raise DataError(f"The result names the picture {shown!r}, which {fault}; evaluate again with --keep.")
+        raise DataError(f"The result names the image {shown!r}, which {fault}; evaluate again with --keep.")
     return file_within(place, place / str(name))
 
 
 def read_evaluation(source: Path) -> tuple[Result, Path] | None:
-    """The kept evaluation in the directory `source` or its evaluation/ -> (result, where its pictures lie), or None.
-    Of a result file that was moved away from its pictures, what needs none."""
+    """The kept evaluation in the directory `source` or its evaluation/ -> (result, where its images lie), or None.
+    Of a result file that was moved away from its images, what needs none."""
     if source.is_file():
-        return _without_lost_pictures(Result.load(source), source.parent), source.parent
+        return _without_lost_images(Result.load(source), source.parent), source.parent
     for place in (source, source / "evaluation"):
         if (place / "result.json").is_file():
             return Result.load(place / "result.json"), place
     return None
 
 
-def _without_lost_pictures(result: Result, place: Path) -> Result:
-    shown = [entry for part in PICTURED for entry in result.analysis.get(part, ())]
-    if any(named_picture(place, file).is_file() for entry in shown for file in entry["files"].values()):
+def _without_lost_images(result: Result, place: Path) -> Result:
+    shown = [entry for part in SHOWN for entry in result.analysis.get(part, ())]
+    if any(named_image(place, file).is_file() for entry in shown for file in entry["files"].values()):
         return result
-    return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in PICTURED})
+    return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in SHOWN})
 
 
 def _rows(log: Path) -> tuple[list[dict[str, Any]], int]:
@@ -176,13 +176,13 @@ def spaced(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def address(file: Path) -> str:
-    """A picture file as a data: address, so that the page needs no other file."""
+    """An image file as a data: address, so that the page needs no other file."""
     try:
         data = read_file(file, 1 << 30)
     except MissingInput as error:
         raise MissingInput(f"{printable(file)} is missing; evaluate again with --keep.") from error
     if not data.startswith(BEGINS[file.suffix]):
-        raise DataError(f"{printable(file)} is no {file.suffix[1:].upper()} picture; evaluate again with --keep.")
+        raise DataError(f"{printable(file)} is no {file.suffix[1:].upper()} image; evaluate again with --keep.")
     return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
 
 
@@ -218,12 +218,12 @@ def _overlay(kind: NDArray[Any], opacity: tuple[int, int]) -> str:
     """0 clear, 1 red, 2 grey, the latter two so opaque (0..255)."""
     from PIL import Image
 
-    picture = Image.fromarray(kind.astype(np.uint8))
-    picture.putpalette([0, 0, 0, *RED, *GREY])
-    return _png(picture, transparency=bytes([0, *opacity]))
+    image = Image.fromarray(kind.astype(np.uint8))
+    image.putpalette([0, 0, 0, *RED, *GREY])
+    return _png(image, transparency=bytes([0, *opacity]))
 
 
-def _png(picture: Any, **options: Any) -> str:
+def _png(image: Any, **options: Any) -> str:
     out = BytesIO()
-    picture.save(out, "PNG", optimize=True, **options)
+    image.save(out, "PNG", optimize=True, **options)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What the page shows of an evaluation: figures, classes, confusions, where errors lie, and pictures."""
+"""What the page shows of an evaluation: figures, classes, confusions, where errors lie, and images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
 from fullyconv.report import charts, sentences
-from fullyconv.report.collect import address, error_map, label_address, named_picture, outline
+from fullyconv.report.collect import address, error_map, label_address, named_image, outline
 from fullyconv.report.heads import heads, learned
 
 __all__ = ["FIGURES", "evaluation"]
@@ -29,7 +29,7 @@ LISTED = 1000  # images listed with their figures
 
 
 def evaluation(result: Result, place: Path) -> dict[str, Any]:
-    """What the page shows of `result`, whose pictures lie in `place`."""
+    """What the page shows of `result`, whose images lie in `place`."""
     drawn = resample([counts(result)], result.average)[0] if result.images > 1 else None
     intervals = {key: interval(getattr(drawn, key)) if drawn else Interval(None, None) for key in FIGURES}
     tiles = [
@@ -155,27 +155,25 @@ def _suspect(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str,
 
 
 def _crop(entry: Mapping[str, Any], place: Path, result: Result, labelled: int, said: int) -> dict[str, Any]:
-    """A crop's pictures, with an outline around what is labelled one class and called the other."""
-    files = {what: named_picture(place, name) for what, name in entry["files"].items()}
-    return {**_pictures(entry, place, result), "outline": outline(files["label"], files["prediction"], labelled, said)}
+    """A crop's images, with an outline around what is labelled one class and called the other."""
+    files = {what: named_image(place, name) for what, name in entry["files"].items()}
+    return {**_shown(entry, place, result), "outline": outline(files["label"], files["prediction"], labelled, said)}
 
 
 def _scene(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
-    """A whole image's pictures, with its errors and what the network saw besides the first input."""
-    files = {what: named_picture(place, name) for what, name in entry["files"].items()}
+    """A whole image's images, with its errors and what the network saw besides the first input."""
+    files = {what: named_image(place, name) for what, name in entry["files"].items()}
     return {
         **entry,
-        **_pictures(entry, place, result),
-        "further": {
-            modality: address(named_picture(place, file)) for modality, file in entry.get("inputs", {}).items()
-        },
+        **_shown(entry, place, result),
+        "further": {modality: address(named_image(place, file)) for modality, file in entry.get("inputs", {}).items()},
         "errors": error_map(files["label"], files["prediction"], result.taxonomy.ignore),
     }
 
 
-def _pictures(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
+def _shown(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
     files, palette = (
-        {what: named_picture(place, name) for what, name in entry["files"].items()},
+        {what: named_image(place, name) for what, name in entry["files"].items()},
         result.taxonomy.palette,
     )
     return {

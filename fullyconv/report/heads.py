@@ -9,7 +9,7 @@ from typing import Any
 from fullyconv.evaluation.result import Result, class_figures
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report import charts
-from fullyconv.report.collect import label_address, named_picture
+from fullyconv.report.collect import label_address, named_image
 
 __all__ = ["heads", "learned"]
 
@@ -21,7 +21,7 @@ def heads(result: Result, place: Path) -> list[dict[str, Any]]:
     kept evaluation, some predictions."""
     if len(result.tables) == 1:
         return []
-    rows: list[dict[str, Any]] = [{"name": h, **result.figures(h), "bars": None, "pictures": []} for h in result.tables]
+    rows: list[dict[str, Any]] = [{"name": h, **result.figures(h), "bars": None, "images": []} for h in result.tables]
     for row in rows[1:]:
         row |= _further(result, str(row["name"]), place)
     return rows
@@ -36,10 +36,10 @@ def _further(result: Result, head: str, place: Path) -> dict[str, Any]:
         note = f"{c['name']}: IU {100 * c['iu']:.1f}"
         bars.append(charts.Bar(c["name"], c["iu"], found.low, found.high, taxonomy.palette[c["id"]], note))
     names = [entry["name"] for entry in result.analysis.get("gallery", [])][:SHOWN]
-    files = [(n, f) for n in names if (f := named_picture(place, f"predictions-{head}/{n}.png")).is_file()]
+    files = [(n, f) for n in names if (f := named_image(place, f"predictions-{head}/{n}.png")).is_file()]
     return {
         "bars": charts.bars(bars, f"IU of every class of the {head} head with its 95 % interval"),
-        "pictures": [
+        "images": [
             {"name": name, "prediction": label_address(file, taxonomy.palette)}
             for name, file in files
             if file.is_file()

@@ -1,4 +1,4 @@
-"""Measured results beside the published tables: a page with the paper's picture, or Markdown for the documentation."""
+"""Measured results beside the published tables: a page with the paper's image, or Markdown for the documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report.collect import address, named_picture, read_evaluation
+from fullyconv.report.collect import address, named_image, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
 from fullyconv.report.replication import GEOMETRIC, StandIn, stand_ins
 
@@ -254,19 +254,19 @@ def _method(m: Measured) -> str:
     return f"| {' | '.join(cells)} | {a['images_per_second']} |"
 
 
-def write_paper(paths: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> Path:
-    """Write the tables to `out`: Markdown for a name ending in .md, else one HTML page with the picture as well.
+def write_paper(paths: Sequence[Path], out: Path, images: Sequence[str] = ()) -> Path:
+    """Write the tables to `out`: Markdown for a name ending in .md, else one HTML page with the image as well.
 
-    pictures: names of images to show; by default those that every result's evaluation kept, at most four.
+    images: names of images to show; by default those that every result's evaluation kept, at most four.
     """
     measured = read_results(paths)
     begins = b"#" if out.suffix == ".md" else b"<!doctype html"
-    text = markdown(measured) if out.suffix == ".md" else _html(measured, pictures)
+    text = markdown(measured) if out.suffix == ".md" else _html(measured, images)
     atomic_write(output_file(out, "such tables", begins, [p for p in paths if p.is_file()]), text.encode())
     return out
 
 
-def _html(measured: Sequence[Measured], pictures: Sequence[str]) -> str:
+def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
     from fullyconv.report import fill
 
     tables: list[dict[str, Any]] = [
@@ -282,11 +282,11 @@ def _html(measured: Sequence[Measured], pictures: Sequence[str]) -> str:
     ]
     # Tables with measured rows first: they are what the reader came for.
     tables.sort(key=lambda t: not (t["tried"] or any(line.measured for line in t["lines"])))
-    return fill("paper.html", {"tables": tables, "about_tried": TRIED, "picture": picture(measured, pictures)})
+    return fill("paper.html", {"tables": tables, "about_tried": TRIED, "image": image(measured, images)})
 
 
-def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
-    """The paper's picture: each image's predictions by every kept result, coarse to fine, then truth and input."""
+def image(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
+    """The paper's image: each image's predictions by every kept result, coarse to fine, then truth and input."""
     kept = [m for m in measured if m.result.analysis.get("gallery")]
     shown: dict[str, tuple[Measured, dict[str, Any]]] = {}
     for m in kept:
@@ -300,12 +300,12 @@ def picture(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any
     chosen = list(names) or list(shown)
     rows = []
     for name in chosen:
-        files = [named_picture(m.place, f"predictions/{name}.png") for m in kept]
+        files = [named_image(m.place, f"predictions/{name}.png") for m in kept]
         if not all(f.is_file() for f in files):
             continue
         m, entry = shown[name]
         cells = [address(f) for f in files]
-        cells += [address(named_picture(m.place, entry["files"][what])) for what in ("label", "image")]
+        cells += [address(named_image(m.place, entry["files"][what])) for what in ("label", "image")]
         rows.append({"name": name, "cells": cells})
     if not rows:
         return None

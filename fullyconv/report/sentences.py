@@ -153,7 +153,7 @@ def _borders(analysis: Mapping[str, Any]) -> list[str]:
     if not wrong or not near:
         return []
     share = f"{percent(table[1, 1] / wrong)} of the wrong pixels lie along the borders between classes"
-    return [f"{share}, which are {percent(near / table.sum())} of the picture."]
+    return [f"{share}, which are {percent(near / table.sum())} of the image."]
 
 
 def _sizes(analysis: Mapping[str, Any]) -> list[str]:
@@ -221,7 +221,7 @@ def under_way(run: Run, source: Path) -> list[str]:
         said.append(f"It has come to step {run.last['step']}{epoch}{f'; it is to last {lasts}' if lasts else ''}.")
     place = shlex.quote(str(source))
     said.append(
-        "No evaluation is kept in this run, so confusions and pictures are not shown; "
+        "No evaluation is kept in this run, so confusions and images are not shown; "
         f"fullyconv evaluate {place} DATA --keep {shlex.quote(str(source / 'evaluation'))} adds them."
     )
     return said

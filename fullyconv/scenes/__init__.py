@@ -1,4 +1,4 @@
-"""Procedural street scenes: pictures with depth and two label maps, from a seed, for demos, tests and benchmarks.
+"""Procedural street scenes: images with depth and two label maps, from a seed, for demos, tests and benchmarks.
 
 A small ray caster (numpy alone): a street with kerbs, buildings, trees, hedges, cars, people, poles and signs under a
 random sun. Colour helps but does not decide: road and pavement, wall and overcast sky, lawn and hedge, painted posters
@@ -261,12 +261,12 @@ def _expose(rng: np.random.Generator, street: Street, canvas: _Canvas, rays: Arr
     light = street.ambient * (0.75 + 0.25 * canvas.normal[:, 1:2]) + facing[:, None] * np.array([1.0, 0.95, 0.85])
     fog = np.exp(-street.haze * np.minimum(canvas.distance, 400))[:, None]
     out = np.where((canvas.semantic == SKY)[:, None], sky, canvas.colour * light * fog + street.horizon * (1 - fog))
-    picture = (out * rng.uniform(0.75, 1.25) * (1 + rng.normal(0, 0.04, 3))).reshape(*size, 3)
-    blur = np.pad(picture, ((1, 1), (1, 1), (0, 0)), "edge")
+    image = (out * rng.uniform(0.75, 1.25) * (1 + rng.normal(0, 0.04, 3))).reshape(*size, 3)
+    blur = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
     blur = blur[:-2] + 2 * blur[1:-1] + blur[2:]
-    picture = 0.5 * picture + 0.5 * (blur[:, :-2] + 2 * blur[:, 1:-1] + blur[:, 2:]) / 16
-    picture = 255 * np.clip(picture, 0, 1) ** (1 / 1.8) + rng.normal(0, rng.uniform(1.5, 5), picture.shape)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    image = 0.5 * image + 0.5 * (blur[:, :-2] + 2 * blur[:, 1:-1] + blur[:, 2:]) / 16
+    image = 255 * np.clip(image, 0, 1) ** (1 / 1.8) + rng.normal(0, rng.uniform(1.5, 5), image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _sense(rng: np.random.Generator, canvas: _Canvas, rays: Array, size: tuple[int, int]) -> Any:

@@ -54,7 +54,7 @@ def fit(
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
     if not isinstance(data, Dataset) and not os.fspath(data):
-        raise UsageError("Name the labelled pictures to learn from: data=PATH, kind:PATH or a Dataset.")
+        raise UsageError("Name the labelled images to learn from: data=PATH, kind:PATH or a Dataset.")
     refuse(recipe.precision, device_for(recipe.device))
     if recipe.tensorboard:
         tensorboard_writer()

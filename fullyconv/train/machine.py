@@ -112,9 +112,9 @@ def _seconds(name: str, recipe: Recipe, model: Any, train: Dataset, world: Proce
     image = train.image(0)
     rows, columns = crop_of(recipe, image.shape[:2]) or image.shape[:2]
     count = min(TRIED, recipe.batch_size)
-    pictures = np.zeros((count, rows, columns, image.shape[2]), image.dtype)
+    images = np.zeros((count, rows, columns, image.shape[2]), image.dtype)
     labels = {head: np.zeros((count, rows, columns), np.uint8) for head in model.heads}
-    batches = [Batch(pictures, labels, ("",) * count)]
+    batches = [Batch(images, labels, ("",) * count)]
     tried = recipe.replace(precision=name, loss="mean", top_k=1.0, lr=1e-3)
     before, mode = [b.clone() for b in model.buffers()], model.training
     scaler = torch.amp.GradScaler(world.device.type, enabled=False)

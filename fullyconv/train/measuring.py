@@ -58,7 +58,7 @@ def _draw(c: RunContext, predictor: Predictor) -> None:
     try:
         draw_progress(predictor, c.val, c.out / "progress", c.state.epoch + c.state.position / len(c.train))
     except StorageError as error:
-        c.display.note(f"The pictures of this measurement are missing: {error}")
+        c.display.note(f"The images of this measurement are missing: {error}")
 
 
 def keep_times(c: RunContext) -> None:

@@ -30,7 +30,7 @@ def network_name(recipe: Recipe) -> str:
 
 
 def _for_data(name: str, train: Dataset) -> str:
-    """`name`, with the number of bands where the data's pictures are no colours and it says nothing of inputs."""
+    """`name`, with the number of bands where the data's images are no colours and it says nothing of inputs."""
     if train.inputs == ("bands",) and models.parse(name).inputs == INPUTS[""] and len(train):
         return f"{name}-bands{train.image(0).shape[2]}"
     return name
@@ -72,17 +72,17 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
 
 
 def measured(train: Dataset, most: int = 200) -> Preprocessing:
-    """Per-band preprocessing from the pictures themselves: mean 0 and spread 1 in every band, over `most` of them at
-    even distances; pixels that hold no data take no part. DataError where a picture has another number of bands."""
+    """Per-band preprocessing from the images themselves: mean 0 and spread 1 in every band, over `most` of them at
+    even distances; pixels that hold no data take no part. DataError where an image has another number of bands."""
     chosen = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(most, len(train)))})
     bands = train.image(chosen[0]).shape[2]
     count, mean, spread = 0, np.zeros(bands), np.zeros(bands)  # spread: summed squared distances from the mean
     for i in chosen:
-        image, invalid = train.picture(i)
+        image, invalid = train.image_and_invalid(i)
         if image.shape[2] != bands:
             raise DataError(
                 f"{train.records[i].name} has {image.shape[2]} bands and {train.records[chosen[0]].name} {bands}; give "
-                "all pictures the same bands."
+                "all images the same bands."
             )
         pixels = image[::2, ::2] if invalid is None else image[::2, ::2][~invalid[::2, ::2]]
         pixels = pixels.reshape(-1, bands).astype(np.float64)

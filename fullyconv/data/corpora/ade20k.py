@@ -40,10 +40,10 @@ def open_ade20k(root: Path, split: str | None = None) -> Dataset:
     name, record_name = merge_splits(chosen)
     rows: list[Record] = []
     for s in chosen:
-        pictures, labels = (base / n / _FOLDERS[s] for n in ("images", "annotations"))
+        images, labels = (base / n / _FOLDERS[s] for n in ("images", "annotations"))
         part = records(
-            sorted(p.stem for p in pictures.glob("*.jpg")),
-            {"rgb": in_folder(pictures, ".jpg")},
+            sorted(p.stem for p in images.glob("*.jpg")),
+            {"rgb": in_folder(images, ".jpg")},
             {"semantic": in_folder(labels, ".png")},
             f"ADE20K images/{_FOLDERS[s]}",
             _SOURCE,

@@ -1,4 +1,4 @@
-"""Pictures that are more than colour: any number of bands, 8 or 16 bits or float, GeoTIFF through the `geo` extra."""
+"""Images that are more than colour: any number of bands, 8 or 16 bits or float, GeoTIFF through the `geo` extra."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["is_multiband", "is_tiff", "read_bands"]
 
 
 def is_multiband(file: Path) -> bool:
-    """Whether a picture is a TIFF that reading as colour would lose or refuse: other than 1, 3 or (as RGBA) 4 bands,
+    """Whether an image is a TIFF that reading as colour would lose or refuse: other than 1, 3 or (as RGBA) 4 bands,
     three or four that are said to be no colours, or numbers of 32 bits."""
     try:
         tags = _tiff_tags(file)
@@ -63,7 +63,7 @@ def is_tiff(file: Path) -> bool:
 
 
 def read_bands(file: Path) -> NDArray[Any]:
-    """A picture H W C as stored (uint8, uint16 or float32); what Pillow cannot hold is read by rasterio.
+    """An image H W C as stored (uint8, uint16 or float32); what Pillow cannot hold is read by rasterio.
 
     Raises BadImage, MissingInput, or MissingExtra where rasterio is needed and missing.
     """

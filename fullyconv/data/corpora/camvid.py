@@ -102,7 +102,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 @final
 @dataclass(frozen=True)
 class _Layout:
-    """Where a copy keeps things: a split's pictures and labels by (folder, folder), and how labels' names end."""
+    """Where a copy keeps things: a split's images and labels by (folder, folder), and how labels' names end."""
 
     base: Path
     coding: Coding
@@ -111,7 +111,7 @@ class _Layout:
 
 
 def recognise(root: Path) -> bool:
-    """Whether `root` (or the CamVid folder in it) is one of the three layouts, with CamVid's names of pictures, and no
+    """Whether `root` (or the CamVid folder in it) is one of the three layouts, with CamVid's names of images, and no
     other classes are listed or stored there: others use these layouts for classes of their own."""
     if not root.is_dir():
         return False
@@ -119,7 +119,7 @@ def recognise(root: Path) -> bool:
     if original := _original(base):
         return are_theirs((CAMVID32, CAMVID11), 255, (root, base), []) and _named_so(original[0])
     splits = {**_tutorial(base), **_repacked(base)}
-    if not any(_named_so(pictures) for pictures, _ in splits.values()):
+    if not any(_named_so(images) for images, _ in splits.values()):
         return False
     labels = [f for _, folder in splits.values() for f in list_files(folder)]
     return are_theirs((CAMVID11, CAMVID32), _VOID, (root, base), labels)
@@ -151,7 +151,7 @@ def open_camvid(root: Path, split: str | None = None, *, classes: int | None = N
         strays += lost
         records += [_record(record_name(s, stem), image, label) for stem, image, label in pairs]
     if not records:
-        raise DataError(f"{printable(base)} has no pictures for {name or 'any split'}; {_SOURCE}.")
+        raise DataError(f"{printable(base)} has no images for {name or 'any split'}; {_SOURCE}.")
     return Dataset(
         "camvid",
         base,
@@ -202,15 +202,15 @@ def _couples(base: Path, ending: str) -> dict[str, tuple[Path, Path]]:
 
 
 def _original(base: Path) -> tuple[Path, Path] | None:
-    pictures = next((base / n for n in ("701_StillsRaw_full", "images") if (base / n).is_dir()), None)
+    images = next((base / n for n in ("701_StillsRaw_full", "images") if (base / n).is_dir()), None)
     labels = next((base / n for n in ("LabeledApproved_full", "labels") if (base / n).is_dir()), None)
-    if pictures is None or labels is None:
+    if images is None or labels is None:
         return None
-    return (pictures, labels) if next(labels.glob("*_L.png"), None) else None
+    return (images, labels) if next(labels.glob("*_L.png"), None) else None
 
 
 def _named_so(folder: Path) -> bool:
-    """Whether a picture in the folder has a name of CamVid's drives."""
+    """Whether an image in the folder has a name of CamVid's drives."""
     return any(n.name.startswith(("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")) for n in folder.glob("*.png"))
 
 
@@ -253,12 +253,12 @@ def _is_list(file: Path, layout: _Layout) -> bool:
 
 
 def _pairs(layout: _Layout, split: str) -> tuple[_Pairs, list[tuple[str, Path]]]:
-    """(name, picture, label) of a split by its list where there is one, else by its folders; and stray files."""
+    """(name, image, label) of a split by its list where there is one, else by its folders; and stray files."""
     file = layout.base / f"{split}.txt"
     if split and file.is_file():
         return [_listed(layout, split, row, file) for row in read_table(file)], []
-    picture_folder, label_folder = layout.splits[split]
-    found, twice = stems(list_files(picture_folder), picture_folder)
+    image_folder, label_folder = layout.splits[split]
+    found, twice = stems(list_files(image_folder), image_folder)
     labels, _ = stems(list_files(label_folder), label_folder, layout.ending)
     strays = [("duplicate-stem", f) for f in twice]
     strays += [("label-without-image", f) for stem, f in labels.items() if stem not in found]

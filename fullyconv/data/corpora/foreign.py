@@ -52,8 +52,8 @@ def _ending(*suffixes: str) -> Callable[[Path], bool]:
 
 _OUTLINE = re.compile(rb"\s*\d+( +-?\d*\.?\d+(e-?\d+)?){6,}\s*(\n|$)")
 _BOX = re.compile(rb"\s*\d+( +-?\d*\.?\d+(e-?\d+)?){4}\s*(\n|$)")
-_COCO = "Export them as COCO, put the JSON beside the pictures, and read it as coco:PATH."
-_MAPS = "Write them as label maps (PNG of class ids, 0, 1, 2, ...) of the pictures' names into labels/."
+_COCO = "Export them as COCO, put the JSON beside the images, and read it as coco:PATH."
+_MAPS = "Write them as label maps (PNG of class ids, 0, 1, 2, ...) of the images' names into labels/."
 _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
     ("VIA projects", _json_of("_via_img_metadata"), f"VGG Image Annotator exports COCO: {_COCO}"),
     ("VIA regions", _json_of("regions", "shape_attributes"), f"VGG Image Annotator exports COCO: {_COCO}"),
@@ -66,7 +66,7 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
     ),
     ("Labelbox rows", _ending(".ndjson"), f"Labelbox exports COCO: {_COCO}"),
     ("lines of YOLO outlines", is_outline,
-     "Put the pictures into images/, these into labels/, and the names into data.yaml: read it as yolo:PATH."),
+     "Put the images into images/, these into labels/, and the names into data.yaml: read it as yolo:PATH."),
     ("lines of YOLO boxes", lambda f: f.suffix == ".txt" and bool(_BOX.match(head_of(f, 4096))),
      "Boxes are no labels of pixels: outline the objects, and export the YOLO segmentation form."),
     ("Pascal VOC boxes", lambda f: f.suffix == ".xml" and b"<bndbox>" in head_of(f),
@@ -76,7 +76,7 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
     ("JSON files", _ending(".json"), f"If their tool exports COCO or labelme: {_COCO}"),
     ("NumPy arrays", _ending(".npy", ".npz"), _MAPS),
     ("MATLAB files", _ending(".mat"), _MAPS),
-    ("volumes", _ending(".nii", ".nii.gz", ".nrrd", ".mha"), "Write their slices as PNG: pictures and label maps."),
+    ("volumes", _ending(".nii", ".nii.gz", ".nrrd", ".mha"), "Write their slices as PNG: images and label maps."),
     ("XML files", _ending(".xml"), f"If their tool exports COCO: {_COCO}"),
 )  # fmt: skip
 _MASK = re.compile(r"(^|[-_. ])(mask|masks|label|labels|seg|gt|annotation|segmentation)([-_. ]|\d|$)", re.IGNORECASE)
@@ -91,8 +91,8 @@ def foreign_labels(root: Path) -> list[Foreign]:
         found = next(((what, remedy) for what, fits, remedy in _KINDS if fits(file)), None)
         if found is None and file.suffix.lower() in SUFFIXES and is_map(file, folder):
             found = (
-                "pictures that look like label maps",
-                ("Put them into labels/ and the pictures into images/, under the same names."),
+                "images that look like label maps",
+                ("Put them into labels/ and the images into images/, under the same names."),
             )
         if found is not None:
             by.setdefault(found, []).append(file)
@@ -100,6 +100,6 @@ def foreign_labels(root: Path) -> list[Foreign]:
 
 
 def is_map(file: Path, root: Path) -> bool:
-    """Whether a picture is called a label map by its name, or by a folder it lies in."""
+    """Whether an image is called a label map by its name, or by a folder it lies in."""
     parts = file.relative_to(root).parts
     return bool(_MASK.search(file.stem)) or any(_MASK.search(p) or p.lower().startswith("label") for p in parts[:-1])

@@ -1,4 +1,4 @@
-"""What readers share: listing pictures, pairing by stem, choosing a split, and words for what was found."""
+"""What readers share: listing images, pairing by stem, choosing a split, and words for what was found."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = [
     "SUFFIXES",
     "LeftOut",
     "choose_split",
+    "holds_images",
     "is_split",
     "list_files",
     "looked_at",
     "merge_splits",
     "paths_meant",
-    "pictures",
     "read_lines",
     "read_table",
     "role",
@@ -135,15 +135,15 @@ def _is_new(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
     return new
 
 
-def pictures(folder: Path, levels: int = 1) -> bool:
-    """Whether `folder` holds a picture, at the top or up to `levels` folders down."""
+def holds_images(folder: Path, levels: int = 1) -> bool:
+    """Whether `folder` holds an image, at the top or up to `levels` folders down."""
     if not folder.is_dir():
         return False
     links: list[Path] = []
     folders, files = _entries(os.fspath(folder), links, LeftOut())
     if any(f.lower().endswith(SUFFIXES) for f in files):
         return True
-    return levels > 0 and any(pictures(f, levels - 1) for f in (*map(Path, folders), *links))
+    return levels > 0 and any(holds_images(f, levels - 1) for f in (*map(Path, folders), *links))
 
 
 def stems(files: Iterable[Path], folder: Path, suffix: str = "") -> tuple[dict[str, Path], list[Path]]:
@@ -228,7 +228,7 @@ def read_lines(file: Path) -> list[str]:
 def read_table(file: Path) -> list[dict[str, str]]:
     """A CSV with a header, or a list of "image [label]" lines, as rows {"image": ..., "label": ..., ...}.
 
-    CSV may be separated by semicolons or tabs; its picture column may be called as in `_PICTURE_COLUMNS`.
+    CSV may be separated by semicolons or tabs; its image column may be called as in `_IMAGE_COLUMNS`.
     """
     lines = read_lines(file)
     kind = file.suffix.lower()
@@ -243,16 +243,16 @@ def read_table(file: Path) -> list[dict[str, str]]:
     return [dict(zip(("image", "label"), (c.strip() for c in row), strict=False)) for row in rows]
 
 
-_PICTURE_COLUMNS = ("image", "img", "picture", "photo", "file", "filename", "path")
+_IMAGE_COLUMNS = ("image", "img", "picture", "photo", "file", "filename", "path")
 
 
 def _header(row: Sequence[str]) -> list[str]:
-    """A header's columns: lower case, without _path, _file or _name behind; the picture's is "image"."""
+    """A header's columns: lower case, without _path, _file or _name behind; the image's is "image"."""
     names = [c.strip().lower().replace(" ", "_") for c in row]
     names = [
         n.removesuffix("_path").removesuffix("_filename").removesuffix("_file").removesuffix("_name") for n in names
     ]
-    first = next((n for n in _PICTURE_COLUMNS if n in names), None)
+    first = next((n for n in _IMAGE_COLUMNS if n in names), None)
     return ["image" if n == first else n for n in names]
 
 
@@ -262,15 +262,15 @@ def paths_meant(entry: str) -> list[Path]:
 
 
 def _two_paths(line: str) -> list[str]:
-    """A line's image and label; a name with blanks is one path unless the line splits into two pictures."""
+    """A line's image and label; a name with blanks is one path unless the line splits into two images."""
     if "\t" in line:
         return line.split("\t")
-    two = _TWO_PICTURES.match(line)
+    two = _TWO_IMAGES.match(line)
     return [two[1], two[2]] if two else [line]
 
 
 _ENDING = "|".join(re.escape(s) for s in SUFFIXES)
-_TWO_PICTURES = re.compile(rf"^(.*?(?:{_ENDING}))\s+(\S.*(?:{_ENDING}))$", re.IGNORECASE)
+_TWO_IMAGES = re.compile(rf"^(.*?(?:{_ENDING}))\s+(\S.*(?:{_ENDING}))$", re.IGNORECASE)
 
 
 def looked_at(root: Path, most: int = 8) -> str:

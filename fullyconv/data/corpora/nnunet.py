@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout with 2-D pictures: what nnUNet_raw/DatasetNNN_NAME holds.
+"""nnU-Net's raw layout with 2-D images: what nnUNet_raw/DatasetNNN_NAME holds.
 
 dataset.json (labels, channel_names), imagesTr/CASE_0000.png [CASE_0001.png ...], labelsTr/CASE.png;
 imagesTs/ [labelsTs/] is the split test, splits_final.json's first fold gives train and val
@@ -32,7 +32,7 @@ def recognise(root: Path) -> bool:
 
 
 def open_nnunet(root: Path, split: str | None = None) -> Dataset:
-    """A raw nnU-Net data set below `root`. One channel is a picture (rgb), several are inputs of their own.
+    """A raw nnU-Net data set below `root`. One channel is an image (rgb), several are inputs of their own.
 
     Raises DataError (no such layout, volumes, no plain labels), UnknownName (split).
     """
@@ -103,8 +103,8 @@ def _cases(root: Path, part: str) -> tuple[dict[str, dict[str, Path]], list[str]
     volumes = [f for f in others if f.name.lower().endswith((".nii.gz", ".nii", ".nrrd", ".mha"))]
     if volumes and not cases:
         raise DataError(
-            f"{printable(folder)} holds volumes ({printable(volumes[0].name)}), and pictures are read here: write "
-            "their slices as PNG, pictures and labels alike."
+            f"{printable(folder)} holds volumes ({printable(volumes[0].name)}), and images are read here: write "
+            "their slices as PNG, images and labels alike."
         )
     if not others:
         return cases, []
@@ -136,7 +136,7 @@ def _folds(root: Path, cases: list[str], notes: list[str]) -> dict[str, list[str
     missing, over = [c for c in listed if c not in cases], [c for c in cases if c not in listed]
     notes.append(f"train and val are the first of {len(folds)} folds in splits_final.json.")
     if missing:
-        raise DataError(f"{printable(file)} lists {len(missing)} cases without pictures ({printable(missing[0])}).")
+        raise DataError(f"{printable(file)} lists {len(missing)} cases without images ({printable(missing[0])}).")
     notes += (
         [f"{len(over)} cases are in no list of the fold ({printable(over[0])}): they are left out."] if over else []
     )

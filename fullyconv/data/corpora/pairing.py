@@ -1,4 +1,4 @@
-"""Which label belongs to which picture: by the same name, or by names that differ in what all of a side share."""
+"""Which label belongs to which image: by the same name, or by names that differ in what all of a side share."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _SEPARATORS = "_-. "
 
 @final
 class Pairs(dict[str, Path]):
-    """picture's stem -> label file; `note` says how the names were matched, "" where they are equal."""
+    """image's stem -> label file; `note` says how the names were matched, "" where they are equal."""
 
     note = ""
 
 
-def pair(pictures: Collection[str], labels: Mapping[str, Path], folder: str) -> Pairs:
-    """`labels` by the stems of their pictures; those of no picture are left out.
+def pair(images: Collection[str], labels: Mapping[str, Path], folder: str) -> Pairs:
+    """`labels` by the stems of their images; those of no image are left out.
 
     Equal stems count; else labels with one of the usual endings; else the names without the beginning and ending that
-    all pictures, or all labels, have in common (image_1 and mask_1; X_leftImg8bit and X_gtFine_labelIds), if that
+    all images, or all labels, have in common (image_1 and mask_1; X_leftImg8bit and X_gtFine_labelIds), if that
     pairs at least half of the labels.
     """
-    found = Pairs({stem: f for stem, f in labels.items() if stem in pictures})
+    found = Pairs({stem: f for stem, f in labels.items() if stem in images})
     if found or not labels:
         return found
     for ending in ENDINGS:
         shorter = {s[: -len(ending)]: f for s, f in labels.items() if s.endswith(ending)}
-        some = Pairs({stem: f for stem, f in shorter.items() if stem in pictures})
+        some = Pairs({stem: f for stem, f in shorter.items() if stem in images})
         if len(some) > len(found):
             found = some
             found.note = f"{folder}/ pairs by the names without {ending!r}."
     if found:
         return found
-    (ours, cut), (theirs, cut_there) = _cores(pictures), _cores(labels)
+    (ours, cut), (theirs, cut_there) = _cores(images), _cores(labels)
     some = Pairs({stem: labels[theirs[core]] for core, stem in ours.items() if core in theirs})
     if 2 * len(some) < len(labels):
         return found
@@ -66,23 +66,23 @@ def _shared(names: Sequence[str]) -> str:
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))]
 
 
-# What pictures' names end in where the labels' names end otherwise (X_sat.jpg and X_mask.png).
-_PICTURES = ("", "_sat", "_image", "_img", "_rgb", "_photo", "_leftImg8bit", "-image", "_im", "_input", "_RGB")
+# What images' names end in where the labels' names end otherwise (X_sat.jpg and X_mask.png).
+_IMAGES = ("", "_sat", "_image", "_img", "_rgb", "_photo", "_leftImg8bit", "-image", "_im", "_input", "_RGB")
 
 
 def beside(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], Pairs] | None:
-    """(pictures, labels) among files that are both: X.jpg with X.png, X_mask.png or X_sat.jpg with X_mask.png; None for
-    pictures alone."""
+    """(images, labels) among files that are both: X.jpg with X.png, X_mask.png or X_sat.jpg with X_mask.png; None for
+    images alone."""
     found, twice = stems(files, folder)
     photos = {s: f for s, f in found.items() if f.suffix.lower() != ".png"}
     maps = {s: f for f in twice for s in stems([f], folder)[0] if f.suffix.lower() == ".png"}
     if maps and 2 * len(maps) >= len(photos) and photos.keys() == found.keys():
         pairs = Pairs(maps)
-        pairs.note = "each PNG is the label of the picture of its name."
+        pairs.note = "each PNG is the label of the image of its name."
         return photos, pairs
     for ending in ENDINGS:
         labels = {s[: -len(ending)]: f for s, f in found.items() if s.endswith(ending)}
-        for front in _PICTURES if labels else ():
+        for front in _IMAGES if labels else ():
             ended = {core + front: f for core, f in labels.items() if core + front in found}
             if 2 * len(ended) >= len(found) - len(labels) > 0:
                 pairs = Pairs(ended)
@@ -92,7 +92,7 @@ def beside(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], Pairs]
 
 
 def couples(root: Path, images: Collection[str], labels: Collection[str]) -> dict[str, tuple[Path, Path]]:
-    """{split: (pictures, labels)} of folders such as train_images/ and train_masks/, train/ and train_labels/, train/
+    """{split: (images, labels)} of folders such as train_images/ and train_masks/, train/ and train_labels/, train/
     and trainannot/, images_train/ and labels_train/."""
     folders = {d.name.lower(): d for d in sorted(root.iterdir()) if d.is_dir()}
     found: dict[str, tuple[Path, Path]] = {}
@@ -106,7 +106,7 @@ def couples(root: Path, images: Collection[str], labels: Collection[str]) -> dic
 
 
 def _partners(name: str, images: Collection[str], labels: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """(split, what the folder of its pictures may be called) for a folder of labels called `name`."""
+    """(split, what the folder of its images may be called) for a folder of labels called `name`."""
     for sign in ("_", "-", ""):
         for what in labels:
             if name.endswith(sign + what) and len(name) > len(sign + what):

@@ -1,7 +1,7 @@
-"""SBD, the Semantic Boundaries Dataset (Hariharan et al. 2011): VOC2011's pictures, 20 classes and background, no void.
+"""SBD, the Semantic Boundaries Dataset (Hariharan et al. 2011): VOC2011's images, 20 classes and background, no void.
 
 [benchmark_RELEASE/][dataset/]train.txt val.txt img/ID.jpg cls/ID.mat     as released
-... cls/ID.png, cls_png/ID.png or SegmentationClassAug/ID.png             converted to index pictures
+... cls/ID.png, cls_png/ID.png or SegmentationClassAug/ID.png             converted to index images
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NAMES = ("SBD", "sbd", "SBDD", "sbdd", "benchmark_RELEASE")
 @final
 @dataclass(frozen=True)
 class Sbd:
-    """A copy of SBD: its folder, its label and picture files by name."""
+    """A copy of SBD: its folder, its label and image files by name."""
 
     base: Path
     labels: Mapping[str, Path]
-    pictures: Mapping[str, Path]
+    images: Mapping[str, Path]
 
     @property
     def splits(self) -> list[str]:
@@ -69,7 +69,7 @@ def recognise(root: Path) -> bool:
 
 
 def open_sbd(root: Path, split: str | None = None) -> Dataset:
-    """SBD below `root`. Splits train (8,498 pictures) and val (2,857), or whichever lists it carries.
+    """SBD below `root`. Splits train (8,498 images) and val (2,857), or whichever lists it carries.
 
     Raises DataError (no such layout), UnknownName (split), MissingInput (half unpacked), MissingExtra (.mat).
     """

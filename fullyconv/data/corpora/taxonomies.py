@@ -70,7 +70,7 @@ CONTEXT_IDS: dict[str, tuple[str, int]] = {
 
 NYUD40 = Taxonomy(
     _names(
-        """wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
+        """wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, image, counter, blinds, desk,
         shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refridgerator, television, paper,
         towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag, otherstructure,
         otherfurniture, otherprop"""
@@ -139,7 +139,7 @@ CITYSCAPES_IDS: dict[int, int] = {
     **dict.fromkeys(range(34), 255),
     **{value: k for k, (value, _) in enumerate(_CITYSCAPES.values())},
 }
-"""Value in a labelIds picture -> id of `CITYSCAPES`; the 15 others are ignored."""
+"""Value in a labelIds image -> id of `CITYSCAPES`; the 15 others are ignored."""
 
 _ADE20K_COLOURS = """
 787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c

@@ -3,7 +3,7 @@
     [VOCdevkit/]VOC20xx/ImageSets/Segmentation/SPLIT.txt, JPEGImages/ID.jpg, SegmentationClass/ID.png (255 = void)
     SegmentationClassAug/ID.png    the widespread conversion of SBD's labels, used for what SegmentationClass lacks
 
-Beside the lists' own splits: seg11valid = VOC2011 val minus SBD train (736 pictures; the FCN paper's validation set),
+Beside the lists' own splits: seg11valid = VOC2011 val minus SBD train (736 images; the FCN paper's validation set),
 and train_aug = VOC train, SBD train and SBD val, minus VOC val (10,582 with VOC2012).
 """
 
@@ -79,7 +79,7 @@ def find_devkits(root: Path) -> dict[int, Path]:
 
 
 def _years(base: Path) -> list[Path]:
-    """`base` last, after the other years beside it, whose pictures and labels may complete its own."""
+    """`base` last, after the other years beside it, whose images and labels may complete its own."""
     beside = base.parent.glob("VOC20[0-9][0-9]") if base.name.startswith("VOC20") else ()
     return [*sorted(f for f in beside if f != base), base]
 
@@ -131,10 +131,10 @@ def _records(
     base: Path, sbd: Sbd | None, names: Sequence[str], where: str, record_name: Callable[[str], str]
 ) -> list[Record]:
     labels = _label_files(base, sbd)
-    pictures = _picture_files(base, sbd)
+    images = _image_files(base, sbd)
     found = records(
         names,
-        {"rgb": lambda i: pictures.get(i, base / "JPEGImages" / f"{i}.jpg")},
+        {"rgb": lambda i: images.get(i, base / "JPEGImages" / f"{i}.jpg")},
         {"semantic": lambda i: labels.get(i, base / "SegmentationClass" / f"{i}.png")},
         where,
         _SOURCE,
@@ -151,8 +151,8 @@ def _label_files(base: Path, sbd: Sbd | None) -> dict[str, Path]:
     return files
 
 
-def _picture_files(base: Path, sbd: Sbd | None) -> dict[str, Path]:
-    files = dict(sbd.pictures) if sbd else {}
+def _image_files(base: Path, sbd: Sbd | None) -> dict[str, Path]:
+    files = dict(sbd.images) if sbd else {}
     for year in _years(base):
         files.update({f.stem: f for f in (year / "JPEGImages").glob("*.jpg")})
     return files

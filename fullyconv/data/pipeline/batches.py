@@ -1,4 +1,4 @@
-"""Samples into batches: mixed sizes are padded, pictures with the mean colour and labels with the ignore value."""
+"""Samples into batches: mixed sizes are padded, images with the mean colour and labels with the ignore value."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def roles(dataset: Dataset) -> tuple[int, tuple[int, ...]]:
 def stack(
     samples: Sequence[Sample], *, fill: Sequence[float] | NDArray[Any], ignore: Mapping[str, int]
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """(images N H W C, labels {head: N H W}) of the largest height and width; pictures lie at the top left.
+    """(images N H W C, labels {head: N H W}) of the largest height and width; images lie at the top left.
 
-    fill: the stored value of each channel outside a picture; ignore: {head: value outside it}. Types stay as they are:
-    DataError where pictures, or labels of a head, differ in type or bands, since one would be cut to fit the other.
+    fill: the stored value of each channel outside an image; ignore: {head: value outside it}. Types stay as they are:
+    DataError where images, or labels of a head, differ in type or bands, since one would be cut to fit the other.
     """
     if not samples:
         raise DataError("A batch needs at least one sample; this one is empty.")
-    _refuse_unlike([(s.name, s.image) for s in samples], "picture")
+    _refuse_unlike([(s.name, s.image) for s in samples], "image")
     for head in samples[0].labels:
         _refuse_unlike([(s.name, s.labels[head][..., None]) for s in samples], f"{head} label")
     height, width = (max(s.image.shape[axis] for s in samples) for axis in (0, 1))

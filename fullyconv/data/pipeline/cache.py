@@ -59,7 +59,7 @@ def cached(
         except OSError as error:
             text = f"The cache {printable(file)} cannot be written ({error.strerror}); name another folder."
             raise StorageError(text) from error
-    note = f"decoded pictures are kept in {printable(file)} ({file.stat().st_size / 2**20:.0f} MiB)."
+    note = f"decoded images are kept in {printable(file)} ({file.stat().st_size / 2**20:.0f} MiB)."
     return replace(
         dataset,
         read_input=_Reader(file, index, "input", dataset.read_input),

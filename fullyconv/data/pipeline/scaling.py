@@ -20,7 +20,7 @@ __all__ = ["ScaledAxis", "as_values", "can_scale", "nearest_index", "scaled_axis
 @final
 @dataclass(frozen=True)
 class ScaledAxis:
-    """One direction: the result has `length` lines, of which those from `start` on show the picture.
+    """One direction: the result has `length` lines, of which those from `start` on show the image.
 
     first: the stored line that each of these begins with, int64; weights: n x taps int32, its share and that of the
     lines after it, as 22-bit fractions; nearest: the stored line that holds its centre, for labels.

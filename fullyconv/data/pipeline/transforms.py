@@ -1,9 +1,9 @@
-"""Paired, seeded changes to a picture and its label maps: mirror, scale, rotate, crop, colour.
+"""Paired, seeded changes to an image and its label maps: mirror, scale, rotate, crop, colour.
 
 What happens to a sample is drawn from (seed, epoch, sample index) alone (`generator`), so the same bytes come out of
 any number of workers. Labels are only ever taken from the nearest pixel, centre to centre, so no new value appears.
 `augment` computes only the pixels that remain after the crop, bytes in compiled code (`scaling`); `augment_plainly` is
-its twin that scales the whole picture with Pillow, pads it and cuts.
+its twin that scales the whole image with Pillow, pads it and cuts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Augmentation", "Draw", "augment", "augment_plainly", "draw_augmentat
 class Augmentation:
     """What may happen to a sample; the default is nothing.
 
-    crop         (H, W) of the result, padded where the picture is smaller; None keeps the scaled picture whole
+    crop         (H, W) of the result, padded where the image is smaller; None keeps the scaled image whole
     scale        range of the factor on both sides, drawn uniformly
     flip         share of samples mirrored left to right; `flip_vertical` top to bottom
     rotation     largest turn in degrees either way (0..180), about the centre; uncovered corners are padding
@@ -117,7 +117,7 @@ def augment(
 ) -> Sample:
     """`sample` changed as drawn from `rng`; image H W C keeps its dtype, labels theirs.
 
-    fill: the value of each channel where there is no picture (`Preprocessing.mean_pixel()`); ignore: {head: value}.
+    fill: the value of each channel where there is no image (`Preprocessing.mean_pixel()`); ignore: {head: value}.
     """
     drawn, nearest = draw_augmentation(augmentation, rng), augmentation.nearest
     window = _window(sample.image.shape[:2], augmentation.crop, drawn)
@@ -159,7 +159,7 @@ def augment_plainly(
 @final
 @dataclass(frozen=True)
 class _Window:
-    """The crop in the scaled picture: the picture's size there, the crop's corner (negative: padding) and size."""
+    """The crop in the scaled image: the image's size there, the crop's corner (negative: padding) and size."""
 
     scaled: tuple[int, int]
     corner: tuple[int, int]
@@ -197,7 +197,7 @@ def _paste(image: NDArray[Any], w: _Window, fill: Any) -> NDArray[Any]:
 def _in_one_step(
     sample: Sample, w: _Window, drawn: Draw, fill: Any, ignore: Mapping[str, int]
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Bytes scaled, cut, padded and mirrored by one compiled pass each for the picture and its labels."""
+    """Bytes scaled, cut, padded and mirrored by one compiled pass each for the image and its labels."""
     h, width = sample.image.shape[:2]
     rows = scaled_axis(h, w.scaled[0], w.corner[0], w.size[0], drawn.flip_vertical)
     columns = scaled_axis(width, w.scaled[1], w.corner[1], w.size[1], drawn.flip)
@@ -240,8 +240,8 @@ def _resize(
 
     channels, corners = image.shape[2], (box[1], box[0], box[3], box[2])
     if image.dtype == np.uint8 and channels == 3 and not nearest:
-        picture = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, corners)
-        return np.asarray(picture)
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, corners)
+        return np.asarray(resized)
     out = np.empty((*size, channels), image.dtype)
     for c in range(channels):
         how = Image.Resampling.NEAREST if c in nearest else Image.Resampling.BILINEAR
@@ -268,11 +268,11 @@ def _unplane(plane: PILImage.Image, dtype: Any) -> NDArray[Any]:
 def _turned(
     sample: Sample, w: _Window, drawn: Draw, fill: Any, ignore: Mapping[str, int], nearest: Sequence[int]
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Scale, turn about the picture's centre and cut in one affine step, without antialiasing."""
+    """Scale, turn about the image's centre and cut in one affine step, without antialiasing."""
     h, width = sample.image.shape[:2]
     sy, sx = h / w.scaled[0], width / w.scaled[1]
     cos, sin = math.cos(math.radians(drawn.angle)), math.sin(math.radians(drawn.angle))
-    # Pixel centre (r, c) of the crop -> (y, x) from the scaled picture's centre -> turned -> stored picture.
+    # Pixel centre (r, c) of the crop -> (y, x) from the scaled image's centre -> turned -> stored image.
     y0, x0 = w.corner[0] - w.scaled[0] / 2, w.corner[1] - w.scaled[1] / 2
     matrix = (
         (cos * sx, -sin * sx, (cos * x0 - sin * y0) * sx + width / 2),
@@ -344,8 +344,8 @@ def _recolour(image: NDArray[Any], drawn: Draw) -> NDArray[Any]:
     mean = float(colours[::4, ::4].mean(axis=(0, 1)) @ _GREY)
     matrix = colour_matrix(drawn, mean)
     if image.dtype == np.uint8:
-        picture = Image.fromarray(np.ascontiguousarray(colours)).convert("RGB", tuple(matrix.ravel().tolist()))
-        changed: NDArray[Any] = np.asarray(picture)
+        recoloured = Image.fromarray(np.ascontiguousarray(colours)).convert("RGB", tuple(matrix.ravel().tolist()))
+        changed: NDArray[Any] = np.asarray(recoloured)
     else:
         top = 65535 if image.dtype == np.uint16 else max(255.0, float(colours.max()))
         changed = np.clip(colours @ matrix[:, :3].T + matrix[:, 3], 0, top)

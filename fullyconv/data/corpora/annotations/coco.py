@@ -1,6 +1,6 @@
 """COCO's instance annotations as one label map: polygons, both run-length codings, crowds; overlaps in a stated order.
 
-[annotations/]instances_SPLIT.json (or any SPLIT.json) and the pictures in SPLIT/, images/ or beside
+[annotations/]instances_SPLIT.json (or any SPLIT.json) and the images in SPLIT/, images/ or beside
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fullyconv.data.corpora.annotations.paint import (
     by_name,
     checked_size,
     classes_of,
-    find_picture,
+    find_image,
+    image_folder,
     one_of,
-    picture_folder,
     read_json,
     read_rgb,
     refuse_shared,
@@ -57,14 +57,14 @@ def open_coco(
 ) -> Dataset:
     """COCO annotations at `root`, a JSON file or a folder; class 0 is background, the categories follow by their ids.
 
-    images  the pictures' folder, where it is not SPLIT/, images/ or the file's own.
+    images  the images' folder, where it is not SPLIT/, images/ or the file's own.
     order   which annotation covers which: "area" paints large ones first, so that small ones stay in sight; "file" in
             the order of the file.
     crowd   what iscrowd annotations become: "ignore" (the ignored value; the default), "label" (their class) or "skip".
             Where every annotation is a crowd, it must be said.
 
     Annotations that cannot be painted, or are of images or categories that are not listed, are left out and counted in
-    the notes. Raises DataError (no such file, damaged), UnknownName (split), MissingInput (pictures), UsageError.
+    the notes. Raises DataError (no such file, damaged), UnknownName (split), MissingInput (images), UsageError.
     """
     root = Path(root)
     one_of(order, _ORDERS, "order")
@@ -86,14 +86,14 @@ def open_coco(
     names = _categories(found, file)
     taxonomy, ids = classes_of(names.values())
     unused = Unused()
-    rows, of_image = _rows(found, file, picture_folder(_base(root), images), images is not None, unused)
+    rows, of_image = _rows(found, file, image_folder(_base(root), images), images is not None, unused)
     crowds = _assign(found["annotations"], of_image, {c: ids[n] for c, n in names.items()}, crowd, unused, file)
     covers = "the smaller annotation covers the larger" if order == "area" else "later ones cover earlier ones"
     said = f"{crowd or 'ignore'} ({crowds} of {len(found['annotations'])} annotations)" if crowds else "none"
     notes = (f"overlaps: {covers}; crowds: {said}; what no annotation covers is background.", *unused.notes())
     entries = {p.name: Entry(p.size, tuple(p.shapes), order == "area") for p in of_image.values()}
     if bare := sum(not p.shapes for p in entries.values()):
-        notes += (f"pictures without an annotation, all background: {bare} of {len(entries)}.",)
+        notes += (f"images without an annotation, all background: {bare} of {len(entries)}.",)
     painter = Painter(taxonomy, entries, draw_shapes, ids)
     return Dataset("coco", _base(root), chosen[0], rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 
@@ -158,38 +158,36 @@ def _id(value: Any, key: str) -> int | str | None:
 
 
 @dataclass
-class _Picture:
-    """What is known of one listed picture; several ids may be its own."""
+class _Image:
+    """What is known of one listed image; several ids may be its own."""
 
     name: str
     size: Size
     shapes: list[tuple[int, Any]] = field(default_factory=list)
 
 
-def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tuple[list[Record], dict[Any, _Picture]]:
-    """The records, and image id -> picture."""
+def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tuple[list[Record], dict[Any, _Image]]:
+    """The records, and image id -> image."""
     listed = _listed(found["images"], file)
     paths = _find(list(listed), file, base, only)
     refuse_shared(((n.replace("\\", "/"), p) for n, p in paths.items()), file)
     rows: list[Record] = []
-    of_image: dict[Any, _Picture] = {}
+    of_image: dict[Any, _Image] = {}
     for name, key in zip(listed, unique_names(list(listed)), strict=True):
         sizes = {_size(image, paths[name], file) for image in listed[name]}
         if len(sizes) > 1:
             raise DataError(f"{printable(file)} lists {short(name)!r} with sizes that differ; correct it there.")
-        picture = _Picture(key, sizes.pop())
+        entry = _Image(key, sizes.pop())
         for image in listed[name]:
-            if of_image.setdefault(_id(image, "id"), picture) is not picture:
-                raise DataError(
-                    f"{printable(file)} gives the image id {short(image['id'])} to two pictures; correct it."
-                )
+            if of_image.setdefault(_id(image, "id"), entry) is not entry:
+                raise DataError(f"{printable(file)} gives the image id {short(image['id'])} to two images; correct it.")
         if len(listed[name]) > 1:
-            unused.add("further entries of a picture that is listed already; their annotations are joined", name)
+            unused.add("further entries of an image that is listed already; their annotations are joined", name)
         rows.append(Record(key, {"rgb": paths[name]}, {"semantic": file}))
     others = [f for folder in {p.parent for p in paths.values()} for f in _beside(folder)]
     known = set(paths.values())
     for other in sorted(set(others) - known):
-        unused.add("pictures that the file does not list", other.name)
+        unused.add("images that the file does not list", other.name)
     return rows, of_image
 
 
@@ -207,7 +205,7 @@ def _listed(images: list[Any], file: Path) -> dict[str, list[Any]]:
             raise DataError(f"{printable(file)}: the image {who} lacks an id or a file_name; correct it there.")
         listed.setdefault(image["file_name"], []).append(image)
     if not listed:
-        raise DataError(f"{printable(file)} lists no pictures; export it with its images.")
+        raise DataError(f"{printable(file)} lists no images; export it with its images.")
     return listed
 
 
@@ -217,26 +215,26 @@ def _find(listed: list[str], file: Path, base: Path, only: bool) -> dict[str, Pa
     folders = [base] if only else [*own, base / "images", file.parent, base]
     folders = [f for f in folders if f.is_dir()]
     names = by_name(list_files(base)) if len(listed) < 20000 else {}
-    return {name: find_picture(name, folders, names, file) for name in listed}
+    return {name: find_image(name, folders, names, file) for name in listed}
 
 
-def _size(image: Mapping[str, Any], picture: Path, file: Path) -> Size:
+def _size(image: Mapping[str, Any], path: Path, file: Path) -> Size:
     height, width = image.get("height"), image.get("width")
     try:
-        return image_size(picture) if height is None and width is None else checked_size(height, width)
+        return image_size(path) if height is None and width is None else checked_size(height, width)
     except DataError as error:
-        raise DataError(f"{printable(file)}, {printable(picture.name)}: {error}") from error
+        raise DataError(f"{printable(file)}, {printable(path.name)}: {error}") from error
 
 
 def _assign(
     annotations: list[Any],
-    of_image: Mapping[Any, _Picture],
+    of_image: Mapping[Any, _Image],
     ids: Mapping[int, int],
     crowd: str | None,
     unused: Unused,
     file: Path,
 ) -> int:
-    """Every annotation's shape to its picture, or counted as unused; how many are crowds."""
+    """Every annotation's shape to its image, or counted as unused; how many are crowds."""
     crowds = kept = 0
     for annotation in annotations:
         who = annotation.get("id", "one without id") if isinstance(annotation, Mapping) else annotation
@@ -246,14 +244,14 @@ def _assign(
                 "(instances_*.json)."
             )
         is_crowd = isinstance(annotation, Mapping) and annotation.get("iscrowd") in (1, True, "1")
-        picture, k, why = _place(annotation, of_image, ids)
+        image, k, why = _place(annotation, of_image, ids)
         crowds += is_crowd
-        if picture is None:
+        if image is None:
             unused.add(why, who)
         elif is_crowd and crowd == "skip":
             unused.add("crowd annotations", who)
-        elif (shape := _shape(annotation, picture.size, who, unused)) is not None:
-            picture.shapes.append((IGNORED if is_crowd and crowd in (None, "ignore") else k, shape))
+        elif (shape := _shape(annotation, image.size, who, unused)) is not None:
+            image.shapes.append((IGNORED if is_crowd and crowd in (None, "ignore") else k, shape))
             kept += not is_crowd
     bare = unused.count(_NO_OUTLINE)
     if bare and bare == len(annotations):
@@ -270,10 +268,8 @@ def _assign(
     return crowds
 
 
-def _place(
-    annotation: Any, of_image: Mapping[Any, _Picture], ids: Mapping[Any, int]
-) -> tuple[_Picture | None, int, str]:
-    """(the picture, the class, "") of an annotation, or (None, 0, why it has none)."""
+def _place(annotation: Any, of_image: Mapping[Any, _Image], ids: Mapping[Any, int]) -> tuple[_Image | None, int, str]:
+    """(the image, the class, "") of an annotation, or (None, 0, why it has none)."""
     image, category = _id(annotation, "image_id"), _id(annotation, "category_id")
     if image not in of_image:
         return None, 0, "annotations of images that are not listed"
@@ -311,6 +307,6 @@ def _shape(annotation: Mapping[str, Any], size: Size, who: object, unused: Unuse
 def _runs(segmentation: Mapping[str, Any], size: Size) -> Runs:
     stated, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(stated, list) or stated != list(size):
-        raise BadShape("coded for a picture of another size")
+        raise BadShape("coded for an image of another size")
     runs = coco_counts(counts) if isinstance(counts, str) else counts
     return Runs(checked_counts(runs if runs is not None else [], size), (0, 0, *size), columns=True)

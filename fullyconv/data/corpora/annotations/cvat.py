@@ -4,7 +4,7 @@
     annotations.xml with <image> elements (polygon, mask, box, ellipse) and images/
 
 In the XML, shapes are painted by their z_order, then in the order of the file, later ones on top; polygons are filled
-by COCO's rule, as CVAT itself does. Pictures that were not exported with the labels are looked for in images=PATH.
+by COCO's rule, as CVAT itself does. Images that were not exported with the labels are looked for in images=PATH.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fullyconv.data.corpora.annotations.paint import (
     by_name,
     checked_size,
     classes_of,
-    find_picture,
+    find_image,
+    image_folder,
     inside,
-    picture_folder,
     read_rgb,
     refuse_shared,
     unique_names,
@@ -54,20 +54,20 @@ def recognise(root: Path) -> bool:
 
 
 def open_cvat(root: Path, split: str | None = None, *, images: str | Path | None = None) -> Dataset:
-    """A CVAT export at `root` (a folder, or the XML file). images: the pictures' folder where they lie elsewhere.
+    """A CVAT export at `root` (a folder, or the XML file). images: the images' folder where they lie elsewhere.
 
-    Raises DataError (no such export, damaged), UnknownName (split), MissingInput (pictures).
+    Raises DataError (no such export, damaged), UnknownName (split), MissingInput (images).
     """
     root = Path(root)
     if _is_masks(root):
-        return _open_masks(root, split, picture_folder(root, images))
+        return _open_masks(root, split, image_folder(root, images))
     file = _xml(root)
     if file is None:
         raise DataError(
             f"{printable(root)} is no CVAT export: looked for labelmap.txt with SegmentationClass/ ('Segmentation mask "
             f"1.1') or annotations.xml ('CVAT for images 1.1'); {looked_at(root)}; export the task in one of these."
         )
-    return _open_xml(file, split, picture_folder(file.parent, images))
+    return _open_xml(file, split, image_folder(file.parent, images))
 
 
 # ---- Segmentation mask 1.1 -------------------------------------------------------------------------------------
@@ -93,9 +93,9 @@ def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
             found = exact.get(n) or bare.get(Path(n).name, [])
             label = labels / f"{n}.png"
             if len(found) != 1 or not os.path.isfile(label):
-                what = "no label of it" if found and len(found) < 2 else f"{len(found) or 'no'} pictures of that name"
+                what = "no label of it" if found and len(found) < 2 else f"{len(found) or 'no'} images of that name"
                 raise MissingInput(
-                    f"{printable(root)} lists {printable(n)!r} and holds {what}; export with the pictures ('save "
+                    f"{printable(root)} lists {printable(n)!r} and holds {what}; export with the images ('save "
                     "images'), one of each name, or say where they are (cvat,images=PATH:EXPORT)."
                 )
             unlisted.discard(n)
@@ -164,10 +164,10 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     chosen = choose_kind(splits if "" not in splits else (), split, file)
     splits = {"": [i for part in splits.values() for i in part]} if chosen == ("",) else splits
     name, record_name = merge_splits(chosen)
-    pictures = {(s, n): p for s in chosen for n, p in _pictures(splits[s], s, base, file).items()}
-    refuse_shared(((f"{s}/{n}".lstrip("/"), p) for (s, n), p in pictures.items()), file)
-    keys = dict(zip(pictures, unique_names([record_name(*place) for place in pictures]), strict=True))
-    rows = [Record(keys[place], {"rgb": p}, {"semantic": file}) for place, p in pictures.items()]
+    images = {(s, n): p for s in chosen for n, p in _images(splits[s], s, base, file).items()}
+    refuse_shared(((f"{s}/{n}".lstrip("/"), p) for (s, n), p in images.items()), file)
+    keys = dict(zip(images, unique_names([record_name(*place) for place in images]), strict=True))
+    rows = [Record(keys[place], {"rgb": p}, {"semantic": file}) for place, p in images.items()]
     entries: dict[str, Entry] = {}
     for s in chosen:
         for listed, same in _listed(splits[s]).items():
@@ -191,21 +191,21 @@ def _listed(images: list[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _pictures(images: list[Any], subset: str, base: Path, file: Path) -> dict[str, Path]:
-    """name -> its picture, in images/SUBSET/, images/ or wherever the only one of that name lies."""
+def _images(images: list[Any], subset: str, base: Path, file: Path) -> dict[str, Path]:
+    """name -> its image, in images/SUBSET/, images/ or wherever the only one of that name lies."""
     folders = [f for f in (base, base / "images") if f.is_dir()]
     inner = [inside(f, subset) for f in folders] if subset else []
     known = by_name(list_files(base))
-    return {name: find_picture(name, [*inner, *folders], known, file) for name in _listed(images)}
+    return {name: find_image(name, [*inner, *folders], known, file) for name in _listed(images)}
 
 
 def _entry(same: list[Any], name: str, ids: Mapping[str, int], unused: Unused, file: Path) -> Entry:
-    """The shapes of the <image> elements of one name, if they are one picture's."""
+    """The shapes of the <image> elements of one name, if they are one image's."""
     sizes = {(i.get("height"), i.get("width")) for i in same}
     if len(sizes) > 1 or len({i.get("task_id") for i in same}) > 1:
         raise DataError(
             f"{printable(file)} holds {len(same)} images named {short(name)!r} of several tasks, and which of them "
-            "the picture there is cannot be told; export the tasks one by one, or give their frames names of their own."
+            "the image there is cannot be told; export the tasks one by one, or give their frames names of their own."
         )
     try:
         size = checked_size(*(int(v) if v and v.isascii() and v.isdigit() and len(v) < 10 else v for v in sizes.pop()))
@@ -316,7 +316,7 @@ def _run_lengths(shape: Mapping[str, str], size: Size) -> Runs:
     """Runs along the rows of the box left, top, width, height."""
     left, top, width, height = (int(number(shape.get(k), k)) for k in ("left", "top", "width", "height"))
     if min(left, top) < 0 or min(width, height) < 1 or top + height > size[0] or left + width > size[1]:
-        raise BadShape("whose box leaves its picture")
+        raise BadShape("whose box leaves its image")
     try:
         runs = [int(v) for v in shape.get("rle", "").split(",")]
     except ValueError as error:

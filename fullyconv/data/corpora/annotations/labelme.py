@@ -1,4 +1,4 @@
-"""labelme: one JSON a picture (X.json beside X.jpg, or with the picture inside), in one folder or one a split.
+"""labelme: one JSON an image (X.json beside X.jpg, or with the image inside), in one folder or one a split.
 
 Shapes are painted in the order of the file, later ones on top, by Pillow's rules as labelme's own converters do.
 Classes are those of labels.txt (labelme's: __ignore__, _background_, then the names), else all names in use, sorted.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv import images as pictures
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import (
     IGNORED,
@@ -34,6 +33,7 @@ from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits, read_lines, role
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import read_ends
+from fullyconv.images import image_size
 
 __all__ = ["open_labelme", "recognise"]
 
@@ -57,7 +57,7 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     if not parts:
         raise DataError(
             f"{printable(root)} holds no labelme annotations: looked for *.json with shapes and imagePath; "
-            f"{looked_at(root)}; save them with labelme beside their pictures."
+            f"{looked_at(root)}; save them with labelme beside their images."
         )
     if isinstance(line_width, bool) or not isinstance(line_width, int) or not 1 <= line_width <= 1000:
         raise UsageError(f"line_width is {short(line_width)}; give whole pixels from 1 to 1000.")
@@ -74,14 +74,14 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     places = [(s, file) for s in chosen for file in parts[s]]
     stems = [record_name(s, f.relative_to(root / s if s else root).with_suffix("").as_posix()) for s, f in places]
     for (_, file), key in zip(places, unique_names(stems), strict=True):
-        picture = _picture(file, every[file], root, known)
-        rows.append(Record(key, {"rgb": picture}, {"semantic": file}))
-        size = _size(every[file], picture, file)
+        image = _image(file, every[file], root, known)
+        rows.append(Record(key, {"rgb": image}, {"semantic": file}))
+        size = _size(every[file], image, file)
         entries[key] = Entry(size, tuple(_shapes(every[file]["shapes"], size, ids, line_width, file, unused)))
     shown = [(_stated(every[f], f, r.inputs["rgb"]), r.inputs["rgb"]) for (_, f), r in zip(places, rows, strict=True)]
     refuse_shared(shown, root)
     for other in _unlisted(rows, root):
-        unused.add("pictures without a JSON file of their own", other.name)
+        unused.add("images without a JSON file of their own", other.name)
     notes = ("later shapes cover earlier ones; what no shape covers is background.", *unused.notes())
     if not listed:
         said = ", ".join(map(short, names))
@@ -90,21 +90,21 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     return Dataset("labelme", root, name or "all", rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 
 
-def _stated(value: Mapping[str, Any], file: Path, picture: Path) -> str:
-    """The picture's own path, or the one that a JSON file names, where another of that name was found."""
+def _stated(value: Mapping[str, Any], file: Path, image: Path) -> str:
+    """The image's own path, or the one that a JSON file names, where another of that name was found."""
     named = os.path.normpath(file.parent / str(value["imagePath"] or "").replace("\\", "/"))
-    return str(picture) if picture.parent == file.parent or named == os.path.normpath(picture) else named
+    return str(image) if image.parent == file.parent or named == os.path.normpath(image) else named
 
 
 def _unlisted(rows: list[Record], root: Path) -> list[Path]:
-    """The pictures beside those that are read."""
+    """The images beside those that are read."""
     used = {r.inputs["rgb"] for r in rows}
     folders = {p.parent for p in used}
     return [f for f in list_files(root) if f.parent in folders and f not in used]
 
 
 def _read(file: Path, unused: Unused) -> dict[str, Any]:
-    """What a JSON file says but for the picture in it (only whether there is one); shapes that are none are counted."""
+    """What a JSON file says but for the image in it (only whether there is one); shapes that are none are counted."""
     value = read_json(file, "labelme")
     if not isinstance(value, Mapping) or not isinstance(value.get("shapes"), list):
         raise DataError(f"{printable(file)} holds no list of shapes; save it again with labelme.")
@@ -151,9 +151,9 @@ def _names(root: Path, every: Mapping[Path, Any]) -> tuple[list[str], bool]:
     return listed, True
 
 
-def _picture(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[str, Path]) -> Path:
-    """The picture that a JSON file names (../images/X.jpg too, inside `root`), the one of its stem, the only one of
-    that name below `root`, or (a picture kept inside) the JSON file itself."""
+def _image(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[str, Path]) -> Path:
+    """The image that a JSON file names (../images/X.jpg too, inside `root`), the one of its stem, the only one of
+    that name below `root`, or (an image kept inside) the JSON file itself."""
     stated = value.get("imagePath")
     name = stated.replace("\\", "/") if isinstance(stated, str) else ""
     named = Path(os.path.normpath(file.parent / name)) if name and "\0" not in name else None
@@ -163,16 +163,16 @@ def _picture(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[st
     found = next((p for p in near if os.path.isfile(p)), known.get(Path(name).name))
     if found is None and not value["inside"]:
         raise DataError(
-            f"{printable(file)} names the picture {short(name)!r}, which is not below {printable(root)}, and holds "
-            "none itself; put the pictures beside the annotations."
+            f"{printable(file)} names the image {short(name)!r}, which is not below {printable(root)}, and holds "
+            "none itself; put the images beside the annotations."
         )
     return found or file
 
 
-def _size(value: Mapping[str, Any], picture: Path, file: Path) -> Size:
+def _size(value: Mapping[str, Any], image: Path, file: Path) -> Size:
     try:
-        if value["imageHeight"] is None and value["imageWidth"] is None and picture != file:
-            return pictures.image_size(picture)
+        if value["imageHeight"] is None and value["imageWidth"] is None and image != file:
+            return image_size(image)
         return checked_size(value["imageHeight"], value["imageWidth"])
     except DataError as error:
         raise DataError(f"{printable(file)}: {error}") from error
@@ -217,20 +217,20 @@ def _shape(shape: Mapping[str, Any], size: Size, width: int) -> Pen | Stencil:
     reach = float(np.hypot(*(xy[1] - xy[0]))) if kind == "circle" else width
     low, high = (xy.min(0), xy.max(0)) if kind != "circle" else (xy[0] - reach, xy[0] + reach)
     if (high < -width).any() or low[0] > size[1] + width or low[1] > size[0] + width:
-        raise BadShape("outside the picture")
+        raise BadShape("outside the image")
     return Pen(kind, xy, width)
 
 
 def _stencil(mask: Any, xy: NDArray[np.float64], size: Size) -> Stencil:
-    """A "mask" shape: a small picture in base64 that lies between its two points."""
+    """A "mask" shape: a small image in base64 that lies between its two points."""
     try:
         data = base64.b64decode(mask, validate=True)
-        height, width = pictures.image_size(data)
+        height, width = image_size(data)
     except (TypeError, ValueError, DataError) as error:
         raise BadShape("of a mask that cannot be read") from error
     if not len(xy):
         raise BadShape("of a mask without a place")
     col, row = (int(v) for v in xy[0])
     if row < 0 or col < 0 or row >= size[0] or col >= size[1] or not height * width:
-        raise BadShape("of a mask outside the picture")
+        raise BadShape("of a mask outside the image")
     return Stencil(data, row, col)

@@ -1,8 +1,8 @@
 """Label Studio's JSON and JSON-MIN exports: brush strokes, bitmaps, polygons, rectangles and ellipses.
 
-Positions are percents of the picture. Regions are painted in the order of the file, later ones on top; polygons by
+Positions are percents of the image. Regions are painted in the order of the file, later ones on top; polygons by
 COCO's rule. Of several annotations of a task the ground truth counts, else the first that was not cancelled; a task
-without one (skipped, never opened, only predicted) is no picture to learn from. What is left out is counted.
+without one (skipped, never opened, only predicted) is no image to learn from. What is left out is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fullyconv.data.corpora.annotations.labelstudio_regions import Region, regio
 from fullyconv.data.corpora.annotations.paint import (
     Painter,
     classes_of,
-    picture_folder,
+    image_folder,
     read_json,
     read_rgb,
     refuse_shared,
@@ -44,10 +44,10 @@ def recognise(root: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Task:
-    """A task that was annotated: its pictures by (key of its data, index), and its regions."""
+    """A task that was annotated: its images by (key of its data, index), and its regions."""
 
     who: str
-    pictures: Mapping[tuple[str, int], str]
+    images: Mapping[tuple[str, int], str]
     regions: Sequence[Region]
 
 
@@ -56,11 +56,11 @@ def open_labelstudio(
 ) -> Dataset:
     """A Label Studio export at `root` (the JSON file or its folder); class 0 is background, labels follow sorted.
 
-    images   the pictures' folder; default: anywhere below the export's own. Upload prefixes ("1a2b3c4d-") are dropped.
-    bind     for tasks of several pictures whose regions do not tell them apart: which <Image> shows which field of the
+    images   the images' folder; default: anywhere below the export's own. Upload prefixes ("1a2b3c4d-") are dropped.
+    bind     for tasks of several images whose regions do not tell them apart: which <Image> shows which field of the
              task's data, "img1=before+img2=after".
 
-    Raises DataError (no such export, damaged), MissingInput (pictures), UsageError (bind).
+    Raises DataError (no such export, damaged), MissingInput (images), UsageError (bind).
     """
     root = Path(root)
     files = {f.stem: f for f in _files(root) if _is_export(f)}
@@ -77,17 +77,17 @@ def open_labelstudio(
     tasks = _tasks(read_json(file, "Label Studio"), file, unused)
     bound = _bind(tasks, bind, file)
     taxonomy, ids = classes_of(sorted({r.label for t in tasks for r in t.regions if r.label}))
-    find = _Finder(list_files(picture_folder(file.parent, images)), file)
+    find = _Finder(list_files(image_folder(file.parent, images)), file)
     rows: list[Record] = []
     entries: dict[str, Entry] = {}
     shown = {place for places in bound.values() for place in places} or None
-    wanted = [(t, place) for t in tasks for place in t.pictures if shown is None or place[0] in shown]
+    wanted = [(t, place) for t in tasks for place in t.images if shown is None or place[0] in shown]
     for task in tasks:
-        for key, i in task.pictures:
+        for key, i in task.images:
             if shown is not None and key not in shown:
-                unused.add("pictures that no region is drawn on", f"{short(key)} of task {task.who}, {i}")
-    paths = [find(t.pictures[place]) for t, place in wanted]
-    refuse_shared(((find.bare(t.pictures[p]), path) for (t, p), path in zip(wanted, paths, strict=True)), file)
+                unused.add("images that no region is drawn on", f"{short(key)} of task {task.who}, {i}")
+    paths = [find(t.images[place]) for t, place in wanted]
+    refuse_shared(((find.bare(t.images[p]), path) for (t, p), path in zip(wanted, paths, strict=True)), file)
     keys = unique_names([p.relative_to(find.root).as_posix() if find.twice(p) else p.name for p in paths])
     path_of = dict(zip(keys, paths, strict=True))
     of_task: dict[int, dict[tuple[str, int], str]] = {}
@@ -101,7 +101,7 @@ def open_labelstudio(
         entries |= {key: Entry(path, tuple(shapes)) for key, (path, shapes) in by_key.items()}
     notes = ("later regions cover earlier ones; what no region covers is background.", *unused.notes())
     if bare := sum(not e.shapes for e in entries.values()):
-        notes += (f"pictures submitted without a region, all background: {bare} of {len(entries)}.",)
+        notes += (f"images submitted without a region, all background: {bare} of {len(entries)}.",)
     painter = Painter(taxonomy, entries, draw_shapes, ids)
     return Dataset("labelstudio", file.parent, chosen, rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 
@@ -130,7 +130,7 @@ def _place(
     ids: Mapping[str, int],
     unused: Unused,
 ) -> None:
-    """The region's shape to the picture that it names, or counted."""
+    """The region's shape to the image that it names, or counted."""
     who = f"{short(region.who)} of task {task.who}"
     fields = bound.get(region.to_name, sorted({key for key, _ in keys}))
     places = [place for place in keys if place[0] in fields and place[1] == region.item]
@@ -138,7 +138,7 @@ def _place(
         if not region.label:
             raise BadShape("without a label")
         if len(places) != 1:
-            raise BadShape("of a picture that the task does not have")
+            raise BadShape("of an image that the task does not have")
         path, shapes = by_key[keys[places[0]]]
         shapes.append((ids[region.label], shape_of(region, image_size(path))))
     except BadShape as error:
@@ -156,10 +156,10 @@ def _tasks(found: Any, file: Path, unused: Unused) -> list[_Task]:
         results = _results(task, who, unused)
         if results is not None:
             data = task.get("data") if isinstance(task.get("data"), Mapping) else task
-            pictures = _pictures(data if isinstance(data, Mapping) else {})
-            if not pictures:
-                raise DataError(f"{printable(file)}: the task {who} names no picture; export it with its data.")
-            tasks.append(_Task(who, pictures, regions_of(results, f"task {who}", unused)))
+            images = _images(data if isinstance(data, Mapping) else {})
+            if not images:
+                raise DataError(f"{printable(file)}: the task {who} names no image; export it with its data.")
+            tasks.append(_Task(who, images, regions_of(results, f"task {who}", unused)))
     if not tasks:
         said = " ".join(unused.notes()) or "it is an empty list."
         raise DataError(
@@ -168,18 +168,18 @@ def _tasks(found: Any, file: Path, unused: Unused) -> list[_Task]:
     return tasks
 
 
-def _pictures(data: Mapping[str, Any]) -> dict[tuple[str, int], str]:
-    """(field, index) -> the picture's name, of every field that holds pictures; "image" may have any name."""
+def _images(data: Mapping[str, Any]) -> dict[tuple[str, int], str]:
+    """(field, index) -> the image's name, of every field that holds images; "image" may have any name."""
     found: dict[tuple[str, int], str] = {}
     for key, value in data.items():
         values = value if isinstance(value, list) else [value]
         named = [v for v in values if isinstance(v, str)]
-        if named and len(named) == len(values) and (key == "image" or all(_PICTURE.search(v) for v in named)):
+        if named and len(named) == len(values) and (key == "image" or all(_IMAGE.search(v) for v in named)):
             found |= {(key, i): v for i, v in enumerate(named)}
     return found
 
 
-_PICTURE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\b", re.IGNORECASE)
+_IMAGE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\b", re.IGNORECASE)
 
 
 def _results(task: Mapping[str, Any], who: str, unused: Unused) -> list[Any] | None:
@@ -214,8 +214,8 @@ def _min_results(task: Mapping[str, Any], who: str, unused: Unused) -> list[Any]
 
 
 def _bind(tasks: Sequence[_Task], bind: str | None, file: Path) -> dict[str, list[str]]:
-    """<Image> name -> the fields of the data that it shows; {} where tasks have one picture field."""
-    fields = list(dict.fromkeys(key for t in tasks for key, _ in t.pictures))
+    """<Image> name -> the fields of the data that it shows; {} where tasks have one image field."""
+    fields = list(dict.fromkeys(key for t in tasks for key, _ in t.images))
     names = sorted({r.to_name for t in tasks for r in t.regions})
     if bind is not None:
         return _bound_by_hand(bind, fields, names)
@@ -231,7 +231,7 @@ def _bind(tasks: Sequence[_Task], bind: str | None, file: Path) -> dict[str, lis
         return {names[0]: ["image"] if "image" in fields else fields[:1]}
     example = "+".join(f"{n}={f}" for n, f in zip(names, fields, strict=False))
     raise DataError(
-        f"{printable(file)} holds tasks of several pictures ({', '.join(map(short, fields))}) with regions on "
+        f"{printable(file)} holds tasks of several images ({', '.join(map(short, fields))}) with regions on "
         f"{', '.join(map(short, names))}, and which is which cannot be told; say it, as in labelstudio,bind={example}:"
         f"{printable(file)}."
     )
@@ -261,7 +261,7 @@ def _by_part(name: str, field: str) -> bool:
 
 
 class _Finder:
-    """Pictures by what a task says: the last parts of a path, a URL or /data/local-files/?d=PATH, with or without
+    """Images by what a task says: the last parts of a path, a URL or /data/local-files/?d=PATH, with or without
     upload prefix."""
 
     def __init__(self, files: Sequence[Path], source: Path) -> None:
@@ -279,7 +279,7 @@ class _Finder:
         return len(self._named[file.name]) > 1
 
     def bare(self, name: str) -> str:
-        """What identifies the picture in the task."""
+        """What identifies the image in the task."""
         try:
             parts = urlsplit(name)
             return parse_qs(parts.query).get("d", [unquote(parts.path)])[0].replace("\\", "/")
@@ -293,8 +293,8 @@ class _Finder:
             if candidates and len(best := _nearest(candidates, path)) == 1:
                 return best[0]
         raise MissingInput(
-            f"{printable(self.source)} names the picture {short(path.name)!r}, which is not there (or there twice); "
-            "put the pictures beside the export, or say where they are (labelstudio,images=PATH:EXPORT)."
+            f"{printable(self.source)} names the image {short(path.name)!r}, which is not there (or there twice); "
+            "put the images beside the export, or say where they are (labelstudio,images=PATH:EXPORT)."
         )
 
 

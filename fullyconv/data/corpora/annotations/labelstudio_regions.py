@@ -1,4 +1,4 @@
-"""Label Studio's results as regions: what is drawn, on which picture, under which label.
+"""Label Studio's results as regions: what is drawn, on which image, under which label.
 
 A region may be split over results of one id: its outline in one ("polygon"), its label in another ("labels").
 """
@@ -24,7 +24,7 @@ __all__ = ["Region", "regions_of", "shape_of"]
 
 @dataclass(frozen=True)
 class Region:
-    """One region: its id, the <Image> it is drawn on, which of that one's pictures, its label, its values."""
+    """One region: its id, the <Image> it is drawn on, which of that one's images, its label, its values."""
 
     who: str
     to_name: str
@@ -79,10 +79,10 @@ def _labels(value: Mapping[str, Any]) -> list[str]:
 
 
 def shape_of(region: Region, size: Size) -> Any:
-    """The region as a shape of a picture of `size`, or BadShape."""
+    """The region as a shape of an image of `size`, or BadShape."""
     value = region.value
     if value.get("image_rotation"):
-        raise BadShape("drawn on a turned picture (image_rotation)")
+        raise BadShape("drawn on a turned image (image_rotation)")
     if "rle" in value:
         return _strokes(value, size)
     if "imageDataURL" in value:
@@ -120,7 +120,7 @@ def _strokes(value: Mapping[str, Any], size: Size) -> Strokes:
     try:
         stated = checked_size(value.get("original_height"), value.get("original_width"))
     except DataError as error:
-        raise BadShape("of strokes without their picture's size") from error
+        raise BadShape("of strokes without their image's size") from error
     try:
         if not isinstance(value["rle"], list):
             raise TypeError
@@ -128,7 +128,7 @@ def _strokes(value: Mapping[str, Any], size: Size) -> Strokes:
     except (TypeError, ValueError, OverflowError) as error:
         raise BadShape("of strokes that are no list of bytes") from error
     if int.from_bytes(data[:4], "big") != 4 * stated[0] * stated[1]:
-        raise BadShape("of strokes for a picture of another size")
+        raise BadShape("of strokes for an image of another size")
     return Strokes(data, stated)
 
 

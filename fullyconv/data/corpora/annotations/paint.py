@@ -20,7 +20,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import safe_name
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
-__all__ = ["BACKGROUND", "Painter", "classes_of", "find_picture", "paint", "read_json", "read_rgb"]
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_json", "read_rgb"]
 
 BACKGROUND = "background"
 IGNORED = -1
@@ -70,7 +70,7 @@ class Painter:
 
 
 def unique_names(listed: Sequence[str]) -> list[str]:
-    """A record name for each picture: its path without suffix, or (a/1_jpg, a/1_png) with it where stems are shared."""
+    """A record name for each image: its path without suffix, or (a/1_jpg, a/1_png) with it where stems are shared."""
     plain = [PurePosixPath(safe_name(n.replace("\\", "/"))) for n in listed]
     short = [(p.with_suffix("") if p.suffix.lower() in SUFFIXES else p).as_posix() for p in plain]
     shared = Counter(short)
@@ -88,14 +88,14 @@ def unique_names(listed: Sequence[str]) -> list[str]:
 
 
 def refuse_shared(found: Iterable[tuple[str, Path]], source: Path) -> None:
-    """MissingInput where pictures of different names turned out to be one file: whose labels are they?"""
+    """MissingInput where images of different names turned out to be one file: whose labels are they?"""
     stated: dict[Path, str] = {}
     for name, file in found:
         other = stated.setdefault(file, name)
         if other != name:
             raise MissingInput(
                 f"{printable(source)} names {printable(other)[:200]!r} and {printable(name)[:200]!r}, and "
-                f"only {printable(file)} is there; put both pictures there under the folders that it names."
+                f"only {printable(file)} is there; put both images there under the folders that it names."
             )
 
 
@@ -107,7 +107,7 @@ def checked_size(height: Any, width: Any) -> Size:
         said = "x".join(
             "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
         )
-        raise DataError(f"The size {said} (HxW) is no picture's; correct it.")
+        raise DataError(f"The size {said} (HxW) is no image's; correct it.")
     return height, width
 
 
@@ -121,13 +121,13 @@ def inside(folder: Path, name: str) -> Path:
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
         raise DataError(
-            f"The picture {printable(name)[:200]!r} lies outside {printable(folder)}; put it inside and export again."
+            f"The image {printable(name)[:200]!r} lies outside {printable(folder)}; put it inside and export again."
         )
     return folder / path
 
 
-def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], source: Path) -> Path:
-    """The picture a foreign file names: below one of `folders`, else the one file of that name."""
+def find_image(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], source: Path) -> Path:
+    """The image a foreign file names: below one of `folders`, else the one file of that name."""
     for folder in folders:
         path = inside(folder, name)
         if os.path.isfile(path):  # False for names that no file can have
@@ -135,8 +135,8 @@ def find_picture(name: str, folders: Sequence[Path], by_name: Mapping[str, Path]
     found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
     if found is None:
         raise MissingInput(
-            f"{printable(source)} names the picture {printable(name)[:200]!r}, which is not in "
-            f"{printable(folders[0])}; put it there, or say where the pictures are (KIND,images=PATH:EXPORT)."
+            f"{printable(source)} names the image {printable(name)[:200]!r}, which is not in "
+            f"{printable(folders[0])}; put it there, or say where the images are (KIND,images=PATH:EXPORT)."
         )
     return found
 
@@ -152,13 +152,13 @@ def by_name(files: Iterable[Path]) -> dict[str, Path]:
     return {n: f for n, f in found.items() if n not in twice}
 
 
-def picture_folder(root: Path, images_option: str | Path | None) -> Path:
-    """Where pictures are looked for: the folder a user names, else `root`'s."""
+def image_folder(root: Path, images_option: str | Path | None) -> Path:
+    """Where images are looked for: the folder a user names, else `root`'s."""
     if images_option is None:
         return root
     folder = Path(images_option)
     if not folder.is_dir():
-        raise MissingInput(f"{printable(folder)} is no folder; give the one with the pictures (images=PATH).")
+        raise MissingInput(f"{printable(folder)} is no folder; give the one with the images (images=PATH).")
     return folder
 
 
@@ -169,7 +169,7 @@ def one_of(value: str, known: Sequence[str], what: str) -> str:
 
 
 def read_rgb(record: Record, modality: str) -> NDArray[Any]:
-    """A record's picture H W 3; a labelme file's own picture where its input is the JSON file."""
+    """A record's image H W 3; a labelme file's own image where its input is the JSON file."""
     file = record.inputs[modality]
     if file.suffix.lower() in SUFFIXES:
         return images.read_image(file)
@@ -179,5 +179,5 @@ def read_rgb(record: Record, modality: str) -> NDArray[Any]:
     try:
         data = base64.b64decode(read_json(file, "labelme")["imageData"], validate=True)
     except (KeyError, TypeError, binascii.Error, ValueError) as error:
-        raise DataError(f"{printable(file)} holds no picture and names none that is there; add the picture.") from error
+        raise DataError(f"{printable(file)} holds no image and names none that is there; add the image.") from error
     return images.read_image(data)

@@ -87,7 +87,7 @@ def coco_counts(text: str | bytes) -> NDArray[np.int64]:
     start = np.concatenate([[0], end[:-1] + 1])
     length = end - start + 1
     if int(length.max()) > 12:
-        raise BadShape("of runs that no picture has")
+        raise BadShape("of runs that no image has")
     shift = 5 * (np.arange(len(part)) - np.repeat(start, length))
     value = np.add.reduceat((part & 31) << shift, start)
     value -= np.where(part[end] & 16, np.int64(1) << 5 * length, 0)
@@ -97,7 +97,7 @@ def coco_counts(text: str | bytes) -> NDArray[np.int64]:
 def _undo_differences(value: NDArray[np.int64]) -> NDArray[np.int64]:
     """From the fourth on, each number is the difference to the one two before: the odd and even ones added up."""
     if int(np.abs(value).max()) >= 1 << 40 or len(value) > 1 << 22:  # so that no sum can wrap
-        raise BadShape("of runs that no picture has")
+        raise BadShape("of runs that no image has")
     counts = value.copy()
     counts[1::2] = np.cumsum(value[1::2])
     counts[2::2] = np.cumsum(value[2::2])
@@ -112,9 +112,9 @@ def coco_polygon(points: Sequence[float] | NDArray[np.float64], size: Size) -> R
     """The pixels of a polygon x0 y0 x1 y1 ... by COCO's own rule (maskApi's rleFrPoly), equal to pycocotools.
 
     Edges are walked on a grid five times finer; a column of pixels is cut where the outline crosses its centre, and
-    everything between two cuts is inside (even-odd). Only those steps of the walk that cross a column of the picture
+    everything between two cuts is inside (even-odd). Only those steps of the walk that cross a column of the image
     are worked out: the cost is the points' and the cuts', however far the points lie. Raises BadShape for fewer than
-    three points, points that are not finite, and outlines that cross the picture's columns over `most_cuts` times.
+    three points, points that are not finite, and outlines that cross the image's columns over `most_cuts` times.
     """
     height, width = size
     xy = np.asarray(points, np.float64).reshape(-1, 2)
@@ -131,7 +131,7 @@ def coco_polygon(points: Sequence[float] | NDArray[np.float64], size: Size) -> R
 
 
 def most_cuts(size: Size) -> int:
-    """How often an outline may cross the picture's columns: once for each pixel, and a million times in small ones."""
+    """How often an outline may cross the image's columns: once for each pixel, and a million times in small ones."""
     return size[0] * size[1] + 1_000_000
 
 
@@ -148,7 +148,7 @@ def _crossings(grid: NDArray[np.int64], size: Size) -> tuple[NDArray[np.int64], 
     count = np.maximum(np.minimum((high - 3) // 5, size[1] - 1) - first + 1, 0)
     crossing = np.flatnonzero(count)
     if int(count.sum()) > most_cuts(size):
-        raise BadShape("whose outline crosses the picture's columns more often than it has pixels")
+        raise BadShape("whose outline crosses the image's columns more often than it has pixels")
     return crossing, count[crossing], first
 
 
@@ -232,10 +232,10 @@ def checked_points(points: Sequence[Sequence[float]] | NDArray[np.float64], size
     if not np.isfinite(xy).all():
         raise BadShape("with points that are no finite numbers")
     if len(xy) and np.abs(xy).max() > 10 * max(1000, *size):
-        raise BadShape("with points far outside the picture")
+        raise BadShape("with points far outside the image")
     steps = np.abs(np.diff(xy, axis=0)).max(-1, initial=0).sum()
     if max(steps, len(xy) * size[0]) > _MOST_STEPS:
-        raise BadShape("with an outline longer than all pixels of the picture")
+        raise BadShape("with an outline longer than all pixels of the image")
     return xy
 
 
@@ -246,8 +246,8 @@ def draw(kind: str, points: Sequence[Sequence[float]] | NDArray[np.float64], siz
     """
     from PIL import Image, ImageDraw
 
-    picture = Image.new("1", (size[1], size[0]))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("1", (size[1], size[0]))
+    pen = ImageDraw.Draw(image)
     xy = [(x, y) for x, y in checked_points(points, size).tolist()]
     turned = kind in ("rectangle", "oriented_rectangle", "rotation") and len(xy) == 4  # labelme's successors
     if (kind == "polygon" and len(xy) > 2) or turned:
@@ -266,7 +266,7 @@ def draw(kind: str, points: Sequence[Sequence[float]] | NDArray[np.float64], siz
         pen.ellipse((x - r, y - r, x + r, y + r), outline=1, fill=1)
     else:
         raise BadShape(f"of kind {printable(kind)!r} with {len(xy)} points")
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def ellipse_points(x: float, y: float, rx: float, ry: float, degrees: float = 0.0, corners: int = 72) -> list[float]:
@@ -299,7 +299,7 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
     total, word = take(32), take(5) + 1
     sizes = [take(4) + 1 for _ in range(4)]
     if total != size[0] * size[1] * 4:
-        raise BadShape(f"of strokes for another picture than one of {size[0]}x{size[1]} (HxW)")
+        raise BadShape(f"of strokes for another image than one of {size[0]}x{size[1]} (HxW)")
     painted = np.zeros(size[0] * size[1], bool)  # the fourth channel of each pixel
     found = 0
     while found < total:

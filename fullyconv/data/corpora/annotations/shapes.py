@@ -24,7 +24,7 @@ __all__ = ["Entry", "Pen", "Rings", "Runs", "Stencil", "Strokes", "Unused", "dra
 
 
 class Shape(Protocol):
-    """What covers pixels of a picture."""
+    """What covers pixels of an image."""
 
     def pixels(self, size: Size) -> Region: ...
 
@@ -80,7 +80,7 @@ def number(value: Any, what: str) -> float:
 
 
 def ring(points: Any, size: Size) -> NDArray[np.float64]:
-    """N x 2 corners (x y) of a polygon that covers something of a picture of `size`, else BadShape."""
+    """N x 2 corners (x y) of a polygon that covers something of an image of `size`, else BadShape."""
     try:
         flat = np.asarray(points, np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
@@ -92,7 +92,7 @@ def ring(points: Any, size: Size) -> NDArray[np.float64]:
         raise BadShape("with points that are no finite numbers")
     low, high = xy.min(0), xy.max(0)
     if (high <= 0).any() or low[0] >= size[1] or low[1] >= size[0]:
-        raise BadShape("outside the picture")
+        raise BadShape("outside the image")
     near = np.clip(xy, -(2.0**26), 2.0**26) - np.clip(low, -(2.0**26), 2.0**26)
     if np.ptp(near, 0).min() == 0 or (len(xy) < 5 and _area(near) == 0):
         raise BadShape("without an area")
@@ -161,7 +161,7 @@ class Pen:
 @final
 @dataclass(frozen=True)
 class Stencil:
-    """A small picture laid on a large one at (top, left): what is not 0, or not transparent, is covered."""
+    """A small image laid on a large one at (top, left): what is not 0, or not transparent, is covered."""
 
     data: bytes
     top: int
@@ -179,7 +179,7 @@ class Stencil:
 @final
 @dataclass(frozen=True)
 class Strokes:
-    """Label Studio's brush, for a picture of the stated size."""
+    """Label Studio's brush, for an image of the stated size."""
 
     data: bytes
     stated: Size
@@ -187,8 +187,8 @@ class Strokes:
     def pixels(self, size: Size) -> Region:
         if size != self.stated:
             raise DataError(
-                f"A brush region is for {self.stated[0]}x{self.stated[1]} (HxW), its picture is {size[0]}x{size[1]}; "
-                "put the picture there that was labelled."
+                f"A brush region is for {self.stated[0]}x{self.stated[1]} (HxW), its image is {size[0]}x{size[1]}; "
+                "put the image there that was labelled."
             )
         return raster.label_studio_brush(self.data, size)
 
@@ -196,8 +196,8 @@ class Strokes:
 @final
 @dataclass(frozen=True)
 class Entry:
-    """A picture's shapes in the order in which they are painted (`by_area`: large ones first). size: H W, or the
-    picture whose size it is."""
+    """An image's shapes in the order in which they are painted (`by_area`: large ones first). size: H W, or the
+    image whose size it is."""
 
     size: Size | Path
     shapes: Sequence[tuple[int, Shape]] = field(default_factory=list)  # class id or IGNORED

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fullyconv import images as pictures
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
 from fullyconv.data.corpora.annotations.raster import Region, Size, coco_polygon
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
 from fullyconv.errors import DataError, printable
+from fullyconv.images import read_image
 from fullyconv.taxonomy import Colour
 
 __all__ = ["open_supervisely", "recognise"]
@@ -60,15 +60,15 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
     for s in chosen:
         images = {p.relative_to(parts[s] / "img").as_posix(): p for p in list_files(parts[s] / "img")}
         stems = Counter(Path(n).with_suffix("").as_posix() for n in images)
-        for listed, picture in images.items():
+        for listed, image in images.items():
             stem = Path(listed).with_suffix("").as_posix()
             key = record_name(s, stem if stems[stem] == 1 else listed.replace(".", "-"))
             file, value = found[s].get(listed, (None, None))
-            rows.append(Record(key, {"rgb": picture}, {"semantic": file} if file else {}))
+            rows.append(Record(key, {"rgb": image}, {"semantic": file} if file else {}))
             entries[key] = value
             left.update(str(o.get("geometryType")) for o in (value or {}).get("objects", ()) if not _has_area(o))
         lost = [f for n, (f, _) in found[s].items() if n not in images]
-        notes += [f"{len(lost)} annotations have no picture ({printable(lost[0].name)}): left out."] if lost else []
+        notes += [f"{len(lost)} annotations have no image ({printable(lost[0].name)}): left out."] if lost else []
     if left:
         said = ", ".join(f"{n} {printable(what)}" for what, n in sorted(left.items()))
         notes.append(f"objects without an area are left out: {said}.")
@@ -88,7 +88,7 @@ def _parts(root: Path) -> dict[str, Path]:
 
 
 def _annotations(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """{picture's name: (file, contents)} of ann/: X.jpg.json belongs to X.jpg."""
+    """{image's name: (file, contents)} of ann/: X.jpg.json belongs to X.jpg."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in list_files(folder / "ann", (".json",)):
         value = read_json(file, "Supervisely annotation")
@@ -156,7 +156,7 @@ def _bitmap(value: Mapping[str, Any], size: Size) -> Region:
         ) from error
     if unpack.unconsumed_tail:
         raise DataError(f"A bitmap unpacks to more than {_MOST} bytes; that is no mask.")
-    mask = pictures.read_image(data, mode="bands")[..., -1] > 0
+    mask = read_image(data, mode="bands")[..., -1] > 0
     column, row = (int(v) for v in value["origin"])
     covered = np.zeros(size, bool)
     top, left = max(0, row), max(0, column)

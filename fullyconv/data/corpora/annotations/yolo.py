@@ -1,8 +1,8 @@
-"""YOLO's segmentation labels: a text a picture, each line a class and an outline in shares of the picture's sides.
+"""YOLO's segmentation labels: a text an image, each line a class and an outline in shares of the image's sides.
 
 images/[SPLIT/]X.jpg + labels/[SPLIT/]X.txt, or SPLIT/images + SPLIT/labels; data.yaml (or classes.txt) names classes
 
-Outlines are filled by COCO's rule, later lines cover earlier ones. A picture without a text (or with an empty one) is
+Outlines are filled by COCO's rule, later lines cover earlier ones. An image without a text (or with an empty one) is
 all background, as there. Boxes (four numbers) and outlines of fewer than three points are left out, counted.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv import images as pictures
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, classes_of, read_rgb
 from fullyconv.data.corpora.annotations.raster import Region, Size, coco_polygon
@@ -26,6 +25,7 @@ from fullyconv.data.corpora.foreign import is_outline
 from fullyconv.data.corpora.layout import choose_split, list_files, looked_at, merge_splits, stems
 from fullyconv.errors import DataError, printable
 from fullyconv.files import read_file
+from fullyconv.images import image_size
 
 __all__ = ["open_yolo", "recognise"]
 
@@ -67,17 +67,17 @@ def open_yolo(root: Path, split: str | None = None) -> Dataset:
     empty: list[Path] = []
     for s in chosen:
         found = stems(list_files(places[s][0]), places[s][0])[0]
-        for stem, picture in found.items():
+        for stem, image in found.items():
             file, some = shapes[s].get(stem, (None, []))
-            empty += [] if some else [picture]
+            empty += [] if some else [image]
             key = record_name(s, stem)
             labels = {"semantic": f} if (f := file or spare) and shapes[s] else {}
-            rows.append(Record(key, {"rgb": picture}, labels))
-            entries[key] = {"picture": picture, "shapes": [(names[k], points) for k, points in some]}
+            rows.append(Record(key, {"rgb": image}, labels))
+            entries[key] = {"image": image, "shapes": [(names[k], points) for k, points in some]}
         lost = [f for stem, (f, _) in shapes[s].items() if stem not in found]
-        notes += [f"{len(lost)} texts have no picture ({printable(lost[0].name)}): they are left out."] if lost else []
+        notes += [f"{len(lost)} texts have no image ({printable(lost[0].name)}): they are left out."] if lost else []
     if empty and any(shapes[s] for s in chosen):
-        notes.append(f"{len(empty)} pictures have no outline ({printable(empty[0].name)}): they are all background.")
+        notes.append(f"{len(empty)} images have no outline ({printable(empty[0].name)}): they are all background.")
     notes += [f"left out: {', '.join(f'{n} {what}' for what, n in sorted(left.items()))}."] if left else []
     notes.append("later outlines cover earlier ones; what no outline covers is background.")
     labelled = {"semantic": taxonomy} if any(r.labels for r in rows) else {}
@@ -86,7 +86,7 @@ def open_yolo(root: Path, split: str | None = None) -> Dataset:
 
 
 def _places(root: Path) -> dict[str, tuple[Path, Path]]:
-    """{split: (pictures, texts)}."""
+    """{split: (images, texts)}."""
     top, labels = images_of(root), root / "labels"
     if top is not None and labels.is_dir():
         below = [d.name for d in sorted(top.iterdir()) if d.is_dir() and not d.name.startswith(".")]
@@ -137,7 +137,7 @@ def _shapes(file: Path, left: Counter[str]) -> list[_Shape]:
         if k < 0 or not np.isfinite(values).all():
             raise DataError(
                 f"{printable(file)}, line {n}: {printable(line[:60])!r} is no class and outline (class x y x y x y, "
-                "in shares of the picture); correct it."
+                "in shares of the image); correct it."
             )
         if len(values) == 4:
             left["boxes"] += 1
@@ -149,7 +149,7 @@ def _shapes(file: Path, left: Counter[str]) -> list[_Shape]:
 
 
 def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:
-    height, width = pictures.image_size(entry["picture"])
+    height, width = image_size(entry["image"])
     scale = np.array([width, height], np.float64)
     return (height, width), [
         (ids[name], coco_polygon((points * scale).ravel(), (height, width))) for name, points in entry["shapes"]
