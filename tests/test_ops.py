@@ -227,7 +227,8 @@ def test_labels_are_bytes_up_to_255_classes_and_two_bytes_beyond(impl: str) -> N
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 99), classes=st.integers(1, 40), levels=st.sampled_from([0, 2, 5]))
 def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, levels: int) -> None:
-    from fullyconv.ops import label_kernels, numba
+    from fullyconv.interpolation import label_kernels
+    from fullyconv.ops import numba
 
     scores = scores_like(seed, (1, classes, 2, 17), smooth=True)
     if levels:  # equal scores abound
@@ -258,7 +259,8 @@ def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, level
 
 
 def test_pruning_leaves_few_classes_of_smooth_scores() -> None:
-    from fullyconv.ops import label_kernels, numba
+    from fullyconv.interpolation import label_kernels
+    from fullyconv.ops import numba
 
     scores = scores_like(7, (1, 21, 33, 33), smooth=True)[:, :, 20:22, :17].contiguous()
     plan = numba._plan(scores, ops._sampling(scores, (8, 128), 8, 8, "replicate"))

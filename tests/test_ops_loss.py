@@ -341,7 +341,7 @@ def test_an_error_in_one_part_of_the_work_reaches_the_caller() -> None:
 def test_exponential_and_logarithm_are_exact_to_two_units_in_the_last_place() -> None:
     import numba
 
-    from fullyconv.ops import vectors
+    from fullyconv.interpolation import vectors
 
     x = np.random.default_rng(0).uniform(1e-3, 80, 1 << 16).astype(np.float32)
     x[:1024] = np.linspace(1, 1.01, 1024)

@@ -12,8 +12,8 @@ import numba
 import numpy as np
 
 from fullyconv.engine.winograd import PLACES, POINTS, TILE
-from fullyconv.ops.label_kernels import jit
-from fullyconv.ops.vectors import WIDTH, load, maximum, spread, store
+from fullyconv.interpolation.label_kernels import jit
+from fullyconv.interpolation.vectors import WIDTH, load, maximum, spread, store
 
 __all__ = ["TileSpan", "gathered", "scratch", "spread_gradient", "spread_out"]
 

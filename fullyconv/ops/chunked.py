@@ -15,7 +15,7 @@ from torch import Tensor
 from fullyconv.ops import resize
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss
-from fullyconv.ops.sampling import Axis, Sampling, fold, window
+from fullyconv.ops.sampling import Axis, Sampling, fold, matrix, window
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
 
@@ -78,7 +78,7 @@ def _groups(cells: Tensor, sampling: Sampling) -> Iterator[_Group]:
     images = max(1, min(len(cells), budget // (line * sampling.stride)))
     # A group's last row of cells is made again for the next one: few bands would mean much twice.
     depth = min(bands, max(4, budget // (line * images)))
-    across = sampling.columns.matrix(0, width, cells.dtype, cells.device)
+    across = matrix(sampling.columns, 0, width, cells.dtype, cells.device)
     phases = torch.tensor(sampling.rows.phases(), dtype=cells.dtype, device=cells.device)[:, None]
     rows = max(min(4, sampling.stride), budget // (line * images))
     room = cells.new_empty(images * line * min(rows, sampling.rows.length))

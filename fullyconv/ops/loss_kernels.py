@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fullyconv.ops.label_kernels import KernelPlan, fetch_cells, jit
-from fullyconv.ops.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
+from fullyconv.interpolation.label_kernels import KernelPlan, fetch_cells, jit
+from fullyconv.interpolation.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
 
 __all__ = ["LossScratch", "Wanted", "add_spill", "losses", "scratch"]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fullyconv.ops.loss import Loss, reduce_losses
-from fullyconv.ops.sampling import Sampling, window
+from fullyconv.ops.sampling import Sampling, matrix, window
 
 __all__ = ["bilinear_kernel", "cross_entropy", "label", "label_and_confidence", "upsample"]
 
@@ -43,8 +43,8 @@ def _transposed_convolution(scores: Tensor, sampling: Sampling) -> Tensor:
 
 def _sampled(scores: Tensor, sampling: Sampling) -> Tensor:
     rows, columns = sampling.rows, sampling.columns
-    across = columns.matrix(0, columns.length, scores.dtype, scores.device)
-    down = rows.matrix(0, rows.length, scores.dtype, scores.device)
+    across = matrix(columns, 0, columns.length, scores.dtype, scores.device)
+    down = matrix(rows, 0, rows.length, scores.dtype, scores.device)
     return torch.einsum("yi,nkij,xj->nkyx", down, window(scores, sampling), across)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fullyconv.ops.sampling import Axis, Sampling, window
+from fullyconv.ops.sampling import Axis, Sampling, edge_weights, window
 
 __all__ = ["interpolated", "separable", "upsample"]
 
@@ -26,7 +26,9 @@ def upsample(scores: Tensor, sampling: Sampling) -> Tensor:
 
 def separable(scores: Tensor, sampling: Sampling) -> Tensor:
     """The definition as two matrix products, one an axis: any stride, any offset, any device."""
-    down, across = (a.weights(sampling.border, scores.dtype, scores.device) for a in (sampling.rows, sampling.columns))
+    down, across = (
+        edge_weights(a, sampling.border, scores.dtype, scores.device) for a in (sampling.rows, sampling.columns)
+    )
     return down @ (scores @ across.T)
 
 

@@ -1,130 +1,38 @@
-"""Where the pixels of an upsampled map sit on the coarse map: the one piece of algebra that every implementation
-shares.
-
-A transposed convolution of stride s with the bilinear kernel of width b = 2 s - s % 2, cropped from `offset`, reads
-at pixel y the coarse position
-
-    p(y) = (y + offset - (b - 1) / 2) / s
-
-and mixes the coarse rows floor(p) and floor(p) + 1 with the weights 1 - t and t, t = p - floor(p). Whole offsets are
-therefore exactly the transposed convolution; any other rational offset is the same line read between its taps. With
-offset = s // 2 the positions are those of `interpolate(align_corners=False)`.
-"""
+"""What an upsampling reads, as tensors: weights of its pixels, and the window of cells with the border rule applied."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "Border", "NotFinite", "Sampling", "fold", "window"]
+from fullyconv.interpolation.axes import Axis, Border, NotFinite, Sampling
 
-Border = Literal["fade", "replicate"]
-
-
-@final
-class NotFinite(Exception):
-    """A score is not a finite number and the implementation cannot tell what follows from it; never leaves `ops`."""
+__all__ = ["Axis", "Border", "NotFinite", "Sampling", "edge_weights", "fold", "matrix", "window"]
 
 
-@final
-@dataclass(frozen=True)
-class Axis:
-    """One axis of an upsampling: `length` pixels read from `cells` coarse cells.
+def matrix(axis: Axis, top: int, bottom: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights of the pixels [top, bottom) on the window's cells they read: (bottom - top) x (intervals + 1).
 
-    Pixel y lies `phase(y)` of s steps into the interval that starts at coarse cell `cell(y)`; s phases repeat for
-    ever, so the weights of all pixels are a table of s numbers.
+    Column 0 is the coarse cell `(start + top) // stride`; the window holds the border's cells, so rows always sum
+    to 1.
     """
-
-    length: int
-    cells: int
-    stride: int
-    start: int  # floor(offset - (b - 1) / 2), in pixels
-    shift: float  # the rest of it, in [0, 1)
-
-    @property
-    def first(self) -> int:
-        """The coarse cell that the first pixel reads; below 0 outside the map."""
-        return self.start // self.stride
-
-    @property
-    def last(self) -> int:
-        """The coarse interval that the last pixel lies in (it reads this cell and the next)."""
-        return (self.start + self.length - 1) // self.stride
-
-    @property
-    def lead(self) -> int:
-        """Phase of the first pixel."""
-        return self.start % self.stride
-
-    def phases(self) -> list[float]:
-        """Weight t of the second cell, for each of the s phases."""
-        return [(r + self.shift) / self.stride for r in range(self.stride)]
-
-    def matrix(self, top: int, bottom: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Weights of the pixels [top, bottom) on the window's cells they read: (bottom - top) x (intervals + 1).
-
-        Column 0 is the coarse cell `(start + top) // stride`; the window holds the border's cells, so rows always sum
-        to 1.
-        """
-        u = torch.arange(self.start + top, self.start + bottom, device=device)
-        cell = torch.div(u, self.stride, rounding_mode="floor")
-        t = ((u - cell * self.stride).to(dtype) + self.shift) / self.stride
-        cell = cell - (self.start + top) // self.stride
-        weights = torch.zeros(bottom - top, self.span(top, bottom), dtype=dtype, device=device)
-        weights.scatter_(1, cell[:, None], (1 - t)[:, None])
-        return weights.scatter_(1, cell[:, None] + 1, t[:, None])
-
-    def weights(self, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Weights of every pixel on the coarse cells themselves, border rule applied: length x cells."""
-        inner = self.matrix(0, self.length, dtype, device)
-        cell = torch.arange(self.first, self.last + 2, device=device)
-        if border == "fade":
-            inner = inner * ((cell >= 0) & (cell < self.cells))
-        outer = torch.zeros(self.length, self.cells, dtype=dtype, device=device)
-        return outer.index_add_(1, cell.clamp(0, self.cells - 1), inner)
-
-    def span(self, top: int, bottom: int) -> int:
-        """How many neighbouring cells the pixels [top, bottom) read."""
-        return (self.start + bottom - 1) // self.stride - (self.start + top) // self.stride + 2
+    u = torch.arange(axis.start + top, axis.start + bottom, device=device)
+    cell = torch.div(u, axis.stride, rounding_mode="floor")
+    t = ((u - cell * axis.stride).to(dtype) + axis.shift) / axis.stride
+    cell = cell - (axis.start + top) // axis.stride
+    weights = torch.zeros(bottom - top, axis.span(top, bottom), dtype=dtype, device=device)
+    weights.scatter_(1, cell[:, None], (1 - t)[:, None])
+    return weights.scatter_(1, cell[:, None] + 1, t[:, None])
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Sampling:
-    """Both axes of an upsampling and its border rule; equal to itself alone, so that tables of them are quick."""
-
-    rows: Axis
-    columns: Axis
-    stride: int
-    offset: tuple[Fraction, Fraction]
-    border: Border
-
-    @classmethod
-    def of(
-        cls,
-        coarse: tuple[int, int],
-        size: tuple[int, int],
-        stride: int,
-        offset: tuple[Fraction, Fraction],
-        border: Border,
-    ) -> Sampling:
-        """The sampling of an (H, W) map from an (h, w) one."""
-        width = 2 * stride - stride % 2
-        axes = []
-        for cells, length, begin in zip(coarse, size, offset, strict=True):
-            base = begin - Fraction(width - 1, 2)
-            axes.append(Axis(length, cells, stride, math.floor(base), float(base - math.floor(base))))
-        return cls(axes[0], axes[1], stride, offset, border)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the upsampled map."""
-        return self.rows.length, self.columns.length
+def edge_weights(axis: Axis, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights of every pixel on the coarse cells themselves, border rule applied: length x cells."""
+    inner = matrix(axis, 0, axis.length, dtype, device)
+    cell = torch.arange(axis.first, axis.last + 2, device=device)
+    if border == "fade":
+        inner = inner * ((cell >= 0) & (cell < axis.cells))
+    outer = torch.zeros(axis.length, axis.cells, dtype=dtype, device=device)
+    return outer.index_add_(1, cell.clamp(0, axis.cells - 1), inner)
 
 
 def window(scores: Tensor, sampling: Sampling, columns: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from fullyconv.ops.vectors import (
+from fullyconv.interpolation.vectors import (
     WIDTH,
     at_least,
     beaten,
@@ -46,7 +46,7 @@ jit = _njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", 
 
 
 class KernelPlan(NamedTuple):
-    """Where the pixels lie, as the kernels want it (see `fullyconv.ops.numba`)."""
+    """Where the pixels lie, as the kernels want it (see `fullyconv.interpolation.kernel_plan`)."""
 
     tasks: Any  # T x 3 int64: image, first band, last band (not included)
     shape: Any  # of the coarse map: classes, rows, columns
