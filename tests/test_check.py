@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import faults
@@ -251,6 +253,22 @@ def test_processes_find_the_same_facts_as_one_loop(clean: Path) -> None:
         assert a.inputs[0].pixels == b.inputs[0].pixels
         assert (a.labels[0].counts == b.labels[0].counts).all()
         assert a.labels[0].shift == b.labels[0].shift
+
+
+def test_as_many_processes_check_as_cores_were_granted(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, asked = sys.modules[_by_processes.__module__], list[int]()  # the package's `scan` is a function
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, processes: int, *others: object) -> None:
+            asked.append(processes)
+            super().__init__(processes, *others)
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    work = [(data, record) for data in [open_dataset(f"folder:{clean}")] for record in data.records]
+    for granted in (0.5, 1.5, 64.0):
+        monkeypatch.setattr(module, "cores_granted", lambda granted=granted: granted)
+        assert len(list(_by_processes(work, True))) == len(work)
+    assert asked == [1, 2, 8]
 
 
 def test_the_summary_counts_pixels_and_measures_channels(clean: Path) -> None:

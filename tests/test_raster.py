@@ -15,7 +15,16 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_oracle
 
 from fullyconv.data.corpora.annotations import raster
-from fullyconv.data.corpora.annotations.raster import BadShape, coco_counts, coco_polygon, draw, from_counts
+from fullyconv.data.corpora.annotations.raster import (
+    BadShape,
+    coco_counts,
+    coco_patch,
+    coco_polygon,
+    counts_patch,
+    draw,
+    from_counts,
+)
+from fullyconv.data.corpora.annotations.shapes import Rings, Runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2
 
@@ -180,3 +189,42 @@ def test_sound_shapes_are_pillows_own() -> None:
     image = Image.new("1", (40, 30))
     ImageDraw.Draw(image).polygon([(3, 4), (900, 9), (20, 25)], outline=1, fill=1)
     assert np.array_equal(draw("polygon", [[3, 4], [900, 9], [20, 25]], (30, 40)), np.asarray(image))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=30), st.integers(1, 12), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_a_patch_of_runs_holds_what_the_whole_image_does(runs: list[int], line: int, columns: bool) -> None:
+    total = -(-max(sum(runs), 1) // line) * line
+    size = (line, total // line) if columns else (total // line, line)
+    counts = [*runs, *([total - sum(runs)] if len(runs) % 2 == 0 else [0, total - sum(runs)][: 1 + len(runs) % 2])]
+    found = np.zeros(size, bool)
+    patch = raster.counts_patch(counts, size, columns=columns)
+    patch.of(found)[:] = patch.covered
+    assert np.array_equal(found, from_counts(counts, size, columns=columns))
+    assert patch.covered.size == 0 or (patch.covered.any(0)[[0, -1]].all() and patch.covered.any(1)[[0, -1]].all())
+
+
+def test_small_shapes_in_a_large_image_cost_what_is_small() -> None:
+    size, square = (6000, 6000), np.array([3000.0, 3000, 3009, 3000, 3009, 3009, 3000, 3009])
+    runs = [3000 * 6000 + 10, 5, 6000 * 6000 - 3000 * 6000 - 15]
+    for act in (
+        lambda: coco_patch(square, size),
+        lambda: counts_patch(runs, size, columns=True),
+        lambda: Rings((square.reshape(-1, 2),)).patch(size),
+        lambda: Runs(np.array(runs), (0, 0, *size), columns=False).patch(size),
+    ):
+        patch = bounded(act, 0.1, 1)
+        assert 0 < patch.covered.size < 200
+
+
+def test_an_outline_takes_time_in_proportion_to_its_points() -> None:
+    points = np.random.default_rng(0).uniform(0, 900, 2 * 3200)
+    coco_polygon(points[:100], (900, 900))
+
+    def spent(count: int) -> float:
+        start = time.process_time()
+        coco_polygon(points[: 2 * count], (900, 900))
+        return time.process_time() - start
+
+    few, many = (min(spent(n) for _ in range(2)) for n in (300, 2400))
+    assert np.log(many / few) / np.log(8) < 1.4  # quadratic: 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -23,6 +24,7 @@ from fullyconv.data.corpora.layout import SUFFIXES
 from fullyconv.data.validity import read_valid
 from fullyconv.errors import FullyconvError, MissingExtra, TryAgain
 from fullyconv.images import BadImage, ImageInfo
+from fullyconv.processor import cores_granted
 
 __all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan"]
 
@@ -140,7 +142,7 @@ def _by_processes(work: _Work, fast: bool) -> Iterator[RecordFacts]:
     token = id(work)
     _shared[token] = (work, fast)
     try:
-        with ProcessPoolExecutor(min(8, os.cpu_count() or 2), get_context("fork")) as pool:
+        with ProcessPoolExecutor(min(8, math.ceil(cores_granted())), get_context("fork")) as pool:
             yield from pool.map(_nth, repeat(token), range(len(work)), chunksize=8)
     except BrokenExecutor as error:
         raise TryAgain("A process that checked the data was ended from outside (out of memory?); try again.") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullyconv import files, images
 from fullyconv.data.base import Record
-from fullyconv.data.corpora.annotations.raster import Region, Size
+from fullyconv.data.corpora.annotations.raster import Patch, Size
 from fullyconv.data.corpora.layout import SUFFIXES
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import safe_name
@@ -38,22 +38,22 @@ def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None
     return Taxonomy(every, palette), {**ids, **dict.fromkeys((*nothing, "_background_"), 0)}
 
 
-def paint(size: Size, regions: Iterable[tuple[int, Region]], taxonomy: Taxonomy) -> NDArray[Any]:
-    """`regions` (id or IGNORED, pixels) painted one over the other on background: later ones cover earlier ones."""
+def paint(size: Size, regions: Iterable[tuple[int, Patch]], taxonomy: Taxonomy) -> NDArray[Any]:
+    """`regions` (id or IGNORED, patch) painted one over the other on background: later ones cover earlier ones."""
     labels = np.zeros(size, np.uint8 if taxonomy.ignore <= 255 else np.uint16)
-    for k, region in regions:
-        labels[region] = taxonomy.ignore if k == IGNORED else k
+    for k, patch in regions:
+        patch.of(labels)[patch.covered] = taxonomy.ignore if k == IGNORED else k
     return labels
 
 
 @final
 @dataclass(frozen=True)
 class Painter:
-    """Reads labels by painting: `entries[name]` is what a record's file says, `draw` turns it into (size, regions)."""
+    """Reads labels by painting: `entries[name]` is what a record's file says, `draw` turns it into (size, patches)."""
 
     taxonomy: Taxonomy
     entries: Mapping[str, Any]
-    draw: Callable[[Any, Mapping[str, int]], tuple[Size, Iterable[tuple[int, Region]]]]
+    draw: Callable[[Any, Mapping[str, int]], tuple[Size, Iterable[tuple[int, Patch]]]]
     ids: Mapping[str, int]
 
     def __call__(self, record: Record, head: str) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,14 @@ from fullyconv.errors import DataError, printable
 
 __all__ = [
     "BadShape",
+    "Patch",
     "check_outline",
     "checked_counts",
     "checked_points",
     "coco_counts",
+    "coco_patch",
     "coco_polygon",
+    "counts_patch",
     "draw",
     "ellipse_points",
     "from_counts",
@@ -26,6 +29,28 @@ __all__ = [
 
 Size = tuple[int, int]
 Region = NDArray[np.bool_]  # H W: which pixels a shape covers
+
+
+class Patch(NamedTuple):
+    """The box of a image in which a shape covers something: its first row and column, and what is covered in it."""
+
+    top: int
+    left: int
+    covered: Region
+
+    @classmethod
+    def within(cls, covered: Region, top: int = 0, left: int = 0) -> Patch:
+        """`covered`, cut to the rows and columns that have something in them."""
+        rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
+        if not len(rows):
+            return cls(top, left, covered[:0, :0])
+        box = covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return cls(top + int(rows[0]), left + int(columns[0]), box)
+
+    def of(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The box's part of a image H W, as a view."""
+        height, width = self.covered.shape
+        return image[self.top : self.top + height, self.left : self.left + width]
 
 
 class BadShape(DataError):
@@ -44,6 +69,25 @@ def from_counts(counts: Iterable[int], size: Size, *, columns: bool) -> Region:
     runs = checked_counts(counts, size)
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(size, order="F" if columns else "C")
+
+
+def counts_patch(counts: Iterable[int], size: Size, *, columns: bool) -> Patch:
+    """`from_counts`, as the box between the first and the last pixel: its cost is the runs' and the box's."""
+    runs = checked_counts(counts, size)
+    present = np.flatnonzero(runs[1::2]) * 2 + 1
+    line = size[0] if columns else size[1]
+    if not len(present):
+        return Patch(0, 0, np.zeros((0, 0), bool))
+    end = np.cumsum(runs)
+    first, last = (int(end[present[0] - 1]) // line, (int(end[present[-1]]) - 1) // line)
+    part = runs[: present[-1] + 1].copy()
+    part[: present[0]] = 0
+    part[0] = end[present[0] - 1] - first * line
+    flat = np.zeros((last - first + 1) * line, bool)
+    filled = np.repeat(np.arange(len(part)) % 2 == 1, part)
+    flat[: len(filled)] = filled
+    box = flat.reshape(-1, line)
+    return Patch.within(box.T, 0, first) if columns else Patch.within(box, first, 0)
 
 
 def checked_counts(counts: Iterable[int], size: Size) -> NDArray[np.int64]:
@@ -116,18 +160,33 @@ def coco_polygon(points: Sequence[float] | NDArray[np.float64], size: Size) -> R
     are worked out: the cost is the points' and the cuts', however far the points lie. Raises BadShape for fewer than
     three points, points that are not finite, and outlines that cross the image's columns over `most_cuts` times.
     """
-    height, width = size
+    covered = np.zeros(size, bool)
+    patch = coco_patch(points, size)
+    patch.of(covered)[:] = patch.covered
+    return covered
+
+
+def coco_patch(points: Sequence[float] | NDArray[np.float64], size: Size) -> Patch:
+    """`coco_polygon`, as the box that the outline fills: a small shape in a large image costs what is small."""
     xy = np.asarray(points, np.float64).reshape(-1, 2)
     if len(xy) < 3:
         raise BadShape("of fewer than 3 points")
     if not np.isfinite(xy).all():
         raise BadShape("with points that are no finite numbers")
     grid = np.trunc(5 * np.clip(xy, -_FAR, _FAR) + 0.5).astype(np.int64)
-    toggled = np.zeros(height * width + 1, np.uint8)
+    # Every column is cut an even number of times, so nothing is carried from one to the next: columns without a cut,
+    # and rows that no edge comes to, are outside.
+    left, right = (int(v) for v in np.clip((grid[:, 0].min() // 5, grid[:, 0].max() // 5 + 1), 0, size[1]))
+    top, bottom = (int(v) for v in np.clip((grid[:, 1].min() // 5 - 1, grid[:, 1].max() // 5 + 2), 0, size[0]))
+    if left >= right or top >= bottom:
+        return Patch(0, 0, np.zeros((0, 0), bool))
+    height = bottom - top
+    toggled = np.zeros((right - left) * height + 1, np.uint8)
     for columns, rows in _cuts(grid, size):
-        np.bitwise_xor.at(toggled, columns * height + rows, np.uint8(1))
-    inside = np.bitwise_xor.accumulate(toggled)[: height * width].view(np.bool_)
-    return inside.reshape(size, order="F")
+        at = (columns - left) * height + np.clip(rows - top, 0, height)
+        np.bitwise_xor.at(toggled, at, np.uint8(1))
+    inside = np.bitwise_xor.accumulate(toggled)[:-1].view(np.bool_)
+    return Patch(top, left, inside.reshape(height, right - left, order="F"))
 
 
 def most_cuts(size: Size) -> int:

@@ -1,7 +1,7 @@
 """Shapes of foreign files, checked once when a data set is opened and painted as often as it is read.
 
 A shape that cannot be painted is left out and counted with the name of who bears it (`Unused`); the others are small
-values with `pixels(size) -> H W`. `draw_shapes` is the `draw` of a `Painter` whose entries are `Entry`s.
+values with `patch(size)`. `draw_shapes` is the `draw` of a `Painter` whose entries are `Entry`s.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data.corpora.annotations import raster
-from fullyconv.data.corpora.annotations.raster import BadShape, Region, Size
+from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size
 from fullyconv.errors import DataError, printable
 
 __all__ = ["Entry", "Pen", "Rings", "Runs", "Stencil", "Strokes", "Unused", "draw_shapes", "number", "ring", "rings"]
@@ -26,7 +26,7 @@ __all__ = ["Entry", "Pen", "Rings", "Runs", "Stencil", "Strokes", "Unused", "dra
 class Shape(Protocol):
     """What covers pixels of an image."""
 
-    def pixels(self, size: Size) -> Region: ...
+    def patch(self, size: Size) -> Patch: ...
 
 
 @final
@@ -114,11 +114,14 @@ class Rings:
 
     outlines: tuple[NDArray[np.float64], ...]
 
-    def pixels(self, size: Size) -> Region:
-        covered = raster.coco_polygon(self.outlines[0], size)
-        for outline in self.outlines[1:]:
-            covered |= raster.coco_polygon(outline, size)
-        return covered
+    def patch(self, size: Size) -> Patch:
+        if len(self.outlines) == 1:
+            return raster.coco_patch(self.outlines[0], size)
+        covered = np.zeros(size, bool)
+        for outline in self.outlines:
+            patch = raster.coco_patch(outline, size)
+            patch.of(covered)[:] |= patch.covered
+        return Patch.within(covered)
 
 
 def rings(points: Any, size: Size) -> Rings:
@@ -135,14 +138,11 @@ class Runs:
     box: tuple[int, int, int, int]
     columns: bool
 
-    def pixels(self, size: Size) -> Region:
+    def patch(self, size: Size) -> Patch:
         top, left, height, width = self.box
-        inner = raster.from_counts(self.counts, (height, width), columns=self.columns)
-        if (height, width) == size:
-            return inner
-        covered = np.zeros(size, bool)
-        covered[top : top + height, left : left + width] = inner
-        return covered
+        inner = raster.counts_patch(self.counts, (height, width), columns=self.columns)
+        rows, columns = max(0, size[0] - top - inner.top), max(0, size[1] - left - inner.left)
+        return Patch(top + inner.top, left + inner.left, inner.covered[:rows, :columns])
 
 
 @final
@@ -154,8 +154,8 @@ class Pen:
     points: NDArray[np.float64]
     width: int
 
-    def pixels(self, size: Size) -> Region:
-        return raster.draw(self.kind, self.points, size, self.width)
+    def patch(self, size: Size) -> Patch:
+        return Patch.within(raster.draw(self.kind, self.points, size, self.width))
 
 
 @final
@@ -167,13 +167,11 @@ class Stencil:
     top: int
     left: int
 
-    def pixels(self, size: Size) -> Region:
+    def patch(self, size: Size) -> Patch:
         bands = images.read_image(self.data, mode="bands")
         stencil = (bands[..., -1] if bands.shape[2] in (2, 4) else bands.max(-1)) > 0
-        covered = np.zeros(size, bool)
         rows, cols = min(stencil.shape[0], size[0] - self.top), min(stencil.shape[1], size[1] - self.left)
-        covered[self.top : self.top + rows, self.left : self.left + cols] = stencil[:rows, :cols]
-        return covered
+        return Patch(self.top, self.left, stencil[:rows, :cols])
 
 
 @final
@@ -184,13 +182,13 @@ class Strokes:
     data: bytes
     stated: Size
 
-    def pixels(self, size: Size) -> Region:
+    def patch(self, size: Size) -> Patch:
         if size != self.stated:
             raise DataError(
                 f"A brush region is for {self.stated[0]}x{self.stated[1]} (HxW), its image is {size[0]}x{size[1]}; "
                 "put the image there that was labelled."
             )
-        return raster.label_studio_brush(self.data, size)
+        return Patch.within(raster.label_studio_brush(self.data, size))
 
 
 @final
@@ -204,23 +202,25 @@ class Entry:
     by_area: bool = False
 
 
-def draw_shapes(entry: Entry, ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Region]]]:
-    """What a `Painter` draws; one region is alive at a time."""
+def draw_shapes(entry: Entry, ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Patch]]]:
+    """What a `Painter` draws; one patch is alive at a time, but for those that are kept to be sorted."""
     size = images.image_size(entry.size) if isinstance(entry.size, Path) else entry.size
-    return size, _by_area(entry.shapes, size) if entry.by_area else ((k, s.pixels(size)) for k, s in entry.shapes)
+    return size, _by_area(entry.shapes, size) if entry.by_area else ((k, s.patch(size)) for k, s in entry.shapes)
 
 
-_KEPT = 1 << 27  # pixels of regions that are kept while their areas are compared
+_KEPT = 1 << 27  # pixels of patches that are kept while their areas are compared
 
 
-def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size) -> Iterator[tuple[int, Region]]:
-    """Large ones first; equal ones in their order. Regions that are too many to be kept are worked out again."""
+def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size) -> Iterator[tuple[int, Patch]]:
+    """Large ones first; equal ones in their order. Patches that are too many to be kept are worked out again."""
     areas: list[int] = []
-    kept: list[Region | None] = []
-    for i, (_, shape) in enumerate(shapes):
-        region = shape.pixels(size)
-        areas.append(int(np.count_nonzero(region)))
-        kept.append(region if (i + 1) * region.size <= _KEPT else None)
+    kept: list[Patch | None] = []
+    held = 0
+    for _, shape in shapes:
+        patch = shape.patch(size)
+        areas.append(int(np.count_nonzero(patch.covered)))
+        held += patch.covered.size
+        kept.append(patch if held <= _KEPT else None)
     for i in sorted(range(len(shapes)), key=lambda i: -areas[i]):
         again = kept[i]
-        yield shapes[i][0], shapes[i][1].pixels(size) if again is None else again
+        yield shapes[i][0], shapes[i][1].patch(size) if again is None else again

@@ -18,7 +18,7 @@ import numpy as np
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
-from fullyconv.data.corpora.annotations.raster import Region, Size, coco_polygon
+from fullyconv.data.corpora.annotations.raster import Patch, Region, Size, coco_patch
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
 from fullyconv.errors import DataError, printable
@@ -127,22 +127,27 @@ def _has_area(thing: Mapping[str, Any]) -> bool:
     return thing.get("geometryType") in _AREAS
 
 
-def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:
+def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Patch]]]:
     size = checked_size(entry["size"]["height"], entry["size"]["width"])
     return size, [(ids[_title(o)], _region(o, size)) for o in entry["objects"] if _has_area(o)]
 
 
-def _region(thing: Mapping[str, Any], size: Size) -> Region:
+def _region(thing: Mapping[str, Any], size: Size) -> Patch:
     if thing["geometryType"] == "bitmap":
-        return _bitmap(thing["bitmap"], size)
+        return Patch.within(_bitmap(thing["bitmap"], size))
     outline = thing["points"]["exterior"]
     if thing["geometryType"] == "rectangle":
         (x0, y0), (x1, y1) = outline
         outline = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-    covered = coco_polygon(np.asarray(outline, np.float64).ravel(), size)
-    for hole in thing["points"].get("interior", ()):
-        covered &= ~coco_polygon(np.asarray(hole, np.float64).ravel(), size)
-    return covered
+    patch = coco_patch(np.asarray(outline, np.float64).ravel(), size)
+    if holes := thing["points"].get("interior", ()):
+        covered = np.zeros(size, bool)
+        patch.of(covered)[:] = patch.covered
+        for points in holes:
+            hole = coco_patch(np.asarray(points, np.float64).ravel(), size)
+            hole.of(covered)[:] &= ~hole.covered
+        patch = Patch.within(covered)
+    return patch
 
 
 def _bitmap(value: Mapping[str, Any], size: Size) -> Region:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, classes_of, read_rgb
-from fullyconv.data.corpora.annotations.raster import Region, Size, coco_polygon
+from fullyconv.data.corpora.annotations.raster import Patch, Size, coco_patch
 from fullyconv.data.corpora.class_tables import class_table, find_tables
 from fullyconv.data.corpora.folder_parts import images_of
 from fullyconv.data.corpora.foreign import is_outline
@@ -148,9 +148,9 @@ def _shapes(file: Path, left: Counter[str]) -> list[_Shape]:
     return found
 
 
-def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Region]]]:
+def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Patch]]]:
     height, width = image_size(entry["image"])
     scale = np.array([width, height], np.float64)
     return (height, width), [
-        (ids[name], coco_polygon((points * scale).ravel(), (height, width))) for name, points in entry["shapes"]
+        (ids[name], coco_patch((points * scale).ravel(), (height, width))) for name, points in entry["shapes"]
     ]
