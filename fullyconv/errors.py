@@ -125,6 +125,10 @@ EXTRAS: dict[str, str] = {
     "huggingface_hub": "hub",
     "onnx": "export",
     "onnxruntime": "runtime",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "prometheus_client": "serve",
 }
 """Optional module -> the extra that installs it."""
 

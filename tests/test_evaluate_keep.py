@@ -14,11 +14,11 @@ from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluation import Result, evaluate
 from fullyconv.evaluation.pixel_statistics import BAND, BINS, RINGS, THICKNESS, PixelStatistics
-from fullyconv.evaluation.regions import border_band, box, components
 from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
 from fullyconv.evaluation.writer import around, find_suspect, shrunk, typical, viewable
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
+from fullyconv.regions import border_band, box, components
 
 
 def flood(labels: np.ndarray) -> np.ndarray:

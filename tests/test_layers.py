@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "taxonomy": (0, False),
     "preprocessing": (0, False),
     "geometry": (0, False),
+    "regions": (0, False),
     "files": (0, False),
     "tensorfile": (0, False),
     "images": (0, False),
@@ -44,6 +45,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "experiments": (3, True),
     "report": (4, False),
     "exporting": (4, True),
+    "serving": (5, False),
     "cli": (5, False),
     "__main__": (6, False),
 }

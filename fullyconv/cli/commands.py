@@ -20,6 +20,7 @@ from fullyconv.cli.hha import hha
 from fullyconv.cli.models import info, models
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
+from fullyconv.cli.serve import serve
 from fullyconv.cli.train import train
 
 __all__ = ["COMMANDS"]
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "report": report,
     "compare": compare_command,
     "export": export_command,
+    "serve": serve,
     "convert": convert_command,
     "convolutionalise": convolutionalise_command,
     "experiment": experiment,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import metrics
-from fullyconv.evaluation.regions import border_band, components
 from fullyconv.evaluation.result import json_number
+from fullyconv.regions import border_band, components
 
 __all__ = ["BAND", "BINS", "RINGS", "SIZES", "THICKNESS", "PixelStatistics"]
 

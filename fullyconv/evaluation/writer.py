@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.evaluation.pixel_statistics import PixelStatistics
-from fullyconv.evaluation.regions import box, components
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
 from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.images import encode_label, read_image, read_label
+from fullyconv.regions import box, components
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample

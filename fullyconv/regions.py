@@ -1,0 +1,126 @@
+"""Regions of a label map: connected pixels of one value, their boxes and outlines, and the band along their borders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["border_band", "box", "components", "outlines"]
+
+Ring = NDArray[np.int64]  # N x 2 corners (x, y), the last one joined to the first
+
+
+def components(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+    """labels H W -> (region of every pixel H W, 0..count-1 in reading order, count). Regions are 4-connected.
+
+    Rows are cut into runs of one value; runs that touch vertically are joined by hooking every run to the smallest
+    neighbouring root and halving the paths until nothing changes (Shiloach and Vishkin, 1982).
+    """
+    height, width = labels.shape
+    starts = np.ones((height, width), bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    run = (np.cumsum(starts) - 1).reshape(height, width)
+    # Two runs touch along one stretch of columns: its first is where one of them starts.
+    touching = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])
+    pairs = np.stack([run[:-1][touching], run[1:][touching]], axis=1)
+    root = np.arange(int(run[-1, -1]) + 1)
+    while True:
+        a, b = root[pairs[:, 0]], root[pairs[:, 1]]
+        apart = a != b
+        if not apart.any():
+            break
+        np.minimum.at(root, np.maximum(a, b)[apart], np.minimum(a, b)[apart])
+        while (root[root] != root).any():
+            root = root[root]
+    names, number = np.unique(root, return_inverse=True)
+    return number[run], len(names)
+
+
+def box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Half-open top, left, bottom, right of the True pixels (at least one)."""
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def border_band(labels: NDArray[Any], radius: int) -> NDArray[np.bool_]:
+    """Pixels whose (2 radius + 1)-square holds more than one label value: H W bool."""
+    height, width = labels.shape
+    changes = np.zeros((height, width), np.int32)
+    # A pixel is marked where it differs from the next one right or below, both sides of the step.
+    right, below = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    changes[:, 1:] |= right
+    changes[:, :-1] |= right
+    changes[1:] |= below
+    changes[:-1] |= below
+    grown = radius - 1  # the pixels on both sides of a step are at distance 1 already
+    total = np.pad(changes, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    top, bottom = _window(height, grown)
+    left, right_ = _window(width, grown)
+    inside = total[bottom][:, right_] - total[top][:, right_] - total[bottom][:, left] + total[top][:, left]
+    return np.asarray(inside > 0)
+
+
+def _window(size: int, radius: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    at = np.arange(size)
+    return np.maximum(at - radius, 0), np.minimum(at + radius + 1, size)
+
+
+_STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # right, down, left, up: x y
+
+
+def outlines(inside: NDArray[np.bool_]) -> list[list[Ring]]:
+    """For each 4-connected region of `inside` H W, in reading order: its outer ring, then the rings of its holes.
+
+    Rings run along the pixels' edges (pixel x y spans x..x+1, y..y+1) with the region to their right: outer ones
+    clockwise as displayed, holes the other way. Only corners are kept. Filled at the pixels' centres, outer rings
+    without their holes give `inside` back exactly.
+    """
+    starts, codes, following = _edges(inside)
+    if not len(starts):
+        return []
+    region, count = components(inside)
+    rings: list[list[Ring]] = [[] for _ in range(count)]
+    links, seen = following.tolist(), bytearray(len(starts))
+    for first in range(len(links)):  # edges are in reading order of their starts: an outer ring's first comes first
+        if seen[first]:
+            continue
+        walk, edge = [], first
+        while not seen[edge]:
+            seen[edge] = 1
+            walk.append(edge)
+            edge = links[edge]
+        at = np.array(walk)
+        turns = codes[at] != codes[np.roll(at, 1)]
+        x, y = _pixel_right_of(int(starts[first, 0]), int(starts[first, 1]), int(codes[first]))
+        rings[int(region[y, x])].append(starts[at[turns]])
+    return [ring for ring in rings if ring]
+
+
+def _pixel_right_of(x: int, y: int, code: int) -> tuple[int, int]:
+    """The pixel to the right of the edge that starts at the corner x y."""
+    return x - (code in (1, 2)), y - (code in (2, 3))
+
+
+def _edges(inside: NDArray[np.bool_]) -> tuple[Ring, NDArray[np.int64], NDArray[np.int64]]:
+    """(start of every edge x y, its direction as a row of `_STEPS`, the edge after it). Where two pixels touch at a
+    corner only, an outline turns right: it stays with its pixel."""
+    height, width = inside.shape
+    padded = np.pad(inside, 1)
+    above, below = padded[:-1, 1:], padded[1:, 1:]  # of the edge that goes right from corner y x, x < width + 1
+    left, right = padded[1:, :-1], padded[1:, 1:]  # of the edge that goes down from it
+    begins = np.zeros((4, height + 1, width + 1), bool)
+    begins[0] = below & ~above
+    begins[1] = left & ~right
+    begins[2][:, 1:] = (above & ~below)[:, :-1]
+    begins[3][1:] = (right & ~left)[:-1]
+    number = np.full(begins.shape, -1)
+    codes, y, x = (part.astype(np.int64) for part in np.nonzero(begins))
+    order = np.lexsort((codes, x, y))
+    codes, y, x = codes[order], y[order], x[order]
+    number[codes, y, x] = np.arange(len(codes))
+    end_x, end_y = x + _STEPS[codes, 0], y + _STEPS[codes, 1]
+    onward = [number[(codes + turn) % 4, end_y, end_x] for turn in (1, 0, 3)]
+    following = np.where(onward[0] >= 0, onward[0], np.where(onward[1] >= 0, onward[1], onward[2]))
+    return np.stack([x, y], 1), codes, following

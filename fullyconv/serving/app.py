@@ -1,0 +1,176 @@
+"""The application: what each route answers (starlette). Who is let in is `gate`'s, which stands before it here too: the
+application is as closed under another server as under ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fullyconv.serving.figures import Figures
+from fullyconv.serving.gate import COMMON, Gate, Refusal
+from fullyconv.serving.openapi import description
+from fullyconv.serving.pool import Pool
+from fullyconv.serving.wanted import BadQuery, wanted
+
+__all__ = ["application"]
+
+MISTAKE = Refusal(500, "mistake", "The server made a mistake; its log says which.")
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+"""The page's files: a fixed table, read once from the package. No name in a request is ever a file's."""
+
+
+def application(pool: Pool, gate: Gate, figures: Figures) -> ASGIApp:
+    """The ASGI application over a pool."""
+    answers = _Answers(pool, gate, figures)
+    routes = [Route(path, _fixed(*_asset(*file))) for path, file in PAGE.items()]
+    routes += [
+        Route("/healthz", answers.healthz),
+        Route("/readyz", answers.readyz),
+        Route("/metrics", answers.metrics),
+        Route("/openapi.json", answers.openapi),
+        Route("/v1/model", answers.model),
+        Route("/v1/predict", answers.predict, methods=["POST"]),
+    ]
+    return _Closed(Starlette(routes=routes), gate, figures)
+
+
+def _asset(name: str, media: str) -> tuple[bytes, str]:
+    return files("fullyconv.serving").joinpath("page", name).read_bytes(), media
+
+
+def _fixed(content: bytes, media: str) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=media)
+
+    return answer
+
+
+@final
+class _Closed:
+    """The gate before the application, its headers on every answer, and no word about our own mistakes."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, figures: Figures) -> None:
+        self.app, self.gate, self.figures = app, gate, figures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        begun, status = time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name for name, _ in message["headers"]}
+                message = {**message, "headers": [*message["headers"], *(h for h in COMMON if h[0] not in own)]}
+            await send(message)
+
+        refusal = self.gate.refusal(scope["method"], scope["path"], scope["headers"])
+        try:
+            if refusal is None:
+                await self.app(scope, receive, sending)
+            else:
+                await _response(refusal)(scope, receive, sending)
+        except Exception:
+            if status == 0:
+                await _response(MISTAKE)(scope, receive, sending)
+            raise
+        finally:
+            self.figures.request(scope["path"], status, time.monotonic() - begun)
+
+
+def _response(refusal: Refusal) -> Response:
+    headers, body = refusal.answer()
+    return Response(body, refusal.status, {k.decode(): v.decode() for k, v in headers})
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value), status, media_type="application/json")
+
+
+@final
+class _Answers:
+    def __init__(self, pool: Pool, gate: Gate, figures: Figures) -> None:
+        self.pool, self.gate, self.figures = pool, gate, figures
+        self.described = json.dumps(description(gate.limits, bool(gate.keys)))
+
+    async def healthz(self, request: Request) -> Response:
+        """The process answers; whether it can label, /readyz says."""
+        return _json({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        about = self.pool.about
+        if about is None or self.pool.draining:
+            return _response(self.pool.busy() or MISTAKE)
+        measured = ("device", "precision", "weights_sha256", "warm_seconds")
+        return _json({"status": "ready", **{key: about[key] for key in measured}})
+
+    async def model(self, request: Request) -> Response:
+        about = self.pool.about
+        return _response(self.pool.busy() or MISTAKE) if about is None else _json(about)
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(self.described, media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def predict(self, request: Request) -> Response:
+        about = self.pool.about
+        if about is None:
+            return _response(self.pool.busy() or MISTAKE)
+        try:
+            asked = wanted(request.scope["query_string"], len(about["heads"]))
+        except BadQuery as error:
+            return _response(Refusal(400, "query", str(error)))
+        media = request.headers["content-type"].partition(";")[0].strip().lower()
+        body = await self._body(request)
+        if isinstance(body, Refusal):
+            return _response(body)
+        result = await self._while_waited_for(request, self.pool.ask(asked, media, body))
+        if isinstance(result, Refusal):
+            return _response(result)
+        answer, content = result
+        headers = {"x-picture-size": "{}x{}".format(*answer["size"]), "x-weights-sha256": about["weights_sha256"]}
+        if answer["media"] != "application/json":
+            headers["content-security-policy"] = "default-src 'none'; sandbox"
+        return Response(content, headers=headers, media_type=answer["media"])
+
+    async def _body(self, request: Request) -> bytes | Refusal:
+        """The body, bounded here too: another server than ours may hand it over in parts."""
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self.gate.limits.body:
+                return Refusal(413, "body", "The picture file is too large.")
+            parts.append(part)
+        return b"".join(parts) or Refusal(400, "empty", "Send a picture as the body.")
+
+    async def _while_waited_for(self, request: Request, work: Any) -> Any:
+        """Work that nobody waits for any more is not done."""
+        task = asyncio.ensure_future(work)
+        left = asyncio.ensure_future(request.receive())  # the body is whole: what comes next is the disconnection
+        try:
+            await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.figures.abandoned.inc()
+                task.cancel()
+                return Refusal(503, "left", "The client left.")
+            return task.result()
+        finally:
+            left.cancel()
+            if not task.done():
+                task.cancel()
