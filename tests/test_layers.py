@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "data": (1, False),
     "doctor": (1, False),
     "scenes": (1, False),
+    "rasters": (1, False),
     "models": (2, True),
     "convolutionalisation": (2, True),
     "engine": (2, True),
@@ -110,7 +111,22 @@ def test_a_room_imports_only_rooms_below_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in modules() if room(m) in LAYERS and not LAYERS[room(m)][1]])
 def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
-    heavy = {"torch", "torchvision", "timm", "numba", "cv2", "scipy", "h5py", "onnx", "onnxruntime"}
+    heavy = {
+        "torch",
+        "torchvision",
+        "timm",
+        "numba",
+        "cv2",
+        "scipy",
+        "h5py",
+        "onnx",
+        "onnxruntime",
+        "rasterio",
+        "tifffile",
+        "shapely",
+        "pyogrio",
+        "av",
+    }
     names = imported(modules()[module], top_only=True)
     assert module in COMPILED or not COMPILED & names
     assert module in COMPILED or not heavy & {n.split(".")[0] for n in names}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+RASTERS = (*SUFFIXES, ".vrt")
 
 
 def predict(
@@ -34,6 +35,16 @@ def predict(
         list[str] | None,
         typer.Option("--input", metavar="NAME=FOLDER", help="Where a further modality lies, such as depth=FOLDER."),
     ] = None,
+    polygons: Annotated[
+        str, typer.Option(metavar="gpkg|geojson", help="Rasters: also the areas as polygons.", show_default=False)
+    ] = "",
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Polygons: how far borders may move, in map units; neighbours keep one border.")
+    ] = 0,
+    least_area: Annotated[
+        float,
+        typer.Option("--min-area", min=0, help="Polygons: smaller areas (square map units) join a neighbour."),
+    ] = 0,
     tile: Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")] = 0,
     max_memory: Annotated[
         str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
@@ -50,24 +61,45 @@ def predict(
     import json
 
     from fullyconv.cli.evaluate import predictor, progress_line
-    from fullyconv.errors import DataError, MissingInput, printable
+    from fullyconv.cli.predict_rasters import RasterOptions, claim_raster, label_raster, sort_out
+    from fullyconv.errors import DataError, MissingInput, UsageError, printable
     from fullyconv.files.outputs import Outputs
     from fullyconv.terminal import say
 
-    pairs, notes = outputs(images, out)
+    if polygons:
+        from fullyconv.rasters.polygons import require_polygons
+
+        require_polygons(polygons)
+    elif tolerance or least_area:
+        raise UsageError("--tolerance and --min-area are about polygons; add --polygons gpkg.")
+    pairs, notes = outputs(images, out, RASTERS)
     for note in () if quiet else notes:
         say(f"note: {note}")
+    rasters = sort_out(pairs, quiet)
+    if polygons and len(rasters) < len(pairs):
+        other = next(source for source, _ in pairs if source not in rasters)
+        raise UsageError(f"{printable(other)} is no raster with a place on a map, so it gets no polygons.")
+    options = RasterOptions(overlay, confidence, probabilities, polygons, tolerance, least_area, quiet)
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
     needed = ready.inputs or ("rgb",)
     further = _further(needed, inputs or [])
     plan = Outputs(out, _files_read(pairs, further))
-    every = [_claim(plan, list(ready.heads), name, overlay, confidence, probabilities) for _, name in pairs]
+    heads = list(ready.heads)
+    every = [
+        claim_raster(plan, heads, name, options)
+        if source in rasters
+        else _claim(plan, heads, name, overlay, confidence, probabilities)
+        for source, name in pairs
+    ]
     line = progress_line("labelling", quiet)
     written: list[tuple[str, Path]] = []
     failed = []
     for done, ((source, _), names) in enumerate(zip(pairs, every, strict=True), 1):
         try:
-            written += _write(ready, _read(source, needed, further), plan, names)
+            if source in rasters:
+                written += label_raster(ready, source, plan, names, options)
+            else:
+                written += _write(ready, _read(source, needed, further), plan, names)
         except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
             say(f"error: {error}")
             failed.append(printable(source))

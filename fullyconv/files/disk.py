@@ -35,6 +35,7 @@ __all__ = [
     "sha256_file",
     "storage_errors",
     "sync_directory",
+    "sync_file",
     "write_file",
 ]
 
@@ -136,6 +137,16 @@ def _write_all(fd: int, data: memoryview) -> int:
     while data:
         data = data[os.write(fd, data) :]
     return size
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """fsync a file that another library wrote."""
+    with storage_errors("Syncing", path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.errors import DataError, InternalError, UsageError, printable
-from fullyconv.files.disk import atomic_write, make_directory
+from fullyconv.files.disk import atomic_write, make_directory, sha256_file, storage_errors, sync_directory
 from fullyconv.files.written import WrittenBefore
 
 __all__ = ["Outputs", "flat_name", "folded_name", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
@@ -201,6 +201,16 @@ class Outputs:
         if self._before is not None:
             self._before.add(name, data)
         atomic_write(path, data)
+        return path
+
+    def publish(self, name: str, made: Path) -> Path:
+        """Give a file that was written whole and synced beside it the claimed name, in one rename; returns it."""
+        path = self.place(name)
+        if self._before is not None:
+            self._before.add_sum(name, sha256_file(made))
+        with storage_errors("Writing", path):
+            os.rename(made, path)
+        sync_directory(path.parent)
         return path
 
 

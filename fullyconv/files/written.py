@@ -60,7 +60,11 @@ class WrittenBefore:
 
     def add(self, name: str, data: bytes) -> None:
         """Tell that `data` is about to be written to folder/name."""
-        line = hashlib.sha256(data).hexdigest().encode() + b"  " + os.fsencode(name) + b"\n"
+        self.add_sum(name, hashlib.sha256(data).hexdigest())
+
+    def add_sum(self, name: str, digest: str) -> None:
+        """The same for bytes whose sha256 (hex) is known."""
+        line = digest.encode() + b"  " + os.fsencode(name) + b"\n"
         record = self._folder / RECORD
         with storage_errors("Writing", record), os.fdopen(open_append(record, follow=False), "rb+", 0) as file:
             size = os.fstat(file.fileno()).st_size

@@ -27,6 +27,7 @@ _STRIPS, _ORIENTATION, _BANDS, _ROWS, _STRIP_BYTES, _PLANAR = 273, 274, 277, 278
 _T4, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 292, 317, 322, 323, 324, 325
 _COLOURS, _EXTRA, _FORMAT, _NODATA = 320, 338, 339, 42113
 _WANTED = {v for k, v in globals().items() if k.startswith("_") and k[1:].isupper() and isinstance(v, int)}
+_PLACES = {33550, 33922, 34264, 34735}  # GeoTIFF's scale, tie points, matrix and keys: their presence is enough
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes by type of tag
 _NONE, _LZW, _PACKBITS, _FAX = 1, 5, 32773, (2, 3, 4)
 _RATIOS = {1: 1, 2: 20_000, 3: 20_000, 4: 20_000, 5: 4000, 8: 1100, 32946: 1100, 32773: 70, 34925: 40_000}
@@ -103,6 +104,11 @@ class Page:
         """The colours N 3 of a palette page; empty for others."""
         table = np.asarray(self.tags.get(_COLOURS, ())) if self.photometric == 3 else np.empty(0)
         return (table[: len(table) // 3 * 3].reshape(3, -1).T.astype(np.uint32) >> 8).astype(np.uint8)
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether the page says where on a map it lies."""
+        return bool(_PLACES & self.tags.keys())
 
     @property
     def reduced(self) -> bool:
@@ -183,7 +189,9 @@ def _page(at: At, name: str, order: Literal["<", ">"], big: bool, where: int) ->
     for i in range(count):
         entry = table[i * size : (i + 1) * size]
         tag, kind = struct.unpack(order + "HH", entry[:4])
-        if tag in _WANTED and kind in _SIZES:
+        if tag in _PLACES:
+            tags[tag] = ()
+        elif tag in _WANTED and kind in _SIZES:
             tags[tag] = _values(at, name, entry, order, long, width)
     rest = table[count * size : count * size + width]
     return Page(order, tags, name), struct.unpack(long, rest)[0] if len(rest) == width else 0

@@ -153,7 +153,10 @@ class Predictor:
 
     def _coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
         """window h w C -> {head: coarse scores 1 K h w, float32}."""
-        x = torch.from_numpy(self.model.preprocessing(window))[None]
+        return self.coarse(torch.from_numpy(self.model.preprocessing(window))[None])
+
+    def coarse(self, x: Tensor) -> dict[str, Tensor]:
+        """The network's own input 1 C H W -> {head: coarse scores 1 K h w, float32}, as prepared for prediction."""
         coarse = self._network(x.to(self.device, memory_format=torch.channels_last))
         return {h: coarse[h] for h in self.heads}
 

@@ -1,0 +1,246 @@
+"""The rasters among the images of `fullyconv predict`: read by windows, written as GeoTIFFs and polygons."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from fullyconv.files.outputs import Outputs
+    from fullyconv.predict.scene import SceneJob
+    from fullyconv.rasters.journal import BlockJournal
+
+__all__ = ["RasterOptions", "claim_raster", "label_raster", "sort_out"]
+
+BLOCKS = ".blocks"  # beside the results, until they are whole
+
+
+@final
+@dataclass(frozen=True)
+class RasterOptions:
+    overlay: bool
+    confidence: bool
+    probabilities: bool
+    polygons: str = ""
+    tolerance: float = 0
+    least: float = 0
+    quiet: bool = False
+
+
+def sort_out(pairs: Sequence[tuple[Path, str]], quiet: bool) -> set[Path]:
+    """The sources that are read by windows. Without rasterio those that can be read whole are, which is said."""
+    import importlib.util
+
+    from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
+    from fullyconv.rasters.opening import read_by_windows
+    from fullyconv.terminal import say
+
+    there = importlib.util.find_spec("rasterio") is not None
+    found, plain = set(), []
+    for source, _ in pairs:
+        try:
+            windows, whole = read_by_windows(source)
+        except (DataError, MissingInput):
+            continue  # the decoder names what is wrong with it
+        if windows and not there and not whole:
+            raise MissingExtra(f"Reading {printable(source)} by windows", "geo", "rasterio")
+        if windows and there:
+            found.add(source)
+        elif windows:
+            plain.append(source)
+    if plain and not quiet:
+        say(
+            f"note: {len(plain)} images say where on a map they lie ({printable(plain[0])}), and their label maps will "
+            "not: install it with  pip install 'fullyconv[geo]'."
+        )
+    return found
+
+
+def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: RasterOptions) -> dict[tuple[str, str], str]:
+    """(what, head) -> the name claimed for it."""
+    from fullyconv.files.outputs import one_part
+
+    found = {}
+    for i, head in enumerate(heads):
+        folder = [] if i == 0 else [one_part(head, "The head")]
+        found["labels", head] = plan.claim(*folder, f"{name}.tif")
+        if options.overlay and i == 0:
+            found["overlay", head] = plan.claim("overlay", f"{name}.jpg")
+        if options.confidence:
+            found["confidence", head] = plan.claim("confidence", *folder, f"{name}.tif")
+        if options.probabilities:
+            found["probabilities", head] = plan.claim("probabilities", *folder, f"{name}.tif")
+        if options.polygons:
+            found["polygons", head] = plan.claim(*folder, f"{name}.{options.polygons}")
+    return found
+
+
+def label_raster(
+    ready: Any, source: Path, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
+) -> list[tuple[str, Path]]:
+    """Label one raster and write what was claimed for it: (what, file). Finished blocks stay until all is written."""
+    from fullyconv.errors import printable
+    from fullyconv.files.outputs import flat_name
+    from fullyconv.predict.scene import SceneJob, label_blocks
+    from fullyconv.rasters.journal import BlockJournal
+    from fullyconv.rasters.opening import open_source
+    from fullyconv.terminal import say
+
+    raster = open_source(source)
+    try:
+        tile = ready.tiling["tile"]
+        sure = options.confidence or bool(options.polygons)
+        job = SceneJob.plan(ready, raster, tile[0] if tile else 0, sure, options.probabilities)
+        for note in () if options.quiet else notes(job, source):
+            say(f"note: {note}")
+        main = next(iter(ready.heads))
+        with BlockJournal(plan.folder / BLOCKS, flat_name(Path(names["labels", main]).stem), job.key()) as journal:
+            counts = label_blocks(job, journal, None if options.quiet else _progress(source, job))
+            if counts.found and not options.quiet:
+                say(f"{printable(source)}: {counts.found} of {counts.blocks} blocks were finished by an earlier run.")
+            written = _assemble(job, journal, plan, names, options)
+            journal.remove()
+        return written
+    finally:
+        raster.close()
+
+
+def notes(job: SceneJob, source: Path) -> list[str]:
+    """What a user should know of how a raster is read."""
+    from fullyconv.errors import printable
+
+    profile, grid, name = job.source.profile, job.grid, printable(source)
+    found = []
+    if profile.transform is None:
+        found.append(f"{name} does not say where on a map it lies; neither do its results.")
+    elif profile.rotated:
+        found.append(f"{name} is rotated on the map: its blocks start at its own corner, not on the map's grid.")
+    elif not profile.crs:
+        found.append(f"{name} names no coordinate system; neither do its results.")
+    if any(n % grid.align for n in grid.origin):
+        found.append(
+            f"{name} is read on the ground's own grid of {grid.align} pixels, {-grid.begin[0]} above and "
+            f"{-grid.begin[1]} left of its first pixel, so that other cuts of the scene get the same labels."
+        )
+    if job.blended:
+        found.append(f"this network's context is unbounded: blocks of {grid.core} pixels are blended over half of it.")
+    return found
+
+
+def _progress(source: Path, job: SceneJob) -> Any:
+    """Blocks done, megapixels a second of those computed now, and the time left."""
+    import sys
+
+    from fullyconv.errors import printable
+    from fullyconv.terminal import rewrite, say
+
+    start, live, first = time.monotonic(), sys.stderr.isatty(), [-1]
+    pixels = job.grid.size[0] * job.grid.size[1]
+
+    def line(done: int, total: int) -> None:
+        if first[0] < 0:
+            first[0] = 0 if done == 1 else done  # what an earlier run finished is told first
+        now = done - first[0]
+        seconds = time.monotonic() - start
+        speed = pixels / total * now / max(seconds, 1e-9) / 1e6
+        left = seconds / now * (total - done) if now else 0
+        text = f"{printable(source.name)} {done}/{total} blocks  {speed:.2f} MP/s  {left:.0f} s left"
+        if live:
+            rewrite(text, last=done == total)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            say(text)
+
+    return line
+
+
+def _assemble(
+    job: SceneJob, journal: BlockJournal, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
+) -> list[tuple[str, Path]]:
+    import numpy as np
+
+    from fullyconv.files.disk import make_directory
+    from fullyconv.rasters.assembling import Layer, write_geotiff
+
+    written: list[tuple[str, Path]] = []
+    model, profile = job.predictor.model, job.source.profile
+    byte = np.dtype(np.uint8)
+    for head, classes in job.predictor.heads.items():
+        taxonomy = model.taxonomies[head]
+        tags = (("CLASS_NAMES", json.dumps(list(taxonomy.names))),)
+        kind = np.dtype(np.uint8 if classes <= 255 else np.uint16)
+        layers = {
+            "labels": Layer(f"labels/{head}", kind, taxonomy.ignore, 1, taxonomy.palette, tags),
+            "confidence": Layer(f"confidence/{head}", byte, None),
+            "probabilities": Layer(f"probabilities/{head}", byte, None, classes, (), tags),
+        }
+        made: dict[str, Path] = {}
+        for what, layer in layers.items():
+            if (what, head) in names or (what == "confidence" and options.polygons):
+                target = plan.folder / names.get((what, head), names["labels", head])
+                make_directory(target.parent)
+                made[what] = write_geotiff(target, profile, job.grid, journal, layer)
+        try:
+            if options.polygons:
+                written.append(_polygons(job, head, made, plan, names["polygons", head], options))
+            written += [
+                (what, plan.publish(names[what, head], made.pop(what))) for what in list(made) if (what, head) in names
+            ]
+        finally:
+            for left in made.values():
+                left.unlink(missing_ok=True)
+        if ("overlay", head) in names:
+            written.append(("overlay", plan.write(names["overlay", head], _overlay(job, journal, head))))
+    return written
+
+
+def _polygons(
+    job: SceneJob, head: str, made: dict[str, Path], plan: Outputs, name: str, options: RasterOptions
+) -> tuple[str, Path]:
+    import secrets
+
+    from fullyconv.errors import printable
+    from fullyconv.files.disk import PREFIX, sync_file
+    from fullyconv.rasters.polygons import draw_polygons, write_polygons
+    from fullyconv.terminal import say
+
+    drawn = draw_polygons(made["labels"], made.get("confidence"), tolerance=options.tolerance, least=options.least)
+    a, b, _, d, e, _ = job.source.profile.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    temporary = (plan.folder / name).parent / f"{PREFIX}{secrets.token_hex(8)}.{options.polygons}"
+    try:
+        taxonomy = job.predictor.model.taxonomies[head]
+        write_polygons(
+            temporary, options.polygons, drawn, taxonomy.names, job.source.profile.crs, abs(a * e - b * d), head
+        )
+        sync_file(temporary)
+        if not options.quiet:
+            less = f", {drawn.merged} pixels of smaller areas given to their neighbours" if drawn.merged else ""
+            say(f"{printable(name)}: {len(drawn.shapes)} polygons{less}.")
+        return "polygons", plan.publish(name, temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _overlay(job: SceneJob, journal: BlockJournal, head: str) -> bytes:
+    """The raster, at most 1,600 pixels a side, under its labels; what has no data is left as it is."""
+    import numpy as np
+
+    from fullyconv.evaluation.writer import jpeg
+
+    palette = np.asarray(job.predictor.model.taxonomies[head].palette, np.uint16)
+    step, (h, w) = job.step, job.grid.size
+    out = np.zeros((-(-h // step), -(-w // step), 3), np.uint8)
+    for block in job.grid.blocks():
+        found = journal.read(block.row, block.column) or {}
+        core = block.core
+        shown = found["preview"]
+        labels = found[f"labels/{head}"][-core.top % step :: step, -core.left % step :: step]
+        known = labels < len(palette)
+        mixed = shown.copy()
+        mixed[known] = (shown[known].astype(np.uint16) + palette[labels[known]]) // 2
+        y, x = -(-core.top // step), -(-core.left // step)
+        out[y : y + mixed.shape[0], x : x + mixed.shape[1]] = mixed
+    return jpeg(out, 90)

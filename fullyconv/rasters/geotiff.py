@@ -1,0 +1,173 @@
+"""GeoTIFF, COG, BigTIFF and VRT by windows, through rasterio (extra `geo`).
+
+GDAL is told to stay on this machine: a VRT that names an address, an archive or another of GDAL's virtual places is
+refused, and only the two drivers are tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError, MissingExtra, printable
+from fullyconv.files.disk import sha256_file
+from fullyconv.files.reading import open_regular, read_ends, read_text
+from fullyconv.rasters.windows import RasterProfile, Window
+
+__all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
+
+CACHE = 64  # MiB of decoded tiles that GDAL keeps; its own choice, 5 % of the machine's memory, is no constant
+MOST_VRT = 64 << 20
+
+
+def rasterio_or_missing(what: str) -> Any:
+    """The module, or MissingExtra that says how to install it."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise MissingExtra(what, "geo", "rasterio") from error
+    return rasterio
+
+
+@contextmanager
+def gdal(what: str) -> Iterator[Any]:
+    """rasterio under our settings; GDAL's own errors become DataError naming `what`."""
+    rasterio = rasterio_or_missing(f"Reading {printable(what)} by windows")
+    from rasterio.errors import RasterioError
+
+    settings = {
+        "GDAL_CACHEMAX": CACHE, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_VRT_ENABLE_PYTHON": "NO",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_TIFF_INTERNAL_MASK": True, "GDAL_PAM_ENABLED": "NO",
+    }  # fmt: skip
+    try:
+        with rasterio.Env(**settings):
+            yield rasterio
+    except RasterioError as error:
+        cause = error.__cause__ or error
+        raise DataError(
+            f"{printable(what)} cannot be read ({printable(cause)[:160]}); it is damaged, cut off, or of a kind that "
+            "GDAL does not read: copy or export it again."
+        ) from error
+
+
+@final
+class GeoTiffSource:
+    """A GeoTIFF, plain or Big TIFF, COG or VRT."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.close(open_regular(path))  # no pipe, no device, nothing that blocks
+        self._files = [path]
+        if path.suffix.lower() == ".vrt":
+            self._files += _parts(path)
+        with gdal(str(path)) as rasterio:
+            import warnings
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._data = rasterio.open(
+                    path, driver="VRT" if path.suffix.lower() == ".vrt" else "GTiff", sharing=False
+                )
+            self.profile, self._bands, self._alpha, self._masked, self._colours = self._facts()
+
+    def _facts(self) -> tuple[RasterProfile, list[int], int, bool, NDArray[np.uint8] | None]:
+        from rasterio.enums import ColorInterp, MaskFlags
+
+        data = self._data
+        alpha = next((i for i, c in enumerate(data.colorinterp, 1) if c == ColorInterp.alpha), 0)
+        bands = [i for i in data.indexes if i != alpha]
+        if not bands:
+            raise DataError(f"{printable(self.path)} holds no band but alpha; export it with its measurements.")
+        kinds = {np.dtype(data.dtypes[i - 1]) for i in bands}
+        if any(k.kind not in "uif" for k in kinds):
+            raise DataError(f"{printable(self.path)} holds complex numbers; save real bands.")
+        colours = None
+        if len(bands) == 1 and data.colorinterp[0] == ColorInterp.palette:
+            table = data.colormap(1)
+            colours = np.zeros((256, 3), np.uint8)
+            for value, colour in table.items():
+                if value < 256:
+                    colours[value] = colour[:3]
+        masked = not alpha and any(MaskFlags.per_dataset in f for f in data.mask_flag_enums)
+        placed = not data.transform.is_identity
+        points = data.gcps if data.gcps[0] else None
+        profile = RasterProfile(
+            (data.height, data.width), 3 if colours is not None else len(bands),
+            np.dtype(np.uint8) if colours is not None else np.result_type(*kinds),
+            tuple(data.transform)[:6] if placed else None,
+            data.crs.to_wkt() if data.crs else "", data.nodata,
+            data.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG", dict(data.tags()), points, data.rpcs,
+        )  # fmt: skip
+        return profile, bands, alpha, masked, colours
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        h, w = window.size
+        with gdal(str(self.path)) as rasterio:
+            at = rasterio.windows.Window(window.left, window.top, w, h)
+            stored = np.moveaxis(self._data.read(self._bands, window=at), 0, -1)
+            alpha = self._data.read(self._alpha, window=at) if self._alpha else None
+            mask = self._data.read_masks(self._bands[0], window=at) if self._masked else None
+        bad = _unmeasured(stored, self.profile.nodata)
+        for layer in (alpha, mask):
+            if layer is not None:
+                bad = (layer == 0) if bad is None else bad | (layer == 0)
+        values = self._colours[stored[..., 0].astype(np.uint8)] if self._colours is not None else stored
+        return values, None if bad is None or not bad.any() else ~bad
+
+    def identity(self) -> str:
+        if len(self._files) == 1:
+            return sha256_file(self.path)
+        whole = hashlib.sha256()
+        for file in self._files:
+            whole.update(sha256_file(file).encode())
+        return whole.hexdigest()
+
+    def close(self) -> None:
+        self._data.close()
+
+
+def _unmeasured(stored: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Pixels H W that are NaN, infinite, or the declared nodata: in all bands of whole numbers without a sign, as GDAL
+    means it for colours, in any band of others. As `images.declared_invalid`."""
+    bad: NDArray[np.bool_] | None = None
+    if stored.dtype.kind == "f":
+        bad = ~np.isfinite(stored).all(axis=-1)
+    if nodata is not None and nodata == nodata:
+        if stored.dtype.kind == "f":
+            same = np.isclose(stored, nodata, rtol=1e-6, atol=0)
+        else:
+            same = stored == nodata
+        found = same.all(axis=-1) if stored.dtype.kind == "u" else same.any(axis=-1)
+        bad = found if bad is None else bad | found
+    return bad
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that a VRT is made of; DataError for one that leads off this machine's plain files."""
+    text = read_text(path, MOST_VRT)
+    names = re.findall(r"<SourceFilename([^>]*)>([^<]*)</SourceFilename>", text)
+    if "/vsi" in text.lower() or "://" in re.sub(r'xmlns[:\w]*="[^"]*"', "", "".join(n for _, n in names)):
+        raise DataError(f"{printable(path)} names files that lie elsewhere than on this machine; fetch them first.")
+    if (
+        re.search(r"<(SourceDataset|PixelFunctionCode|GDALWarpOptions|VRTRawRasterBand)", text, re.I)
+        or "VRTRaw" in text
+    ):
+        raise DataError(f"{printable(path)} computes or warps; write it as a GeoTIFF first (gdal_translate).")
+    found = []
+    for attributes, name in names:
+        relative = re.search(r'relativeToVRT\s*=\s*"1"', attributes)
+        part = (path.parent / name) if relative else Path(name)
+        if read_ends(part, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise DataError(f"{printable(path)} is made of {printable(part)}, which is no TIFF; only those are read.")
+        found.append(part)
+    if not found:
+        raise DataError(f"{printable(path)} names no plain file; build it with gdalbuildvrt from TIFFs.")
+    return found
