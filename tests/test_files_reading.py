@@ -36,6 +36,7 @@ ALLOWED = {
     "data/corpora/bands.py": "rasterio reads by itself what is_tiff, by `read_ends`, has found to be a regular TIFF",
     "rasters/geotiff.py": "rasterio reads by itself what `open_regular` has found to be a regular file",
     "rasters/assembling.py": "rasterio writes, and reads again, a temporary file of ours",
+    "rasters/video.py": "FFmpeg reads by itself what `open_regular` has found to be a regular file",
     "rasters/polygons.py": "rasterio reads the results that were just written",
     "data/pipeline/cache.py": "maps the cache's own file",
     "cli/__init__.py": "os.devnull, to write to",

@@ -20,6 +20,7 @@ __all__ = ["predict"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 RASTERS = (*SUFFIXES, ".vrt")
+VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 
 
 def predict(
@@ -45,6 +46,11 @@ def predict(
         float,
         typer.Option("--min-area", min=0, help="Polygons: smaller areas (square map units) join a neighbour."),
     ] = 0,
+    frames: Annotated[bool, typer.Option("--frames", help="Videos: also label maps, NAME/NUMBER.png.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Videos: label one frame of so many; the others keep it.")] = 1,
+    smooth: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Videos: share of what earlier frames said, 0 to 0.99.")
+    ] = 0,
     tile: Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")] = 0,
     max_memory: Annotated[
         str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
@@ -62,6 +68,7 @@ def predict(
 
     from fullyconv.cli.evaluate import predictor, progress_line
     from fullyconv.cli.predict_rasters import RasterOptions, claim_raster, label_raster, sort_out
+    from fullyconv.cli.predict_video import VideoOptions, claim_video, label_video, videos_among
     from fullyconv.errors import DataError, MissingInput, UsageError, printable
     from fullyconv.files.outputs import Outputs
     from fullyconv.terminal import say
@@ -72,9 +79,10 @@ def predict(
         require_polygons(polygons)
     elif tolerance or least_area:
         raise UsageError("--tolerance and --min-area are about polygons; add --polygons gpkg.")
-    pairs, notes = outputs(images, out, RASTERS)
+    pairs, notes = outputs(images, out, (*RASTERS, *VIDEOS))
     for note in () if quiet else notes:
         say(f"note: {note}")
+    videos = videos_among(pairs, VIDEOS)
     rasters = sort_out(pairs, quiet)
     if polygons and len(rasters) < len(pairs):
         other = next(source for source, _ in pairs if source not in rasters)
@@ -85,8 +93,11 @@ def predict(
     further = _further(needed, inputs or [])
     plan = Outputs(out, _files_read(pairs, further))
     heads = list(ready.heads)
-    every = [
-        claim_raster(plan, heads, name, options)
+    film = VideoOptions(overlay, frames, every, smooth, quiet)
+    claimed: list[Any] = [
+        claim_video(plan, source, name, film)
+        if source in videos
+        else claim_raster(plan, heads, name, options)
         if source in rasters
         else _claim(plan, heads, name, overlay, confidence, probabilities)
         for source, name in pairs
@@ -94,9 +105,11 @@ def predict(
     line = progress_line("labelling", quiet)
     written: list[tuple[str, Path]] = []
     failed = []
-    for done, ((source, _), names) in enumerate(zip(pairs, every, strict=True), 1):
+    for done, ((source, name), names) in enumerate(zip(pairs, claimed, strict=True), 1):
         try:
-            if source in rasters:
+            if source in videos:
+                written += label_video(ready, source, name, plan, names, film)
+            elif source in rasters:
                 written += label_raster(ready, source, plan, names, options)
             else:
                 written += _write(ready, _read(source, needed, further), plan, names)

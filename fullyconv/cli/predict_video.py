@@ -1,0 +1,133 @@
+"""The videos among the images of `fullyconv predict`: the same video under its labels, and label maps of its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fullyconv.files.outputs import Outputs
+
+__all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_video", "videos_among"]
+
+KINDS = (".mp4", ".mov", ".m4v", ".mkv")  # written as they are read; the others become .mkv, which holds any sound
+
+
+@final
+@dataclass(frozen=True)
+class VideoOptions:
+    """every: frames from one that is labelled to the next; smooth: share of what earlier frames said, 0..1."""
+
+    overlay: bool = True
+    frames: bool = False
+    every: int = 1
+    smooth: float = 0.0
+    quiet: bool = False
+
+
+def claim_video(plan: Outputs, source: Path, name: str, options: VideoOptions) -> dict[str, str]:
+    suffix = source.suffix.lower() if source.suffix.lower() in KINDS else ".mkv"
+    return {"overlay": plan.claim(f"{name}{suffix}")} if options.overlay else {}
+
+
+@final
+class VideoLabeller:
+    """Labels of the main head, frame after frame; what was said of the frames before is kept here."""
+
+    def __init__(self, ready: Any, every: int, smooth: float) -> None:
+        self._ready, self._every, self._smooth = ready, every, smooth
+        self._seen = self.computed = 0
+        self._labels: NDArray[Any] | None = None
+        self._shares: Any = None
+
+    def __call__(self, image: NDArray[Any]) -> NDArray[Any]:
+        """image H W 3 -> labels H W: of this frame, or of the last that was not skipped."""
+        if self._labels is None or self._seen % self._every == 0 or self._labels.shape != image.shape[:2]:
+            self._labels = self._compute(image)
+            self.computed += 1
+        self._seen += 1
+        return self._labels
+
+    def _compute(self, image: NDArray[Any]) -> NDArray[Any]:
+        head = next(iter(self._ready.heads))
+        if not self._smooth:
+            plain: NDArray[Any] = self._ready.labels(image)[head]
+            return plain
+        import torch
+
+        scores = self._ready.scores(image)
+        shares = torch.from_numpy(scores[head] if isinstance(scores, dict) else scores).softmax(0)
+        if self._shares is not None and self._shares.shape == shares.shape:
+            shares = self._smooth * self._shares + (1 - self._smooth) * shares
+        self._shares = shares
+        kind = "uint8" if shares.shape[0] <= 255 else "uint16"
+        smoothed: NDArray[Any] = shares.argmax(0).numpy().astype(kind)
+        return smoothed
+
+
+def label_video(
+    ready: Any, source: Path, name: str, plan: Outputs, names: dict[str, str], options: VideoOptions
+) -> list[tuple[str, Path]]:
+    """Write what was claimed for one video, and its frames' label maps: (what, file)."""
+    import secrets
+
+    import numpy as np
+
+    from fullyconv.cli.evaluate import progress_line
+    from fullyconv.errors import UsageError, printable
+    from fullyconv.files.disk import PREFIX, make_directory, sync_file
+    from fullyconv.images import encode_label
+    from fullyconv.rasters.video import VideoFrames, write_video
+
+    if (ready.inputs or ("rgb",)) != ("rgb",):
+        raise UsageError(f"This network takes {', '.join(ready.inputs)}; {printable(source)} has colours alone.")
+    taxonomy = ready.model.taxonomies[next(iter(ready.heads))]
+    palette = np.asarray(taxonomy.palette, np.uint16)
+    label, written = VideoLabeller(ready, options.every, options.smooth), list[tuple[str, Path]]()
+    frames = VideoFrames(source)
+    number = 0
+
+    def draw(image: NDArray[Any]) -> NDArray[Any]:
+        nonlocal number
+        before = label.computed
+        labels = label(image)
+        if options.frames and label.computed > before:
+            file = plan.claim(name, f"{number:06d}.png")
+            written.append(("labels", plan.write(file, encode_label(labels, taxonomy.palette))))
+        number += 1
+        shown: NDArray[Any] = ((image.astype(np.uint16) + palette[labels]) // 2).astype(np.uint8)
+        return shown
+
+    line = progress_line(f"labelling {source.name},", options.quiet)
+    try:
+        if "overlay" not in names:
+            for _, image in frames:
+                draw(image)
+            return written
+        target = plan.folder / names["overlay"]
+        make_directory(target.parent)
+        temporary = target.parent / f"{PREFIX}{secrets.token_hex(8)}{target.suffix}"
+        try:
+            write_video(temporary, frames, draw, line)
+            sync_file(temporary)
+            return [("video", plan.publish(names["overlay"], temporary)), *written]
+        finally:
+            temporary.unlink(missing_ok=True)
+    finally:
+        frames.close()
+
+
+def videos_among(pairs: Sequence[tuple[Path, str]], suffixes: Sequence[str]) -> set[Path]:
+    """The sources that are videos; MissingExtra, before work starts, where PyAV is not installed."""
+    import importlib.util
+
+    from fullyconv.errors import MissingExtra, printable
+
+    found = {source for source, _ in pairs if source.suffix.lower() in suffixes}
+    if found and importlib.util.find_spec("av") is None:
+        raise MissingExtra(f"Reading {printable(min(found))}", "video", "av")
+    return found
