@@ -1,6 +1,7 @@
 """A server with a stub for a worker, in a process of its own, and raw sockets to talk to it.
 
     python serving_tools.py serve LIMITS SECONDS    LIMITS: JSON for `Limits`; SECONDS that the stub takes a picture
+    python serving_tools.py real MODEL              the worker itself
     python serving_tools.py plain SECONDS           uvicorn as it comes, with the same stub: the negative control
     python serving_tools.py worker FD               the stub
 
@@ -146,6 +147,14 @@ def serve(limits: str, seconds: str) -> None:
     run(settings, "127.0.0.1", 0, gate, lambda address: print(address, flush=True), (str(HERE), "worker"))
 
 
+def real(model: str) -> None:
+    from fullyconv.serving.gate import Gate
+    from fullyconv.serving.server import run
+
+    settings = {"model": model, "tile": 2048, "device": "cpu", "precision": "fp32"}
+    run(settings, "127.0.0.1", 0, Gate(), lambda address: print(address, flush=True))
+
+
 def plain(seconds: str) -> None:
     """What one writes in five minutes: starlette and uvicorn as they come, an unbounded queue before one worker."""
     import asyncio
@@ -175,4 +184,4 @@ def plain(seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "plain": plain, "worker": lambda *_: stub()}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "plain": plain, "real": real, "worker": lambda *_: stub()}[sys.argv[1]](*sys.argv[2:])

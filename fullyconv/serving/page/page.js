@@ -53,7 +53,9 @@ async function label(file) {
     show(found);
     say(`${found.size[0]} x ${found.size[1]} pixels (H x W) labelled in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
   } catch (error) {
-    if (mine === turn) say(error.message, true);
+    if (mine !== turn) return;
+    say(error.message, true);
+    if (error.again) setTimeout(() => mine === turn && label(file), 1000 * error.again);
   }
 }
 
