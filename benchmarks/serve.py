@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py [MODEL] [--seconds 60] [--count 10000]
 
-Without MODEL the stub worker alone is used (40 ms an image), which leaves the network out of the figures. Prints one JSON
-object: overload by 10, slow attackers of three kinds, mutated requests and images, and a killed worker.
+Without MODEL the stub worker alone is used (40 ms an image), which leaves the network out of the figures. Prints one
+JSON object: overload by 10, slow attackers of three kinds, mutated requests and images, and a killed worker.
 """
 
 from __future__ import annotations

@@ -149,9 +149,11 @@ def slow_attackers(
 
 
 WORDS = [b"\r\n", b"\0", b"%2e%2e/", b"../" * 8 + b"etc/passwd", b"Transfer-Encoding: chunked\r\n", b"\xff" * 9, b" ",
-         b"Content-Length: 5\r\n", b":", b"HTTP/1.0", b"POST", b"?output=json&polygons=1", b"0\r\n\r\n",
+         b"Content-Length: 5\r\n", b":", b"HTTP/1.0", b"POST",
+         b"?output=json&polygons=1", b"0\r\n\r\n",
          b"ffffffffff\r\n",
-         b"Host: localhost\r\n", b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"A: " + b"b" * 3000]  # fmt: skip
+         b"Host: localhost\r\n", b"Expect: 100-continue\r\n", b"Connection: close\r\n",
+         b"A: " + b"b" * 3000]  # fmt: skip
 
 
 def mutated(generator: random.Random, seeds: list[bytes]) -> bytes:
