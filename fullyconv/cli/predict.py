@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,13 +60,18 @@ def predict(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_pixels: MaxPixels = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what an earlier run finished, unchanged since.")
+    ] = (False),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line a file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Label every pixel of images with a trained model."""
     import json
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from fullyconv.cli.evaluate import predictor, progress_line
+    from fullyconv.cli.predict_jobs import Finished, read_ahead
     from fullyconv.cli.predict_rasters import RasterOptions, claim_raster, label_raster, sort_out
     from fullyconv.cli.predict_video import VideoOptions, claim_video, label_video, videos_among
     from fullyconv.errors import DataError, MissingInput, UsageError, printable
@@ -102,28 +107,56 @@ def predict(
         else _claim(plan, heads, name, overlay, confidence, probabilities)
         for source, name in pairs
     ]
+    finished = Finished(plan.folder, _job(ready, options, film, tile, max_memory))
+    jobs = list(zip(pairs, claimed, strict=True))
+    if resume:
+        left = [job for job in jobs if not finished.holds(*_done(job, plan, further))]
+        say(f"{len(jobs) - len(left)} of {len(jobs)} images were finished by an earlier run.")
+        jobs = left
     line = progress_line("labelling", quiet)
     written: list[tuple[str, Path]] = []
-    failed = []
-    for done, ((source, name), names) in enumerate(zip(pairs, claimed, strict=True), 1):
-        try:
-            if source in videos:
-                written += label_video(ready, source, name, plan, names, film)
-            elif source in rasters:
-                written += label_raster(ready, source, plan, names, options)
-            else:
-                written += _write(ready, _read(source, needed, further), plan, names)
-        except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
-            say(f"error: {error}")
-            failed.append(printable(source))
-        if line:
-            line(done, len(pairs))
+    failed: list[str] = []
+
+    def store(job: Any, answers: Any) -> None:
+        """Write an image's results and remember it; in a thread of its own, while the next image is labelled."""
+        written.extend(answers() if callable(answers) else answers)
+        finished.add(*_done(job, plan, further)[:2])
+
+    def settle(most: int) -> None:
+        while len(writing) > most:
+            writing.pop(0).result()
+
+    plain = read_ahead(
+        jobs, lambda job: job[0][0] not in videos | rasters, lambda job: _read(job[0][0], needed, further)
+    )
+    writing: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as writer:
+        for done, (job, image) in enumerate(plain, 1):
+            (source, name), names = job
+            try:
+                if source in videos or source in rasters:
+                    settle(0)
+                    store(
+                        job,
+                        label_video(ready, source, name, plan, names, film)
+                        if source in videos
+                        else label_raster(ready, source, plan, names, options),
+                    )
+                else:
+                    writing.append(writer.submit(store, job, _answers(ready, image(), plan, names)))
+            except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
+                say(f"error: {error}")
+                failed.append(printable(source))
+            settle(2)
+            if line:
+                line(done, len(jobs))
+        settle(0)
     if as_json:
         print(json.dumps({"files": [str(p) for _, p in written], "failed": failed}))
     else:
         print("\n".join(str(p) for what, p in written if what != "overlay"))
     if failed:
-        raise DataError(f"{len(failed)} of {len(pairs)} images could not be labelled ({failed[0]}); see above.")
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be labelled ({failed[0]}); see above.")
 
 
 def outputs(
@@ -247,25 +280,48 @@ def _claim(
     return found
 
 
-def _write(ready: Any, image: Any, plan: Outputs, names: Files) -> list[tuple[str, Path]]:
-    """Write what was claimed for one image: (what, file)."""
+def _job(ready: Any, *options: Any) -> str:
+    """sha256 of the network and of the options that change what is written."""
+    from dataclasses import asdict, is_dataclass
+
+    from fullyconv.predict.scene import network_digest
+    from fullyconv.rasters.journal import job_key
+
+    chosen = [{**asdict(o), "quiet": True} if is_dataclass(o) and not isinstance(o, type) else o for o in options]
+    return job_key({"model": network_digest(ready.model), "precision": ready.precision, "options": chosen})
+
+
+def _done(job: Any, plan: Outputs, further: dict[str, Path]) -> tuple[list[Path], str, list[Path]]:
+    """(files that an image is read from, its name, files that are written for it)."""
+    (source, name), names = job
+    beside = [p for folder in further.values() if (p := _beside(source, folder))]
+    return [source, *beside], name, [plan.folder / n for n in names.values()]
+
+
+def _answers(ready: Any, image: Any, plan: Outputs, names: Files) -> Callable[[], list[tuple[str, Path]]]:
+    """Label one image; what is left to do, encoding and writing what was claimed for it, as a function that gives
+    (what, file)."""
     import numpy as np
 
     from fullyconv.images import encode_label, encode_png
 
     sure = any(what == "confidence" for what, _ in names)
     found = ready.confident_labels(image) if sure else {h: (v, None) for h, v in ready.labels(image).items()}
-    data: dict[tuple[str, str], bytes] = {}
-    for head, (labels, probability) in found.items():
-        palette = ready.model.taxonomies[head].palette
-        data["labels", head] = encode_label(labels, palette)
-        if ("overlay", head) in names:
-            data["overlay", head] = overlaid(image, labels, palette)
-        if probability is not None:
-            data["confidence", head] = encode_png(np.rint(probability * 255).astype(np.uint8))
-    if any(what == "probabilities" for what, _ in names):
-        data |= _probabilities(ready, image)
-    return [(key[0], plan.write(names[key], content)) for key, content in data.items()]
+    shares = _probabilities(ready, image) if any(what == "probabilities" for what, _ in names) else {}
+
+    def write() -> list[tuple[str, Path]]:
+        data: dict[tuple[str, str], bytes] = {}
+        for head, (labels, probability) in found.items():
+            palette = ready.model.taxonomies[head].palette
+            data["labels", head] = encode_label(labels, palette)
+            if ("overlay", head) in names:
+                data["overlay", head] = overlaid(image, labels, palette)
+            if probability is not None:
+                data["confidence", head] = encode_png(np.rint(probability * 255).astype(np.uint8))
+        data |= shares
+        return [(key[0], plan.write(names[key], content)) for key, content in data.items()]
+
+    return write
 
 
 def _probabilities(ready: Any, image: Any) -> dict[tuple[str, str], bytes]:

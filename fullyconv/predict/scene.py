@@ -30,7 +30,7 @@ from fullyconv.rasters.windows import Block, BlockGrid, RasterProfile, RasterSou
 if TYPE_CHECKING:
     from fullyconv.predict import Predictor
 
-__all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks"]
+__all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks", "network_digest"]
 
 CORES = (4096, 3072, 2048, 1536, 1024, 512)
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)
@@ -86,7 +86,7 @@ class SceneJob:
         g, p = self.grid, self.predictor
         return job_key(
             {
-                "model": _digest(p.model), "source": self.source.identity(), "precision": p.precision,
+                "model": network_digest(p.model), "source": self.source.identity(), "precision": p.precision,
                 "device": p.device.type, "size": list(g.size), "core": g.core, "align": g.align, "context": g.context,
                 "origin": list(g.origin), "blended": self.blended,
                 "layers": [self.confidence, self.probabilities], "transform": self.source.profile.transform,
@@ -99,9 +99,10 @@ class SceneJob:
         return max(1, -(-max(self.grid.size) // PREVIEW))
 
 
-def _digest(model: Any) -> str:
+def network_digest(model: Any) -> str:
     """sha256 of a network: its weights, what it is made of, how pixels become its input."""
-    whole = hashlib.sha256(repr((model.config(), model.preprocessing.to_json())).encode())
+    made = model.config() if hasattr(model, "config") else (model.name, dict(model.heads))
+    whole = hashlib.sha256(repr((made, model.preprocessing.to_json())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         whole.update(name.encode())
         whole.update(memoryview(tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)))

@@ -1,0 +1,81 @@
+"""The order of work of `fullyconv predict`: images are decoded ahead and written behind; what is done is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+__all__ = ["Finished", "read_ahead"]
+
+RECORD = ".predicted.sha256"  # beside the results: a line a finished image
+MOST = 1 << 28
+AHEAD = 2  # images decoded and not yet labelled: enough for one thread, and memory stays flat
+
+Item = TypeVar("Item")
+
+
+def read_ahead(
+    items: Sequence[Item], wanted: Callable[[Item], bool], read: Callable[[Item], Any]
+) -> Iterator[tuple[Item, Callable[[], Any]]]:
+    """Each item with a function that gives what `read` made of it, begun in another thread where it is `wanted`.
+
+    Errors of `read` are raised when they are asked for. At most `AHEAD` results wait.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[tuple[Item, Future[Any] | None]] = deque()
+        for item in items:
+            waiting.append((item, reader.submit(read, item) if wanted(item) else None))
+            if len(waiting) > AHEAD:
+                yield _given(*waiting.popleft())
+        while waiting:
+            yield _given(*waiting.popleft())
+
+
+def _given(item: Item, future: Future[Any] | None) -> tuple[Item, Callable[[], Any]]:
+    return item, (lambda: None) if future is None else future.result
+
+
+@final
+class Finished:
+    """Which images an earlier job of the same network and options finished, by their bytes."""
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self._path, self._job = folder / RECORD, job
+        self._known: set[str] | None = None
+
+    def line(self, sources: Sequence[Path], name: str) -> str:
+        """What stands in the record for an image: sha256 of the job, of its files' bytes and of its name."""
+        from fullyconv.files.disk import sha256_file
+
+        text = json.dumps([self._job, [sha256_file(s) for s in sources], name])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def holds(self, sources: Sequence[Path], name: str, results: Sequence[Path]) -> bool:
+        """Whether it is done, and all its results are there."""
+        from fullyconv.errors import MissingInput
+        from fullyconv.files.reading import read_file
+
+        if self._known is None:
+            try:
+                self._known = set(read_file(self._path, MOST).decode("ascii", "replace").split("\n"))
+            except MissingInput:
+                self._known = set()
+        return bool(self._known) and all(p.is_file() for p in results) and self.line(sources, name) in self._known
+
+    def add(self, sources: Sequence[Path], name: str) -> None:
+        """After its results are whole."""
+        from fullyconv.files.disk import storage_errors
+        from fullyconv.files.reading import open_append
+
+        with storage_errors("Writing", self._path):
+            fd = open_append(self._path, follow=False)
+            try:
+                os.write(fd, f"\n{self.line(sources, name)}\n".encode())  # a line that a power cut tore stays alone
+            finally:
+                os.close(fd)

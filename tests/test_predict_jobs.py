@@ -1,0 +1,93 @@
+"""A folder of images: decoded ahead, written behind, bad files passed over, what is finished left out with --resume."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fullyconv
+from fullyconv.cli import main
+from fullyconv.cli.predict_jobs import AHEAD, Finished, read_ahead
+
+
+def test_results_come_in_order_read_by_one_other_thread_and_few_wait() -> None:
+    begun: list[int] = []
+    threads = set()
+
+    def read(item: int) -> int:
+        begun.append(item)
+        threads.add(threading.get_ident())
+        return item * 10
+
+    seen = []
+    for item, given in read_ahead(range(20), lambda i: i % 3 != 0, read):
+        seen.append((item, given()))
+        assert len([b for b in begun if b > item]) <= AHEAD
+    assert seen == [(i, None if i % 3 == 0 else i * 10) for i in range(20)]
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_an_error_comes_with_its_own_item() -> None:
+    def read(item: int) -> int:
+        return 1 // item
+
+    found = []
+    for item, given in read_ahead([1, 0, 1], lambda _: True, read):
+        try:
+            found.append(given())
+        except ZeroDivisionError:
+            found.append(item - 7)
+    assert found == [1, -7, 1]
+
+
+def test_what_is_finished_is_known_by_job_bytes_name_and_results(tmp_path: Path) -> None:
+    source, result = tmp_path / "a.png", tmp_path / "out.png"
+    source.write_bytes(b"1")
+    result.write_bytes(b"2")
+    Finished(tmp_path, "job").add([source], "a")
+    assert Finished(tmp_path, "job").holds([source], "a", [result])
+    assert not Finished(tmp_path, "other").holds([source], "a", [result])
+    assert not Finished(tmp_path, "job").holds([source], "b", [result])
+    assert not Finished(tmp_path, "job").holds([source], "a", [tmp_path / "gone.png"])
+    source.write_bytes(b"3")
+    assert not Finished(tmp_path, "job").holds([source], "a", [result])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    model = fullyconv.create("fcn32s-squeezenet1_0".replace("32s", "16s"), 3, quiet=True)
+    for p in model.head_parameters():
+        p.data.uniform_(-0.1, 0.1)
+    model.save_pretrained("model")
+    (tmp_path / "in").mkdir()
+    for n in range(6):
+        Image.fromarray(np.full((24, 32, 3), 40 * n, np.uint8)).save(tmp_path / f"in/{n}.png")
+    return tmp_path
+
+
+def run(*words: str) -> Any:
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "model", "in", "-o", "out", "--no-overlay", *words])
+    return end.value.code or 0
+
+
+@pytest.mark.slow
+def test_a_bad_file_is_passed_over_and_resuming_does_the_rest_alone(place: Path, capsys: Any) -> None:
+    (place / "in/3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert run("--quiet") == 65
+    assert sorted(p.name for p in (place / "out").glob("*.png")) == ["0.png", "1.png", "2.png", "4.png", "5.png"]
+    assert "1 of 6 images could not be labelled" in capsys.readouterr().err
+    before = {p.name: p.stat().st_mtime_ns for p in (place / "out").glob("*.png")}
+    Image.fromarray(np.full((24, 32, 3), 7, np.uint8)).save(place / "in/3.png")
+    Image.fromarray(np.full((24, 32, 3), 9, np.uint8)).save(place / "in/5.png")
+    assert run("--quiet", "--resume") == 0
+    assert "4 of 6 images were finished by an earlier run" in capsys.readouterr().err
+    after = {p.name: p.stat().st_mtime_ns for p in (place / "out").glob("*.png")}
+    assert {n for n in after if after[n] != before.get(n)} == {"3.png", "5.png"}
