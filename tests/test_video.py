@@ -11,7 +11,7 @@ import pytest
 from test_rasters import Small
 
 from fullyconv.cli.predict_video import VideoLabeller, VideoOptions, claim_video, label_video, videos_among
-from fullyconv.errors import DataError, MissingExtra
+from fullyconv.errors import DataError, MissingExtra, UsageError
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import read_label
 from fullyconv.predict import Predictor
@@ -86,6 +86,11 @@ def test_label_maps_are_those_of_the_frames_and_skipped_frames_have_none(tmp_pat
     assert [p.name for _, p in written] == ["000000.png", "000003.png", "000006.png"]
     frames = [image for _, image in VideoFrames(source)]
     np.testing.assert_array_equal(read_label(written[1][1]), Predictor(Small())(frames[3]))
+
+
+def test_a_video_of_which_nothing_is_wanted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="add --frames"):
+        label(tmp_path / "a.mp4", tmp_path / "out", overlay=False)
 
 
 def test_a_turned_film_is_read_as_it_is_shown(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ class VideoOptions:
 
 
 def claim_video(plan: Outputs, source: Path, name: str, options: VideoOptions) -> dict[str, str]:
+    from fullyconv.errors import UsageError, printable
+
+    if not (options.overlay or options.frames):
+        raise UsageError(f"Nothing would be written for {printable(source)}; add --frames, or leave --no-overlay out.")
     suffix = source.suffix.lower() if source.suffix.lower() in KINDS else ".mkv"
     return {"overlay": plan.claim(f"{name}{suffix}")} if options.overlay else {}
 
