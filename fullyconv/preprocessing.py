@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.arguments import NUMBER, Kind, require
 from fullyconv.errors import DataError
 
 __all__ = ["IMAGENET", "Preprocessing"]
+
+_NUMBERS = Kind("a list of numbers", lambda v: isinstance(v, tuple | list) and all(map(NUMBER.fits, v)))
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Preprocessing:
     log: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("order", "mean", "std", "log"):
+            require(getattr(self, name), _NUMBERS, "Preprocessing", name)
+        require(self.scale, NUMBER, "Preprocessing", "scale")
         c = len(self.order)
         if not (len(self.mean) == len(self.std) == c):
             raise DataError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, final
 
+from fullyconv.arguments import CLASSES, WHOLE, require
 from fullyconv.errors import DataError, printable
 
 __all__ = ["Match", "Taxonomy", "listed_names", "match", "voc_palette"]
@@ -30,6 +31,12 @@ class Taxonomy:
     ignore: int = -1
 
     def __post_init__(self) -> None:
+        require(self.names, CLASSES, "Taxonomy", "names")
+        require(self.palette, CLASSES, "Taxonomy", "palette")
+        require(self.ignore, WHOLE, "Taxonomy", "ignore")
+        given: Sequence[Any] = self.names
+        if odd := [n for n in given if not isinstance(n, str) and not WHOLE.fits(n)]:
+            raise DataError(f"A class is named by a text, not by a {type(odd[0]).__name__}; give names=['a', 'b'].")
         names = tuple(str(n) for n in self.names)
         object.__setattr__(self, "names", names)
         if not names:
@@ -80,7 +87,10 @@ class Taxonomy:
 
 
 def _colour(c: Sequence[int]) -> Colour:
-    r, g, b = (int(v) for v in c)
+    try:
+        r, g, b = (int(v) for v in c)
+    except (TypeError, ValueError):
+        raise DataError(f"{printable(repr(c))[:60]} is no colour; give red, green and blue, each 0..255.") from None
     if not all(0 <= v <= 255 for v in (r, g, b)):
         raise DataError(f"The colour {(r, g, b)} is outside 0..255; give red, green and blue as bytes.")
     return r, g, b

@@ -267,11 +267,11 @@ def test_wrong_arguments_are_refused_in_words(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     for arguments, options, words in [
         ((3, data), {}, "not int"),
-        ((Tiny(), [1]), {}, "not list"),
+        ((Tiny(), [1]), {}, "Item 0 is int"),
         ((Tiny(), None), {}, "not NoneType"),
         ((Tiny(), data), {"tta": "flop"}, "flop"),
     ]:
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises((UsageError, DataError), match=words):
             evaluate(*arguments, **options)
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fullyconv"
 # room -> (layer, torch at import time?). Rooms of one layer are listed in the order in which they may import.
 LAYERS: dict[str, tuple[int, bool]] = {
     "errors": (0, False),
+    "arguments": (0, False),
     "terminal": (0, False),
     "allocator": (0, False),
     "processor": (0, False),

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
+from fullyconv.arguments import TILE, WHOLE, takes
 from fullyconv.convolutionalisation.analysis import analyse, called, trace_shared
 from fullyconv.convolutionalisation.rewriting import densify
 from fullyconv.errors import DataError, InternalError, UsageError
@@ -98,6 +99,7 @@ class DenseScorer(nn.Module):
         return scores
 
 
+@takes(input_size=TILE, channels=WHOLE, windows=WHOLE)
 def convolutionalise(
     classifier: nn.Module,
     input_size: int | Pair = 224,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fullyconv.arguments import MAPPING, PATH, TEXT, TEXTS, either, maybe, takes
 from fullyconv.data.base import Dataset, Record, Sample
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
 from fullyconv.files import open_regular
@@ -40,6 +41,12 @@ KINDS: dict[str, str] = {
 }
 
 
+@takes(
+    spec=PATH,
+    split=maybe(TEXT),
+    inputs=maybe(TEXTS),
+    heads=maybe(either(MAPPING, TEXTS)),
+)
 def open_dataset(
     spec: str | os.PathLike[str],
     split: str | None = None,

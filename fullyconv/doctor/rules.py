@@ -45,7 +45,7 @@ def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterato
                 yield finding("symlink-outside", [file], f"it is a link out of the data set, to {printable(real)}", 1)
     for dataset in datasets:
         folded = defaultdict(list)
-        for r in dataset.records:
+        for r in (r for r in dataset.records if r.inputs):
             folded[r.name.casefold()].append(next(iter(r.inputs.values())))
         for twins in folded.values():
             if len(twins) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv import metrics, processor
+from fullyconv.arguments import CALL, NUMBER, PATH, TEXT, TEXTS, TILE, WHOLE, Kind, either, maybe, takes
 from fullyconv.errors import DataError, UsageError
 from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads, network_classes
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
@@ -30,9 +32,19 @@ Progress = Callable[[int, int], None]
 TTA = ("flip", "scales")
 
 
+@takes(
+    protocol=TEXT,
+    average=TEXT,
+    tta=either(TEXT, TEXTS),
+    share=Kind("(rank, processes)", lambda v: TILE.fits(v) and not WHOLE.fits(v) and 0 <= v[0] < v[1]),
+    progress=maybe(CALL),
+    keep=maybe(PATH),
+    timeout=NUMBER,
+    unknown=TEXT,
+)
 def evaluate(
     predictor: Predictor | Any,
-    dataset: Dataset | str | Path,
+    dataset: Dataset | str | Path | Sequence[tuple[Any, Any]],
     *,
     protocol: str = "native",
     average: str = "present",
@@ -49,7 +61,8 @@ def evaluate(
     network's ids, and `about["classes"]` says what was matched how where they are not simply the same.
 
     predictor: a `Predictor`, a network, or the directory of a model or a run. dataset: a `Dataset`, or the path of one
-    (its val split; without one, what the run did not learn from, or all where the network's directory is not given).
+    (its val split; without one, what the run did not learn from, or all where the network's directory is not given), or
+    a sequence of (image, label), such as a torch `Dataset`, in the network's own ids.
     protocol: "native" (images and labels at their own size); "paper" (the same, whole images and no augmentation, as
     the paper scores); "resized:520" (shorter side 520, labels resampled nearest, as torchvision reports).
     average: means over the classes "present" in the truth (the paper's rule), or over "all".
@@ -189,18 +202,19 @@ def digest(predictor: Predictor) -> str:
 def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
     """A network or its directory as a predictor, a path as a data set; `UsageError` for anything else."""
     from fullyconv.data.base import Dataset
+    from fullyconv.data.pairs import from_pairs
     from fullyconv.evaluation.choice import images_to_measure
     from fullyconv.models import load
     from fullyconv.predict import Predictor
 
-    if not isinstance(dataset, Dataset | str | Path):
-        raise UsageError(
-            f"Images to measure on are a Dataset or its path, not {type(dataset).__name__}; give open_dataset(PATH)."
-        )
     model = predictor if isinstance(predictor, str | Path) else ""
     network: Any = load(predictor) if model else predictor
     ready: Predictor = network if hasattr(network, "confident_labels") else Predictor(network)
-    return ready, dataset if isinstance(dataset, Dataset) else images_to_measure(dataset, "", ready, model)
+    if isinstance(dataset, str | os.PathLike):
+        return ready, images_to_measure(os.fspath(dataset), "", ready, model)
+    if not isinstance(dataset, Dataset):  # a sequence of (image, label), in the network's own classes
+        dataset = from_pairs(dataset, next(iter(network_classes(ready).values())), "all")
+    return ready, dataset
 
 
 def _check(predictor: Predictor, dataset: Dataset, protocol: str, average: str, tta: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.arguments import PATH, TEXT, Kind, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.evaluation import digest
 from fullyconv.exporting.graph import OPSET
@@ -27,6 +28,13 @@ __all__ = ["Proof", "export", "verify"]
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
+@takes(
+    model=Kind("a network or its directory", lambda v: isinstance(v, FCN) or PATH.fits(v)),
+    file=PATH,
+    to=TEXT,
+    output=TEXT,
+    input=TEXT,
+)
 def export(
     model: FCN | str | Path,
     file: str | Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import torch
 
 from fullyconv import checkpoint, hub
+from fullyconv.arguments import MAPPING, PATH, TEXT, WHOLE, Kind, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
 from fullyconv.models.names import NETWORKS, Network, parse
 from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
+from fullyconv.models.seeding import Seeded
 from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
 from fullyconv.models.weight_loading import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
@@ -26,9 +27,17 @@ __all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "creat
 
 # HHA's means are the paper's, file channel order; depth is log(millimetres) - 7.844 (fcn data layers).
 HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
-_seeding = threading.Lock()  # torch's initialisation draws from the one generator of the process
 
 
+@takes(
+    name=TEXT,
+    heads=maybe(MAPPING),
+    weights=maybe(PATH),
+    padding=maybe(TEXT),
+    taxonomies=maybe(MAPPING),
+    preprocessing=maybe(Kind("a Preprocessing", lambda v: isinstance(v, Preprocessing))),
+    seed=WHOLE,
+)
 def create(
     name: str,
     classes: int | None = None,
@@ -61,8 +70,7 @@ def create(
         heads = {head: len(t) for head, t in taxonomies.items()}
     _check_heads(heads)
     heads = {head: int(k) for head, k in heads.items()}
-    with _seeding, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with Seeded(int(seed)):
         model = _build(name, network, heads, padding)
     if taxonomies is not None:
         model.taxonomies = dict(taxonomies)
@@ -80,9 +88,9 @@ def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
         raise UsageError("A network needs at least one head; give classes=21 or heads={'semantic': 21}.")
     for head, k in heads.items():
-        if not head.isidentifier() or head == "out":
-            raise UsageError(f"{printable(head)!r} cannot name a head; use letters, digits and _ (and not 'out').")
-        if isinstance(k, bool) or not hasattr(k, "__index__"):
+        if not isinstance(head, str) or not head.isidentifier() or head == "out":
+            raise UsageError(f"{printable(str(head))!r} cannot name a head; use letters, digits and _ (and not 'out').")
+        if not WHOLE.fits(k):
             raise UsageError(f"The head {head!r} has classes = {k!r}, which is no whole number; give one such as 21.")
         if k < 2:
             raise UsageError(f"The head {head!r} has {k} class; a network tells at least 2 apart.")
@@ -185,6 +193,7 @@ def _load_stored(model: FCN, stored: checkpoint.Stored, source: str) -> LoadRepo
     return report
 
 
+@takes(directory=PATH)
 def load(directory: str | Path) -> FCN:
     """The network in a model directory (written by `save_pretrained`, a training run or `convert`), in eval mode.
 
@@ -206,7 +215,7 @@ def _from_stored(stored: checkpoint.Stored, path: Path) -> FCN:
         raise DataError(
             f"{printable(path)}/config.json does not describe a network ({error}); save it again."
         ) from error
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if network.trunk.startswith("timm:") else "meta"):
+    with Seeded(0), torch.device("cpu" if network.trunk.startswith("timm:") else "meta"):
         model = _build(name, network, heads, padding)
     model.taxonomies = taxonomies
     model.origin = dict(config.get("training") or {})

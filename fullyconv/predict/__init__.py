@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fullyconv.arguments import TEXT, TILE, maybe, takes
 from fullyconv.engine.precision import choose_precision, refuse, seconds
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError, printable
@@ -41,6 +42,7 @@ class Predictor:
     Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros.
     """
 
+    @takes(tile=maybe(TILE), precision=TEXT)
     def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
         if not all(hasattr(model, name) for name in ("head_parameters", "preprocessing", "coarse")):
             raise UsageError(

@@ -8,19 +8,23 @@ and its schedule follow the clock instead).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from contextlib import ExitStack, closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fullyconv.arguments import PATH, TEXTS, Kind, either, maybe, takes
 from fullyconv.data.base import Dataset
+from fullyconv.data.pairs import from_pairs
 from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
+from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, optimisation, planning
 from fullyconv.train.batch_reader import BatchReader, read_ahead
-from fullyconv.train.context import RunContext, prepare_run, tensorboard_writer, training_mode
+from fullyconv.train.context import RunContext, held_out, prepare_run, tensorboard_writer, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.memory_advice import explained
 from fullyconv.train.process_group import device_for, join
@@ -31,12 +35,18 @@ from fullyconv.train.step import gradient_norm, gradients
 __all__ = ["fit"]
 
 
+@takes(
+    recipe=maybe(either(Kind("a Recipe", lambda v: isinstance(v, Recipe)), PATH)),
+    out=PATH,
+    allow=either(TEXTS, Kind("a set of texts", lambda v: isinstance(v, set | frozenset))),
+)
 def fit(
     recipe: Recipe | str | Path | None = None,
-    data: str | os.PathLike[str] | Dataset = "",
+    data: str | os.PathLike[str] | Dataset | Sequence[tuple[Any, Any]] = "",
     out: str | os.PathLike[str] = "runs/model",
     *,
-    val: str | os.PathLike[str] | Dataset | None = None,
+    val: str | os.PathLike[str] | Dataset | Sequence[tuple[Any, Any]] | None = None,
+    classes: int | Sequence[str] | Taxonomy | None = None,
     resume: bool = False,
     allow: Collection[str] = (),
     check: bool = True,
@@ -44,7 +54,9 @@ def fit(
 ) -> Path:
     """Train by `recipe` (a Recipe, a published name, a TOML file or None for the defaults) on `data` into `out`.
 
-    data, val: a `Dataset` or what `open_dataset` takes; without `val`, the recipe's `val_split` of `data`.
+    data, val: a `Dataset`, what `open_dataset` takes, or a sequence of (image, label) such as a torch `Dataset`
+    (`data.pairs`); without `val`, the recipe's `val_split` of `data`, of a sequence a fifth.
+    classes: of a sequence, how many classes there are, their names, or a `Taxonomy`.
     resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" or
     "threads" that may have changed since.
     check: look for everything that is wrong with the data first (`fullyconv check`, fast).
@@ -53,19 +65,46 @@ def fit(
     Interrupted or Terminated after a signal, with the step saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
-    if not isinstance(data, Dataset) and not os.fspath(data):
-        raise UsageError("Name the labelled images to learn from: data=PATH, kind:PATH or a Dataset.")
+    data, val = _datasets(recipe, data, val, classes)
     refuse(recipe.precision, device_for(recipe.device))
     if recipe.tensorboard:
         tensorboard_writer()
     if recipe.stages:
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:
+        stack.enter_context(_as_before())
         world = stack.enter_context(join(recipe.device))
         display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
         course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
         learn(course, stack.enter_context(Stop()))
     return Path(out)
+
+
+def _datasets(recipe: Recipe, data: Any, val: Any, classes: Any) -> tuple[Any, Any]:
+    """`data` and `val` as data sets where they are sequences; without `val`, a fifth of a sequence is held out."""
+    if isinstance(data, str | os.PathLike) and not os.fspath(data):
+        raise UsageError("Name the labelled images to learn from: data=PATH, kind:PATH or a Dataset.")
+    known = (str, os.PathLike, Dataset)
+    if classes is not None and isinstance(data, known):
+        raise UsageError("classes= is about sequences of (image, label); name a folder's classes in its classes.txt.")
+    if val is not None and not isinstance(val, known):
+        names = classes if classes is not None else getattr(data, "taxonomies", {}).get("semantic")
+        val = from_pairs(val, names, "val")
+    if isinstance(data, known):
+        return data, val
+    data = from_pairs(data, classes)
+    return (data, val) if val is not None or not recipe.val_split else held_out(data, why="No val= is given")
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """torch's random numbers and its switches for equal bits are the caller's again when the run has ended."""
+    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
 
 
 def learn(c: RunContext, stop: Stop) -> None:

@@ -111,7 +111,7 @@ class BatchReader:
             try:
                 return augment(self._read(chosen), self.augmentation, rng, fill=self.fill, ignore=self.ignore)
             except (FullyconvError, OSError) as error:
-                if not self.dataset.root.exists():
+                if self.dataset.records[chosen].inputs and not self.dataset.root.exists():
                     raise MissingInput(
                         f"{self.dataset.root} is gone; bring it back, then go on with --resume."
                     ) from error

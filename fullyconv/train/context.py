@@ -168,7 +168,11 @@ def checked(
         if not isinstance(data, Dataset):
             doctor.refuse_errors(doctor.check(data, fast=True))
         raise
-    found = doctor.examine([d for d in (train, val) if d is not None], fast=True)
+    both = [d for d in (train, val) if d is not None]
+    filed = [d for d in both if any(r.inputs or r.labels for r in d.records)]
+    if not filed:  # what no files hold is checked as it is read
+        return train, val, {}
+    found = doctor.examine(filed, fast=True)
     doctor.refuse_errors(found.findings)
     for finding in found.findings:
         if finding.level == "warning":

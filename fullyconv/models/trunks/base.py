@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fullyconv.errors import UsageError, printable
 from fullyconv.geometry import Map, UnevenPaths
 from fullyconv.models.trace import CannotTrace, Trace, probe, trace
 from fullyconv.preprocessing import IMAGENET, Preprocessing
@@ -41,8 +42,15 @@ class Trunk(nn.Module, ABC):
             return {s: rows[name].join(columns[name]) for s, name in traced.outputs.items()}, True
         except (CannotTrace, UnevenPaths):
             training = self.training
-            found = probe(self.eval())
-            self.train(training)
+            try:
+                found = probe(self.eval())
+            except Exception as error:
+                raise UsageError(
+                    f"{self.source or type(self).__name__} cannot be a trunk: what it makes of an image of 256x256 is "
+                    f"no maps N x C x h x w ({printable(error)[:200]}); choose one that takes images of any size."
+                ) from error
+            finally:
+                self.train(training)
             return dict(zip(self.channels, found, strict=True)), False
 
 
