@@ -12,17 +12,24 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, nearest
 from fullyconv.files import read_text
 
-__all__ = ["Recipe", "key_table", "names", "parse_time", "published", "read", "setting"]
+__all__ = ["AUTO_BATCH", "AUTO_CROP", "Recipe", "key_table", "names", "parse_time", "published", "read", "setting"]
 
 PUBLISHED = Path(__file__).parent / "published"
 DURATION = ("epochs", "steps", "time")
+# "auto" of keys that are numbers, until `fullyconv.train.chosen` has settled them by the data.
+AUTO_CROP = (0, 0)
+AUTO_BATCH = 0
+
+
+def _or_auto(auto: object) -> BeforeValidator:
+    return BeforeValidator(lambda value: auto if value == "auto" else value)
 
 
 def _key(default: Any, description: str, **limits: Any) -> Any:
@@ -49,8 +56,14 @@ class Recipe(BaseModel):
     )
 
     # The network
-    model: str = _key("fcn8s-mobilenet_v2", "Network by name, fcn{32s,16s,8s,4s}-TRUNK; `fullyconv models` lists them.")
-    weights: str = _key("", 'File with the trunk\'s weights; "imagenet" downloads them; empty learns from scratch.')
+    model: str = _key(
+        "fcn8s-efficientnet_lite0", "Network by name, fcn{32s,16s,8s,4s}-TRUNK; `fullyconv models` lists them."
+    )
+    weights: str = _key(
+        "auto",
+        'File with the trunk\'s weights; "auto" takes those of an installed package or of an earlier download, else '
+        'none; "imagenet" downloads them; empty learns from scratch.',
+    )
     init_from: str = _key("", "Run or model directory to start from by net surgery; two streams: RUN,RUN.")
     padding: Literal["", "paper", "same"] = _key("", "Border handling; empty takes the network's default.")
     options: dict[str, Any] = _key({}, "Further arguments of `models.create`, as an inline table.")
@@ -71,8 +84,10 @@ class Recipe(BaseModel):
     # Images
     split: str = _key("train", "Split that is learned.")
     val_split: str = _key("val", "Split that is measured; empty for none.")
-    crop: tuple[int, ...] = _key(
-        (512, 512), "Largest window (rows, columns) cut from each image; empty takes whole images."
+    crop: Annotated[tuple[int, ...], _or_auto(AUTO_CROP)] = _key(
+        AUTO_CROP,
+        "Largest window (rows, columns) cut from each image; empty takes whole images; auto: what most of the images "
+        "hold, up to 512.",
     )
     scale: tuple[float, float] = _key((0.75, 1.5), "Range of the random scale, as a factor.")
     flip: float = _key(0.5, "Share of images mirrored left to right.", ge=0, le=1)
@@ -81,7 +96,9 @@ class Recipe(BaseModel):
     sampling: Literal["epochs", "replacement"] = _key(
         "epochs", "Every image once an epoch in random order, or drawn with replacement (the paper's)."
     )
-    batch_size: int = _key(4, "Images a step, all processes together.", ge=1)
+    batch_size: Annotated[int, _or_auto(AUTO_BATCH)] = _key(
+        AUTO_BATCH, "Images a step, all processes together; auto: up to 8, by crop, memory and number of images.", ge=0
+    )
     accumulate: int = _key(1, "Passes a step's images are split into, to save memory.", ge=1)
     workers: int = _key(0, "Processes that read and transform images; 0 does it in a thread.", ge=0, le=64)
     cache: Literal["none", "memory", "disk"] = _key(
@@ -95,8 +112,10 @@ class Recipe(BaseModel):
     loss: Literal["mean", "sum", "image-mean"] = _key(
         "mean", "Cross-entropy averaged over a step's labelled pixels, summed per image, or averaged image by image."
     )
-    class_weights: Literal["none", "median-frequency"] | tuple[float, ...] = _key(
-        "none", 'Weights of the classes: "none", "median-frequency", or one number a class.'
+    class_weights: Literal["auto", "none", "median-frequency", "root-median-frequency"] | tuple[float, ...] = _key(
+        "auto",
+        'Weights of the classes: "none", "median-frequency", "root-median-frequency" (their square roots), or one '
+        "number a class; auto: the roots where the largest class has over 20 times the pixels of the smallest.",
     )
     label_smoothing: float = _key(0.0, "Share of the target spread over all classes.", ge=0, lt=1)
     top_k: float = _key(1.0, "Share of the hardest pixels that count (OHEM).", gt=0, le=1)
@@ -159,19 +178,19 @@ class Recipe(BaseModel):
     def to_toml(self, only_set: bool = False) -> str:
         """Every key with its value, one a line, in the order of the table; `only_set`: those that were given."""
         table = self.model_dump(exclude_unset=only_set)
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
+        return "".join(f"{key} = {_toml(_worded(key, value))}\n" for key, value in table.items())
 
 
 def _check_together(recipe: Recipe) -> None:
     """Refuse combinations that cannot be meant."""
     if sum(bool(getattr(recipe, key)) for key in DURATION) > 1:
         raise UsageError("A run has one length: give only one of epochs, steps and time.")
-    if len(recipe.crop) not in (0, 2) or any(side < 1 for side in recipe.crop):
+    if len(recipe.crop) not in (0, 2) or (recipe.crop != AUTO_CROP and any(side < 1 for side in recipe.crop)):
         raise UsageError(f"crop = {list(recipe.crop)} is not a window; give two sides (rows, columns) of at least 1.")
     low, high = recipe.scale
     if not 0 < low <= high:
         raise UsageError(f"scale = [{low}, {high}] is not a range of factors; give 0 < low <= high.")
-    if recipe.accumulate > recipe.batch_size:
+    if recipe.batch_size != AUTO_BATCH and recipe.accumulate > recipe.batch_size:
         raise UsageError(f"accumulate = {recipe.accumulate} splits a step of {recipe.batch_size} images; lower it.")
     if isinstance(recipe.class_weights, tuple) and any(not 0 <= w < math.inf for w in recipe.class_weights):
         raise UsageError("class_weights must be finite and not negative.")
@@ -317,6 +336,11 @@ def _hint(key: str, value: Any) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
+def _worded(key: str, value: Any) -> Any:
+    """ "auto" in place of the numbers that stand for it."""
+    return "auto" if (key, value) in (("crop", AUTO_CROP), ("batch_size", AUTO_BATCH)) else value
+
+
 def _toml(value: Any) -> str:
     """A TOML value: the inverse of tomllib for what recipes hold."""
     if isinstance(value, bool):
@@ -335,7 +359,7 @@ def _toml(value: Any) -> str:
 def key_table() -> str:
     """Every key, its default and what it means, as a Markdown table (docs/train.md)."""
     rows = [
-        f"| `{name}` | `{_toml(field.get_default(call_default_factory=True))}` | {field.description} |"
+        f"| `{name}` | `{_toml(_worded(name, field.get_default(call_default_factory=True)))}` | {field.description} |"
         for name, field in Recipe.model_fields.items()
     ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])

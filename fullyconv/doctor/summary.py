@@ -14,6 +14,8 @@ from fullyconv.doctor.scan import LabelFacts, RecordFacts
 
 __all__ = ["Summary", "median_frequency_weights", "summarise"]
 
+SKEWED = 20  # pixels of the largest class by those of the smallest, above which classes are weighted
+
 
 @final
 @dataclass(frozen=True)
@@ -111,16 +113,15 @@ def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> dict[str, Any]:
 
 
 def _recipe(sizes: NDArray[Any], heads: Mapping[str, Mapping[str, Any]], images: Mapping[str, int]) -> dict[str, Any]:
-    """Settings to start from: a crop that fits most images, weights where classes are very unequal."""
+    """What training takes where a recipe says "auto": a crop that fits most images, weights where classes are very
+    unequal (`fullyconv.train.chosen` lowers the batch to what memory holds)."""
     low = np.percentile(sizes, 10, axis=0)
     crop = [int(max(32, min(512, side // 32 * 32))) for side in low]
     shares = [f for h in heads.values() for f in h.get("frequency", ()) if f > 0]
-    skewed = bool(shares) and max(shares) > 50 * min(shares)
+    skewed = bool(shares) and max(shares) > SKEWED * min(shares)
     count = next(iter(images.values()))
     return {
         "crop": crop,
         "batch_size": int(max(1, min(8, 2_000_000 // (crop[0] * crop[1]), count))),
-        "scale": [0.5, 2.0] if min(crop) >= 128 else [0.75, 1.5],
-        "flip": 0.5,
-        "class_weights": "median-frequency" if skewed else "none",
+        "class_weights": "root-median-frequency" if skewed else "none",
     }

@@ -25,15 +25,17 @@ from fullyconv.data.base import Dataset, Record
 from fullyconv.data.pipeline.matching import relabelled
 from fullyconv.data.splits import Division, divide, kept_in
 from fullyconv.doctor.content import Contents, digests_of
+from fullyconv.doctor.summary import Summary
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train import caching, planning, training_state
 from fullyconv.train.batch_reader import crop_of
+from fullyconv.train.chosen import choose
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.machine import settle
-from fullyconv.train.network import network, network_name
+from fullyconv.train.network import network, network_name, refuse_single_cells
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.process_group import ProcessGroup
 
@@ -105,14 +107,16 @@ def prepare_run(
             f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
         )
     begun = time.time_ns()
-    train, val, read = (
+    train, val, read, summary = (
         checked(recipe, data, val, display, kept_in(out) if resume else None)
         if check
-        else (*open_both(recipe, data, val, kept_in(out) if resume else None), {})
+        else (*open_both(recipe, data, val, kept_in(out) if resume else None), {}, None)
     )
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
     model = network(recipe, train, quiet=display.quiet)
+    if recipe.weights == "auto" and "weights" not in model.origin:
+        recipe = recipe.replace(weights="")  # what the run says of itself is what it had
     run = _directory(out, resume, world, stack)
     before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
     for part, dataset in (("train", train), ("val", val)):
@@ -132,7 +136,13 @@ def prepare_run(
         torch.use_deterministic_algorithms(True)
     model.to(world.device, memory_format=torch.channels_last)
     kept = stored.state.get("machine", {}) if stored else {}
+    recipe, chosen = choose(recipe, model, train, summary, kept.get("chosen", {}), world.device)
+    recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
+    refuse_single_cells(model, recipe)
+    for note in chosen:
+        display.note(note)
     recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
+    machine.facts["chosen"] = {key: getattr(recipe, key) for key in ("crop", "batch_size", "class_weights")}
     for note in machine.notes:
         display.note(note)
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
@@ -159,9 +169,9 @@ def prepare_run(
 
 def checked(
     recipe: Recipe, data: Any, val: Any, display: Display, kept: Division | None = None
-) -> tuple[Dataset, Dataset | None, dict[Path, str]]:
-    """`open_both` after the fast check: everything that is wrong at once, before anything is written; and the sha256 of
-    the files that it has read."""
+) -> tuple[Dataset, Dataset | None, dict[Path, str], Summary | None]:
+    """`open_both` after the fast check: everything that is wrong at once, before anything is written; the sha256 of
+    the files that it has read, and the doctor's summary."""
     try:
         train, val = open_both(recipe, data, val, kept)
     except DataError:
@@ -177,7 +187,7 @@ def checked(
     for finding in found.findings:
         if finding.level == "warning":
             display.note(f"warning: {finding.message} {finding.remedy}")
-    return train, val, digests_of(found.facts)
+    return train, val, digests_of(found.facts), found.summary
 
 
 def open_both(recipe: Recipe, data: Any, val: Any, kept: Division | None = None) -> tuple[Dataset, Dataset | None]:
@@ -357,8 +367,9 @@ def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict
     """Weights of the classes by head; given ones are the main head's."""
     if recipe.class_weights == "none":
         return dict.fromkeys(train.taxonomies)
-    if recipe.class_weights == "median-frequency":
-        return {h: torch.tensor(w, device=device) for h, w in median_frequency(train).items()}
+    if isinstance(recipe.class_weights, str):
+        power = 0.5 if recipe.class_weights == "root-median-frequency" else 1.0
+        return {h: torch.tensor(w**power, device=device) for h, w in median_frequency(train).items()}
     main, *others = train.taxonomies
     if len(recipe.class_weights) != len(train.taxonomies[main]):
         raise UsageError(

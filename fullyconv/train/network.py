@@ -19,7 +19,7 @@ from fullyconv.recipes import Recipe
 from fullyconv.terminal import say
 from fullyconv.train.unfold import unfold
 
-__all__ = ["network", "network_name", "origin"]
+__all__ = ["network", "network_name", "origin", "refuse_single_cells"]
 
 
 def network_name(recipe: Recipe) -> str:
@@ -38,17 +38,13 @@ def _for_data(name: str, train: Dataset) -> str:
 
 def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
     """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned."""
-    if recipe.loss == "sum" and not recipe.weights and not recipe.init_from:
-        raise UsageError(
-            f"{recipe.name or 'This recipe'} (summed loss, rate {recipe.lr:g}) learns nothing from random weights; "
-            "start it from trained ones: --set weights=FILE (the trunk's), or --set init_from=RUN."
-        )
+    _refuse_sum_from_nothing(recipe, bool(recipe.weights or recipe.init_from))
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
     if preprocessing is None and train.inputs == ("bands",):
         preprocessing = measured(train)
     model = models.create(
         _for_data(network_name(recipe), train),
-        weights=recipe.weights or None,
+        weights=None if recipe.weights == "auto" and recipe.init_from else recipe.weights or None,
         padding=recipe.padding or None,
         preprocessing=preprocessing,
         taxonomies=train.taxonomies,
@@ -56,8 +52,9 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
         quiet=quiet,
         **recipe.options,
     )
+    started = model.report is not None and bool(model.report.copied)
+    _refuse_sum_from_nothing(recipe, started or bool(recipe.init_from))
     _refuse_other_channels(model, train)
-    _refuse_single_cells(model, recipe)
     if recipe.init_from:
         report = init_from(model, recipe.init_from)
         if not quiet:
@@ -68,7 +65,20 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
         for p in model.trunk_parameters():
             p.requires_grad_(False)
     model.origin = {**model.origin, **origin(recipe, train)}
+    if recipe.weights == "auto":
+        package = model.origin.get("trunk_weights", {}).get("package", "a file downloaded before")
+        model.origin = {k: v for k, v in model.origin.items() if k != "weights"} | (
+            {"weights": package} if started else {}
+        )
     return model
+
+
+def _refuse_sum_from_nothing(recipe: Recipe, started: bool) -> None:
+    if recipe.loss == "sum" and not started:
+        raise UsageError(
+            f"{recipe.name or 'This recipe'} (summed loss, rate {recipe.lr:g}) learns nothing from random weights; "
+            "start it from trained ones: --set weights=FILE (the trunk's), or --set init_from=RUN."
+        )
 
 
 def measured(train: Dataset, most: int = 200) -> Preprocessing:
@@ -118,7 +128,7 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     }
 
 
-def _refuse_single_cells(model: Any, recipe: Recipe) -> None:
+def refuse_single_cells(model: Any, recipe: Recipe) -> None:
     """UsageError where batch norm would see one cell of one image: a single value has no spread."""
     stride, images = max(model.taps), recipe.batch_size // recipe.accumulate
     if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm != "train":

@@ -1,0 +1,114 @@
+"""What a recipe leaves to the data, chosen from what the doctor found in it: crop, batch size, class weights.
+
+A key that says "auto" is settled once, before the first step; the run's recipe.toml holds what was taken, so a run
+that goes on, or is repeated, has the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fullyconv import cost, doctor, processor
+from fullyconv.data.base import Dataset
+from fullyconv.doctor.summary import Summary
+from fullyconv.errors import printable
+from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
+from fullyconv.train.batch_reader import crop_of
+
+__all__ = ["choose", "fitting_batch", "looked_at"]
+
+LOOKED_AT = 100  # images whose sizes and labels are read where the data were not checked
+SHARE = 0.6  # of the memory there is that a step may take: the rest is for reading, measuring, and other programs
+FALLBACK = {"crop": (512, 512), "batch_size": 4, "class_weights": "none"}  # where nothing could be read
+
+
+def choose(
+    recipe: Recipe, model: Any, train: Dataset, summary: Summary | None, kept: Mapping[str, Any], device: torch.device
+) -> tuple[Recipe, list[str]]:
+    """The recipe without "auto" for crop, batch_size and class_weights, and a sentence that says what was taken.
+
+    summary: of the doctor's pass over the data; None: some images are looked at here. kept: what the run that goes on
+    had taken (`{key: value}`), which stays.
+    """
+    open_keys = [
+        key
+        for key, auto in (("crop", AUTO_CROP), ("batch_size", AUTO_BATCH), ("class_weights", "auto"))
+        if getattr(recipe, key) == auto
+    ]
+    if not open_keys:
+        return recipe, []
+    found: dict[str, Any] = {key: kept[key] for key in open_keys if key in kept}
+    if len(found) == len(open_keys):
+        return recipe.replace(**found), []
+    summary = summary or looked_at(train)
+    offered = dict(FALLBACK if summary is None else summary.recipe)
+    for key in open_keys:
+        found.setdefault(key, offered[key])
+    chosen = recipe.replace(**found)
+    why = {
+        "crop": "" if summary is None else f"images are {_sizes(summary)}",
+        "batch_size": "",
+        "class_weights": _imbalance(train, summary),
+    }
+    if "batch_size" in open_keys and "batch_size" not in kept:
+        fits, why["batch_size"] = fitting_batch(chosen, model, train, device)
+        chosen = chosen.replace(batch_size=fits)
+    said = ", ".join(_said(chosen, key, why[key]) for key in open_keys)
+    return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {said}."]
+
+
+def looked_at(train: Dataset) -> Summary | None:
+    """The doctor's summary of at most `LOOKED_AT` images at even distances."""
+    few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
+    return doctor.examine(replace(train, records=[train.records[i] for i in few]), fast=True).summary
+
+
+def fitting_batch(recipe: Recipe, model: Any, train: Dataset, device: torch.device) -> tuple[int, str]:
+    """(batch size, why it is smaller than the recipe's): the largest up to the recipe's whose step takes no more than
+    `SHARE` of the memory that this process may have, by the reckoning of one and of two images."""
+    room = _memory(device)
+    if not room or recipe.batch_size == 1:
+        return recipe.batch_size, ""
+    size = train.image(0).shape[:2]
+    rows, columns = crop_of(recipe, size) or size
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    optimizer: cost.Optimizer = "adamw" if recipe.optimizer == "adamw" else "sgd"
+    one, two = (
+        cost.estimate(model, rows, columns, n, training=True, device=kind, optimizer=optimizer).peak_bytes
+        for n in (1, 2)
+    )
+    most = int((SHARE * room - one) // max(two - one, 1)) + 1
+    if most >= recipe.batch_size:
+        return recipe.batch_size, ""
+    return max(1, most), f"as many as {room / 2**30:.1f} GiB of memory take"
+
+
+def _memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else processor.memory()
+
+
+def _sizes(summary: Summary) -> str:
+    low, high = ("x".join(map(str, s)) for s in (summary.smallest, summary.largest))
+    return low if low == high else f"{low} to {high}"
+
+
+def _imbalance(train: Dataset, summary: Summary | None) -> str:
+    """The rarest and the most frequent class of the main head."""
+    head = next(iter(train.taxonomies), "")
+    table = summary.heads.get(head, {}) if summary else {}
+    shares = [(f, n) for f, n in zip(table.get("frequency", ()), table.get("classes", ()), strict=True) if f > 0]
+    if len(shares) < 2:
+        return ""
+    (low, rare), (high, _) = min(shares), max(shares)
+    return f"{printable(rare)} has 1/{high / low:.0f} of the pixels of the largest class"
+
+
+def _said(recipe: Recipe, key: str, why: str) -> str:
+    value = getattr(recipe, key)
+    text = "x".join(map(str, value)) or "whole images" if key == "crop" else value
+    return f"{key} {text}" + (f" ({why})" if why else "")
