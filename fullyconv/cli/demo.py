@@ -20,7 +20,7 @@ def demo(
     time: Annotated[str, typer.Option(help="Time for the training alone.")] = "95s",
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
 ) -> None:
-    """Draw street scenes, train a two-headed FCN-8s on them, measure it and write a report: three minutes, offline."""
+    """Draw street scenes, train a two-headed FCN-4s on them, measure it and write a report: three minutes, offline."""
     from fullyconv import recipes, scenes
     from fullyconv.allocator import keep_freed
     from fullyconv.data import open_dataset
@@ -34,7 +34,7 @@ def demo(
     _make_room(out)
     _say(f"1/4 drawing {TRAIN + VAL} street scenes into {out / 'data'}")
     data = f"folder:{scenes.write_scenes(out / 'data', train=TRAIN, val=VAL, size=SIZE, seed=seed)}"
-    _say(f"2/4 training a two-headed FCN-8s from scratch for {time} ({out / 'recipe.toml'} holds the settings)")
+    _say(f"2/4 training a two-headed FCN-4s for {time} ({out / 'recipe.toml'} holds the settings)")
     keep_freed()
     fit(recipe, data, out)
     _say("3/4 measuring it on scenes it has not seen, and labelling them")
