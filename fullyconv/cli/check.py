@@ -93,4 +93,4 @@ def summary_lines(s: Any) -> list[str]:
             shown = rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: -row[0])[: _CLASSES - 10]
             lines += [f"  {share:8.3%}  weight {weight:7.3f}  {name}" for share, weight, name in shown]
             lines += [f"  ... and {len(rows) - len(shown)} rarer ones (--json lists all)"] if shown != rows else []
-    return [*lines, "settings to start from: " + ", ".join(f"{k}={v}" for k, v in s.recipe.items())]
+    return [*lines, "what train takes: " + ", ".join(f"{k}={v}" for k, v in s.recipe.items())]

@@ -100,7 +100,7 @@ def _summary(s: Summary) -> str:
         ("size (HxW)", f"{_size(s.smallest)} to {_size(s.largest)}, median {_size(s.median)}"),
         ("channel mean", ", ".join(f"{m:.1f}" for m in s.mean) if s.mean else "not measured"),
         ("channel std", ", ".join(f"{m:.1f}" for m in s.std) if s.std else "not measured"),
-        ("settings to start from", ", ".join(f"{k} = {v}" for k, v in s.recipe.items())),
+        ("what train takes", ", ".join(f"{k} = {v}" for k, v in s.recipe.items())),
     ]
     facts = "".join(f"<tr><td>{html.escape(a)}<td>{html.escape(b)}" for a, b in rows)
     heads = "".join(_head(*h) for h in s.heads.items())

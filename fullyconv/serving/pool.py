@@ -23,6 +23,7 @@ from fullyconv.serving.gate import Refusal
 from fullyconv.serving.limits import Limits
 from fullyconv.serving.wanted import Wanted
 from fullyconv.serving.worker import HEAD
+from fullyconv.terminal import say
 
 __all__ = ["WORKER", "Pool", "Settings"]
 
@@ -233,8 +234,8 @@ class Pool:
 async def _pass_on(stream: asyncio.StreamReader) -> None:
     """What the worker says, onto our stderr: it may write no file itself, and our stderr may be one."""
     while data := await stream.read(1 << 16):
-        sys.stderr.write(data.decode(errors="replace"))
-        sys.stderr.flush()
+        for line in data.decode(errors="replace").splitlines():
+            say(line)
 
 
 async def _write(writer: asyncio.StreamWriter, message: dict[str, Any], body: bytes) -> None:

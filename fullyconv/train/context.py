@@ -181,7 +181,7 @@ def checked(
     both = [d for d in (train, val) if d is not None]
     filed = [d for d in both if any(r.inputs or r.labels for r in d.records)]
     if not filed:  # what no files hold is checked as it is read
-        return train, val, {}
+        return train, val, {}, None
     found = doctor.examine(filed, fast=True)
     doctor.refuse_errors(found.findings)
     for finding in found.findings:

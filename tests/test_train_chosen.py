@@ -1,0 +1,110 @@
+"""Keys that say "auto" are settled by what the data are, once, and the run keeps what was taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_tools  # noqa: F401  (registers the tiny network)
+from PIL import Image
+
+from fullyconv import models, recipes
+from fullyconv.data import open_dataset
+from fullyconv.data.base import Dataset
+from fullyconv.errors import UsageError
+from fullyconv.train import chosen, fit
+
+CPU = torch.device("cpu")
+
+
+def folder(root: Path, count: int = 6, size: tuple[int, int] = (40, 50), rare: int = 12) -> Path:
+    """Images with a square of `rare` pixels a side."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.zeros(size, np.uint8)
+            label[i : i + rare, 3 : 3 + rare] = 1
+            image = (label[..., None] * 120 + rng.integers(0, 90, (*size, 3))).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{split}{i}.png")
+            Image.fromarray(label).save(root / split / "labels" / f"{split}{i}.png")
+    return root
+
+
+def taken(dataset: Dataset, **settings: Any) -> tuple[recipes.Recipe, list[str]]:
+    model = models.create("fcn2s-tiny", taxonomies=dataset.taxonomies, quiet=True)
+    recipe = recipes.read(None, {"model": "fcn2s-tiny", **settings})
+    return chosen.choose(recipe, model, dataset, None, {}, CPU)
+
+
+def test_what_the_data_decide_is_taken_and_said(tmp_path: Path) -> None:
+    recipe, said = taken(open_dataset(folder(tmp_path / "d", count=5, size=(70, 100), rare=4), "train"))
+    assert recipe.crop == (64, 96)  # the largest multiples of 32 inside
+    assert recipe.batch_size == 5  # no more than there are images
+    assert recipe.class_weights == "root-median-frequency"  # 16 of 7,000 pixels
+    assert "crop 64x96 (images are 70x100)" in said[0]
+    assert "1/436 of the pixels" in said[0]
+
+
+def test_even_classes_are_not_weighted(tmp_path: Path) -> None:
+    assert taken(open_dataset(folder(tmp_path / "d"), "train"))[0].class_weights == "none"
+
+
+def test_what_was_given_stays(tmp_path: Path) -> None:
+    data = open_dataset(folder(tmp_path / "d", rare=2), "train")
+    recipe, said = taken(data, crop=[16, 16], batch_size=3, class_weights="none")
+    assert (recipe.crop, recipe.batch_size, recipe.class_weights) == ((16, 16), 3, "none")
+    assert said == []
+
+
+def test_a_step_takes_no_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_dataset(folder(tmp_path / "d", count=8, size=(256, 256), rare=100), "train")
+    assert taken(data)[0].batch_size == 8
+    one = chosen.cost.estimate(
+        models.create("fcn2s-tiny", taxonomies=data.taxonomies, quiet=True),
+        256,
+        256,
+        1,
+        training=True,
+        optimizer="adamw",
+    ).peak_bytes
+    monkeypatch.setattr(chosen.processor, "memory", lambda: int(one / chosen.SHARE) + 1)
+    recipe, said = taken(data)
+    assert 1 <= recipe.batch_size < 8
+    assert "GiB of memory take" in said[0]
+
+
+def test_a_run_keeps_what_it_took_and_goes_on_with_it(tmp_path: Path, capsys: Any) -> None:
+    data, out = folder(tmp_path / "d"), tmp_path / "run"
+    recipe = recipes.read(None, {"model": "fcn2s-tiny", "steps": 1})
+    assert 'crop = "auto"' in recipe.to_toml()
+    fit(recipe, data, out)
+    assert "Chosen for these data" in capsys.readouterr().err
+    kept = recipes.read(out / "recipe.toml")
+    assert (kept.crop, kept.batch_size, kept.class_weights) == ((32, 32), 6, "none")
+    assert kept.weights == ""  # nothing was taken, which recipe.toml says
+    fit(recipe.replace(steps=2), data, out, resume=True)
+    assert "Chosen for these data" not in capsys.readouterr().err
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == 2
+
+
+def test_auto_is_a_word_of_recipes_and_survives_a_file(tmp_path: Path) -> None:
+    recipe = recipes.read(None, ["crop=auto", "batch_size=auto"])
+    (tmp_path / "r.toml").write_text(recipe.to_toml())
+    assert recipes.read(tmp_path / "r.toml") == recipe
+    with pytest.raises(UsageError, match="crop"):
+        recipes.read(None, ["crop=[0, 8]"])
+    with pytest.raises(UsageError, match="batch_size"):
+        recipes.read(None, ["batch_size=-1"])
+
+
+def test_a_summed_loss_from_nothing_is_refused_even_where_weights_are_auto(tmp_path: Path) -> None:
+    recipe = recipes.read(None, {"model": "fcn2s-tiny", "steps": 1, "loss": "sum", "lr": 1e-10})
+    with pytest.raises(UsageError, match="random weights"):
+        fit(recipe, folder(tmp_path / "d"), tmp_path / "run", quiet=True)
