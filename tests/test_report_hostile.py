@@ -18,6 +18,8 @@ from test_predict import Tiny
 from test_report import CHROMIUM, log
 
 from fullyconv.cli.compare import text
+from fullyconv.doctor.findings import finding
+from fullyconv.doctor.html import sheet
 from fullyconv.errors import DataError, FullyconvError, UsageError, foreign_values
 from fullyconv.evaluation import Result, evaluate
 from fullyconv.evaluation.comparison import compare
@@ -239,12 +241,23 @@ def test_a_report_does_not_take_the_place_of_what_it_is_about(run: Path) -> None
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>'\"`</title>\x1b[31m\u202e"
 
 
+TURNING = "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
+
+
+def test_no_page_holds_what_turns_the_direction_of_writing(run: Path, tmp_path: Path) -> None:
+    text = (run / "evaluation/result.json").read_text()
+    name = json.dumps(f"a{TURNING}gpj.exe")
+    (run / "evaluation/result.json").write_text(text.replace('"sky"', name).replace('"image0"', name))
+    (run / "recipe.toml").write_text(f"name = {name}\n")
+    found = [finding("odd-name", [tmp_path / f"a{TURNING}"], TURNING)]
+    for page in (render(run), sheet(found, None, TURNING)):
+        assert not set(TURNING) & set(page)
+        assert r"\u202e" in page
+
+
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium")
 def test_in_a_browser_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    from fullyconv.doctor.findings import finding
-    from fullyconv.doctor.html import sheet
-
     text = (run / "evaluation/result.json").read_text()
     image = EVIL.replace("\x1b", "")  # an image whose name holds control characters is refused
     value = json.loads(text.replace('"sky"', json.dumps(EVIL)).replace('"image0"', json.dumps(image)))

@@ -18,6 +18,7 @@ from fullyconv.doctor.findings import Finding
 from fullyconv.doctor.summary import Summary
 from fullyconv.errors import FullyconvError, printable
 from fullyconv.taxonomy import voc_palette
+from fullyconv.terminal import plain
 
 __all__ = ["sheet"]
 
@@ -39,7 +40,8 @@ td:first-child,th:first-child,.facts td{text-align:left} td:first-child{padding-
 
 
 def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> str:
-    """The page as text: the worst first, at most 8 images a kind, then what training will meet."""
+    """The page as text: the worst first, at most 8 images a kind, then what training will meet.
+    Characters that turn the direction of writing are shown as their escapes."""
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for f in findings:
         kinds[f.kind].append(f)
@@ -47,7 +49,7 @@ def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> s
     if summary:
         parts.append(_summary(summary))
     name = html.escape(printable(title))
-    return (
+    return plain(
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>Check of {name}</title><style>{_STYLE}</style>'
         f"<h1>Check of {name}</h1>{''.join(parts)}</html>\n"

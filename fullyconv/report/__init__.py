@@ -17,6 +17,7 @@ from fullyconv.report import sentences
 from fullyconv.report.collect import Run, read_evaluation, read_run
 from fullyconv.report.evaluation import evaluation
 from fullyconv.report.training import training
+from fullyconv.terminal import plain
 
 __all__ = ["fill", "render", "write"]
 
@@ -60,14 +61,14 @@ def _rendered(source: Path) -> str:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """One of this package's pages with its values, style and script inside; every value is escaped. ValueError where a
-    value that the page shows is missing."""
+    """One of this package's pages with its values, style and script inside; every value is escaped, and
+    characters that turn the direction of writing are shown as their escapes. ValueError where a value is missing."""
     import jinja2
     import markupsafe
 
     style, script = (markupsafe.Markup(_part(name)) for name in ("page.css", "page.js"))
     try:
-        return str(_template(template).render(values, style=style, script=script))
+        return plain(str(_template(template).render(values, style=style, script=script)))
     except jinja2.UndefinedError as error:
         raise ValueError(str(error)) from error
 

@@ -15,6 +15,7 @@ from fullyconv.files.outputs import output_file
 from fullyconv.report.collect import address, named_image, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
 from fullyconv.report.replication import GEOMETRIC, StandIn, stand_ins
+from fullyconv.terminal import plain
 
 __all__ = ["Line", "Measured", "lines", "markdown", "role_of", "write_paper"]
 
@@ -261,7 +262,7 @@ def write_paper(paths: Sequence[Path], out: Path, images: Sequence[str] = ()) ->
     """
     measured = read_results(paths)
     begins = b"#" if out.suffix == ".md" else b"<!doctype html"
-    text = markdown(measured) if out.suffix == ".md" else _html(measured, images)
+    text = plain(markdown(measured)) if out.suffix == ".md" else _html(measured, images)
     atomic_write(output_file(out, "such tables", begins, [p for p in paths if p.is_file()]), text.encode())
     return out
 
