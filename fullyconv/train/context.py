@@ -117,6 +117,8 @@ def prepare_run(
     model = network(recipe, train, quiet=display.quiet)
     if recipe.weights == "auto" and "weights" not in model.origin:
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
+    if not resume:  # before anything is written
+        recipe = _settled(recipe, model, train, summary, {}, world, display)
     run = _directory(out, resume, world, stack)
     before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
     for part, dataset in (("train", train), ("val", val)):
@@ -136,11 +138,8 @@ def prepare_run(
         torch.use_deterministic_algorithms(True)
     model.to(world.device, memory_format=torch.channels_last)
     kept = stored.state.get("machine", {}) if stored else {}
-    recipe, chosen = choose(recipe, model, train, summary, kept.get("chosen", {}), world.device)
-    recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
-    refuse_single_cells(model, recipe)
-    for note in chosen:
-        display.note(note)
+    if resume:
+        recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), world, display)
     recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
     machine.facts["chosen"] = {key: getattr(recipe, key) for key in ("crop", "batch_size", "class_weights")}
     for note in machine.notes:
@@ -165,6 +164,24 @@ def prepare_run(
         machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
         board=_board(recipe, out, world),
     )  # fmt: skip
+
+
+def _settled(
+    recipe: Recipe,
+    model: Any,
+    train: Dataset,
+    summary: Summary | None,
+    kept: Mapping[str, Any],
+    world: ProcessGroup,
+    display: Display,
+) -> Recipe:
+    """The recipe with what it leaves to the data, the same in every process; refused where batch norm cannot learn."""
+    recipe, said = choose(recipe, model, train, summary, kept, world.device)
+    recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
+    refuse_single_cells(model, recipe)
+    for note in said:
+        display.note(note)
+    return recipe
 
 
 def checked(
