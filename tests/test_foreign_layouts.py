@@ -355,3 +355,12 @@ def test_a_missing_package_is_said_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert "it and 2 other files need the package 'rasterio': install it with  pip install 'fullyconv[geo]'" in (
         found.message
     )
+
+
+def test_images_of_yolo_that_share_a_text_are_left_out_and_named(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    image = next(f for f in sorted((root / "images" / "train").iterdir()))
+    Image.open(image).convert("RGB").save(image.with_suffix(".bmp"))
+    dataset = open_dataset(root)
+    assert len(dataset) == 2
+    assert any("1 images differ from another by their ending alone" in note for note in dataset.notes)

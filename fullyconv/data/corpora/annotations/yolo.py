@@ -66,7 +66,12 @@ def open_yolo(root: Path, split: str | None = None) -> Dataset:
     entries: dict[str, Any] = {}
     empty: list[Path] = []
     for s in chosen:
-        found = stems(list_files(places[s][0]), places[s][0])[0]
+        found, twice = stems(list_files(places[s][0]), places[s][0])
+        if twice:
+            notes.append(
+                f"{len(twice)} images differ from another by their ending alone ({printable(twice[0].name)}): they are "
+                "left out, since one text cannot say which it is about; give each image a name of its own."
+            )
         for stem, image in found.items():
             file, some = shapes[s].get(stem, (None, []))
             empty += [] if some else [image]
