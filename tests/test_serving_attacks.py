@@ -17,6 +17,7 @@ from serving_tools import Served, picture, serving
 import fullyconv as fc
 
 pytestmark = pytest.mark.slow
+SOAK = pytest.mark.soak  # judged by the clock: run by hand, on a machine with nothing else to do
 CHROMIUM = Path("/usr/bin/chromium")
 
 
@@ -38,6 +39,7 @@ def real(run: Path) -> Iterator[Served]:
         yield served
 
 
+@SOAK
 def test_ten_times_the_load_costs_nothing_but_refusals() -> None:
     with serving("serve", json.dumps({"per_address": 99}), "0.04") as served:
         found = attacks.overload(served, 10, 4, 2)
@@ -47,6 +49,7 @@ def test_ten_times_the_load_costs_nothing_but_refusals() -> None:
     assert found["accepted_p99_ms"] <= 12 * found["unloaded_p99_ms"], found
 
 
+@SOAK
 def test_without_a_bound_the_same_load_lets_everybody_wait() -> None:
     with serving("plain", "0.04") as served:
         found = attacks.overload(served, 10, 4, 2)
@@ -54,7 +57,6 @@ def test_without_a_bound_the_same_load_lets_everybody_wait() -> None:
 
 
 CASES = [(kind, spread) for kind in attacks.KINDS for spread in (1, 200)]
-SOAK = pytest.mark.soak
 
 
 @pytest.mark.parametrize(
