@@ -25,6 +25,7 @@ __all__ = [
 SETS = {
     "avx2": ("avx2", "fma3"),
     "avx512": ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"),
+    "avx512_vnni": ("avx512_vnni",),
     "avx512_bf16": ("avx512_bf16",),
     "avx512_fp16": ("avx512_fp16",),
     "amx_int8": ("amx_tile", "amx_int8"),
@@ -75,6 +76,8 @@ def _allowed(instructions: str) -> bool:
         return "AMX" in limit and (instructions != "amx_fp16" or "AMX_FP16" in limit)
     if instructions == "avx512_fp16":
         return any(name in limit for name in ("FP16", "AMX", "AVX10"))
+    if instructions == "avx512_vnni":
+        return limit != "AVX512_CORE"
     return instructions != "avx512_bf16" or any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10"))
 
 

@@ -159,6 +159,8 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_bf16_is_close_where_the_processor_has_it_and_refused_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(switch, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(UsageError, match="no bfloat16"):
         Predictor(Tiny(), precision="bf16")

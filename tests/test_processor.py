@@ -70,6 +70,17 @@ def test_a_processor_is_held_back_to_what_it_has_and_to_nothing_more(monkeypatch
         processor.held_back("avx511")
 
 
+@pytest.mark.parametrize(
+    ("limit", "exact"), [("", True), ("AVX512_CORE", False), ("AVX512_CORE_VNNI", True), ("AVX2", False)]
+)
+def test_exact_products_of_bytes_are_active_only_where_the_switch_allows(
+    limit: str, exact: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AVX512 | {"avx512_vnni": True})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert ("avx512_vnni" in processor.instruction_sets()) == exact
+
+
 @pytest.mark.skipif("avx2" not in processor.instruction_sets(), reason="the processor has no AVX2")
 def test_a_program_held_back_to_avx2_computes_with_no_more() -> None:
     """torch and numba themselves say what they use."""
