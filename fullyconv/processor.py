@@ -2,7 +2,7 @@
 
 Whoever needs an instruction set asks here. Processors can be held back to fewer (`held_back`), so that a machine that
 has more can stand for one that has not; what is active then is what counts. torch is asked for the processor's sets,
-and loaded only for that.
+and loaded only for that; without it the system's list is read.
 """
 
 from __future__ import annotations
@@ -58,10 +58,20 @@ SWITCHES = {
 
 def instruction_sets() -> tuple[str, ...]:
     """Those of `SETS` that the processor has and may use here: oneDNN, which convolves, can be held back."""
-    import torch
-
-    able = torch.cpu.get_capabilities()
+    able = _capabilities()
     return tuple(s for s, flags in SETS.items() if all(able.get(flag) for flag in flags) and _allowed(s))
+
+
+def _capabilities() -> dict[str, bool]:
+    """What the processor can, under torch's names; by the system's own list where torch is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        lines = (line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags"))
+        flags = next(lines, ":").split(":", 1)[1].split()
+        names = {"fma": "fma3"} | {f"avx512{s}": f"avx512_{s}" for s in ("f", "bw", "vl", "dq")}
+        return {names.get(flag, flag): True for flag in flags}
+    return dict(torch.cpu.get_capabilities())
 
 
 def _allowed(instructions: str) -> bool:

@@ -41,8 +41,8 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "cost": (2, True),
     "recipes": (3, False),
     "runtime": (3, False),
-    "predict": (3, True),
-    "evaluation": (3, True),
+    "predict": (3, False),
+    "evaluation": (3, False),
     "train": (3, True),
     "experiments": (3, True),
     "report": (4, False),
@@ -52,6 +52,8 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "__main__": (6, False),
 }
 ORDER = list(LAYERS)
+# Modules that need torch in rooms that do not: only ever imported inside functions.
+EAGER = {"fullyconv.predict.eager"}
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
     "fullyconv.data.pipeline.scaling_kernels",
@@ -130,7 +132,8 @@ def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
     }
     names = imported(modules()[module], top_only=True)
     assert module in COMPILED or not COMPILED & names
-    assert module in COMPILED or not heavy & {n.split(".")[0] for n in names}
+    assert module in EAGER or not EAGER & names
+    assert module in COMPILED | EAGER or not heavy & {n.split(".")[0] for n in names}
 
 
 def test_no_import_cycle_between_modules() -> None:

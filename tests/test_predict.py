@@ -191,7 +191,7 @@ def test_auto_takes_bf16_only_where_it_is_native_and_quicker(
         asked.append(list(times)[len(asked)])
         return times[asked[-1]]
 
-    monkeypatch.setattr("fullyconv.predict.seconds", seconds)
+    monkeypatch.setattr("fullyconv.predict.eager.seconds", seconds)
     ready = Predictor(Tiny(), precision="auto")
     assert ready.precision == chosen
     assert why in ready.chosen

@@ -14,11 +14,11 @@ from fullyconv.terminal import rewrite, say
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
 
-__all__ = ["evaluate_command", "predictor", "progress_line", "table"]
+__all__ = ["device_for", "evaluate_command", "predictor", "progress_line", "table"]
 
 
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
     data: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     split: Annotated[
         str,
@@ -85,19 +85,21 @@ def predictor(
 
     from fullyconv import processor
     from fullyconv.errors import UsageError
-    from fullyconv.models import load
-    from fullyconv.predict import Predictor
+    from fullyconv.predict import Predictor, open_network
     from fullyconv.predict.memory_limit import parse_size, tile_for
+    from fullyconv.runtime.exported import is_exported
 
     if tile < 0 or (tile and max_memory):
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
-    where = _device(device)
-    for note in (*processor.right_threads(), processor.numba_note()):
-        if note and not quiet:
-            say(note)
+    where = device_for(model, device)
+    if not is_exported(model):
+        for note in (*processor.right_threads(), processor.numba_note()):
+            if note and not quiet:
+                say(note)
+    network = open_network(model)
+    if not is_exported(model):
+        network.to(where)
     budget = parse_size(max_memory) if max_memory else 0
-    network = load(model)
-    network.to(where)
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)
     if ready.chosen and not quiet:
@@ -109,11 +111,16 @@ def predictor(
     return ready
 
 
-def _device(name: str) -> str:
-    """cpu, cuda or cuda:N; auto is cuda where there is one."""
-    import torch
-
+def device_for(model: str, name: str) -> str:
+    """cpu, cuda or cuda:N; auto is cuda where there is one. Exported files are run on the CPU."""
     from fullyconv.errors import UnknownName, UsageError
+    from fullyconv.runtime.exported import is_exported
+
+    if is_exported(model):
+        if name not in ("auto", "cpu"):
+            raise UsageError(f"An exported file is run on the CPU here, not on {name!r}; use --device cpu.")
+        return "cpu"
+    import torch
 
     kind, _, number = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):

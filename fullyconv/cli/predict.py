@@ -24,7 +24,7 @@ VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps: NAME.png, palette of classes.")],
     overlay: Annotated[bool, typer.Option(help="Also the image under its labels: overlay/NAME.jpg.")] = True,
@@ -284,11 +284,10 @@ def _job(ready: Any, *options: Any) -> str:
     """sha256 of the network and of the options that change what is written."""
     from dataclasses import asdict, is_dataclass
 
-    from fullyconv.predict.scene import network_digest
     from fullyconv.rasters.journal import job_key
 
     chosen = [{**asdict(o), "quiet": True} if is_dataclass(o) and not isinstance(o, type) else o for o in options]
-    return job_key({"model": network_digest(ready.model), "precision": ready.precision, "options": chosen})
+    return job_key({"model": ready.backend.identity(), "precision": ready.precision, "options": chosen})
 
 
 def _done(job: Any, plan: Outputs, further: dict[str, Path]) -> tuple[list[Path], str, list[Path]]:
@@ -328,13 +327,12 @@ def _probabilities(ready: Any, image: Any) -> dict[tuple[str, str], bytes]:
     from io import BytesIO
 
     import numpy as np
-    import torch
 
     scores = ready.scores(image)
     files = {}
     for head, s in (scores if isinstance(scores, dict) else {next(iter(ready.heads)): scores}).items():
         data = BytesIO()
-        np.save(data, torch.from_numpy(s).softmax(0).numpy())
+        np.save(data, ready.backend.probabilities(s, False, s.shape[1:]))
         files["probabilities", head] = data.getvalue()
     return files
 

@@ -61,15 +61,14 @@ class VideoLabeller:
         if not self._smooth:
             plain: NDArray[Any] = self._ready.labels(image)[head]
             return plain
-        import torch
-
         scores = self._ready.scores(image)
-        shares = torch.from_numpy(scores[head] if isinstance(scores, dict) else scores).softmax(0)
+        scores = scores[head] if isinstance(scores, dict) else scores
+        shares = self._ready.backend.probabilities(scores, False, scores.shape[1:])
         if self._shares is not None and self._shares.shape == shares.shape:
             shares = self._smooth * self._shares + (1 - self._smooth) * shares
         self._shares = shares
         kind = "uint8" if shares.shape[0] <= 255 else "uint16"
-        smoothed: NDArray[Any] = shares.argmax(0).numpy().astype(kind)
+        smoothed: NDArray[Any] = shares.argmax(0).astype(kind)
         return smoothed
 
 

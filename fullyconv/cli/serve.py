@@ -11,7 +11,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
     host: Annotated[str, typer.Option(help="Address to listen on; others than this need a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     api_key_file: Annotated[
@@ -34,7 +34,7 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Label pictures that are sent over HTTP, and on a page to drop them on. Nothing is stored."""
-    from fullyconv.cli.evaluate import _device
+    from fullyconv.cli.evaluate import device_for
     from fullyconv.errors import UsageError
     from fullyconv.serving.gate import Gate
     from fullyconv.serving.limits import Limits
@@ -55,7 +55,7 @@ def serve(
     )  # fmt: skip
     names = frozenset(name.lower() for name in allowed_host or ())
     gate = Gate(limits, names, any_address=not is_loopback(host), keys=keys)
-    settings = {"model": model, "tile": tile, "device": _device(device), "precision": precision}
+    settings = {"model": model, "tile": tile, "device": device_for(model, device), "precision": precision}
 
     def listening(address: str) -> None:
         print(address, flush=True)

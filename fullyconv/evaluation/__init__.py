@@ -135,8 +135,6 @@ def describe(
     images: int,
 ) -> dict[str, Any]:
     """What a result says of itself: data, model, protocol, ignore, tiling, versions, machine and speed."""
-    import torch
-
     from fullyconv import __version__
 
     return {
@@ -150,7 +148,7 @@ def describe(
         },
         "model": {
             "name": getattr(predictor.model, "name", type(predictor.model).__name__),
-            "sha256": digest(predictor),
+            "sha256": predictor.backend.digest(),
             **({"training": origin} if (origin := getattr(predictor.model, "origin", {})) else {}),
         },
         "protocol": protocol,
@@ -161,42 +159,31 @@ def describe(
         "precision": predictor.precision,
         "versions": {
             "fullyconv": __version__,
-            "torch": torch.__version__,
+            **predictor.backend.versions,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "machine": machine(predictor.device),
+        "machine": machine(predictor),
         "seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 3) if seconds > 0 else None,
     }
 
 
-def machine(device: Any) -> dict[str, Any]:
+def machine(predictor: Predictor) -> dict[str, Any]:
     """The hardware: processor, its instructions (as wide as active), cores this process may use, and the accelerator if
     one computed."""
-    import torch
+    device = str(predictor.device)
+    if device.startswith("cuda"):
+        import torch
 
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        device = torch.cuda.get_device_name(predictor.device)
     return {
         "processor": processor.name(),
         "width": processor.width(),
         "cores": processor.cores(),
-        "threads": torch.get_num_threads(),
-        "device": accelerator,
+        "threads": predictor.backend.threads(),
+        "device": device,
     }
-
-
-def digest(predictor: Predictor) -> str:
-    """sha256 (hex) of the network's tensors: names, types, shapes and bytes, in order of name."""
-    import hashlib
-
-    import torch
-
-    total = hashlib.sha256()
-    for name, tensor in sorted(predictor.model.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
@@ -204,11 +191,10 @@ def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
     from fullyconv.data.base import Dataset
     from fullyconv.data.pairs import from_pairs
     from fullyconv.evaluation.choice import images_to_measure
-    from fullyconv.models import load
-    from fullyconv.predict import Predictor
+    from fullyconv.predict import Predictor, open_network
 
     model = predictor if isinstance(predictor, str | Path) else ""
-    network: Any = load(predictor) if model else predictor
+    network: Any = open_network(predictor) if model else predictor
     ready: Predictor = network if hasattr(network, "confident_labels") else Predictor(network)
     if isinstance(dataset, str | os.PathLike):
         return ready, images_to_measure(os.fspath(dataset), "", ready, model)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 
 from fullyconv.arguments import PATH, TEXT, Kind, takes
 from fullyconv.errors import DataError, UsageError, printable
-from fullyconv.evaluation import digest
 from fullyconv.exporting.graph import OPSET
-from fullyconv.exporting.network import build, output_names
+from fullyconv.exporting.network import Values, build, output_names
 from fullyconv.exporting.proof import Proof, compare
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import refuse_untrained
+from fullyconv.predict.eager import digest
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
 __all__ = ["Proof", "export", "verify"]
@@ -58,8 +57,8 @@ def export(
         raise UsageError(f"Networks are exported to onnx, not to {to!r}; leave out --to.")
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
-    graph, scores = build(network, output, input)
-    about = _about(network, output, input, scores)
+    graph, values = build(network, output, input)
+    about = _about(network, output, input, values)
     bare = graph.model()
     if bare.ByteSize() > LARGEST - (1 << 20):
         raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
@@ -83,14 +82,9 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[A
         raise DataError(f"{printable(file)} is no ONNX file; give one that fullyconv export wrote.") from error
     about = checked_about(metadata, file)
     check_seal(data, metadata[SEAL], file)
-    if about["weights_sha256"] != _digest(network):
+    if about["weights_sha256"] != digest(network):
         raise DataError(f"{printable(file)} was made from other weights than this model's; export the model again.")
     return compare(data, about, network, images, file)
-
-
-def _digest(model: FCN) -> str:
-    holder: Any = SimpleNamespace(model=model)
-    return digest(holder)
 
 
 def _written(bare: Any, about: dict[str, Any]) -> bytes:
@@ -101,7 +95,7 @@ def _written(bare: Any, about: dict[str, Any]) -> bytes:
     return sealed(bare.SerializeToString(deterministic=True))
 
 
-def _about(model: FCN, output: str, taken: str, scores: dict[str, str]) -> dict[str, Any]:
+def _about(model: FCN, output: str, taken: str, values: Values) -> dict[str, Any]:
     """What the file says of itself, but for its proof."""
     import onnx
     import torch
@@ -117,7 +111,9 @@ def _about(model: FCN, output: str, taken: str, scores: dict[str, str]) -> dict[
         "input": {"name": "image", "kind": taken, "layout": kind, "channels": model.preprocessing.channels},
         "output": output,
         "names": output_names(output, model.heads),
-        "scores": scores,
+        "scores": values.scores,
+        "coarse": values.coarse,
+        "x": values.x,
         "heads": model.heads,
         "taxonomies": {head: t.to_json() for head, t in model.taxonomies.items()},
         "preprocessing": model.preprocessing.to_json(),
@@ -126,7 +122,7 @@ def _about(model: FCN, output: str, taken: str, scores: dict[str, str]) -> dict[
             "halo": g.halo if math.isfinite(g.halo) else None,
             "align": max(math.ceil(grid.stride) for grid in g.taps.values()),
         },
-        "weights_sha256": _digest(model),
+        "weights_sha256": digest(model),
         "versions": {
             "fullyconv": __version__, "torch": str(torch.__version__), "onnx": onnx.__version__, "opset": OPSET,
             "numpy": np.__version__,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fullyconv.models import FCN, parse
 from fullyconv.models.trace import CannotTrace, Trace
 from fullyconv.preprocessing import Preprocessing
 
-__all__ = ["INPUTS", "OUTPUTS", "build", "output_names"]
+__all__ = ["INPUTS", "OUTPUTS", "Values", "build", "output_names"]
 
 OUTPUTS = ("labels", "scores", "coarse", "confidence")
 INPUTS = ("uint8", "float")
@@ -31,8 +32,18 @@ def output_names(output: str, heads: Any) -> dict[str, list[str]]:
     return {h: [k if len(heads) == 1 else f"{k}_{h}" for k in kinds] for h in heads}
 
 
-def build(model: FCN, output: str, taken: str) -> tuple[Graph, dict[str, str]]:
-    """(graph, {head: the value that holds its scores}): full scores, for output "coarse" coarse ones.
+@final
+@dataclass(frozen=True)
+class Values:
+    """Names inside a graph: the preprocessed input, and by head the coarse scores and those the answers are made of."""
+
+    x: str
+    coarse: dict[str, str]
+    scores: dict[str, str]
+
+
+def build(model: FCN, output: str, taken: str) -> tuple[Graph, Values]:
+    """(graph, its values): scores are full ones, for output "coarse" coarse ones.
 
     The graph takes "image": uint8 N H W C as stored, or float N C H W as `preprocessing` makes it. Raises UsageError
     naming what cannot be translated.
@@ -49,12 +60,13 @@ def build(model: FCN, output: str, taken: str) -> tuple[Graph, dict[str, str]]:
         features[key] = translate(graph, stream.trunk, model.taps, part)  # type: ignore[arg-type]
     traced = _traced(model)
     names = output_names(output, model.heads)
-    scores = {}
+    values = Values(x, {}, {})
     for head, classes in model.heads.items():
         coarse, sizes = _Fusion(graph, model, head, features, traced).fused()
-        scores[head] = coarse if output == "coarse" else _last(graph, model, coarse, sizes, size)
-        _answers(graph, output, scores[head], names[head], classes)
-    return graph, scores
+        values.coarse[head] = coarse
+        values.scores[head] = coarse if output == "coarse" else _last(graph, model, coarse, sizes, size)
+        _answers(graph, output, values.scores[head], names[head], classes)
+    return graph, values
 
 
 def _input(graph: Graph, model: FCN, taken: str) -> tuple[str, str]:

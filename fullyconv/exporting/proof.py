@@ -15,8 +15,9 @@ from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.models import FCN
 from fullyconv.models.tracer import shared_copy
 from fullyconv.preprocessing import Preprocessing
+from fullyconv.runtime.session import Session
 
-__all__ = ["LIMIT", "SIZES", "Proof", "compare", "drawn", "session"]
+__all__ = ["LIMIT", "SIZES", "Proof", "compare", "drawn"]
 
 LIMIT = 1e-4  # of the largest score: what rounding may differ by
 # Batch, rows, columns: single pixels, odd and even sides, below and above the coarsest stride.
@@ -49,19 +50,6 @@ class Proof:
         )
 
 
-def session(data: bytes, source: object, threads: int = 1) -> Any:
-    """onnxruntime on the CPU; `DataError` where it refuses the file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many kinds, all of its own
-        cause = printable(error)[:200]
-        raise DataError(f"{printable(source)} is refused by onnxruntime ({cause}); export it again.") from error
-
-
 def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
     """Images without end, H W C in the stored range: patches of colour with noise, bytes where `small`."""
     random = np.random.default_rng(seed)
@@ -91,21 +79,16 @@ def compare(
         how = Preprocessing.from_json(about["preprocessing"])
         if set(names) != set(model.heads) or about["name"] != model.name:
             raise DataError(f"{printable(source)} holds {printable(about['name'])}, not {model.name}; name its model.")
-    plain, probing = session(data, source), session(_with_scores(data, held), source)
-    taken = [i.name for i in plain.get_inputs()]
+    plain, probing = Session(data, source, 1), Session(_with_scores(data, held), source, 1)
+    taken = plain.inputs[0]
     small = about["input"]["kind"] == "uint8"
     measured, total = _images(model, images, small), _Total()
     for n, height, width in SIZES:
         batch = np.stack([_window(next(measured), height, width) for _ in range(n)])
         fed = batch if small else how(batch)
         truth = _eager(model, batch, about["output"])
-        try:
-            answers = dict(zip((o.name for o in plain.get_outputs()), plain.run(None, {taken[0]: fed}), strict=True))
-            scores = probing.run(list(held.values()), {taken[0]: fed})
-        except Exception as error:
-            raise DataError(
-                f"{printable(source)} fails at {n} x {height} x {width}: {printable(error)[:200]}"
-            ) from error
+        answers = dict(zip(plain.outputs, plain({taken: fed}), strict=True))
+        scores = probing({taken: fed}, list(held.values()))
         for head, found in zip(held, scores, strict=True):
             total.add(truth[head], found, [answers[name] for name in names[head]], about["output"])
     proof = Proof(

@@ -93,7 +93,7 @@ def plain_samples(data: bytes, cap: int, colours: tuple[int, ...]) -> NDArray[np
     and undoing their filters in compiled code takes two thirds of Pillow's time. It is done where numba is loaded
     anyway: loading it would cost more than one image gains.
     """
-    if "numba" not in sys.modules or data[:16] != _START or len(data) < 33:
+    if sys.modules.get("numba") is None or data[:16] != _START or len(data) < 33:
         return None
     width, height, bits, colour, *methods = struct.unpack(">IIBBBBB", data[16:29])
     if bits != 8 or colour not in colours or any(methods):

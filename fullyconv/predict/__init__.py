@@ -1,30 +1,27 @@
 """Predictor: an image of any size in, labels or scores of that size out, whole or in tiles.
 
 Nothing of size K x H x W is ever held for labels: they come straight from the coarse scores (`ops.upsample_argmax`).
+
+What computes is a backend: torch for networks, onnxruntime for exported files, which need no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fullyconv.arguments import TEXT, TILE, maybe, takes
-from fullyconv.engine.precision import choose_precision, refuse, seconds
-from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, UsageError, printable
-from fullyconv.models import FCN, parse
 from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, resize_image
-from fullyconv.predict.tiling import CONFIDENT_LABELS, LABELS, SCORES, Readout, plan_tiles, read_tiles
+from fullyconv.predict.tiling import Backend, Readout, plan_tiles, read_tiles
+from fullyconv.runtime.exported import ExportedNetwork, is_exported
 
-__all__ = ["Predictor", "as_array", "refuse_untrained", "resize_image"]
+__all__ = ["Predictor", "as_array", "open_network", "refuse_untrained", "resize_image"]
 
-PRECISIONS = ("auto", "fp32", "bf16")
-MEASURED = (256, 320)  # rows and columns of the image by which "auto" chooses
 SCALES = (0.75, 1.0, 1.25)
 
 
@@ -32,29 +29,45 @@ SCALES = (0.75, 1.0, 1.25)
 class Predictor:
     """Labels every pixel of an image with a trained network.
 
-    model: an `FCN` (`fullyconv.load`, `fullyconv.create`), on any device; it is put into channels-last layout.
+    model: an `FCN` (`fullyconv.load`, `fullyconv.create`), on any device, which is put into channels-last layout; or
+    the directory of a model or a run; or the name of a file that `fullyconv export` wrote, which needs no torch.
     tile: pixels (or (H, W)) of the output computed at a time; what a pixel's label depends on is read round it, so
     labels are those of the whole image and memory is the tile's. Networks with unbounded context are blended over
     overlapping tiles instead, which `tiling` says.
     precision: "fp32", or "bf16" where the processor computes it natively (else `UsageError`), or "auto": bf16 where
     it is native and measured to be quicker. `precision` is what was chosen, `chosen` why (empty where it was given).
 
-    Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros.
+    Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros; and for an
+    exported file that is damaged or not ours.
     """
 
     @takes(tile=maybe(TILE), precision=TEXT)
     def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
-        if not all(hasattr(model, name) for name in ("head_parameters", "preprocessing", "coarse")):
-            raise UsageError(
-                f"A Predictor needs a network, not {type(model).__name__}; give it fullyconv.load(DIRECTORY)."
-            )
-        refuse_untrained(model)
-        self.device: torch.device = next(model.parameters()).device
-        # On the CPU `prepare` lays weights out itself; to do so here would copy fc6.
-        self.model = model if self.device.type == "cpu" else model.to(memory_format=torch.channels_last)
-        self.precision, self.chosen = _precision(self.model, precision, self.device)
-        self._network = prepare(self.model, self.precision)
+        model = open_network(model) if isinstance(model, str | Path) else model
+        self._backend = _backend(model, precision)
         self._plan = plan_tiles(model, tile)
+        self.before_window: Callable[[], None] | None = None  # called before a window is computed; may raise
+
+    @property
+    def model(self) -> Any:
+        """The network: its `name`, `heads`, `taxonomies` and `preprocessing`."""
+        return self._backend.network
+
+    @property
+    def device(self) -> Any:
+        return self._backend.device
+
+    @property
+    def precision(self) -> str:
+        return self._backend.precision
+
+    @property
+    def chosen(self) -> str:
+        return self._backend.chosen
+
+    @property
+    def backend(self) -> Backend:
+        return self._backend
 
     @property
     def heads(self) -> dict[str, int]:
@@ -64,7 +77,7 @@ class Predictor:
     @property
     def inputs(self) -> tuple[str, ...] | None:
         """The modalities the network takes, in the order they lie along C; None where it does not say."""
-        return parse(self.model.name).inputs if isinstance(self.model, FCN) else None
+        return self._backend.inputs
 
     @property
     def tiling(self) -> dict[str, Any]:
@@ -93,15 +106,15 @@ class Predictor:
 
     def labels(self, image: Image) -> dict[str, NDArray[Any]]:
         """image -> {head: labels H W}, uint8 (uint16 above 255 classes)."""
-        return {h: labels for h, (labels,) in self._read(image, LABELS).items()}
+        return {h: labels for h, (labels,) in self._read(image, "labels").items()}
 
     def scores(self, image: Image) -> Any:
         """image -> unnormalised scores, float32 K H W; {head: scores} if the network has several heads."""
-        return self._one_or_all({h: scores for h, (scores,) in self._read(image, SCORES).items()})
+        return self._one_or_all({h: scores for h, (scores,) in self._read(image, "scores").items()})
 
     def confident_labels(self, image: Image) -> dict[str, tuple[NDArray[Any], NDArray[np.float32]]]:
         """image -> {head: (labels H W, probability of that label H W float32 in 0..1)}."""
-        return {h: (labels, sure) for h, (labels, sure) in self._read(image, CONFIDENT_LABELS).items()}
+        return {h: (labels, sure) for h, (labels, sure) in self._read(image, "confident labels").items()}
 
     def augmented_labels(
         self, image: Image, variants: Sequence[str]
@@ -110,57 +123,41 @@ class Predictor:
         1.25; all combinations). Unlike the plain labels this holds K x H x W probabilities.
         """
         array = self._array(image)
-        total: dict[str, Tensor] = {}
+        total: dict[str, NDArray[np.float32]] = {}
         count = 0
         for scale in SCALES if "scales" in variants else (1.0,):
             for mirrored in (False, True) if "flip" in variants else (False,):
                 for head, probabilities in self._variant(array, scale, mirrored).items():
                     total[head] = total[head] + probabilities if head in total else probabilities
                 count += 1
-        best = {h: (p / count).max(0) for h, p in total.items()}
         kind = {h: np.uint8 if k <= 255 else np.uint16 for h, k in self.heads.items()}
-        return {h: (b.indices.numpy().astype(kind[h]), b.values.numpy()) for h, b in best.items()}
+        mean = {h: p / np.float32(count) for h, p in total.items()}
+        return {h: (m.argmax(0).astype(kind[h]), m.max(0)) for h, m in mean.items()}
 
-    def _variant(self, array: NDArray[Any], scale: float, mirrored: bool) -> dict[str, Tensor]:
+    def _variant(self, array: NDArray[Any], scale: float, mirrored: bool) -> dict[str, NDArray[np.float32]]:
         """{head: K H W probabilities} of a scaled, mirrored image, laid back onto the image."""
         height, width = array.shape[:2]
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         variant = array if scale == 1 else resize_image(array, size)
         variant = variant[:, ::-1] if mirrored else variant
-        out = {}
-        for head, (scores,) in self._read(variant, SCORES).items():
-            full = torch.from_numpy(scores)[None]
-            full = full.flip(3) if mirrored else full
-            if scale != 1:
-                full = torch.nn.functional.interpolate(full, (height, width), mode="bilinear", align_corners=False)
-            out[head] = full[0].softmax(0)
-        return out
+        read = self._read(variant, "scores")
+        return {h: self._backend.probabilities(scores, mirrored, (height, width)) for h, (scores,) in read.items()}
 
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         array = self._array(image)
         mean = float(self.model.preprocessing.mean_pixel().max())
         colours = self.inputs is None or set(self.inputs) <= {"rgb", "hha"}
         refuse_scaled(array, mean, 255 if colours and 2 < mean <= 255 and not self.model.preprocessing.log else 0)
-        with torch.inference_mode():
-            size = (array.shape[0], array.shape[1])
-            return read_tiles(
-                lambda rows, columns: self._coarse(array[rows, columns]), self.model, size, self._plan, readout
-            )
+        with self._backend.computing():
+            if self._plan.core is None and (found := self._backend.whole(array, readout)) is not None:
+                return found
+            return read_tiles(self._backend, array, self._plan, readout, self.before_window)
 
     def _array(self, image: Image) -> NDArray[Any]:
         """Any accepted image as an H W C array of the network's channels."""
         channels, inputs = self.model.preprocessing.channels, self.inputs
         colour = channels == 3 and inputs in (None, ("rgb",))
         return fitted(as_array(image, inputs), channels, colour)
-
-    def _coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
-        """window h w C -> {head: coarse scores 1 K h w, float32}."""
-        return self.coarse(torch.from_numpy(self.model.preprocessing(window))[None])
-
-    def coarse(self, x: Tensor) -> dict[str, Tensor]:
-        """The network's own input 1 C H W -> {head: coarse scores 1 K h w, float32}, as prepared for prediction."""
-        coarse = self._network(x.to(self.device, memory_format=torch.channels_last))
-        return {h: coarse[h] for h in self.heads}
 
     def _one_or_all(self, by_head: dict[str, Any]) -> Any:
         return next(iter(by_head.values())) if len(by_head) == 1 else by_head
@@ -181,24 +178,23 @@ def _any(weight: Any) -> bool:
     return any(bool(part.any()) for part in weight.detach().flatten().split(1 << 16))
 
 
-def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
-    """(precision, why it was chosen: empty where it was given)."""
-    if name not in PRECISIONS:
-        raise UsageError(f"The precision {name!r} is unknown; choose from {', '.join(PRECISIONS)}.")
-    if name == "auto":
-        return _quicker(model, device)
-    refuse(name, device)
-    return name, ""
+def open_network(name: str | Path) -> Any:
+    """The network of an exported file (without torch), or of a model or run directory."""
+    if is_exported(name):
+        return ExportedNetwork(name)
+    from fullyconv.models import load
+
+    return load(name)
 
 
-def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
-    """(precision, why) of `model` for prediction, by an image of usual size where the device has bfloat16."""
-    channels = len(model.preprocessing.mean)
-    x = torch.zeros(1, channels, *MEASURED, device=device).contiguous(memory_format=torch.channels_last)
+def _backend(model: Any, precision: str) -> Backend:
+    if isinstance(model, ExportedNetwork):
+        from fullyconv.runtime.backend import RuntimeBackend
 
-    def measure(name: str) -> float:
-        network = prepare(model, name)
-        with torch.inference_mode():
-            return seconds(lambda: network(x), device)
+        return RuntimeBackend(model, precision)
+    if not all(hasattr(model, name) for name in ("head_parameters", "preprocessing", "coarse")):
+        raise UsageError(f"A Predictor needs a network, not {type(model).__name__}; give it fullyconv.load(DIRECTORY).")
+    refuse_untrained(model)
+    from fullyconv.predict.eager import EagerBackend
 
-    return choose_precision(device, measure)
+    return EagerBackend(model, precision)

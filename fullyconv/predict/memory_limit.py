@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fullyconv.allocator import give_back
-from fullyconv.cost import working_bytes
 from fullyconv.errors import UsageError
 from fullyconv.predict.tiling import plan_tiles
 
@@ -50,6 +49,8 @@ def resident() -> int:
 def peak_bytes(model: Any, side: int) -> int:
     """Bytes of tensors alive at once, beside the weights, while the network scores a side x side window; nothing is
     computed (`fullyconv.cost`). The image's array, before it becomes the network's input, is counted too."""
+    from fullyconv.cost import working_bytes
+
     image: int = side * side * model.preprocessing.channels * 4
     return working_bytes(model, side, side) + image
 
@@ -61,7 +62,10 @@ def tile_for(model: Any, budget: int) -> int:
     system does not tell, the sizes of the tensors are. `UsageError` when not even the smallest tile fits, naming what
     would.
     """
-    fixed, slope = _measured(model) or _reckoned(model)
+    measured = _measured(model)
+    if measured is None and not hasattr(model, "parameters"):
+        raise UsageError("This system does not tell how much memory a program held; give --tile instead.")
+    fixed, slope = measured or _reckoned(model)
     least = plan_tiles(model, 1)
     side = math.isqrt(int(max(0.0, budget - fixed) / slope))
     core = (side - 2 * least.context) // least.align * least.align
@@ -86,8 +90,8 @@ def _measured(model: Any) -> tuple[float, float] | None:
         peaks.append(_peak())
     small, large = (side * side for side in PROBES)
     # Memory comes in pages and in leaps: never less than the tensors themselves.
-    grown = peaks[1] - peaks[0], peak_bytes(model, PROBES[1]) - peak_bytes(model, PROBES[0])
-    slope = max(grown) / (large - small)
+    least = peak_bytes(model, PROBES[1]) - peak_bytes(model, PROBES[0]) if hasattr(model, "parameters") else 1
+    slope = max(peaks[1] - peaks[0], least) / (large - small)
     return peaks[1] - slope * large + SPARE, MARGIN * slope
 
 

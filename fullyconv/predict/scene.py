@@ -7,7 +7,6 @@ run a block ahead, writing a block behind.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,22 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fullyconv import ops
 from fullyconv.errors import DataError, UsageError
 from fullyconv.geometry import Tile
 from fullyconv.predict.memory_limit import peak_bytes
-from fullyconv.predict.tiling import _at, plan_tiles
+from fullyconv.predict.tiling import Scores, _at, plan_tiles
 from fullyconv.rasters.journal import BlockJournal, job_key
 from fullyconv.rasters.windows import Block, BlockGrid, RasterProfile, RasterSource, Span, Window
 
 if TYPE_CHECKING:
     from fullyconv.predict import Predictor
 
-__all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks", "network_digest"]
+__all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks"]
 
 CORES = (4096, 3072, 2048, 1536, 1024, 512)
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)
@@ -86,9 +82,9 @@ class SceneJob:
         g, p = self.grid, self.predictor
         return job_key(
             {
-                "model": network_digest(p.model), "source": self.source.identity(), "precision": p.precision,
-                "device": p.device.type, "size": list(g.size), "core": g.core, "align": g.align, "context": g.context,
-                "origin": list(g.origin), "blended": self.blended,
+                "model": p.backend.identity(), "source": self.source.identity(), "precision": p.precision,
+                "device": str(p.device).split(":")[0], "size": list(g.size), "core": g.core, "align": g.align,
+                "context": g.context, "origin": list(g.origin), "blended": self.blended,
                 "layers": [self.confidence, self.probabilities], "transform": self.source.profile.transform,
             }
         )  # fmt: skip
@@ -97,16 +93,6 @@ class SceneJob:
     def step(self) -> int:
         """One pixel of so many, down and across, is in the small picture."""
         return max(1, -(-max(self.grid.size) // PREVIEW))
-
-
-def network_digest(model: Any) -> str:
-    """sha256 of a network: its weights, what it is made of, how pixels become its input."""
-    made = model.config() if hasattr(model, "config") else (model.name, dict(model.heads))
-    whole = hashlib.sha256(repr((made, model.preprocessing.to_json())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        whole.update(name.encode())
-        whole.update(memoryview(tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)))
-    return whole.hexdigest()
 
 
 def _refuse_bands(predictor: Predictor, profile: RasterProfile) -> None:
@@ -143,7 +129,7 @@ class SceneCounts(NamedTuple):
 
 
 class _Read(NamedTuple):
-    x: Tensor | None  # 1 C H W, the network's input; None where no pixel of the core was measured
+    x: NDArray[np.float32] | None  # 1 C H W, the network's input; None where no pixel of the core was measured
     valid: NDArray[np.bool_] | None  # H W of the core
     preview: NDArray[np.uint8]
 
@@ -160,7 +146,7 @@ def label_blocks(job: SceneJob, journal: BlockJournal, progress: Progress | None
         progress(found, total)
     empty = 0
     scores = _Blended(job) if job.blended else None
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, torch.inference_mode():
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, job.predictor.backend.computing():
         writing: list[Future[None]] = []
         for n, (block, read) in enumerate(_ahead(job, todo, reader, scores is None), 1):
             empty += read.x is None and read.valid is not None and not read.valid.any()
@@ -212,16 +198,16 @@ def _inside(rows: Span, columns: Span) -> Window:
 
 def _input(
     job: SceneJob, values: NDArray[Any], valid: NDArray[np.bool_] | None, rows: Span, columns: Span, window: Window
-) -> Tensor:
+) -> NDArray[np.float32]:
     """1 C H W: preprocessed; what was not measured, and what lies between the grid's edge and the raster's, is the
     mean colour, which is 0 to the network."""
-    prepared = job.predictor.model.preprocessing(_colours(job, values))
+    prepared: NDArray[np.float32] = job.predictor.model.preprocessing(_colours(job, values))
     if valid is not None:
         prepared[:, ~valid] = 0
     above, before = window.top - rows.start, window.left - columns.start
     if above or before:
         prepared = np.pad(prepared, ((0, 0), (above, 0), (before, 0)))
-    return torch.from_numpy(prepared)[None]
+    return prepared[None]
 
 
 def _colours(job: SceneJob, values: NDArray[Any]) -> NDArray[Any]:
@@ -281,30 +267,34 @@ def _layers(job: SceneJob, block: Block, read: _Read, scores: _Blended | None) -
     return out
 
 
-def _coarse(job: SceneJob, x: Tensor | None) -> dict[str, Tensor]:
+def _coarse(job: SceneJob, x: NDArray[np.float32] | None) -> dict[str, Scores]:
     assert x is not None
-    return job.predictor.coarse(x)
+    return job.predictor.backend.coarse_of(x)
 
 
-def _of_coarse(job: SceneJob, block: Block, s: Tensor, kind: np.dtype[Any]) -> dict[str, NDArray[Any]]:
+def _of_coarse(job: SceneJob, block: Block, s: Scores, kind: np.dtype[Any]) -> dict[str, NDArray[Any]]:
     """{layer: values} of a block's core from its coarse scores 1 K h w."""
     r, c = _tile(block.rows), _tile(block.columns)
     at = _at(job.predictor.model, r, c, (r.keep_from, r.keep_to), (c.keep_from, c.keep_to))
+    backend = job.predictor.backend
     if job.probabilities:
-        return _of_scores(ops.upsample(s, **at)[0], kind, job)
+        return _of_scores(backend.upsample(s, **at), kind, job)
     if not job.confidence:
-        return {"labels": ops.upsample_argmax(s, **at)[0].cpu().numpy().astype(kind, copy=False)}
-    labels, sure = (part[0].cpu().numpy() for part in ops.upsample_softmax_max(s, **at))
+        return {"labels": backend.read("labels", s, **at)[0].astype(kind, copy=False)}
+    labels, sure = backend.read("confident labels", s, **at)
     return {"labels": labels.astype(kind, copy=False), "confidence": _bytes(sure)}
 
 
-def _of_scores(full: Tensor, kind: np.dtype[Any], job: SceneJob) -> dict[str, NDArray[Any]]:
+def _of_scores(full: Scores, kind: np.dtype[Any], job: SceneJob) -> dict[str, NDArray[Any]]:
     """{layer: values} from full scores K H W."""
-    found: dict[str, NDArray[Any]] = {"labels": full.argmax(0).cpu().numpy().astype(kind)}
-    if job.confidence or job.probabilities:
-        shares = full.softmax(0)
-        found["confidence"] = _bytes(shares.amax(0).cpu().numpy())
-        found["probabilities"] = _bytes(shares.cpu().numpy())
+    backend = job.predictor.backend
+    if not job.confidence and not job.probabilities:
+        return {"labels": backend.read_full("labels", full)[0].astype(kind, copy=False)}
+    labels, sure = backend.read_full("confident labels", full)
+    found = {"labels": labels.astype(kind, copy=False), "confidence": _bytes(sure)}
+    if job.probabilities:
+        (scores,) = backend.read_full("scores", full)
+        found["probabilities"] = _bytes(backend.probabilities(scores, False, scores.shape[1:]))
     return found
 
 
@@ -323,14 +313,14 @@ class _Blended:
     weights fall off linearly. Coarse scores of neighbours are kept while they are wanted."""
 
     def __init__(self, job: SceneJob) -> None:
-        self._job, self._held = job, OrderedDict[tuple[int, int], dict[str, Tensor]]()
+        self._job, self._held = job, OrderedDict[tuple[int, int], dict[str, Scores]]()
         self._rows, self._columns = job.grid.spans(0), job.grid.spans(1)
         self._bytes = 0
 
-    def block(self, block: Block) -> dict[str, Tensor]:
+    def block(self, block: Block) -> dict[str, Scores]:
         """{head: K h w} of the core."""
-        total: dict[str, Tensor] = {}
-        core = block.core
+        total: dict[str, Scores] = {}
+        core, backend = block.core, self._job.predictor.backend
         for i in range(max(0, block.row - 1), min(len(self._rows), block.row + 2)):
             for j in range(max(0, block.column - 1), min(len(self._columns), block.column + 2)):
                 r, c = self._rows[i], self._columns[j]
@@ -344,13 +334,13 @@ class _Blended:
                 at = _at(self._job.predictor.model, _tile(r), _tile(c), rows, columns)
                 for head, s in self._coarse(i, j).items():
                     if head not in total:
-                        total[head] = s.new_zeros((s.shape[1], *core.size))
+                        total[head] = backend.room(s, (s.shape[1], *core.size))
                     part = total[head][:, rows[0] - core.top : rows[1] - core.top,
                                        columns[0] - core.left : columns[1] - core.left]  # fmt: skip
-                    part += ops.upsample(s, **at)[0] * weight.to(s)
+                    part += backend.weigh(backend.upsample(s, **at), weight)
         return total
 
-    def _coarse(self, i: int, j: int) -> dict[str, Tensor]:
+    def _coarse(self, i: int, j: int) -> dict[str, Scores]:
         if (i, j) in self._held:
             self._held.move_to_end((i, j))
             return self._held[i, j]
@@ -365,7 +355,7 @@ class _Blended:
             self._bytes -= sum(t.nbytes for t in old.values())
         return found
 
-    def _ramp(self, axis: int, index: int, at: tuple[int, int]) -> Tensor:
+    def _ramp(self, axis: int, index: int, at: tuple[int, int]) -> NDArray[np.float32]:
         """Weights of one block's pixels at[0]..at[1] along an axis: as `tiling._ramp`."""
         span, begin, size = (
             (self._rows, self._columns)[axis][index],
@@ -373,12 +363,12 @@ class _Blended:
             self._job.grid.size[axis],
         )
         overlap = max(1, self._job.grid.core // 2)
-        y = torch.arange(at[0], at[1]) + 0.5
-        weight = torch.ones(at[1] - at[0])
+        y = np.arange(at[0], at[1], dtype=np.float32) + np.float32(0.5)
+        weight = np.ones(at[1] - at[0], np.float32)
         if span.keep_from > 0:
             reach = min(overlap, size - span.keep_from, span.keep_from - begin)
-            weight = weight * ((y - (span.keep_from - reach)) / (2 * reach)).clamp(0, 1)
+            weight = weight * ((y - (span.keep_from - reach)) / (2 * reach)).clip(0, 1)
         if span.keep_to < size:
             reach = min(overlap, size - span.keep_to, span.keep_to - begin)
-            weight = weight * ((span.keep_to + reach - y) / (2 * reach)).clamp(0, 1)
+            weight = weight * ((span.keep_to + reach - y) / (2 * reach)).clip(0, 1)
         return weight

@@ -9,46 +9,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fullyconv import ops
 from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
 from fullyconv.geometry import Tile, tiles
 
-__all__ = ["CONFIDENT_LABELS", "LABELS", "SCORES", "Readout", "TilePlan", "plan_tiles", "read_tiles"]
+__all__ = ["Backend", "Readout", "Scores", "TilePlan", "plan_tiles", "read_tiles"]
 
-Coarse = Callable[[slice, slice], Mapping[str, Tensor]]  # a window of the image -> {head: 1 K h w}
-
-
-@final
-@dataclass(frozen=True)
-class Readout:
-    """What is wanted of the scores, from the coarse ones (`ops` keyword arguments) and from full ones K H W.
-
-    Both give a tuple of tensors ... H W.
-    """
-
-    coarse: Callable[..., tuple[Tensor, ...]]
-    full: Callable[[Tensor], tuple[Tensor, ...]]
+Readout = Literal["labels", "scores", "confident labels"]  # what is wanted of the scores
+Scores = Any  # a backend's own arrays: torch's tensors, numpy's
+Coarse = Callable[[slice, slice], Mapping[str, Scores]]  # a window of the image -> {head: 1 K h w}
 
 
-def _label(full: Tensor) -> Tensor:
-    return full.argmax(0).to(ops.label_dtype(full.shape[0]))
+class Backend(Protocol):
+    """What computes: torch (`predict.eager`), or onnxruntime without torch (`runtime.backend`)."""
 
+    @property
+    def network(self) -> Any:
+        """With name, heads, taxonomies, preprocessing and geometry(H, W)."""
 
-LABELS = Readout(lambda s, **at: (ops.upsample_argmax(s, **at)[0],), lambda full: (_label(full),))
-SCORES = Readout(lambda s, **at: (ops.upsample(s, **at)[0],), lambda full: (full,))
-CONFIDENT_LABELS = Readout(
-    lambda s, **at: tuple(part[0] for part in ops.upsample_softmax_max(s, **at)),
-    lambda full: (_label(full), full.softmax(0).amax(0)),
-)
+    @property
+    def inputs(self) -> tuple[str, ...] | None: ...
+    @property
+    def device(self) -> Any: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def chosen(self) -> str: ...
+    @property
+    def versions(self) -> dict[str, str]: ...
+    def digest(self) -> str:
+        """sha256 of the weights."""
+
+    def identity(self) -> str:
+        """sha256 of all that its answers follow from: weights, what they make up, how pixels become input."""
+
+    def threads(self) -> int: ...
+    def computing(self) -> AbstractContextManager[Any]: ...
+    def whole(self, image: NDArray[Any], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]] | None:
+        """The answer for a whole image where there is a shorter way than by coarse scores."""
+
+    def coarse(self, window: NDArray[Any]) -> dict[str, Scores]:
+        """window h w C, as stored -> {head: coarse scores 1 K h w, float32}."""
+
+    def coarse_of(self, x: NDArray[np.float32]) -> dict[str, Scores]:
+        """The network's own input 1 C H W -> {head: coarse scores 1 K h w, float32}."""
+
+    def read(
+        self, readout: Readout, scores: Scores, size: Any, stride: int, offset: Any, border: Any
+    ) -> tuple[NDArray[Any], ...]:
+        """What is wanted, ... H W, from coarse scores and the geometry of the last upsampling."""
+
+    def upsample(self, scores: Scores, size: Any, stride: int, offset: Any, border: Any) -> Scores:
+        """Full scores K H W."""
+
+    def room(self, scores: Scores, shape: Any) -> Scores:
+        """Zeros like `scores`."""
+
+    def weigh(self, scores: Scores, weight: NDArray[np.float32]) -> Scores:
+        """scores K H W x weight H W."""
+
+    def read_full(self, readout: Readout, full: Scores) -> tuple[NDArray[Any], ...]:
+        """What is wanted, from full scores K H W."""
+
+    def probabilities(self, scores: NDArray[Any], mirrored: bool, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Full scores K h w, mirrored back and resized to `size` (bilinear), as softmax probabilities."""
 
 
 @final
@@ -76,7 +107,7 @@ def plan_tiles(model: Any, tile: int | tuple[int, int] | None) -> TilePlan:
     if min(asked) < 1:
         raise UsageError(f"A tile of {asked[0]}x{asked[1]} pixels is empty; give at least 1x1.")
     geometry = model.geometry(*asked)
-    align = max(math.ceil(grid.stride) for grid in geometry.taps.values())
+    align = geometry.align if hasattr(geometry, "align") else max(math.ceil(g.stride) for g in geometry.taps.values())
     core = (max(align, asked[0] // align * align), max(align, asked[1] // align * align))
     if math.isfinite(geometry.halo):
         return TilePlan(core, align, -(-math.ceil(geometry.halo) // align) * align, False, geometry.exact)
@@ -84,19 +115,31 @@ def plan_tiles(model: Any, tile: int | tuple[int, int] | None) -> TilePlan:
     return TilePlan(core, align, -(-(min(core) // 2) // align) * align, True, False)
 
 
-def read_tiles(coarse: Coarse, model: Any, size: tuple[int, int], cut: TilePlan, readout: Readout) -> dict[str, Any]:
-    """{head: tuple of arrays ... H W}: what `readout` takes of the network's answer for an image of `size`."""
+def read_tiles(
+    backend: Backend, image: NDArray[Any], cut: TilePlan, readout: Readout, before: Callable[[], None] | None = None
+) -> dict[str, tuple[NDArray[Any], ...]]:
+    """{head: tuple of arrays ... H W}: what `readout` takes of the network's answer for an image H W C. `before` is
+    called before every window is computed, and may raise."""
+    size = (image.shape[0], image.shape[1])
+
+    def window(rows: slice, columns: slice) -> Mapping[str, Scores]:
+        if before:
+            before()
+        return backend.coarse(image[rows, columns])
+
+    coarse: Coarse = window
+
     if cut.core is None or (size[0] <= cut.core[0] and size[1] <= cut.core[1]):
-        pieces = _exact(coarse, model, [Tile(0, size[0], 0, size[0])], [Tile(0, size[1], 0, size[1])], readout)
+        pieces = _exact(coarse, backend, [Tile(0, size[0], 0, size[0])], [Tile(0, size[1], 0, size[1])], readout)
     else:
         coarse = _giving_back(coarse)
         rows, columns = (
             list(tiles(length, core, cut.align, cut.context)) for length, core in zip(size, cut.core, strict=True)
         )
         pieces = (
-            _blended(coarse, model, rows, columns, readout, max(1, min(cut.core) // 2))
+            _blended(coarse, backend, rows, columns, readout, max(1, min(cut.core) // 2))
             if cut.blended
-            else _exact(coarse, model, rows, columns, readout)
+            else _exact(coarse, backend, rows, columns, readout)
         )
     return _pasted(pieces, size)
 
@@ -111,16 +154,18 @@ def _giving_back(coarse: Coarse) -> Coarse:
     return call
 
 
-Piece = tuple[str, int, int, tuple[Tensor, ...]]  # head, top, left, values
+Piece = tuple[str, int, int, tuple[NDArray[Any], ...]]  # head, top, left, values
 
 
-def _exact(coarse: Coarse, model: Any, rows: list[Tile], columns: list[Tile], readout: Readout) -> Iterator[Piece]:
+def _exact(
+    coarse: Coarse, backend: Backend, rows: list[Tile], columns: list[Tile], readout: Readout
+) -> Iterator[Piece]:
     for r in rows:
         for c in columns:
             scores = coarse(slice(r.start, r.stop), slice(c.start, c.stop))
-            at = _at(model, r, c, (r.keep_from, r.keep_to), (c.keep_from, c.keep_to))
+            at = _at(backend.network, r, c, (r.keep_from, r.keep_to), (c.keep_from, c.keep_to))
             for head, s in scores.items():
-                yield head, r.keep_from, c.keep_from, readout.coarse(s, **at)
+                yield head, r.keep_from, c.keep_from, backend.read(readout, s, **at)
 
 
 def _at(model: Any, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int, int]) -> dict[str, Any]:
@@ -132,61 +177,60 @@ def _at(model: Any, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int,
 
 
 def _blended(
-    coarse: Coarse, model: Any, rows: list[Tile], columns: list[Tile], readout: Readout, overlap: int
+    coarse: Coarse, backend: Backend, rows: list[Tile], columns: list[Tile], readout: Readout, overlap: int
 ) -> Iterator[Piece]:
     """Rows of tiles from the top; what no later row overlaps is read out at once, so at most one row is held."""
     height, width = rows[-1].keep_to, columns[-1].keep_to
-    held: dict[str, Tensor] = {}
+    held: dict[str, Scores] = {}
     top = 0
     for i, r in enumerate(rows):
-        strip = _strip(coarse, model, r, columns, (height, width), overlap)
+        strip = _strip(coarse, backend, r, columns, (height, width), overlap)
         for head, values in strip.items():
             before = held.get(head)
             if before is not None:
                 values[:, : before.shape[1]] += before
         done = rows[i + 1].start if i + 1 < len(rows) else height
         for head, values in strip.items():
-            yield head, top, 0, readout.full(values[:, : done - top])
+            yield head, top, 0, backend.read_full(readout, values[:, : done - top])
         held = {head: values[:, done - top :] for head, values in strip.items()}
         top = done
 
 
 def _strip(
-    coarse: Coarse, model: Any, r: Tile, columns: list[Tile], image: tuple[int, int], overlap: int
-) -> dict[str, Tensor]:
+    coarse: Coarse, backend: Backend, r: Tile, columns: list[Tile], image: tuple[int, int], overlap: int
+) -> dict[str, Scores]:
     """{head: K (r.stop - r.start) W}: the weighted scores of one row of tiles."""
-    strip: dict[str, Tensor] = {}
+    strip: dict[str, Scores] = {}
     for c in columns:
-        at = _at(model, r, c, (r.start, r.stop), (c.start, c.stop))
+        at = _at(backend.network, r, c, (r.start, r.stop), (c.start, c.stop))
         weight = _ramp(r, image[0], overlap)[:, None] * _ramp(c, image[1], overlap)[None, :]
         for head, s in coarse(slice(r.start, r.stop), slice(c.start, c.stop)).items():
-            scores = ops.upsample(s, **at)[0]
+            scores = backend.upsample(s, **at)
             if head not in strip:
-                strip[head] = scores.new_zeros((scores.shape[0], r.stop - r.start, image[1]))
-            strip[head][:, :, c.start : c.stop] += scores * weight.to(scores)
+                strip[head] = backend.room(scores, (scores.shape[0], r.stop - r.start, image[1]))
+            strip[head][:, :, c.start : c.stop] += backend.weigh(scores, weight)
     return strip
 
 
-def _ramp(tile: Tile, size: int, overlap: int) -> Tensor:
+def _ramp(tile: Tile, size: int, overlap: int) -> NDArray[np.float32]:
     """Weights of a tile's pixels, start..stop: 1 inside, falling to 0 over `overlap` pixels on both sides of a border
     between cores (fewer where the image ends sooner). Neighbours' weights sum to 1."""
-    y = torch.arange(tile.start, tile.stop) + 0.5
-    weight = torch.ones(tile.stop - tile.start)
+    y = np.arange(tile.start, tile.stop, dtype=np.float32) + np.float32(0.5)
+    weight = np.ones(tile.stop - tile.start, np.float32)
     if tile.keep_from > 0:
         reach = min(overlap, size - tile.keep_from)
-        weight = weight * ((y - (tile.keep_from - reach)) / (2 * reach)).clamp(0, 1)
+        weight *= ((y - (tile.keep_from - reach)) / (2 * reach)).clip(0, 1)
     if tile.keep_to < size:
         reach = min(overlap, size - tile.keep_to)
-        weight = weight * ((tile.keep_to + reach - y) / (2 * reach)).clamp(0, 1)
+        weight *= ((tile.keep_to + reach - y) / (2 * reach)).clip(0, 1)
     return weight
 
 
 def _pasted(pieces: Iterator[Piece], size: tuple[int, int]) -> dict[str, tuple[NDArray[Any], ...]]:
     whole: dict[str, tuple[NDArray[Any], ...]] = {}
-    for head, top, left, values in pieces:
-        arrays = [v.cpu().numpy() for v in values]
+    for head, top, left, arrays in pieces:
         if arrays[0].shape[-2:] == size:
-            whole[head] = tuple(arrays)
+            whole[head] = arrays
             continue
         if head not in whole:
             whole[head] = tuple(np.empty((*a.shape[:-2], *size), a.dtype) for a in arrays)

@@ -13,9 +13,12 @@ from fullyconv.errors import DataError, foreign_values, printable
 
 __all__ = ["ABOUT", "BLANK", "FORMAT", "SEAL", "check_seal", "checked_about", "sealed"]
 
-ABOUT, SEAL, FORMAT = "fullyconv", "fullyconv_seal", 1
+ABOUT, SEAL, FORMAT = "fullyconv", "fullyconv_seal", 2
 BLANK = "0" * 64
-NEEDED = ("format", "name", "input", "output", "names", "heads", "taxonomies", "preprocessing", "geometry", "proof")
+NEEDED = (
+    "format", "name", "inputs", "input", "output", "names", "heads", "taxonomies", "preprocessing", "geometry", "x",
+    "coarse", "proof",
+)  # fmt: skip
 
 
 def sealed(data: bytes) -> bytes:

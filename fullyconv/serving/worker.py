@@ -115,12 +115,12 @@ class Labeller:
     """A network and what is asked of it. `about`: what the server says of itself, measured on a forward pass."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from fullyconv.evaluation import digest
-        from fullyconv.models import load
-        from fullyconv.predict import Predictor
+        from fullyconv.predict import Predictor, open_network
+        from fullyconv.runtime.exported import is_exported
 
-        model = load(settings["model"])
-        model.to(settings["device"])
+        model = open_network(settings["model"])
+        if not is_exported(settings["model"]):
+            model.to(settings["device"])
         self.predictor: Predictor = Predictor(model, tile=settings["tile"] or None, precision=settings["precision"])
         if (self.predictor.inputs or ("rgb",)) != ("rgb",):
             raise DataError(
@@ -137,7 +137,7 @@ class Labeller:
                 {"name": h, "classes": list(t.names), "palette": [list(c) for c in t.palette]}
                 for h, t in model.taxonomies.items()
             ],
-            "weights_sha256": digest(self.predictor),
+            "weights_sha256": self.predictor.backend.digest(),
             "device": str(self.predictor.device),
             "precision": self.predictor.precision,
             "tiling": self.predictor.tiling,
@@ -160,14 +160,12 @@ class Labeller:
 
     def _watch(self) -> None:
         """Between two tiles the deadline is looked at."""
-        network = self.predictor._network
 
-        def watched(x: Any) -> Any:
+        def look() -> None:
             if time.monotonic() > self.deadline:
                 raise Late
-            return network(x)
 
-        self.predictor._network = watched  # type: ignore[assignment]
+        self.predictor.before_window = look
 
     def answer(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """({"status": 200, "media": ...}, answer) or ({"status", "code", "detail"}, b""). Details never hold what was
@@ -218,12 +216,11 @@ class Labeller:
         from io import BytesIO
 
         import numpy as np
-        import torch
 
         scores = self.predictor.scores(image)
         scores = scores[head] if isinstance(scores, dict) else scores
         data = BytesIO()
-        np.save(data, torch.from_numpy(scores).softmax(0).numpy())
+        np.save(data, self.predictor.backend.probabilities(scores, False, scores.shape[1:]))
         return data.getvalue()
 
 

@@ -1,0 +1,180 @@
+"""An exported file labels as its network does, whole and in tiles, without torch."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fullyconv as fc
+from fullyconv.errors import UsageError
+from fullyconv.interpolation import strips
+from fullyconv.ops import upsample, upsample_softmax_max
+from fullyconv.runtime.exported import ExportedNetwork
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def drawn(name: str = "fcn16s-squeezenet1_0", **how: Any) -> Any:
+    """A network whose scores are drawn, as if it had learned."""
+    model = fc.create(name, quiet=True, **how).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.head_parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.05)
+    return model
+
+
+def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> Any:
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 9 + 1, width // 9 + 1, channels), np.uint8)
+    return np.ascontiguousarray(cells.repeat(9, 0).repeat(9, 1)[:height, :width])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return drawn(heads={"semantic": 5, "surface": 3})
+
+
+@pytest.fixture(scope="module")
+def files(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runtime")
+    for output in ("labels", "coarse"):
+        fc.export(model, folder / f"{output}.onnx", output=output)
+    return {output: folder / f"{output}.onnx" for output in ("labels", "coarse")}
+
+
+def assert_same_but_for_ties(said: Any, truth: Any, scores: Any) -> None:
+    got = np.take_along_axis(scores, said.astype(np.int64)[None], 0)[0]
+    assert said.dtype == truth.dtype
+    assert (scores.max(0) - got).max() <= 1e-4 * np.abs(scores).max()
+
+
+@pytest.mark.parametrize("output", ["labels", "coarse"])
+@pytest.mark.parametrize("tile", [None, 16, (64, 32)])
+def test_labels_confidence_and_scores_are_torchs(model: Any, files: Any, output: str, tile: Any) -> None:
+    eager, ready = fc.Predictor(model), fc.Predictor(files[output], tile=tile)
+    image = photo(83, 131)
+    labels, sure, scores = ready.labels(image), ready.confident_labels(image), ready.scores(image)
+    truth, trusted, full = eager.labels(image), eager.confident_labels(image), eager.scores(image)
+    assert ready.heads == eager.heads
+    for head in ready.heads:
+        assert_same_but_for_ties(labels[head], truth[head], full[head])
+        assert_same_but_for_ties(sure[head][0], truth[head], full[head])
+        np.testing.assert_allclose(sure[head][1], trusted[head][1], atol=1e-4)
+        np.testing.assert_allclose(scores[head], full[head], atol=1e-4 * np.abs(full[head]).max())
+    assert ready.tiling == fc.Predictor(model, tile=tile).tiling
+
+
+def test_without_numba_the_strips_give_the_same(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, ready = photo(60, 45), fc.Predictor(files["coarse"])
+    truth = ready.confident_labels(image)
+    monkeypatch.setattr("fullyconv.runtime.backend._compiled", lambda: False)
+    for head, (labels, sure) in ready.confident_labels(image).items():
+        assert (labels == truth[head][0]).mean() > 0.999
+        np.testing.assert_allclose(sure, truth[head][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("border", ["fade", "replicate"])
+@pytest.mark.parametrize(("stride", "offset"), [(1, 1), (2, 0.5), (3, 1), (8, 4), (8, 31), (32, 19)])
+def test_strips_read_what_ops_reads(border: Any, stride: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullyconv.runtime.backend import _sampling
+
+    monkeypatch.setattr(strips, "BUDGET", 500)  # several strips
+    scores = torch.randn(1, 7, 4, 5, generator=torch.Generator().manual_seed(3))
+    size = (3 * stride + 1, 2 * stride + 3)
+    sampling = _sampling((4, 5), size, stride, offset, border)
+    full = upsample(scores, size, stride, offset, border, "reference")[0].numpy()
+    np.testing.assert_allclose(strips.upsample(scores[0].numpy(), sampling), full, atol=1e-5)
+    labels, sure = strips.label_and_confidence(scores[0].numpy(), sampling, np.uint8)
+    truth = upsample_softmax_max(scores, size, stride, offset, border, "reference")[1][0].numpy()
+    assert_same_but_for_ties(labels, labels, full)
+    np.testing.assert_array_equal(labels, strips.label(scores[0].numpy(), sampling, np.uint8))
+    np.testing.assert_allclose(sure, truth, atol=1e-6)
+
+
+def test_augmentation_is_torchs(model: Any, files: Any) -> None:
+    image = photo(37, 50)
+    truth = fc.Predictor(model).augmented_labels(image, ["flip", "scales"])
+    for head, (_, sure) in fc.Predictor(files["coarse"]).augmented_labels(image, ["flip", "scales"]).items():
+        np.testing.assert_allclose(sure, truth[head][1], atol=2e-4)
+
+
+def test_images_of_other_types_are_labelled_as_the_network_does(model: Any, files: Any) -> None:
+    image = photo(30, 41).astype(np.float32) + 0.25
+    truth, scores = fc.Predictor(model).labels(image), fc.Predictor(model).scores(image)
+    for head, labels in fc.Predictor(files["labels"]).labels(image).items():
+        assert_same_but_for_ties(labels, truth[head], scores[head])
+
+
+def test_a_files_predictor_is_pickled_and_says_what_it_is(files: Any) -> None:
+    ready = fc.Predictor(files["labels"])
+    image = photo(20, 30)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(ready))(image)["surface"], ready(image)["surface"])
+    assert repr(ready) == "Predictor(fcn16s-squeezenet1_0, semantic: 5 classes, surface: 3 classes, cpu, fp32)"
+    with pytest.raises(UsageError, match="bf16"):
+        fc.Predictor(ExportedNetwork(files["labels"]), precision="bf16")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "numba", "onnx")))  # importing them fails
+from fullyconv.cli import main
+main(sys.argv[1:])
+"""
+
+
+def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)
+
+
+def test_predict_and_evaluate_run_where_torch_cannot_be_imported(model: Any, files: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for folder in ("images", "labels"):
+        (data / folder).mkdir(parents=True)
+    eager = fc.Predictor(model)
+    for i in range(3):
+        image = photo(40 + i, 50, seed=i)
+        Image.fromarray(image).save(data / "images" / f"{i}.png")
+        Image.fromarray(eager.labels(image)["semantic"]).save(data / "labels" / f"{i}.png")
+    (data / "classes.txt").write_text("\n".join(model.taxonomies["semantic"].names))
+    done = without_torch(
+        "predict",
+        str(files["labels"]),
+        str(data / "images"),
+        "-o",
+        str(tmp_path / "out"),
+        "--confidence",
+        "--tile",
+        "32",
+    )
+    assert done.returncode == 0, done.stderr
+    for i in range(3):
+        said = np.asarray(Image.open(tmp_path / "out" / f"{i}.png"))
+        assert (said == np.asarray(Image.open(data / "labels" / f"{i}.png"))).mean() > 0.999
+        assert (tmp_path / "out" / "surface" / f"{i}.png").exists()
+        assert (tmp_path / "out" / "confidence" / f"{i}.png").exists()
+    done = without_torch("evaluate", str(files["labels"]), str(data), "--json", "--keep", str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["mean_iu"] > 0.999
+    assert set(result["versions"]) == {"fullyconv", "onnxruntime", "numpy", "python"}
+    done = without_torch("report", str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kept" / "report.html").exists()
+
+
+def test_a_directory_without_torch_says_what_to_install(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    Image.fromarray(photo(20, 20)).save(tmp_path / "a.png")
+    done = without_torch("predict", str(tmp_path / "model"), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "fullyconv[torch]" in done.stderr
