@@ -11,7 +11,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fullyconv.engine.folding import Convolution
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UnknownName, UsageError
+from fullyconv.models.interface import SegmentationModel, TorchModule
 
 __all__ = ["Cost", "Live", "estimate", "working_bytes"]
 
@@ -61,8 +62,11 @@ class Cost:
         return asdict(self)
 
 
+M = TypeVar("M", bound=TorchModule)
+
+
 def estimate(
-    model: Any,
+    model: SegmentationModel,
     height: int,
     width: int,
     batch: int = 1,
@@ -97,12 +101,12 @@ def estimate(
     )  # fmt: skip
 
 
-def working_bytes(model: Any, height: int, width: int, precision: str = "fp32") -> int:
+def working_bytes(model: SegmentationModel, height: int, width: int, precision: str = "fp32") -> int:
     """Bytes of tensors alive at once, beside the weights, while one image of H x W pixels is scored."""
     return estimate(model, height, width, precision=precision).working_bytes
 
 
-def on_meta(model: Any) -> Any:
+def on_meta(model: M) -> M:
     """A copy of `model` on the meta device; its weights are not copied and take no memory."""
     own: dict[int, Any] = {}
     for p in model.parameters():
@@ -112,7 +116,7 @@ def on_meta(model: Any) -> Any:
     return copy.deepcopy(model, own)
 
 
-def _prediction(model: Any, size: tuple[int, ...], precision: str, device: str) -> tuple[int, int, int]:
+def _prediction(model: SegmentationModel, size: tuple[int, ...], precision: str, device: str) -> tuple[int, int, int]:
     """(flops, bytes of weights, bytes of other tensors) of a call after the first, which folds, packs and makes the
     background."""
     ready = prepare(model, precision)
@@ -139,7 +143,9 @@ def _lay_out(layer: Convolution) -> None:
     layer.register_forward_hook(lambda *_: held.clear())
 
 
-def _training(model: Any, size: tuple[int, ...], precision: str, optimizer: Optimizer) -> tuple[int, int, int]:
+def _training(
+    model: SegmentationModel, size: tuple[int, ...], precision: str, optimizer: Optimizer
+) -> tuple[int, int, int]:
     """(flops, bytes of weights and the optimiser's state, bytes of other tensors, gradients among them)."""
     learned = [p for p in model.parameters() if p.requires_grad]
     state = (1 if optimizer == "sgd" else 2) * sum(p.numel() * p.element_size() for p in learned)
@@ -166,7 +172,7 @@ def _image(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, device="meta", dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _bytes(model: nn.Module) -> int:
+def _bytes(model: TorchModule) -> int:
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 

@@ -9,15 +9,16 @@ All numbers are exact fractions. Source: paper section 3 (composition rule), Caf
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, Protocol
 
 from fullyconv.errors import InternalError, UsageError
 
 __all__ = [
     "IMAGE",
+    "Geometry",
     "Layer",
     "Map",
     "Skip",
@@ -210,6 +211,45 @@ def last_upsampling(scores: Map, border: Literal["fade", "replicate"]) -> Upsamp
 def plain(value: Fraction) -> int | float:
     """An int where the fraction is whole, else the float (exact here: denominators are powers of two)."""
     return value.numerator if value.denominator == 1 else float(value)
+
+
+@dataclass(frozen=True)
+class Geometry(Upsampling):
+    """The last upsampling of a network, the grids of its taps and the context a tile needs (pixels; inf: all of it)."""
+
+    height: int
+    width: int
+    taps: Mapping[int, Map]
+    skips: Mapping[int, Skip]
+    halo: float
+    exact: bool  # False: grids were probed, not traced
+
+    @property
+    def align(self) -> int:
+        """The coarsest stride, in whole pixels: windows that begin at its multiples lie on every tap's grid."""
+        return max(math.ceil(grid.stride) for grid in self.taps.values())
+
+
+class OutputGeometry(Protocol):
+    """How coarse scores lie on the image, in pixels: upsampled index u reads cell (u + offset - (width - 1)/2) / stride
+    with width = 2 stride - stride % 2; outside lies zero ("fade") or the edge ("replicate").
+
+    halo: the context that a tile needs, inf for the whole image. exact: whether the grids are proven, not probed.
+    align: the coarsest stride at which features are read.
+    """
+
+    @property
+    def stride(self) -> int: ...
+    @property
+    def offset(self) -> int | float: ...
+    @property
+    def border(self) -> Literal["fade", "replicate"]: ...
+    @property
+    def halo(self) -> float: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def align(self) -> int: ...
 
 
 @dataclass(frozen=True)

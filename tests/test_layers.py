@@ -64,6 +64,7 @@ COMPILED = {
     "fullyconv.interpolation.label_kernels",
     "fullyconv.interpolation.vectors",
 }
+NETWORKS = ("model", "network", "predictor", "ready", "module", "trunk")  # what parameters that are networks are called
 
 
 def modules() -> dict[str, Path]:
@@ -150,6 +151,21 @@ def test_no_import_cycle_between_modules() -> None:
 
     for m in edges:
         walk(m, ())
+
+
+def test_a_network_is_typed_wherever_it_is_handed_on() -> None:
+    """A parameter that is a network says so: what it has to offer is checked by mypy (`models.interface`)."""
+    untyped = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                untyped += [
+                    f"{module}.{node.name}({a.arg})"
+                    for a in given
+                    if a.arg in NETWORKS and a.annotation and "Any" in ast.unparse(a.annotation).split(" | ")
+                ]
+    assert not untyped
 
 
 def test_importing_the_package_and_asking_for_help_loads_no_torch() -> None:

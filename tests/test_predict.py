@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 from fullyconv import processor
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import DataError, MissingInput, UsageError
-from fullyconv.geometry import Map
 from fullyconv.predict import Predictor, as_array
 from fullyconv.preprocessing import Preprocessing
 
@@ -28,7 +26,7 @@ class Geometry:
     border: str = "replicate"
     halo: float = 8.0
     exact: bool = True
-    taps: Any = field(default_factory=lambda: {4: Map(Fraction(4), Fraction(3, 2), 4.0)})
+    align: int = 4
 
 
 class Tiny(nn.Module):

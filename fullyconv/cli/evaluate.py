@@ -13,6 +13,7 @@ from fullyconv.terminal import rewrite, say
 
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
+    from fullyconv.predict import Predictor
 
 __all__ = ["device_for", "evaluate_command", "predictor", "progress_line", "table"]
 
@@ -79,7 +80,7 @@ def evaluate_command(
 
 def predictor(
     model: str, *, device: str, tile: int, max_memory: str, precision: str = "auto", quiet: bool = False
-) -> Any:
+) -> Predictor:
     """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
     import sys
 
@@ -96,9 +97,7 @@ def predictor(
         for note in (*processor.right_threads(), processor.numba_note()):
             if note and not quiet:
                 say(note)
-    network = open_network(model)
-    if not is_exported(model):
-        network.to(where)
+    network = open_network(model, where)
     budget = parse_size(max_memory) if max_memory else 0
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fullyconv.files.listing import Listing
     from fullyconv.files.outputs import Outputs
+    from fullyconv.predict import Predictor
 
 __all__ = ["predict"]
 
@@ -280,7 +281,7 @@ def _claim(
     return found
 
 
-def _job(ready: Any, *options: Any) -> str:
+def _job(ready: Predictor, *options: Any) -> str:
     """sha256 of the network and of the options that change what is written."""
     from dataclasses import asdict, is_dataclass
 
@@ -297,7 +298,7 @@ def _done(job: Any, plan: Outputs, further: dict[str, Path]) -> tuple[list[Path]
     return [source, *beside], name, [plan.folder / n for n in names.values()]
 
 
-def _answers(ready: Any, image: Any, plan: Outputs, names: Files) -> Callable[[], list[tuple[str, Path]]]:
+def _answers(ready: Predictor, image: Any, plan: Outputs, names: Files) -> Callable[[], list[tuple[str, Path]]]:
     """Label one image; what is left to do, encoding and writing what was claimed for it, as a function that gives
     (what, file)."""
     import numpy as np
@@ -311,7 +312,7 @@ def _answers(ready: Any, image: Any, plan: Outputs, names: Files) -> Callable[[]
     def write() -> list[tuple[str, Path]]:
         data: dict[tuple[str, str], bytes] = {}
         for head, (labels, probability) in found.items():
-            palette = ready.model.taxonomies[head].palette
+            palette = ready.taxonomies[head].palette
             data["labels", head] = encode_label(labels, palette)
             if ("overlay", head) in names:
                 data["overlay", head] = overlaid(image, labels, palette)
@@ -323,7 +324,7 @@ def _answers(ready: Any, image: Any, plan: Outputs, names: Files) -> Callable[[]
     return write
 
 
-def _probabilities(ready: Any, image: Any) -> dict[tuple[str, str], bytes]:
+def _probabilities(ready: Predictor, image: Any) -> dict[tuple[str, str], bytes]:
     from io import BytesIO
 
     import numpy as np

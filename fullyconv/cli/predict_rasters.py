@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from fullyconv.files.outputs import Outputs
+    from fullyconv.predict import Predictor
     from fullyconv.predict.scene import SceneJob
     from fullyconv.rasters.journal import BlockJournal
 
@@ -80,7 +81,7 @@ def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: Raster
 
 
 def label_raster(
-    ready: Any, source: Path, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
+    ready: Predictor, source: Path, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
 ) -> list[tuple[str, Path]]:
     """Label one raster and write what was claimed for it: (what, file). Finished blocks stay until all is written."""
     from fullyconv.errors import printable
@@ -166,10 +167,10 @@ def _assemble(
     from fullyconv.rasters.assembling import Layer, write_geotiff
 
     written: list[tuple[str, Path]] = []
-    model, profile = job.predictor.model, job.source.profile
+    profile = job.source.profile
     byte = np.dtype(np.uint8)
     for head, classes in job.predictor.heads.items():
-        taxonomy = model.taxonomies[head]
+        taxonomy = job.predictor.taxonomies[head]
         tags = (("CLASS_NAMES", json.dumps(list(taxonomy.names))),)
         kind = np.dtype(np.uint8 if classes <= 255 else np.uint16)
         layers = {
@@ -211,7 +212,7 @@ def _polygons(
     a, b, _, d, e, _ = job.source.profile.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     temporary = (plan.folder / name).parent / f"{PREFIX}{secrets.token_hex(8)}.{options.polygons}"
     try:
-        taxonomy = job.predictor.model.taxonomies[head]
+        taxonomy = job.predictor.taxonomies[head]
         write_polygons(
             temporary, options.polygons, drawn, taxonomy.names, job.source.profile.crs, abs(a * e - b * d), head
         )
@@ -230,7 +231,7 @@ def _overlay(job: SceneJob, journal: BlockJournal, head: str) -> bytes:
 
     from fullyconv.evaluation.writer import jpeg
 
-    palette = np.asarray(job.predictor.model.taxonomies[head].palette, np.uint16)
+    palette = np.asarray(job.predictor.taxonomies[head].palette, np.uint16)
     step, (h, w) = job.step, job.grid.size
     out = np.zeros((-(-h // step), -(-w // step), 3), np.uint8)
     for block in job.grid.blocks():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fullyconv.files.outputs import Outputs
+    from fullyconv.predict import Predictor
 
 __all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_video", "videos_among"]
 
@@ -42,7 +43,7 @@ def claim_video(plan: Outputs, source: Path, name: str, options: VideoOptions) -
 class VideoLabeller:
     """Labels of the main head, frame after frame; what was said of the frames before is kept here."""
 
-    def __init__(self, ready: Any, every: int, smooth: float) -> None:
+    def __init__(self, ready: Predictor, every: int, smooth: float) -> None:
         self._ready, self._every, self._smooth = ready, every, smooth
         self._seen = self.computed = 0
         self._labels: NDArray[Any] | None = None
@@ -73,7 +74,7 @@ class VideoLabeller:
 
 
 def label_video(
-    ready: Any, source: Path, name: str, plan: Outputs, names: dict[str, str], options: VideoOptions
+    ready: Predictor, source: Path, name: str, plan: Outputs, names: dict[str, str], options: VideoOptions
 ) -> list[tuple[str, Path]]:
     """Write what was claimed for one video, and its frames' label maps: (what, file)."""
     import secrets
@@ -86,9 +87,9 @@ def label_video(
     from fullyconv.images import encode_label
     from fullyconv.rasters.video import VideoFrames, write_video
 
-    if (ready.inputs or ("rgb",)) != ("rgb",):
-        raise UsageError(f"This network takes {', '.join(ready.inputs)}; {printable(source)} has colours alone.")
-    taxonomy = ready.model.taxonomies[next(iter(ready.heads))]
+    if (inputs := ready.inputs or ("rgb",)) != ("rgb",):
+        raise UsageError(f"This network takes {', '.join(inputs)}; {printable(source)} has colours alone.")
+    taxonomy = ready.taxonomies[next(iter(ready.heads))]
     palette = np.asarray(taxonomy.palette, np.uint16)
     label, written = VideoLabeller(ready, options.every, options.smooth), list[tuple[str, Path]]()
     frames = VideoFrames(source)

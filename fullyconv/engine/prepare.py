@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -22,6 +23,7 @@ from fullyconv.engine.precision import refuse
 from fullyconv.engine.window import Windowed
 from fullyconv.errors import UsageError
 from fullyconv.models.fcn import FCN
+from fullyconv.models.interface import SegmentationModel, TorchModule
 from fullyconv.models.trace import CannotTrace
 from fullyconv.models.tracer import shared_copy
 
@@ -32,7 +34,7 @@ META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def prepare(model: Any, precision: str = "fp32", window: bool = True) -> Prepared:
+def prepare(model: SegmentationModel, precision: str = "fp32", window: bool = True) -> Prepared:
     """x float32 N C H W -> {head: coarse scores N K h w, float32}, what `model.coarse(x)` gives in evaluation mode.
 
     precision: "fp32" or "bf16" (the trunk's; scores are added in float32). window: whether, with the paper's padding,
@@ -46,11 +48,11 @@ def prepare(model: Any, precision: str = "fp32", window: bool = True) -> Prepare
 @final
 @dataclass(frozen=True)
 class _Made:
-    """What calls share. model: the network in evaluation mode; trunks: None where they are called as they are."""
+    """What calls share. coarse: the network in evaluation mode; as_it_is: its trunks were not prepared."""
 
     state: tuple[Any, ...]
-    model: Any
-    trunks: Mapping[str, Features] | None = None
+    coarse: Callable[[Tensor], Mapping[str, Tensor]]
+    as_it_is: bool = True
     networks: Sequence[fx.GraphModule] = ()
     windows: Sequence[Windowed] = ()
 
@@ -59,7 +61,7 @@ class _Made:
 class Prepared:
     """See `prepare`. The network's own parameters are neither changed nor copied, but for their packed layout."""
 
-    def __init__(self, model: Any, precision: str = "fp32", window: bool = True) -> None:
+    def __init__(self, model: SegmentationModel, precision: str = "fp32", window: bool = True) -> None:
         refuse(precision, next((p.device for p in model.parameters()), META))
         self.model, self.precision, self.window = model, precision, window
         self._made: _Made | None = None
@@ -70,11 +72,10 @@ class Prepared:
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         made = self._ready()
-        if made.trunks is not None:
-            scores: dict[str, Tensor] = made.model.coarse(x, made.trunks)
-            return scores
+        if not made.as_it_is:
+            return dict(made.coarse(x))
         with _autocast(x, DTYPES[self.precision]):
-            return {head: s.float() for head, s in made.model.coarse(x).items()}
+            return {head: s.float() for head, s in made.coarse(x).items()}
 
     @property
     def convolutions(self) -> list[Convolution]:
@@ -111,20 +112,21 @@ class Prepared:
     def _prepared(self, state: tuple[Any, ...]) -> _Made:
         model, dtype = _evaluating(self.model), DTYPES[self.precision]
         if not isinstance(model, FCN):
-            return _Made(state, model)
+            return _Made(state, model.coarse)
         try:
             networks = {key: fold_layers(s.trunk, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
         except CannotTrace:
-            return _Made(state, model)
+            return _Made(state, model.coarse)
         held = list(networks.values())
         if not self.window or model.border != "fade":
-            return _Made(state, model, {key: _features(n, dtype) for key, n in networks.items()}, held)
+            plain = {key: _features(n, dtype) for key, n in networks.items()}
+            return _Made(state, partial(model.coarse, trunks=plain), False, held)
         windows = {key: Windowed(n) for key, n in networks.items()}
         trunks = {key: _features(w, dtype) for key, w in windows.items()}
-        return _Made(state, model, trunks, held, list(windows.values()))
+        return _Made(state, partial(model.coarse, trunks=trunks), False, held, list(windows.values()))
 
 
-def _evaluating(model: Any) -> Any:
+def _evaluating(model: SegmentationModel) -> SegmentationModel:
     """`model` in evaluation mode, by a copy that shares its tensors: the network itself may learn meanwhile."""
     try:
         return shared_copy(model).eval()
@@ -136,7 +138,7 @@ def _evaluating(model: Any) -> Any:
         return model
 
 
-def _state(model: Any) -> tuple[Any, ...]:
+def _state(model: TorchModule) -> tuple[Any, ...]:
     """What changes when a parameter or buffer is written to or replaced."""
     tensors = [*model.parameters(), *model.buffers()]
     return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from fullyconv import metrics, processor
 from fullyconv.arguments import CALL, NUMBER, PATH, TEXT, TEXTS, TILE, WHOLE, Kind, either, maybe, takes
 from fullyconv.errors import DataError, UsageError
-from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads, network_classes
+from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
+    from fullyconv.models.interface import SegmentationModel
     from fullyconv.predict import Predictor
+    from fullyconv.runtime.exported import ExportedNetwork
 
 __all__ = ["Result", "class_figures", "evaluate", "merge", "score"]
 
@@ -43,7 +45,7 @@ TTA = ("flip", "scales")
     unknown=TEXT,
 )
 def evaluate(
-    predictor: Predictor | Any,
+    predictor: Predictor | SegmentationModel | ExportedNetwork | str | Path,
     dataset: Dataset | str | Path | Sequence[tuple[Any, Any]],
     *,
     protocol: str = "native",
@@ -80,7 +82,7 @@ def evaluate(
     tta = tuple(v for v in tta.split(",") if v) if isinstance(tta, str) else tuple(tta)
     _check(predictor, dataset, protocol, average, tta)
     heads, stored = matching_heads(predictor.heads, dataset.taxonomies), dataset
-    dataset, matched = in_the_networks_classes(dataset, network_classes(predictor), heads, unknown)
+    dataset, matched = in_the_networks_classes(dataset, predictor.taxonomies, heads, unknown)
     label = _labeller(predictor, tta, confident=keep is not None)
     indices = range(share[0], len(dataset), share[1])
     keeper = _keeper(keep, dataset, heads, share)
@@ -186,20 +188,22 @@ def machine(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _opened(predictor: Any, dataset: Any) -> tuple[Predictor, Dataset]:
+def _opened(
+    predictor: Predictor | SegmentationModel | ExportedNetwork | str | Path,
+    dataset: Dataset | str | Path | Sequence[tuple[Any, Any]],
+) -> tuple[Predictor, Dataset]:
     """A network or its directory as a predictor, a path as a data set; `UsageError` for anything else."""
     from fullyconv.data.base import Dataset
     from fullyconv.data.pairs import from_pairs
     from fullyconv.evaluation.choice import images_to_measure
-    from fullyconv.predict import Predictor, open_network
+    from fullyconv.predict import Predictor
 
     model = predictor if isinstance(predictor, str | Path) else ""
-    network: Any = open_network(predictor) if model else predictor
-    ready: Predictor = network if hasattr(network, "confident_labels") else Predictor(network)
+    ready = predictor if isinstance(predictor, Predictor) else Predictor(predictor)
     if isinstance(dataset, str | os.PathLike):
         return ready, images_to_measure(os.fspath(dataset), "", ready, model)
     if not isinstance(dataset, Dataset):  # a sequence of (image, label), in the network's own classes
-        dataset = from_pairs(dataset, next(iter(network_classes(ready).values())), "all")
+        dataset = from_pairs(dataset, next(iter(ready.taxonomies.values())), "all")
     return ready, dataset
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fullyconv.data.corpora.derive import add_again
 from fullyconv.data.splits import Division, kept_in, not_learned, part
@@ -12,11 +12,12 @@ from fullyconv.errors import UnknownName, printable
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
+    from fullyconv.predict import Predictor
 
 __all__ = ["images_to_measure"]
 
 
-def images_to_measure(data: str | Path, split: str, predictor: Any, model: str | Path = "") -> Dataset:
+def images_to_measure(data: str | Path, split: str, predictor: Predictor, model: str | Path = "") -> Dataset:
     """The split of `data` that was named, with the inputs and heads that the network learned; else val; without one
     that has labels, what the run did not learn from (all where no run is known: a note says so).
 
@@ -28,7 +29,7 @@ def images_to_measure(data: str | Path, split: str, predictor: Any, model: str |
     return add_again(_found(data, split, inputs, kept), origin.get("heads") or {})
 
 
-def _found(data: str | Path, split: str, inputs: tuple[str, ...], kept: Division | None) -> Dataset:
+def _found(data: str | Path, split: str, inputs: tuple[str, ...] | None, kept: Division | None) -> Dataset:
     from fullyconv.data import open_dataset
 
     if split == "held-out":

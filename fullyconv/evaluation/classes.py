@@ -12,7 +12,7 @@ from fullyconv.taxonomy import Match, Taxonomy, listed_names, match
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
 
-__all__ = ["UNKNOWN", "in_the_networks_classes", "matching_heads", "network_classes"]
+__all__ = ["UNKNOWN", "in_the_networks_classes", "matching_heads"]
 
 UNKNOWN = ("refuse", "missed", "ignored")  # what becomes of classes that the network lacks
 
@@ -28,12 +28,6 @@ def matching_heads(model: Mapping[str, Any], data: Mapping[str, Taxonomy]) -> di
             "evaluate on data with the network's heads."
         )
     return pairs
-
-
-def network_classes(predictor: Any) -> dict[str, Taxonomy]:
-    """Head -> the classes the network tells apart; numbered ones for a network that carries no names."""
-    known = getattr(predictor.model, "taxonomies", {})
-    return {head: known.get(head) or Taxonomy.numbered(k) for head, k in predictor.heads.items()}
 
 
 def in_the_networks_classes(

@@ -29,7 +29,7 @@ def draw_progress(predictor: Predictor, dataset: Dataset, directory: Path, epoch
     """
     make_directory(directory)
     head = next(iter(predictor.heads))
-    palette = np.asarray(predictor.model.taxonomies[head].palette, np.uint16)
+    palette = np.asarray(predictor.taxonomies[head].palette, np.uint16)
     files = []
     for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(images, len(dataset)))}):
         image = dataset.image(index)

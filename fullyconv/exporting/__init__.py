@@ -120,7 +120,7 @@ def _about(model: FCN, output: str, taken: str, values: Values) -> dict[str, Any
         "geometry": {
             "stride": g.stride, "offset": g.offset, "border": g.border, "exact": g.exact,
             "halo": g.halo if math.isfinite(g.halo) else None,
-            "align": max(math.ceil(grid.stride) for grid in g.taps.values()),
+            "align": g.align,
         },
         "weights_sha256": digest(model),
         "versions": {

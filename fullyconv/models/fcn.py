@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from fullyconv import ops
 from fullyconv.errors import DataError, InternalError, UsageError
-from fullyconv.geometry import Map, Skip, Upsampling, fuse, halo, kernel_width, last_upsampling, plain
+from fullyconv.geometry import Geometry, Skip, fuse, halo, kernel_width, last_upsampling, plain
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
@@ -74,18 +73,6 @@ class LearnedUpsampling(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         return F.conv_transpose2d(scores, self.weight, stride=self.factor)
-
-
-@dataclass(frozen=True)
-class Geometry(Upsampling):
-    """The last upsampling of a network, the grids of its taps and the context a tile needs (pixels; inf: all of it)."""
-
-    height: int
-    width: int
-    taps: Mapping[int, Map]
-    skips: Mapping[int, Skip]
-    halo: float
-    exact: bool  # False: grids were probed, not traced
 
 
 @final

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
+
+from fullyconv.models.interface import TorchModule
+
+M = TypeVar("M", bound=TorchModule)
 
 __all__ = ["QuietTracer", "shared_copy"]
 
 
-def shared_copy(network: Any) -> Any:
+def shared_copy(network: M) -> M:
     """A copy of a module whose parameters, buffers and other tensors are the same objects: its own modes, no memory."""
     memo: dict[int, Any] = {}
     for module in network.modules():

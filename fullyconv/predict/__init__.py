@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, resize_image
 from fullyconv.predict.tiling import Backend, Readout, plan_tiles, read_tiles
 from fullyconv.runtime.exported import ExportedNetwork, is_exported
+from fullyconv.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from fullyconv.models import FCN
+    from fullyconv.models.interface import SegmentationModel
 
 __all__ = ["Predictor", "as_array", "open_network", "refuse_untrained", "resize_image"]
 
@@ -42,15 +47,20 @@ class Predictor:
     """
 
     @takes(tile=maybe(TILE), precision=TEXT)
-    def __init__(self, model: Any, tile: int | tuple[int, int] | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: SegmentationModel | ExportedNetwork | str | Path,
+        tile: int | tuple[int, int] | None = None,
+        precision: str = "fp32",
+    ) -> None:
         model = open_network(model) if isinstance(model, str | Path) else model
         self._backend = _backend(model, precision)
         self._plan = plan_tiles(model, tile)
         self.before_window: Callable[[], None] | None = None  # called before a window is computed; may raise
 
     @property
-    def model(self) -> Any:
-        """The network: its `name`, `heads`, `taxonomies` and `preprocessing`."""
+    def model(self) -> SegmentationModel | ExportedNetwork:
+        """The network: its `heads`, `preprocessing` and geometry, and what else it has."""
         return self._backend.network
 
     @property
@@ -73,6 +83,12 @@ class Predictor:
     def heads(self) -> dict[str, int]:
         """Head -> number of classes, the main head first."""
         return dict(self.model.heads)
+
+    @property
+    def taxonomies(self) -> dict[str, Taxonomy]:
+        """Head -> the classes the network tells apart; numbered ones for a network that carries no names."""
+        known = getattr(self.model, "taxonomies", {})
+        return {head: known.get(head) or Taxonomy.numbered(k) for head, k in self.heads.items()}
 
     @property
     def inputs(self) -> tuple[str, ...] | None:
@@ -163,7 +179,7 @@ class Predictor:
         return next(iter(by_head.values())) if len(by_head) == 1 else by_head
 
 
-def refuse_untrained(model: Any) -> None:
+def refuse_untrained(model: SegmentationModel) -> None:
     """`DataError` when a head's score weights, or all weights of the trunk, are exactly 0: it would label at random."""
     scores = [p for p in model.head_parameters() if p.ndim == 4 and p.shape[2:] == (1, 1)]
     if scores and not any(_any(p) for p in scores):
@@ -178,16 +194,16 @@ def _any(weight: Any) -> bool:
     return any(bool(part.any()) for part in weight.detach().flatten().split(1 << 16))
 
 
-def open_network(name: str | Path) -> Any:
-    """The network of an exported file (without torch), or of a model or run directory."""
+def open_network(name: str | Path, device: str = "cpu") -> FCN | ExportedNetwork:
+    """The network of an exported file (without torch, on the CPU), or of a model or run directory, on `device`."""
     if is_exported(name):
         return ExportedNetwork(name)
     from fullyconv.models import load
 
-    return load(name)
+    return load(name).to(device)
 
 
-def _backend(model: Any, precision: str) -> Backend:
+def _backend(model: SegmentationModel | ExportedNetwork, precision: str) -> Backend:
     if isinstance(model, ExportedNetwork):
         from fullyconv.runtime.backend import RuntimeBackend
 

@@ -16,6 +16,7 @@ from fullyconv.engine.precision import choose_precision, refuse, seconds
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UsageError
 from fullyconv.models import FCN, parse
+from fullyconv.models.interface import SegmentationModel
 from fullyconv.predict.tiling import Readout
 
 __all__ = ["EagerBackend", "digest"]
@@ -28,7 +29,7 @@ MEASURED = (256, 320)  # rows and columns of the image by which "auto" chooses
 class EagerBackend:
     """See `predict.tiling.Backend`. Scores are tensors on the network's device."""
 
-    def __init__(self, model: Any, precision: str) -> None:
+    def __init__(self, model: SegmentationModel, precision: str) -> None:
         self.device: torch.device = next(model.parameters()).device
         # On the CPU `prepare` lays weights out itself; to do so here would copy fc6.
         self.network = model if self.device.type == "cpu" else model.to(memory_format=torch.channels_last)
@@ -45,7 +46,7 @@ class EagerBackend:
 
     def identity(self) -> str:
         model = self.network
-        made = model.config() if hasattr(model, "config") else (model.name, dict(model.heads))
+        made = model.config() if hasattr(model, "config") else (type(model).__name__, dict(model.heads))
         facts = repr((made, model.preprocessing.to_json(), self.digest()))
         return hashlib.sha256(facts.encode()).hexdigest()
 
@@ -99,7 +100,7 @@ class EagerBackend:
         return found
 
 
-def digest(model: Any) -> str:
+def digest(model: SegmentationModel) -> str:
     """sha256 (hex) of the network's tensors: names, types, shapes and bytes, in order of name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -108,7 +109,7 @@ def digest(model: Any) -> str:
     return total.hexdigest()
 
 
-def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
+def _precision(model: SegmentationModel, name: str, device: torch.device) -> tuple[str, str]:
     """(precision, why it was chosen: empty where it was given)."""
     if name not in PRECISIONS:
         raise UsageError(f"The precision {name!r} is unknown; choose from {', '.join(PRECISIONS)}.")
@@ -118,7 +119,7 @@ def _precision(model: Any, name: str, device: torch.device) -> tuple[str, str]:
     return name, ""
 
 
-def _quicker(model: Any, device: torch.device) -> tuple[str, str]:
+def _quicker(model: SegmentationModel, device: torch.device) -> tuple[str, str]:
     """(precision, why) of `model` for prediction, by an image of usual size where the device has bfloat16."""
     channels = len(model.preprocessing.mean)
     x = torch.zeros(1, channels, *MEASURED, device=device).contiguous(memory_format=torch.channels_last)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
 from fullyconv.predict.tiling import plan_tiles
+from fullyconv.runtime.exported import ExportedNetwork
+
+if TYPE_CHECKING:
+    from fullyconv.models.interface import SegmentationModel
 
 __all__ = ["parse_size", "peak_bytes", "resident", "tile_for"]
 
@@ -46,7 +50,7 @@ def resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_bytes(model: Any, side: int) -> int:
+def peak_bytes(model: SegmentationModel, side: int) -> int:
     """Bytes of tensors alive at once, beside the weights, while the network scores a side x side window; nothing is
     computed (`fullyconv.cost`). The image's array, before it becomes the network's input, is counted too."""
     from fullyconv.cost import working_bytes
@@ -55,17 +59,14 @@ def peak_bytes(model: Any, side: int) -> int:
     return working_bytes(model, side, side) + image
 
 
-def tile_for(model: Any, budget: int) -> int:
+def tile_for(model: SegmentationModel | ExportedNetwork, budget: int) -> int:
     """The largest tile (core, pixels a side) whose reading keeps the whole process within `budget` bytes.
 
     Two small windows are really read and what the process then held at most is carried on to larger ones; where the
     system does not tell, the sizes of the tensors are. `UsageError` when not even the smallest tile fits, naming what
     would.
     """
-    measured = _measured(model)
-    if measured is None and not hasattr(model, "parameters"):
-        raise UsageError("This system does not tell how much memory a program held; give --tile instead.")
-    fixed, slope = measured or _reckoned(model)
+    fixed, slope = _measured(model) or _reckoned(model)
     least = plan_tiles(model, 1)
     side = math.isqrt(int(max(0.0, budget - fixed) / slope))
     core = (side - 2 * least.context) // least.align * least.align
@@ -78,7 +79,7 @@ def tile_for(model: Any, budget: int) -> int:
     )
 
 
-def _measured(model: Any) -> tuple[float, float] | None:
+def _measured(model: SegmentationModel | ExportedNetwork) -> tuple[float, float] | None:
     """(bytes the process holds whatever the window, bytes a pixel of the window), from windows that were read."""
     peaks = []
     for side in PROBES:
@@ -90,13 +91,17 @@ def _measured(model: Any) -> tuple[float, float] | None:
         peaks.append(_peak())
     small, large = (side * side for side in PROBES)
     # Memory comes in pages and in leaps: never less than the tensors themselves.
-    least = peak_bytes(model, PROBES[1]) - peak_bytes(model, PROBES[0]) if hasattr(model, "parameters") else 1
+    least = 1
+    if not isinstance(model, ExportedNetwork):
+        least = peak_bytes(model, PROBES[1]) - peak_bytes(model, PROBES[0])
     slope = max(peaks[1] - peaks[0], least) / (large - small)
     return peaks[1] - slope * large + SPARE, MARGIN * slope
 
 
-def _reckoned(model: Any) -> tuple[float, float]:
+def _reckoned(model: SegmentationModel | ExportedNetwork) -> tuple[float, float]:
     """The same by the sizes of tensors."""
+    if isinstance(model, ExportedNetwork):
+        raise UsageError("This system does not tell how much memory a program held; give --tile instead.")
     _read(model, PROBES[0])
     held = resident()
     small, large = (peak_bytes(model, side) for side in PROBES)
@@ -120,7 +125,7 @@ def _peak() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def _read(model: Any, side: int) -> None:
+def _read(model: SegmentationModel | ExportedNetwork, side: int) -> None:
     """Label an image of side x side pixels."""
     from fullyconv.predict import Predictor
 

@@ -22,13 +22,16 @@ from fullyconv.predict.memory_limit import peak_bytes
 from fullyconv.predict.tiling import Scores, _at, plan_tiles
 from fullyconv.rasters.journal import BlockJournal, job_key
 from fullyconv.rasters.windows import Block, BlockGrid, RasterProfile, RasterSource, Span, Window
+from fullyconv.runtime.exported import ExportedNetwork
 
 if TYPE_CHECKING:
+    from fullyconv.models.interface import SegmentationModel
     from fullyconv.predict import Predictor
 
 __all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks"]
 
 CORES = (4096, 3072, 2048, 1536, 1024, 512)
+EXPORTED = 1024  # pixels a side where nothing tells what a block takes
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)
 HELD = 512 << 20  # bytes of coarse scores kept for blending; what was let go is computed again
 PREVIEW = 1600  # pixels of the longer side of a scene's small picture
@@ -36,13 +39,15 @@ PREVIEW = 1600  # pixels of the longer side of a scene's small picture
 Progress = Callable[[int, int], None]
 
 
-def core_for(model: Any, tile: int = 0) -> int:
+def core_for(model: SegmentationModel | ExportedNetwork, tile: int = 0) -> int:
     """Pixels a side of a block: about `tile`, else the largest of a few whose computation fits `BUDGET`, by the sizes
     of tensors alone, so that a job that is run again has the blocks it had."""
     if tile:
         core = plan_tiles(model, tile).core
         assert core is not None
         return core[0]
+    if isinstance(model, ExportedNetwork):  # the sizes of its tensors are not known before it runs
+        return core_for(model, EXPORTED)
     for side in CORES:
         plan = plan_tiles(model, side)
         if plan.blended and side > 1024:
@@ -247,7 +252,7 @@ def _layers(job: SceneJob, block: Block, read: _Read, scores: _Blended | None) -
     h, w = block.core.size
     for head, classes in job.predictor.heads.items():
         kind = np.dtype(np.uint8 if classes <= 255 else np.uint16)
-        ignore = job.predictor.model.taxonomies[head].ignore
+        ignore = job.predictor.taxonomies[head].ignore
         if none:
             found = {
                 "labels": np.full((h, w), ignore, kind), "confidence": np.zeros((h, w), np.uint8),

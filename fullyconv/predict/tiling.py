@@ -11,28 +11,48 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
-from fullyconv.geometry import Tile, tiles
+from fullyconv.geometry import OutputGeometry, Tile, tiles
+from fullyconv.preprocessing import Preprocessing
 
-__all__ = ["Backend", "Readout", "Scores", "TilePlan", "plan_tiles", "read_tiles"]
+if TYPE_CHECKING:
+    from fullyconv.models.interface import SegmentationModel
+    from fullyconv.runtime.exported import ExportedNetwork
+
+__all__ = ["Backend", "InferenceModel", "Readout", "Scores", "TilePlan", "plan_tiles", "read_tiles"]
 
 Readout = Literal["labels", "scores", "confident labels"]  # what is wanted of the scores
 Scores = Any  # a backend's own arrays: torch's tensors, numpy's
 Coarse = Callable[[slice, slice], Mapping[str, Scores]]  # a window of the image -> {head: 1 K h w}
 
 
+class InferenceModel(Protocol):
+    """What prediction asks of a network, whatever computes it. One that also has `name`, `taxonomies` and `origin` is
+    told by them in results."""
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """Head -> number of classes, the main head first."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How stored pixels become the input."""
+
+    def geometry(self, height: int, width: int, /) -> OutputGeometry:
+        """How coarse scores lie on an image of height x width pixels."""
+
+
 class Backend(Protocol):
     """What computes: torch (`predict.eager`), or onnxruntime without torch (`runtime.backend`)."""
 
     @property
-    def network(self) -> Any:
-        """With name, heads, taxonomies, preprocessing and geometry(H, W)."""
+    def network(self) -> SegmentationModel | ExportedNetwork: ...
 
     @property
     def inputs(self) -> tuple[str, ...] | None: ...
@@ -99,7 +119,7 @@ class TilePlan:
         return {"tile": core, "context": self.context, "blended": self.blended, "exact": self.exact}
 
 
-def plan_tiles(model: Any, tile: int | tuple[int, int] | None) -> TilePlan:
+def plan_tiles(model: InferenceModel, tile: int | tuple[int, int] | None) -> TilePlan:
     """The plan for tiles with cores of about `tile` pixels (rounded to the network's coarsest stride)."""
     if tile is None:
         return TilePlan(None, 1, 0, False, True)
@@ -107,7 +127,7 @@ def plan_tiles(model: Any, tile: int | tuple[int, int] | None) -> TilePlan:
     if min(asked) < 1:
         raise UsageError(f"A tile of {asked[0]}x{asked[1]} pixels is empty; give at least 1x1.")
     geometry = model.geometry(*asked)
-    align = geometry.align if hasattr(geometry, "align") else max(math.ceil(g.stride) for g in geometry.taps.values())
+    align = geometry.align
     core = (max(align, asked[0] // align * align), max(align, asked[1] // align * align))
     if math.isfinite(geometry.halo):
         return TilePlan(core, align, -(-math.ceil(geometry.halo) // align) * align, False, geometry.exact)
@@ -168,7 +188,7 @@ def _exact(
                 yield head, r.keep_from, c.keep_from, backend.read(readout, s, **at)
 
 
-def _at(model: Any, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int, int]) -> dict[str, Any]:
+def _at(model: InferenceModel, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int, int]) -> dict[str, Any]:
     """`ops` arguments that upsample a tile's coarse scores onto the given rows and columns of the image."""
     g = model.geometry(r.stop - r.start, c.stop - c.start)
     offset = (g.offset + rows[0] - r.start, g.offset + columns[0] - c.start)

@@ -116,11 +116,8 @@ class Labeller:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from fullyconv.predict import Predictor, open_network
-        from fullyconv.runtime.exported import is_exported
 
-        model = open_network(settings["model"])
-        if not is_exported(settings["model"]):
-            model.to(settings["device"])
+        model = open_network(settings["model"], settings["device"])
         self.predictor: Predictor = Predictor(model, tile=settings["tile"] or None, precision=settings["precision"])
         if (self.predictor.inputs or ("rgb",)) != ("rgb",):
             raise DataError(
@@ -135,7 +132,7 @@ class Labeller:
             "name": model.name,
             "heads": [
                 {"name": h, "classes": list(t.names), "palette": [list(c) for c in t.palette]}
-                for h, t in model.taxonomies.items()
+                for h, t in self.predictor.taxonomies.items()
             ],
             "weights_sha256": self.predictor.backend.digest(),
             "device": str(self.predictor.device),
@@ -197,7 +194,7 @@ class Labeller:
         from fullyconv.serving.wanted import OUTPUTS
 
         head = self.heads[asked.head]
-        taxonomy = self.predictor.model.taxonomies[head]
+        taxonomy = self.predictor.taxonomies[head]
         if asked.output == "probabilities":
             return OUTPUTS[asked.output], self._probabilities(image, head)
         labels = self.predictor.labels(image)[head]

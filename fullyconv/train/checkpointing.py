@@ -8,7 +8,6 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from fullyconv.checkpoint import RunDirectory
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_append
 from fullyconv.models import store
+from fullyconv.models.interface import TorchModule
 from fullyconv.train import advice, caching, measuring, planning, training_state
 from fullyconv.train.batch_reader import ReadStep, refuse_many
 from fullyconv.train.context import RunContext, training_mode
@@ -25,12 +25,12 @@ from fullyconv.train.step import Outcome
 __all__ = ["accept", "advance", "end", "log", "measure_now", "next_step", "rescue", "save", "snapshot", "undo"]
 
 
-def snapshot(model: Any) -> list[Tensor]:
+def snapshot(model: TorchModule) -> list[Tensor]:
     """Copies of the buffers (batch norm's statistics), which a forward pass changes before it is known to be good."""
     return [b.clone() for b in model.buffers()]
 
 
-def undo(model: Any, buffers: list[Tensor]) -> None:
+def undo(model: TorchModule, buffers: list[Tensor]) -> None:
     """Take back what a refused step did to the buffers."""
     for b, before in zip(model.buffers(), buffers, strict=True):
         b.copy_(before)

@@ -17,6 +17,7 @@ from fullyconv import cost, doctor, processor
 from fullyconv.data.base import Dataset
 from fullyconv.doctor.summary import Summary
 from fullyconv.errors import printable
+from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
 from fullyconv.train.batch_reader import crop_of
 
@@ -28,7 +29,12 @@ FALLBACK = {"crop": (512, 512), "batch_size": 4, "class_weights": "none"}  # whe
 
 
 def choose(
-    recipe: Recipe, model: Any, train: Dataset, summary: Summary | None, kept: Mapping[str, Any], device: torch.device
+    recipe: Recipe,
+    model: TrainableModel,
+    train: Dataset,
+    summary: Summary | None,
+    kept: Mapping[str, Any],
+    device: torch.device,
 ) -> tuple[Recipe, list[str]]:
     """The recipe without "auto" for crop, batch_size and class_weights, and a sentence that says what was taken.
 
@@ -68,7 +74,7 @@ def looked_at(train: Dataset) -> Summary | None:
     return doctor.examine(replace(train, records=[train.records[i] for i in few]), fast=True).summary
 
 
-def fitting_batch(recipe: Recipe, model: Any, train: Dataset, device: torch.device) -> tuple[int, str]:
+def fitting_batch(recipe: Recipe, model: TrainableModel, train: Dataset, device: torch.device) -> tuple[int, str]:
     """(batch size, why it is smaller than the recipe's): the largest up to the recipe's whose step takes no more than
     `SHARE` of the memory that this process may have, by the reckoning of one and of two images."""
     room = _memory(device)

@@ -28,6 +28,8 @@ from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.doctor.summary import Summary
 from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
+from fullyconv.models.fcn import FCN
+from fullyconv.models.interface import TorchModule, TrainableModel
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train import caching, planning, training_state
@@ -55,8 +57,8 @@ class RunContext:
     plan: planning.TrainingPlan
     train: Dataset
     val: Dataset | None
-    model: Any
-    average: Any
+    model: FCN
+    average: FCN | None
     optimizer: torch.optim.Optimizer
     scaler: Any
     weights: Mapping[str, Tensor | None]
@@ -136,7 +138,7 @@ def prepare_run(
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
-    model.to(world.device, memory_format=torch.channels_last)
+    model.to(world.device).to(memory_format=torch.channels_last)
     kept = stored.state.get("machine", {}) if stored else {}
     if resume:
         recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), world, display)
@@ -168,7 +170,7 @@ def prepare_run(
 
 def _settled(
     recipe: Recipe,
-    model: Any,
+    model: TrainableModel,
     train: Dataset,
     summary: Summary | None,
     kept: Mapping[str, Any],
@@ -298,7 +300,7 @@ def held_out(
     return learned, replace(dataset, records=val, split=HELD_OUT)
 
 
-def training_mode(model: Any, recipe: Recipe) -> None:
+def training_mode(model: TorchModule, recipe: Recipe) -> None:
     """Dropout and batch statistics as the recipe learns them: frozen batch norm stays in evaluation mode."""
     model.train()
     for module in model.modules():

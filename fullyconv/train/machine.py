@@ -14,6 +14,7 @@ from fullyconv import processor
 from fullyconv.data.base import Dataset
 from fullyconv.engine import precision
 from fullyconv.errors import UsageError
+from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import Recipe
 from fullyconv.train.batch_reader import crop_of
 from fullyconv.train.process_group import ProcessGroup
@@ -35,7 +36,7 @@ class Machine:
 
 def settle(
     recipe: Recipe,
-    model: Any,
+    model: TrainableModel,
     train: Dataset,
     world: ProcessGroup,
     kept: Mapping[str, Any],
@@ -87,7 +88,7 @@ def _count(n: int, what: str = "thread") -> str:
 
 
 def _precision(
-    recipe: Recipe, model: Any, train: Dataset, world: ProcessGroup, kept: str, notes: list[str]
+    recipe: Recipe, model: TrainableModel, train: Dataset, world: ProcessGroup, kept: str, notes: list[str]
 ) -> tuple[Recipe, str]:
     """The recipe with "auto" chosen, and why."""
     if recipe.precision != "auto":
@@ -107,7 +108,7 @@ def _precision(
     return recipe.replace(precision=chosen), why
 
 
-def _seconds(name: str, recipe: Recipe, model: Any, train: Dataset, world: ProcessGroup) -> float:
+def _seconds(name: str, recipe: Recipe, model: TrainableModel, train: Dataset, world: ProcessGroup) -> float:
     """The time of a step of `recipe` on `TRIED` images at a precision; the network stays as it was."""
     image = train.image(0)
     rows, columns = crop_of(recipe, image.shape[:2]) or image.shape[:2]

@@ -12,6 +12,8 @@ from fullyconv import models
 from fullyconv.checkpoint import model_of, read_model
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, UsageError
+from fullyconv.models.fcn import FCN
+from fullyconv.models.interface import TrainableModel
 from fullyconv.models.names import INPUTS
 from fullyconv.models.surgery import init_from
 from fullyconv.preprocessing import Preprocessing
@@ -36,7 +38,7 @@ def _for_data(name: str, train: Dataset) -> str:
     return name
 
 
-def network(recipe: Recipe, train: Dataset, quiet: bool) -> Any:
+def network(recipe: Recipe, train: Dataset, quiet: bool) -> FCN:
     """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned."""
     _refuse_sum_from_nothing(recipe, bool(recipe.weights or recipe.init_from))
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
@@ -128,7 +130,7 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     }
 
 
-def refuse_single_cells(model: Any, recipe: Recipe) -> None:
+def refuse_single_cells(model: TrainableModel, recipe: Recipe) -> None:
     """UsageError where batch norm would see one cell of one image: a single value has no spread."""
     stride, images = max(model.taps), recipe.batch_size // recipe.accumulate
     if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm != "train":
@@ -141,7 +143,7 @@ def refuse_single_cells(model: Any, recipe: Recipe) -> None:
         )
 
 
-def _refuse_other_channels(model: Any, train: Dataset) -> None:
+def _refuse_other_channels(model: TrainableModel, train: Dataset) -> None:
     """DataError when the inputs of the data have other channels than the network's."""
     have = train.image(0).shape[2] if len(train) else model.preprocessing.channels
     if have != model.preprocessing.channels:

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from fullyconv.models.interface import SegmentationModel
 from fullyconv.recipes import Recipe
 
 __all__ = ["CaffeSGD", "average_into", "optimizer_for", "parameter_groups", "rate", "set_rate"]
@@ -40,7 +41,7 @@ class CaffeSGD(torch.optim.Optimizer):
                 p.sub_(state["velocity"])
 
 
-def parameter_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: SegmentationModel, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups {params, names, factor, weight_decay}: trunk or head, weight or bias; factor multiplies the rate.
 
     A "bias" here is every parameter of at most one axis (biases, batch norm), as Caffe's bias multipliers have it.
@@ -60,7 +61,7 @@ def parameter_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_for(model: SegmentationModel, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over the model's learnable parameters."""
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fullyconv import ops
 from fullyconv.engine.autograd import fast_convolutions
+from fullyconv.models.interface import TrainableModel
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.train.process_group import ProcessGroup
@@ -67,7 +68,7 @@ def network_input(images: NDArray[Any], preprocessing: Preprocessing, device: to
 
 
 def gradients(
-    model: Any,
+    model: TrainableModel,
     batches: Sequence[Batch],
     recipe: Recipe,
     world: ProcessGroup,
@@ -97,7 +98,7 @@ def gradients(
     return _outcome(world.sum(total), shares, pixels, recipe)
 
 
-def _labels(batch: Batch, model: Any, device: torch.device) -> dict[str, Tensor]:
+def _labels(batch: Batch, model: TrainableModel, device: torch.device) -> dict[str, Tensor]:
     """{head: N H W}; uint16 becomes int32, which torch can index with."""
     return {
         head: torch.from_numpy(label.astype(np.int32) if label.dtype == np.uint16 else label).to(device)
@@ -107,7 +108,7 @@ def _labels(batch: Batch, model: Any, device: torch.device) -> dict[str, Tensor]
 
 
 def _denominators(
-    model: Any,
+    model: TrainableModel,
     batches: Sequence[Batch],
     labels: Sequence[Mapping[str, Tensor]],
     recipe: Recipe,
@@ -142,7 +143,7 @@ def _autocast(recipe: Recipe, device: torch.device) -> Any:
 
 
 def _loss(
-    model: Any,
+    model: TrainableModel,
     coarse: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     size: Sequence[int],

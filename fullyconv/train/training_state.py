@@ -11,6 +11,7 @@ from torch import nn
 
 from fullyconv.data.base import Dataset
 from fullyconv.errors import UnknownName, UsageError
+from fullyconv.models.interface import TrainableModel
 
 __all__ = ["CHANGES", "State", "identity", "pack_training", "refuse_changes", "restore_training"]
 
@@ -40,7 +41,7 @@ class State:
     finished: bool = False
 
 
-def identity(model: Any, train: Dataset, content: str) -> dict[str, Any]:
+def identity(model: TrainableModel, train: Dataset, content: str) -> dict[str, Any]:
     """The network, classes and data of a run, as JSON; content: a digest of everything that its files hold."""
     return {
         "network": {"name": model.name, "heads": dict(model.heads), "options": _plain(model.config())},

@@ -7,19 +7,18 @@ set to undo them: the network is the same function before and after, and learns 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fullyconv.data.base import Dataset
+from fullyconv.models.interface import SegmentationModel
 from fullyconv.train.step import network_input
 
 __all__ = ["unfold"]
 
 
 @torch.no_grad()
-def unfold(model: Any, dataset: Dataset, images: int = 16) -> None:
+def unfold(model: SegmentationModel, dataset: Dataset, images: int = 16) -> None:
     """Measure every batch norm layer's input on the first `images` images, spread over the data set.
 
     With y = g (x - m) / sqrt(v + eps) + b: new m and v are x's mean and variance, new g and b keep y for every x.
