@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "hub": (1, False),
     "data": (1, False),
     "doctor": (1, False),
+    "annotating": (1, False),
     "scenes": (1, False),
     "rasters": (1, False),
     "models": (2, True),

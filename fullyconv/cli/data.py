@@ -21,6 +21,15 @@ data = typer.Typer(
 def convert_command(
     source: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
+    tool: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="TOOL",
+            show_default=False,
+            help="Write what an annotation tool opens: labelme, cvat, labelstudio, coco, coco-polygons or voc.",
+        ),
+    ] = "",
     split: Annotated[list[str] | None, typer.Option(help="A split to write; again for more. Default: all.")] = None,
     inputs: Annotated[str, typer.Option(help="Modalities to write, such as rgb,depth.")] = "",
     option: Annotated[list[str] | None, typer.Option("--set", help="An option of the kind: key=value.")] = None,
@@ -30,13 +39,24 @@ def convert_command(
     """Write any data set as plain folders: SPLIT/images, SPLIT/labels (index PNG), classes.txt."""
     import json
 
+    from fullyconv.annotating.conversion import convert_annotations
     from fullyconv.cli.evaluate import progress_line
     from fullyconv.data import parse_options
     from fullyconv.data.corpora.conversion import convert as write
+    from fullyconv.errors import UsageError
+    from fullyconv.terminal import say
 
     names = [n.strip() for n in inputs.split(",") if n.strip()] or None
     progress = progress_line("converting", quiet)
-    counts = write(source, out, splits=split, inputs=names, progress=progress, **parse_options(option or []))
+    options: dict[str, Any] = {"splits": split, "progress": progress, **parse_options(option or [])}
+    if tool:
+        if names:
+            raise UsageError("--as writes the images alone; leave out --inputs.")
+        counts, notes = convert_annotations(source, out, tool, **options)
+        for note in () if quiet else notes:
+            say(f"note: {note}")
+    else:
+        counts = write(source, out, inputs=names, **options)
     if as_json:
         print(json.dumps(counts))
     else:

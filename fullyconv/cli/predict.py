@@ -28,6 +28,16 @@ def predict(
     model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps: NAME.png, palette of classes.")],
+    tool: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="TOOL",
+            show_default=False,
+            help="Instead of label maps, what an annotation tool opens: labelme, cvat, labelstudio, coco, "
+            "coco-polygons or voc.",
+        ),
+    ] = "",
     overlay: Annotated[bool, typer.Option(help="Also the image under its labels: overlay/NAME.jpg.")] = True,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also confidence/NAME.png, 0..255.")] = False,
     probabilities: Annotated[
@@ -72,6 +82,7 @@ def predict(
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from fullyconv.cli.evaluate import predictor, progress_line
+    from fullyconv.cli.predict_annotations import label_for_tool
     from fullyconv.cli.predict_jobs import Finished, read_ahead
     from fullyconv.cli.predict_rasters import RasterOptions, claim_raster, label_raster, sort_out
     from fullyconv.cli.predict_video import VideoOptions, claim_video, label_video, videos_among
@@ -85,6 +96,8 @@ def predict(
         require_polygons(polygons)
     elif tolerance or least_area:
         raise UsageError("--tolerance and --min-area are about polygons; add --polygons gpkg.")
+    if tool:
+        _refuse_with_tool(tool, confidence, probabilities, bool(polygons), frames, resume)
     pairs, notes = outputs(images, out, (*RASTERS, *VIDEOS))
     for note in () if quiet else notes:
         say(f"note: {note}")
@@ -93,10 +106,19 @@ def predict(
     if polygons and len(rasters) < len(pairs):
         other = next(source for source, _ in pairs if source not in rasters)
         raise UsageError(f"{printable(other)} is no raster with a place on a map, so it gets no polygons.")
+    if tool and (large := sorted(videos | rasters)):
+        raise UsageError(
+            f"{printable(large[0])} is {'a video' if large[0] in videos else 'read by windows, as maps are'}, and "
+            f"--as {tool} is for photos; label it without --as."
+        )
     options = RasterOptions(overlay, confidence, probabilities, polygons, tolerance, least_area, quiet)
     ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
     needed = ready.inputs or ("rgb",)
     further = _further(needed, inputs or [])
+    if tool:
+        read = _files_read(pairs, further)
+        label_for_tool(tool, ready, pairs, out, lambda s: _read(s, needed, further), read, as_json=as_json, quiet=quiet)
+        return
     plan = Outputs(out, _files_read(pairs, further))
     heads = list(ready.heads)
     film = VideoOptions(overlay, frames, every, smooth, quiet)
@@ -158,6 +180,18 @@ def predict(
         print("\n".join(str(p) for what, p in written if what != "overlay"))
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be labelled ({failed[0]}); see above.")
+
+
+def _refuse_with_tool(tool: str, *others: bool) -> None:
+    """UsageError for options that are about label maps."""
+    from fullyconv.annotating import require_format
+    from fullyconv.errors import UsageError
+
+    require_format(tool)
+    names = ("--confidence", "--probabilities", "--polygons", "--frames", "--resume")
+    for name, given in zip(names, others, strict=True):
+        if given:
+            raise UsageError(f"--as {tool} writes annotations alone; leave out {name}, or leave out --as.")
 
 
 def outputs(

@@ -23,7 +23,7 @@ from fullyconv.files import new_directory
 from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["convert", "storable"]
+__all__ = ["convert", "open_splits", "storable"]
 
 
 def convert(
@@ -44,7 +44,7 @@ def convert(
     target = Path(directory)
     if target.exists():
         raise UsageError(f"{printable(target)} exists already; name a new folder.")
-    parts = _open(spec, splits, inputs, options)
+    parts = open_splits(spec, splits, inputs, options)
     plan = Outputs(target, (f for data in parts.values() for f in data.files))
     classes = _claim_classes(plan, parts)
     places = [
@@ -65,7 +65,7 @@ def convert(
     return {split or "all": len(data) for split, data in parts.items()}
 
 
-def _open(
+def open_splits(
     spec: str, splits: Sequence[str] | None, inputs: Sequence[str] | None, options: Mapping[str, Any]
 ) -> dict[str, Dataset]:
     """{folder: data}; every split that was asked for must be there."""

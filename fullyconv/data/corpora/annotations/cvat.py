@@ -46,6 +46,7 @@ __all__ = ["open_cvat", "recognise"]
 _SHAPES = ("polygon", "mask", "box", "ellipse")
 _IGNORED_NAMES = ("ignore", "ignored", "__ignore__")
 _MAX_XML = 2**30
+_BORDER = (224, 224, 192)  # of VOC's files: what is neither learned nor measured
 
 
 def recognise(root: Path) -> bool:
@@ -124,6 +125,7 @@ def _label_map(file: Path) -> Coding:
     taxonomy, ids = classes_of(sorted(names, key=lambda n: n != "background"), colours)
     codes = {colours[n]: ids[n] for n in names}
     codes.setdefault((0, 0, 0), 0)
+    codes.setdefault(_BORDER, taxonomy.ignore)
     return Coding(taxonomy, {}, codes)
 
 

@@ -52,13 +52,19 @@ class _Task:
 
 
 def open_labelstudio(
-    root: Path, split: str | None = None, *, images: str | Path | None = None, bind: str | None = None
+    root: Path,
+    split: str | None = None,
+    *,
+    images: str | Path | None = None,
+    bind: str | None = None,
+    predictions: bool = False,
 ) -> Dataset:
     """A Label Studio export at `root` (the JSON file or its folder); class 0 is background, labels follow sorted.
 
     images   the images' folder; default: anywhere below the export's own. Upload prefixes ("1a2b3c4d-") are dropped.
     bind     for tasks of several images whose regions do not tell them apart: which <Image> shows which field of the
              task's data, "img1=before+img2=after".
+    predictions  take a task's first prediction where nobody has annotated it.
 
     Raises DataError (no such export, damaged), MissingInput (images), UsageError (bind).
     """
@@ -74,7 +80,7 @@ def open_labelstudio(
     chosen = choose_split(list(files), split, root)[0]
     file = files[chosen]
     unused = Unused()
-    tasks = _tasks(read_json(file, "Label Studio"), file, unused)
+    tasks = _tasks(read_json(file, "Label Studio"), file, unused, predictions is True)
     bound = _bind(tasks, bind, file)
     taxonomy, ids = classes_of(sorted({r.label for t in tasks for r in t.regions if r.label}))
     find = _Finder(list_files(image_folder(file.parent, images)), file)
@@ -118,7 +124,9 @@ def _is_export(file: Path) -> bool:
     head = read_ends(file, 1 << 20)
     if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         return False
-    return (b'"annotations"' in head and b'"data"' in head) or any(f'"{k}"'.encode() in head for k in _KINDS)
+    return ((b'"annotations"' in head or b'"predictions"' in head) and b'"data"' in head) or any(
+        f'"{k}"'.encode() in head for k in _KINDS
+    )
 
 
 def _place(
@@ -145,7 +153,7 @@ def _place(
         unused.add(f"regions {error.reason}", who)
 
 
-def _tasks(found: Any, file: Path, unused: Unused) -> list[_Task]:
+def _tasks(found: Any, file: Path, unused: Unused, proposed: bool) -> list[_Task]:
     if not isinstance(found, list):
         raise DataError(f"{printable(file)} is no list of tasks; export the project as JSON.")
     tasks = []
@@ -153,7 +161,7 @@ def _tasks(found: Any, file: Path, unused: Unused) -> list[_Task]:
         who = short(task.get("id", f"number {number + 1}") if isinstance(task, Mapping) else f"number {number + 1}")
         if not isinstance(task, Mapping):
             raise DataError(f"{printable(file)}: the task {who} is not as Label Studio writes it; export it as JSON.")
-        results = _results(task, who, unused)
+        results = _results(task, who, unused, proposed)
         if results is not None:
             data = task.get("data") if isinstance(task.get("data"), Mapping) else task
             images = _images(data if isinstance(data, Mapping) else {})
@@ -182,13 +190,20 @@ def _images(data: Mapping[str, Any]) -> dict[tuple[str, int], str]:
 _IMAGE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\b", re.IGNORECASE)
 
 
-def _results(task: Mapping[str, Any], who: str, unused: Unused) -> list[Any] | None:
+def _results(task: Mapping[str, Any], who: str, unused: Unused, proposed: bool) -> list[Any] | None:
     """The results of the annotation that counts; None where nobody has annotated the task, which is counted."""
-    if "annotations" not in task and "completions" not in task:
+    if "annotations" not in task and "completions" not in task and "predictions" not in task:
         return _min_results(task, who, unused)
     every = task.get("annotations", task.get("completions"))
     written = [a for a in every if isinstance(a, Mapping)] if isinstance(every, list) else []
     good = [a for a in written if not a.get("was_cancelled") and isinstance(a.get("result"), list)]
+    if not good and proposed:
+        guesses = task.get("predictions")
+        good = [
+            p
+            for p in (guesses if isinstance(guesses, list) else [])
+            if isinstance(p, Mapping) and isinstance(p.get("result"), list)
+        ]
     good.sort(key=lambda a: not a.get("ground_truth"))  # stable
     if not good:
         skipped = any(a.get("was_cancelled") for a in written)

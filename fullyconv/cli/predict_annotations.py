@@ -1,0 +1,72 @@
+"""`fullyconv predict --as KIND`: what the network proposes, as the files of an annotation tool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["label_for_tool"]
+
+
+def label_for_tool(
+    kind: str,
+    ready: Any,
+    pairs: Sequence[tuple[Path, str]],
+    out: Path,
+    read: Callable[[Path], Any],
+    inputs: Sequence[Path],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Label every image and write the export to `out`; DataError at the end where some images could not be labelled.
+
+    read: an image file -> what the network takes. inputs: every file that is read.
+    """
+    import json
+
+    from fullyconv.annotating import open_writer
+    from fullyconv.cli.evaluate import progress_line
+    from fullyconv.cli.predict_jobs import read_ahead
+    from fullyconv.errors import DataError, MissingInput, printable
+    from fullyconv.files.outputs import Outputs
+    from fullyconv.images import read_bytes
+    from fullyconv.terminal import say
+
+    heads = list(ready.heads)
+    if heads[1:] and not quiet:
+        say(f"note: the labels are those of {heads[0]}; further heads are left out: {', '.join(heads[1:])}.")
+    sure = kind == "labelstudio"
+    line = progress_line("labelling", quiet)
+    written: list[Path] = []
+    failed: list[str] = []
+    with open_writer(kind, Outputs(out, inputs), ready.model.taxonomies[heads[0]], model=_name(ready)) as writer:
+        jobs = [(source, writer.claim(name, source.suffix)) for source, name in pairs]
+        for done, (job, image) in enumerate(read_ahead(jobs, lambda _: True, lambda job: read(job[0])), 1):
+            source, place = job
+            try:
+                found = ready.confident_labels(image()) if sure else ready.labels(image())
+                labels, probability = found[heads[0]] if sure else (found[heads[0]], None)
+                written += writer.add(place, read_bytes(source), labels, probability)
+            except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
+                say(f"error: {error}")
+                failed.append(printable(source))
+            if line:
+                line(done, len(jobs))
+        finished = writer.finish()
+    for note in () if quiet else writer.notes:
+        say(f"note: {note}")
+    if as_json:
+        print(json.dumps({"files": [str(p) for p in written + finished], "failed": failed}))
+    else:
+        print("\n".join(map(str, finished)))
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be labelled ({failed[0]}); see above.")
+
+
+def _name(ready: Any) -> str:
+    """The network's name and the first digits of its sha256: which model proposed this."""
+    from fullyconv.predict.scene import network_digest
+
+    return f"{getattr(ready.model, 'name', 'network')} {network_digest(ready.model)[:12]}"
