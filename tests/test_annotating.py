@@ -341,5 +341,5 @@ def test_predict_as_a_tools_files_gives_the_label_maps_pixels(tmp_path: Path, ca
 def test_options_about_label_maps_are_refused_with_a_tool(option: str, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit) as left:
         main(["predict", "m", "p", "-o", f"{tmp_path}/o", "--as", "coco", option])
-    assert left.value.code == 64
+    assert left.value.code == 2
     assert f"leave out {option}" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def label_for_tool(
     line = progress_line("labelling", quiet)
     written: list[Path] = []
     failed: list[str] = []
-    with open_writer(kind, Outputs(out, inputs), ready.model.taxonomies[heads[0]], model=_name(ready)) as writer:
+    with open_writer(kind, Outputs(out, inputs), ready.taxonomies[heads[0]], model=_name(ready)) as writer:
         jobs = [(source, writer.claim(name, source.suffix)) for source, name in pairs]
         for done, (job, image) in enumerate(read_ahead(jobs, lambda _: True, lambda job: read(job[0])), 1):
             source, place = job
@@ -67,6 +67,4 @@ def label_for_tool(
 
 def _name(ready: Any) -> str:
     """The network's name and the first digits of its sha256: which model proposed this."""
-    from fullyconv.predict.scene import network_digest
-
-    return f"{getattr(ready.model, 'name', 'network')} {network_digest(ready.model)[:12]}"
+    return f"{getattr(ready.model, 'name', 'network')} {ready.backend.identity()[:12]}"
