@@ -99,12 +99,12 @@ def _datasets(recipe: Recipe, data: Any, val: Any, classes: Any) -> tuple[Any, A
 @contextmanager
 def _as_before() -> Iterator[None]:
     """torch's random numbers and its switches for equal bits are the caller's again when the run has ended."""
-    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()  # (`use_deterministic_algorithms` loads torch's compiler: seconds)
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+            torch.set_deterministic_debug_mode(mode)
 
 
 def learn(c: RunContext, stop: Stop) -> None:

@@ -137,7 +137,7 @@ def prepare_run(
         caching.drop(out, but=(train,) if val is None else (train, val))
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
     model.to(world.device).to(memory_format=torch.channels_last)
     kept = stored.state.get("machine", {}) if stored else {}
     if resume:
