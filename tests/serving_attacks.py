@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from serving_tools import Served, chunked, picture, request
+from serving_tools import Served, chunked, image_request, request
 
 BODY = b"p" * 200_000
 
@@ -57,7 +57,7 @@ def address(i: int) -> str:
     return f"127.{1 + i // 62500 % 100}.{i // 250 % 250}.{1 + i % 250}"
 
 
-CLOSE = picture(BODY, "Connection: close")
+CLOSE = image_request(BODY, "Connection: close")
 
 
 async def closed_loop(port: int, clients: int, seconds: float) -> list[Answer]:
@@ -106,7 +106,11 @@ def overload(served: Served, factor: float, seconds: float, measure: float = 4) 
     }  # fmt: skip
 
 
-KINDS = {"headers": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", "body": picture(b"x", length=1000), "silent": b""}
+KINDS = {
+    "headers": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ",
+    "body": image_request(b"x", length=1000),
+    "silent": b"",
+}
 
 
 async def _attack(port: int, kind: str, source: str, end: float) -> None:
@@ -179,7 +183,7 @@ def hostile_requests(served: Served, count: int, seed: int = 0) -> Counter[int]:
     """Statuses of mutated requests, each on a connection that is half-closed after it."""
     generator = random.Random(seed)
     seeds = [request("GET", p) for p in ("/", "/v1/model", "/metrics", "/openapi.json", "/healthz")]
-    seeds += [picture(b"p" * 20, query="?output=json"), request("POST", "/v1/predict", "Content-Type: image/png"),
+    seeds += [image_request(b"p" * 20, query="?output=json"), request("POST", "/v1/predict", "Content-Type: image/png"),
               chunked(b"abcd")]  # fmt: skip
     found: Counter[int] = Counter()
     for i in range(count):
@@ -194,8 +198,8 @@ def hostile_requests(served: Served, count: int, seed: int = 0) -> Counter[int]:
     return found
 
 
-def pictures() -> list[tuple[str, bytes]]:
-    """Small pictures of every kind that is taken, with and without palettes, alpha, EXIF and interlacing."""
+def small_images() -> list[tuple[str, bytes]]:
+    """Small images of every kind that is taken, with and without palettes, alpha, EXIF and interlacing."""
     generator = np.random.default_rng(0)
     colours = Image.fromarray(generator.integers(0, 255, (24, 32, 3)).astype(np.uint8))
     exif = Image.Exif()
@@ -215,9 +219,9 @@ def pictures() -> list[tuple[str, bytes]]:
 
 
 def hostile_images(served: Served, count: int, seed: int = 0) -> Counter[int]:
-    """Statuses of mutated pictures, one after another on connections that are kept."""
+    """Statuses of mutated images, one after another on connections that are kept."""
     generator, found = random.Random(seed), Counter[int]()
-    seeds = pictures()
+    seeds = small_images()
     for _ in range(count):
         media, data = generator.choice(seeds)
         body = mutated(generator, [data]) or b"x"

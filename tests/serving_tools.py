@@ -1,11 +1,11 @@
 """A server with a stub for a worker, in a process of its own, and raw sockets to talk to it.
 
-    python serving_tools.py serve LIMITS SECONDS    LIMITS: JSON for `Limits`; SECONDS that the stub takes a picture
+    python serving_tools.py serve LIMITS SECONDS    LIMITS: JSON for `Limits`; SECONDS that the stub takes an image
     python serving_tools.py real MODEL              the worker itself
     python serving_tools.py plain SECONDS           uvicorn as it comes, with the same stub: the negative control
     python serving_tools.py worker FD               the stub
 
-The stub does what the first bytes of a "picture" say: die, hang, or answer after SECONDS with the body's length.
+The stub does what the first bytes of an "image" say: die, hang, or answer after SECONDS with the body's length.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Served:
         return self.ask(request("GET", path, *headers))
 
     def post(self, body: bytes, *headers: str, source: str = "127.0.0.1", query: str = "") -> tuple[int, Any, bytes]:
-        return self.ask(picture(body, *headers, query=query), source)
+        return self.ask(image_request(body, *headers, query=query), source)
 
     def until_ready(self, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -63,7 +63,7 @@ def request(method: str, path: str, *headers: str, host: str = "localhost") -> b
     return "\r\n".join([f"{method} {path} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode("latin-1")
 
 
-def picture(body: bytes, *headers: str, query: str = "", length: int | None = None) -> bytes:
+def image_request(body: bytes, *headers: str, query: str = "", length: int | None = None) -> bytes:
     own = ["Content-Type: image/png", f"Content-Length: {len(body) if length is None else length}"]
     return request("POST", f"/v1/predict{query}", *own, *headers) + body
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving_tools import Served, chunked, picture, read_answer, request, serving
+from serving_tools import Served, chunked, image_request, read_answer, request, serving
 from typer.testing import CliRunner
 
 from fullyconv.errors import UsageError
@@ -231,7 +231,7 @@ def test_the_limits_on_pixels_and_sides(height: int, width: int, status: int) ->
         assert found.value.args[0] == status
 
 
-def test_a_picture_must_be_what_its_type_says_and_hold_one_frame() -> None:
+def test_an_image_must_be_what_its_type_says_and_hold_one_frame() -> None:
     limits = {"pixels": 100, "side": 50}
     with pytest.raises(Refused, match="another kind"):
         decoded(png(4, 4, "JPEG"), "image/png", limits)
@@ -271,17 +271,17 @@ def test_what_no_honest_client_sends_is_refused_before_a_body_is_read(served: Se
 
 def test_an_early_refusal_reaches_a_client_that_is_still_sending(served: Served) -> None:
     for _ in range(5):
-        status, headers, _ = served.ask(picture(b"p" * 500_000))
+        status, headers, _ = served.ask(image_request(b"p" * 500_000))
         assert (status, headers.get("reset")) == (413, None)
 
 
 def test_a_client_that_asks_before_it_sends_is_told_to_go_on_or_not_to(served: Served) -> None:
     with served.connect() as s:
-        s.sendall(picture(b"", "Expect: 100-continue", length=5))
+        s.sendall(image_request(b"", "Expect: 100-continue", length=5))
         assert s.recv(100).startswith(b"HTTP/1.1 100")
         s.sendall(b"12345")
         assert read_answer(s)[0] == 200
-    assert served.ask(picture(b"", "Expect: 100-continue", length=5000))[0] == 413
+    assert served.ask(image_request(b"", "Expect: 100-continue", length=5000))[0] == 413
 
 
 # ---- Deadlines ----------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_a_client_that_asks_before_it_sends_is_told_to_go_on_or_not_to(served: S
 
 @pytest.mark.parametrize(
     ("data", "status"),
-    [(b"GET / HT", 408), (picture(b"123", length=9), 408), (b"", 0)],
+    [(b"GET / HT", 408), (image_request(b"123", length=9), 408), (b"", 0)],
     ids=["headers", "body", "silent"],
 )
 def test_who_does_not_finish_is_cut_off_however_it_trickles(served: Served, data: bytes, status: int) -> None:
@@ -307,7 +307,7 @@ def test_who_does_not_finish_is_cut_off_however_it_trickles(served: Served, data
 def test_a_connection_serves_one_request_after_another(served: Served) -> None:
     with served.connect() as s:
         for _ in range(3):
-            s.sendall(picture(b"abc"))
+            s.sendall(image_request(b"abc"))
             status, _, body = read_answer(s)
             assert (status, json.loads(body)["bytes"]) == (200, 3)
         s.sendall(request("GET", "/healthz") * 2)  # pipelined
@@ -358,7 +358,7 @@ def test_what_nobody_waits_for_is_not_labelled() -> None:
         time.sleep(0.1)
         for _ in range(5):
             with served.connect() as s:
-                s.sendall(picture(b"p"))
+                s.sendall(image_request(b"p"))
                 time.sleep(0.01)
         running.join()
         assert json.loads(served.post(b"p")[2])["answered"] == 2
@@ -386,7 +386,7 @@ def test_a_signal_lets_what_was_accepted_be_answered_and_refuses_the_rest() -> N
         threads = [threading.Thread(target=lambda: found.append(served.post(b"p")[0])) for _ in range(2)]
         half = [served.connect() for _ in range(4)]
         for i, s in enumerate(half):
-            s.sendall(picture(b"123", length=9) if i % 2 else b"GET / H")
+            s.sendall(image_request(b"123", length=9) if i % 2 else b"GET / H")
         for t in threads:
             t.start()
             time.sleep(0.1)

@@ -12,7 +12,7 @@ import pytest
 import serving_attacks as attacks
 import torch
 from PIL import Image
-from serving_tools import Served, picture, serving
+from serving_tools import Served, image_request, serving
 
 import fullyconv as fc
 
@@ -180,5 +180,5 @@ def test_the_page_labels_a_dropped_image_and_downloads_the_commands_file(real: S
 
 
 def test_another_pages_script_reaches_nothing(real: Served) -> None:
-    assert real.ask(picture(scene(), "Origin: http://evil.example"))[0] == 403
-    assert real.ask(picture(scene()).replace(b"Host: localhost", b"Host: evil.example"))[0] == 421
+    assert real.ask(image_request(scene(), "Origin: http://evil.example"))[0] == 403
+    assert real.ask(image_request(scene()).replace(b"Host: localhost", b"Host: evil.example"))[0] == 421

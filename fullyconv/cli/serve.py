@@ -22,18 +22,18 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A name by which clients call the server, such as labels.example.org.")
     ] = None,
-    waiting: Annotated[int, typer.Option(min=1, max=64, help="Pictures that may wait while one is labelled.")] = 1,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that labelling one picture may take.")] = 30.0,
+    waiting: Annotated[int, typer.Option(min=1, max=64, help="Images that may wait while one is labelled.")] = 1,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that labelling one image may take.")] = 30.0,
     connections_per_address: Annotated[
         int, typer.Option(min=1, help="Connections from one address; raise it behind a proxy.")
     ] = 16,
     tile: Annotated[
-        int, typer.Option(min=0, help="Larger pictures are computed in tiles of this many pixels; 0: whole.")
+        int, typer.Option(min=0, help="Larger images are computed in tiles of this many pixels; 0: whole.")
     ] = 2048,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16, as for predict.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
-    """Label pictures that are sent over HTTP, and on a page to drop them on. Nothing is stored."""
+    """Label images that are sent over HTTP, and on a page to drop them on. Nothing is stored."""
     from fullyconv.cli.evaluate import device_for
     from fullyconv.errors import UsageError
     from fullyconv.serving.gate import Gate

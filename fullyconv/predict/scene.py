@@ -34,7 +34,7 @@ CORES = (4096, 3072, 2048, 1536, 1024, 512)
 EXPORTED = 1024  # pixels a side where nothing tells what a block takes
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)
 HELD = 512 << 20  # bytes of coarse scores kept for blending; what was let go is computed again
-PREVIEW = 1600  # pixels of the longer side of a scene's small picture
+PREVIEW = 1600  # pixels of the longer side of a scene's small image
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +96,7 @@ class SceneJob:
 
     @property
     def step(self) -> int:
-        """One pixel of so many, down and across, is in the small picture."""
+        """One pixel of so many, down and across, is in the small image."""
         return max(1, -(-max(self.grid.size) // PREVIEW))
 
 
@@ -217,7 +217,7 @@ def _input(
 
 def _colours(job: SceneJob, values: NDArray[Any]) -> NDArray[Any]:
     """Bands as the network takes them: for colour networks grey is repeated, of 16 bits the upper 8 are taken, as for
-    pictures that are read whole."""
+    images that are read whole."""
     if (job.predictor.inputs or ("rgb",)) != ("rgb",):
         return values
     if values.dtype == np.uint16:

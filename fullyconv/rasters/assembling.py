@@ -154,7 +154,7 @@ def _prove(path: Path, target: Path, sums: Sequence[int], layer: Layer) -> None:
 
 
 def _quiet(rasterio: Any) -> Any:
-    """Settings of ours, and no warning that a picture has no place on the map: it had none before."""
+    """Settings of ours, and no warning that an image has no place on the map: it had none before."""
     import contextlib
     import warnings
 

@@ -47,7 +47,7 @@ def _refusing(path: Path) -> Iterator[Any]:
 
 @final
 class VideoFrames:
-    """The frames of a video's first picture stream. `rate`: frames a second on average; `base`: the unit of times."""
+    """The frames of a video's first video stream. `rate`: frames a second on average; `base`: the unit of times."""
 
     def __init__(self, path: Path) -> None:
         os.close(open_regular(path))
@@ -55,7 +55,7 @@ class VideoFrames:
         with _refusing(path) as av:
             self._input = av.open(str(path), options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
             if not self._input.streams.video:
-                raise DataError(f"{printable(path)} has no pictures; give a video.")
+                raise DataError(f"{printable(path)} has no video stream; give a video.")
             self._stream = self._input.streams.video[0]
             self._stream.thread_type = "AUTO"
             self.rate = Fraction(self._stream.average_rate or 25)
@@ -95,22 +95,22 @@ def write_video(
     frames = 0
     try:
         with av.open(str(path), "w") as out:
-            pictures: Any = None
+            stream: Any = None
             sound = [(s, out.add_stream_from_template(s)) for s in source._input.streams.audio]
             for time, image in source:
                 drawn = draw(image)
-                if pictures is None:
-                    pictures = _picture_stream(out, source, drawn.shape)
+                if stream is None:
+                    stream = _video_stream(out, source, drawn.shape)
                 h, w = drawn.shape[0] // 2 * 2, drawn.shape[1] // 2 * 2  # 4:2:0 has colours for pairs of pixels
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:h, :w]), format="rgb24")
                 frame.pts, frame.time_base = time, source.base
-                out.mux(pictures.encode(frame))
+                out.mux(stream.encode(frame))
                 frames += 1
                 if progress:
                     progress(frames, max(source.count, frames))
-            if pictures is None:
+            if stream is None:
                 raise DataError(f"{printable(source.path)} holds no frame that can be read; convert it to MP4.")
-            out.mux(pictures.encode(None))
+            out.mux(stream.encode(None))
             _copy_sound(av, source.path, out, sound)
     except av.error.FFmpegError as error:
         path.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def write_video(
     return frames
 
 
-def _picture_stream(out: Any, source: VideoFrames, shape: tuple[int, ...]) -> Any:
+def _video_stream(out: Any, source: VideoFrames, shape: tuple[int, ...]) -> Any:
     stream = out.add_stream("libx264", rate=source.rate, options={"crf": "18", "preset": "veryfast", "bf": "0"})
     stream.height, stream.width = shape[0] // 2 * 2, shape[1] // 2 * 2
     stream.pix_fmt = "yuv420p"

@@ -1,4 +1,4 @@
-"""What a picture of any size is to us: facts known without reading, and windows that are read one at a time.
+"""What an image of any size is to us: facts known without reading, and windows that are read one at a time.
 
 A scene is cut into blocks on a grid that belongs to the ground, not to the file: where a file says where it lies, the
 grid starts at the origin of its coordinates, so that two cuts of one scene have the same cells and the same blocks.

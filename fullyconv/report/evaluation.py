@@ -161,7 +161,7 @@ def _crop(entry: Mapping[str, Any], place: Path, result: Result, labelled: int, 
 
 
 def _scene(entry: Mapping[str, Any], place: Path, result: Result) -> dict[str, Any]:
-    """A whole image's images, with its errors and what the network saw besides the first input."""
+    """One image as it was given, labelled, and as it is true, with the errors and the inputs besides the first."""
     files = {what: named_image(place, name) for what, name in entry["files"].items()}
     return {
         **entry,

@@ -1,4 +1,4 @@
-"""Measured results beside the published tables: a page with the paper's image, or Markdown for the documentation."""
+"""Measured results beside the published tables: a page with the paper's figure, or Markdown for the documentation."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
 
 
 def image(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
-    """The paper's image: each image's predictions by every kept result, coarse to fine, then truth and input."""
+    """The paper's figure: each image's predictions by every kept result, coarse to fine, then truth and input."""
     kept = [m for m in measured if m.result.analysis.get("gallery")]
     shown: dict[str, tuple[Measured, dict[str, Any]]] = {}
     for m in kept:

@@ -1,4 +1,4 @@
-"""A small HTTP server for one network: pictures in, label maps out; stateless, nothing written, nothing fetched.
+"""A small HTTP server for one network: images in, label maps out; stateless, nothing written, nothing fetched.
 
 browser or client -> `protocol` (h11 by uvicorn; deadlines and limits before anything is buffered) -> `gate` (Host,
 Origin, key, route, room: refused on the headers alone) -> `app` (starlette; the answers' form) -> `pool` (one waiting

@@ -144,7 +144,7 @@ class _Answers:
         if isinstance(result, Refusal):
             return _response(result)
         answer, content = result
-        headers = {"x-picture-size": "{}x{}".format(*answer["size"]), "x-weights-sha256": about["weights_sha256"]}
+        headers = {"x-image-size": "{}x{}".format(*answer["size"]), "x-weights-sha256": about["weights_sha256"]}
         if answer["media"] != "application/json":
             headers["content-security-policy"] = "default-src 'none'; sandbox"
         return Response(content, headers=headers, media_type=answer["media"])
@@ -155,9 +155,9 @@ class _Answers:
         async for part in request.stream():
             size += len(part)
             if size > self.gate.limits.body:
-                return Refusal(413, "body", "The picture file is too large.")
+                return Refusal(413, "body", "The image file is too large.")
             parts.append(part)
-        return b"".join(parts) or Refusal(400, "empty", "Send a picture as the body.")
+        return b"".join(parts) or Refusal(400, "empty", "Send an image as the body.")
 
     async def _while_waited_for(self, request: Request, work: Any) -> Any:
         """Work that nobody waits for any more is not done."""

@@ -31,15 +31,15 @@ class Figures:
             registry=self.registry,
         )  # fmt: skip
         self.abandoned = Counter(
-            "fullyconv_abandoned", "Pictures whose client left before the answer.", registry=self.registry
+            "fullyconv_abandoned", "Images whose client left before the answer.", registry=self.registry
         )
         gauges = {
-            "fullyconv_waiting": ("Pictures that wait.", lambda: len(pool.waiting)),
-            "fullyconv_working": ("Pictures in work.", lambda: int(pool.working is not None)),
+            "fullyconv_waiting": ("Images that wait.", lambda: len(pool.waiting)),
+            "fullyconv_working": ("Images in work.", lambda: int(pool.working is not None)),
             "fullyconv_ready": ("Whether a worker is ready.", lambda: int(pool.about is not None)),
             "fullyconv_worker_starts": ("Workers that were started.", lambda: pool.starts),
             "fullyconv_connections": ("Open connections.", lambda: len(shared.open)),
-            "fullyconv_body_bytes": ("Bytes of pictures that are held.", lambda: shared.held),
+            "fullyconv_body_bytes": ("Bytes of images that are held.", lambda: shared.held),
         }
         for name, (words, value) in gauges.items():
             Gauge(name, words, registry=self.registry).set_function(value)

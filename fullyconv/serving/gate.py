@@ -86,7 +86,7 @@ class Refusal:
 class Gate:
     """hosts: names by which the server may be called besides the loopback's; any_address: whether also by any bare IP
     address (which no foreign name can be made to point to). keys: sha256 of the accepted keys, none: no key needed.
-    busy: says why no picture can be taken now, or None."""
+    busy: says why no image can be taken now, or None."""
 
     limits: Limits = field(default_factory=Limits)
     hosts: frozenset[str] = frozenset()
@@ -100,7 +100,7 @@ class Gate:
             self._stranger(method, headers)
             or self._route(method, path)
             or self._key(path, headers)
-            or (self._picture(headers) or self.busy() if path == "/v1/predict" else None)
+            or (self._image(headers) or self.busy() if path == "/v1/predict" else None)
         )
 
     def _stranger(self, method: str, headers: Headers) -> Refusal | None:
@@ -147,19 +147,19 @@ class Gate:
             return None
         return Refusal(401, "key", "Give the key as  Authorization: Bearer KEY.")
 
-    def _picture(self, headers: Headers) -> Refusal | None:
-        """What the headers of a picture must be."""
+    def _image(self, headers: Headers) -> Refusal | None:
+        """What the headers of an image must be."""
         types = _every(headers, b"content-type")
         kind = types[0].partition(b";")[0].strip().lower().decode("latin-1") if len(types) == 1 else ""
         if kind not in MEDIA:
-            return Refusal(415, "media_type", f"Send the picture itself, as {', '.join(MEDIA)}.")
+            return Refusal(415, "media_type", f"Send the image itself, as {', '.join(MEDIA)}.")
         if _every(headers, b"content-encoding"):
-            return Refusal(415, "content_encoding", "Send the picture as it is, without Content-Encoding.")
+            return Refusal(415, "content_encoding", "Send the image as it is, without Content-Encoding.")
         lengths = _every(headers, b"content-length")
         if lengths and int(lengths[0]) > self.limits.body:  # h11 let nothing but digits through
-            return Refusal(413, "body", f"A picture file has at most {self.limits.body} bytes.")
+            return Refusal(413, "body", f"An image file has at most {self.limits.body} bytes.")
         if not _every(headers, b"transfer-encoding") and (not lengths or int(lengths[0]) == 0):
-            return Refusal(411 if not lengths else 400, "empty", "Send a picture as the body.")
+            return Refusal(411 if not lengths else 400, "empty", "Send an image as the body.")
         return None
 
 

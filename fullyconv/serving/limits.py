@@ -15,10 +15,10 @@ MIB = 1 << 20
 class Limits:
     """Sizes in bytes, times in seconds. Times of receiving are absolute: a byte now and then does not lengthen them."""
 
-    body: int = 20 * MIB  # of one picture file
+    body: int = 20 * MIB  # of one image file
     bodies: int = 512 * MIB  # of all that are held at once
-    pixels: int = 25_000_000  # of one picture
-    side: int = 16_384  # of one picture's longer side, pixels
+    pixels: int = 25_000_000  # of one image
+    side: int = 16_384  # of one image's longer side, pixels
     answer: int = 256 * MIB  # of one answer: probabilities are K x H x W x 4 bytes
     headers: int = 32 * 1024  # the request line and all header lines
     header_count: int = 64
@@ -31,7 +31,7 @@ class Limits:
     write_seconds: float = 15.0  # for the client to take an answer, and one more for each MiB of it
     idle_seconds: int = 5  # between two requests of one connection
     linger_seconds: float = 2.0  # for a refused client to stop sending, so that it can read why
-    waiting: int = 1  # pictures that may wait while one is labelled
+    waiting: int = 1  # images that may wait while one is labelled
     wait_seconds: float = 10.0  # for the worker's turn
     work_seconds: float = 30.0  # for the worker's answer
     start_seconds: float = 120.0  # for a worker to load the network

@@ -15,23 +15,23 @@ ERRORS = {
     "401": "The key is missing or wrong.",
     "403": "The request comes from another page.",
     "408": "The request did not arrive in time.",
-    "413": "The file, the picture or the answer is too large.",
-    "415": "Another kind of picture, or an encoded body.",
+    "413": "The file, the image or the answer is too large.",
+    "415": "Another kind of image, or an encoded body.",
     "421": "The server is not known by that Host.",
-    "422": "The picture is damaged.",
-    "429": "Enough pictures are waiting; Retry-After says when to come back.",
+    "422": "The image is damaged.",
+    "429": "Enough images are waiting; Retry-After says when to come back.",
     "431": "The headers are too large or too many.",
     "503": "Loading, draining, or the worker ended; Retry-After says when to come back.",
-    "504": "The picture waited or took too long.",
+    "504": "The image waited or took too long.",
 }
 SUMMARIES = {
-    "/": "A page to drop a picture on.",
+    "/": "A page to drop an image on.",
     "/healthz": "Whether the process answers.",
-    "/readyz": "Whether a picture would be labelled, and what the worker measured.",
+    "/readyz": "Whether an image would be labelled, and what the worker measured.",
     "/metrics": "Figures in Prometheus' text format.",
     "/openapi.json": "This description.",
     "/v1/model": "The network: heads, classes, palette, sha256 of its weights.",
-    "/v1/predict": "Label every pixel of a picture.",
+    "/v1/predict": "Label every pixel of an image.",
 }
 
 
@@ -48,7 +48,7 @@ def description(limits: Limits, keyed: bool) -> dict[str, Any]:
     paths["/v1/predict"]["post"] |= _predict(limits)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "fullyconv serve", "version": "1", "description": "Pictures in, label maps out; stateless."},
+        "info": {"title": "fullyconv serve", "version": "1", "description": "Images in, label maps out; stateless."},
         "paths": paths,
     }
     if keyed:

@@ -1,4 +1,4 @@
-"""The worker's keeper: one picture in work, `waiting` more, deadlines, and a new worker where one died.
+"""The worker's keeper: one image in work, `waiting` more, deadlines, and a new worker where one died.
 
 Everything runs in the server's event loop; nothing here decodes or computes.
 """
@@ -35,15 +35,15 @@ Settings = dict[str, Any]
 LOADING = Refusal(503, "loading", "The network is being loaded.", retry_after=2)
 DRAINING = Refusal(503, "draining", "The server is shutting down.", retry_after=5)
 DIED = Refusal(503, "worker", "The process that labels ended; another one is being started.", retry_after=5)
-FULL = Refusal(429, "busy", "Enough pictures are waiting.", retry_after=1)
-WAITED = Refusal(504, "waited", "The picture waited too long for its turn.", retry_after=5)
-LATE = Refusal(504, "deadline", "Labelling took too long; send a smaller picture.")
+FULL = Refusal(429, "busy", "Enough images are waiting.", retry_after=1)
+WAITED = Refusal(504, "waited", "The image waited too long for its turn.", retry_after=5)
+LATE = Refusal(504, "deadline", "Labelling took too long; send a smaller image.")
 GRACE = 5.0  # seconds beyond its deadline after which a worker that does not answer is replaced
 
 
 @final
 class Job:
-    """A picture on its way. `done` gets (answer, body) or a Refusal."""
+    """An image on its way. `done` gets (answer, body) or a Refusal."""
 
     def __init__(self, asked: Wanted, media: str, body: bytes, now: float) -> None:
         self.asked, self.media, self.body, self.since = asked, media, body, now
@@ -56,7 +56,7 @@ class Job:
 
 @final
 class Pool:
-    """`ask` a picture. `failed` is called with an error when the server can go on no longer. command: what Python runs
+    """`ask` an image. `failed` is called with an error when the server can go on no longer. command: what Python runs
     as the worker; it gets a socket's descriptor as its last argument."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Pool:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def busy(self) -> Refusal | None:
-        """Why no picture can be taken now."""
+        """Why no image can be taken now."""
         if self.draining:
             return DRAINING
         if self.about is None:
@@ -97,7 +97,7 @@ class Pool:
         return None
 
     async def ask(self, asked: Wanted, media: str, body: bytes) -> tuple[dict[str, Any], bytes] | Refusal:
-        """The worker's answer. If the caller is cancelled, a picture that waits is never labelled."""
+        """The worker's answer. If the caller is cancelled, an image that waits is never labelled."""
         if refusal := self.busy():
             return refusal
         job = Job(asked, media, body, time.monotonic())
@@ -185,7 +185,7 @@ class Pool:
             writer.close()
 
     async def _next(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the next picture; returns at once when the worker ends while there is none."""
+        """Answer the next image; returns at once when the worker ends while there is none."""
         while not self.waiting:
             self._more.clear()
             more = asyncio.ensure_future(self._more.wait())

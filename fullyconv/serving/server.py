@@ -105,7 +105,7 @@ async def _run(settings: Settings, bound: socket.socket, gate: Gate, worker: Seq
 
 @final
 class Server(uvicorn.Server):
-    """Drains before it closes: meanwhile new pictures are answered with 503, and /readyz says so."""
+    """Drains before it closes: meanwhile new images are answered with 503, and /readyz says so."""
 
     def __init__(self, config: uvicorn.Config, pool: Pool) -> None:
         super().__init__(config)

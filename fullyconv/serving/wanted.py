@@ -16,7 +16,7 @@ OUTPUTS = {
 }
 """Value of `output` -> the answer's media type."""
 MEDIA = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
-"""Media types of pictures that are taken. No TIFF: libtiff is the decoder with the longest list of holes."""
+"""Media types of images that are taken. No TIFF: libtiff is the decoder with the longest list of holes."""
 
 
 class BadQuery(ValueError):

@@ -1,12 +1,12 @@
-"""The process that labels: it loads the network, says what it measured, then answers one picture after the other.
+"""The process that labels: it loads the network, says what it measured, then answers one image after the other.
 
     python -m fullyconv.serving.worker FD          (started by `pool`; FD: a socket to the server)
 
 Frames both ways: `HEAD` (bytes of JSON, bytes of body), the JSON, the body. First comes the server's {"model", "tile",
 "device", "precision", "limits"}; the worker answers {"ready": ...} or {"failed": ...}; then each {"wanted", "media",
-"deadline"} with a picture is answered by {"status", ...} with the answer's bytes. It ends when the socket does.
+"deadline"} with an image is answered by {"status", ...} with the answer's bytes. It ends when the socket does.
 
-Before the first picture comes, it gives up writing files and, on Linux with Landlock, opening any but libraries.
+Before the first image comes, it gives up writing files and, on Linux with Landlock, opening any but libraries.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "Refused", "decoded", "main", "receive", "send"]
 
 HEAD = struct.Struct(">II")
-WARM = (96, 128)  # rows and columns of the picture that is labelled before any other
+WARM = (96, 128)  # rows and columns of the image that is labelled before any other
 
 
 @final
 class Late(Exception):
-    """The deadline of the picture in work has passed."""
+    """The deadline of the image in work has passed."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def _end_with_parent() -> None:
 
 
 def _confine() -> None:
-    """Whatever a picture does to a decoder here: no file is written, no core dumped, none but libraries opened."""
+    """Whatever an image does to a decoder here: no file is written, no core dumped, none but libraries opened."""
     from fullyconv.sandbox.landlock import restrict_files
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -121,7 +121,7 @@ class Labeller:
         self.predictor: Predictor = Predictor(model, tile=settings["tile"] or None, precision=settings["precision"])
         if (self.predictor.inputs or ("rgb",)) != ("rgb",):
             raise DataError(
-                f"This network takes {', '.join(self.predictor.inputs or ())}, and a request holds one colour picture; "
+                f"This network takes {', '.join(self.predictor.inputs or ())}, and a request holds one colour image; "
                 "serve a network of RGB alone."
             )
         self.limits = settings["limits"]
@@ -174,18 +174,18 @@ class Labeller:
             if asked.output == "probabilities":
                 classes = self.predictor.heads[self.heads[asked.head]]
                 if classes * image.shape[0] * image.shape[1] * 4 > self.limits["answer"]:
-                    return _refused(413, "answer", "Probabilities of so large a picture are not sent; ask for json.")
+                    return _refused(413, "answer", "Probabilities of so large an image are not sent; ask for json.")
             media, answer = self._encoded(asked, image)
             return {"status": 200, "media": media, "size": list(image.shape[:2])}, answer
         except Refused as error:
             return _refused(*error.args)
         except (BadImage, DataError):
-            return _refused(422, "picture", "The picture is damaged, or not of the kind that Content-Type says.")
+            return _refused(422, "image", "The image is damaged, or not of the kind that Content-Type says.")
         except Late:
-            return _refused(504, "deadline", "Labelling took too long; send a smaller picture.")
+            return _refused(504, "deadline", "Labelling took too long; send a smaller image.")
         except Exception as error:
             if isinstance(error, MemoryError) or "memory" in str(error).lower():
-                return _refused(413, "memory", "The picture is too large for this server's memory.")
+                return _refused(413, "memory", "The image is too large for this server's memory.")
             traceback.print_exc()  # a mistake of ours, for the log alone
             return _refused(500, "mistake", "The server made a mistake; its log says which.")
 
@@ -222,16 +222,16 @@ class Labeller:
 
 
 def decoded(body: bytes, media: str, limits: Mapping[str, Any]) -> NDArray[Any]:
-    """The picture H W 3, its header looked at before its pixels; Refused or BadImage for any that is not taken."""
+    """The image H W 3, its header looked at before its pixels; Refused or BadImage for any that is not taken."""
     from fullyconv.images import image_info, read_image
 
     info = image_info(body, max_pixels=1 << 40)
     if info.format != MEDIA[media]:
-        raise Refused(415, "media_type", "The picture is of another kind than Content-Type says.")
+        raise Refused(415, "media_type", "The image is of another kind than Content-Type says.")
     if info.frames > 1:
-        raise Refused(422, "frames", "The picture has several frames; send one.")
+        raise Refused(422, "frames", "The image has several frames; send one.")
     if info.size[0] * info.size[1] > limits["pixels"] or max(info.size) > limits["side"]:
-        raise Refused(413, "pixels", f"A picture has at most {limits['pixels']} pixels and {limits['side']} a side.")
+        raise Refused(413, "pixels", f"An image has at most {limits['pixels']} pixels and {limits['side']} a side.")
     return read_image(body, max_pixels=limits["pixels"])
 
 

@@ -2,7 +2,7 @@
 // Everything that comes from the server goes into the page as text or as pixels, never as markup.
 const $ = (id) => document.getElementById(id);
 const canvas = $("view"), context = canvas.getContext("2d");
-let key = "", picture = null, labels = null, names = new Map(), pixels = null, saved = "", turn = 0;
+let key = "", image = null, labels = null, names = new Map(), pixels = null, saved = "", turn = 0;
 
 function say(text, bad = false) {
   $("status").textContent = text;
@@ -35,7 +35,7 @@ async function about() {
 async function label(file) {
   const mine = ++turn;
   const types = ["image/png", "image/jpeg", "image/webp"];
-  if (!types.includes(file.type)) return say("Give a PNG, JPEG or WebP picture.", true);
+  if (!types.includes(file.type)) return say("Give a PNG, JPEG or WebP image.", true);
   say("Labelling ...");
   const begun = performance.now();
   try {
@@ -45,7 +45,7 @@ async function label(file) {
     const map = new Blob([png], { type: "image/png" });
     const both = await Promise.all([createImageBitmap(file), createImageBitmap(map, { colorSpaceConversion: "none" })]);
     if (mine !== turn) return;
-    [picture, labels] = both;
+    [image, labels] = both;
     if (saved) URL.revokeObjectURL(saved);
     saved = URL.createObjectURL(map);
     $("save").href = saved;
@@ -90,7 +90,7 @@ function show(found) {
 
 function draw() {
   context.globalAlpha = 1;
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
   context.globalAlpha = $("opacity").value / 100;
   context.drawImage(labels, 0, 0);
   context.globalAlpha = 1;
