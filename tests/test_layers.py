@@ -169,6 +169,12 @@ def test_a_network_is_typed_wherever_it_is_handed_on() -> None:
     assert not untyped
 
 
+def test_an_image_is_called_an_image() -> None:
+    """But for folders and columns that users call otherwise, and the option of `report paper`."""
+    allowed = {"fullyconv.data.corpora.layout", "fullyconv.data.corpora.folder_parts", "fullyconv.cli.report"}
+    assert not [m for m, path in modules().items() if m not in allowed and "picture" in path.read_text().lower()]
+
+
 def test_importing_the_package_and_asking_for_help_loads_no_torch() -> None:
     code = (
         "import sys, fullyconv, fullyconv.cli\n"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fullyconv.predict import Predictor
 
 __all__ = ["label_for_tool"]
 
 
 def label_for_tool(
     kind: str,
-    ready: Any,
+    ready: Predictor,
     pairs: Sequence[tuple[Path, str]],
     out: Path,
     read: Callable[[Path], Any],
@@ -65,6 +68,6 @@ def label_for_tool(
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be labelled ({failed[0]}); see above.")
 
 
-def _name(ready: Any) -> str:
+def _name(ready: Predictor) -> str:
     """The network's name and the first digits of its sha256: which model proposed this."""
     return f"{getattr(ready.model, 'name', 'network')} {ready.backend.identity()[:12]}"
