@@ -49,8 +49,9 @@ def label_for_tool(
         for done, (job, image) in enumerate(read_ahead(jobs, lambda _: True, lambda job: read(job[0])), 1):
             source, place = job
             try:
-                found = ready.confident_labels(image()) if sure else ready.labels(image())
-                labels, probability = found[heads[0]] if sure else (found[heads[0]], None)
+                labels, probability = (
+                    ready.confident_labels(image())[heads[0]] if sure else (ready.labels(image())[heads[0]], None)
+                )
                 written += writer.add(place, read_bytes(source), labels, probability)
             except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them
                 say(f"error: {error}")
