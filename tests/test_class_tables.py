@@ -102,6 +102,8 @@ def test_a_heading_and_a_column_that_is_not_used_are_said(tmp_path: Path) -> Non
     assert notes == (
         "the first line of class_dict.csv is its heading (name,r,g,b,class_11), columns left out: class_11.",
     )
+    notes = class_table(table(tmp_path, "classes.csv", "0,a,one\n1,b,other\n"))[1]
+    assert notes == ("column 3 of classes.csv is not read ('one', ...).",)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,9 @@ def test_a_heading_and_a_column_that_is_not_used_are_said(tmp_path: Path) -> Non
         ("classes.txt", "a,1,2,3\nb,4,5\n", "line 2 .*'b,4,5'.* has none"),
         ("classes.csv", "a,1,2,3,4\nb,5,6,7,8\n", "write the heading"),
         ("classes.csv", "1,2,3\n4,5,6\n", "no name"),
+        ("classes.csv", "a,#000000\nb,#gggggg\n", "line 2: '#gggggg' .* a colour"),
+        ("classes.csv", "0,a,#000000\n1,b,#12345\n", "line 2: '#12345' .* a colour"),
+        ("classes.csv", "name,color\na,#000000\nb,#gggggg\n", "line 3: .*'#gggggg' .* a colour"),
         ("classes.csv", "id,name\n1,a\n1,b\n", "value 1 twice .line 2 and line 3"),
         ("classes.csv", "name,r,g,b\n", "no class below"),
         ("classes.json", '{"a": {"b": 1}}', "no plain table"),

@@ -238,6 +238,12 @@ def test_a_pipe_named_like_a_text_of_the_set_is_refused_and_not_waited_for(name:
 # ---- layouts of other tools that are folders -------------------------------------------------------------------
 
 
+def test_a_pipe_that_may_be_a_list_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "images/1.png", tmp_path / "labels/1.png", 1)
+    os.mkfifo(tmp_path / "x.csv")
+    assert "x.csv is a broken link, a pipe or a device: it is not read." in notes(tmp_path)
+
+
 def test_what_labelme2voc_writes_is_read_by_its_pngs_and_its_names(tmp_path: Path) -> None:
     for i in range(2):
         put(tmp_path / "JPEGImages" / f"p{i}.jpg", tmp_path / "SegmentationClassPNG" / f"p{i}.png", i)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from fullyconv.data import open_dataset
+from fullyconv.data.corpora.annotations import supervisely as reader
 from fullyconv.data.corpora.annotations.raster import coco_polygon
 from fullyconv.data.corpora.taxonomies import ADE20K, CITYSCAPES, VOC
 from fullyconv.doctor import check, open_splits
@@ -212,6 +213,16 @@ def test_a_bitmap_that_is_none_is_refused_by_its_file(bitmap: dict[str, Any], tm
     supervisely(tmp_path, {"classTitle": "disc", "geometryType": "bitmap", "bitmap": bitmap})
     with pytest.raises(DataError, match=r"0.jpg.json"):
         open_dataset(tmp_path)[0]
+
+
+def test_a_bitmap_larger_than_its_image_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bitmap = {"data": packed(np.ones((41, 48), bool)), "origin": [0, 0]}
+    dataset = open_dataset(supervisely(tmp_path, {"classTitle": "disc", "geometryType": "bitmap", "bitmap": bitmap}))
+    opened: list[Any] = []
+    monkeypatch.setattr(reader, "read_image", lambda data, **_: opened.append(data) or np.ones((4, 4, 4)))
+    with pytest.raises(DataError, match="larger than its image of 40x48"):
+        dataset[0]
+    assert len(opened) == len(np.unique(TRUTH[0][1])) - 1  # the sound ones before it
 
 
 # ---- labels that are not read ----------------------------------------------------------------------------------

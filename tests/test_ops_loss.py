@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullyconv import ops
+from fullyconv import ops, processor
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.ops import threads
 
@@ -336,6 +336,13 @@ def test_an_error_in_one_part_of_the_work_reaches_the_caller() -> None:
     assert sorted(done) == list(range(20))
     threads.run(done.append, 0)
     assert len(done) == 20
+
+
+def test_the_pool_has_as_many_threads_as_cores_were_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(processor, "cores_granted", lambda: 2.5)
+    with threads._threads() as pool:
+        assert pool._max_workers == 3
 
 
 def test_exponential_and_logarithm_are_exact_to_two_units_in_the_last_place() -> None:

@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_oracle
 
-from fullyconv.data.corpora.annotations import raster
+from fullyconv.data.corpora.annotations import paint, raster
 from fullyconv.data.corpora.annotations.raster import (
     BadShape,
     coco_counts,
     coco_patch,
     coco_polygon,
+    coco_union,
     counts_patch,
     draw,
+    draw_patch,
     from_counts,
 )
-from fullyconv.data.corpora.annotations.shapes import Rings, Runs
+from fullyconv.data.corpora.annotations.shapes import Entry, Pen, Rings, Runs, Strokes, draw_shapes
+from fullyconv.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2
 
@@ -204,17 +207,91 @@ def test_a_patch_of_runs_holds_what_the_whole_image_does(runs: list[int], line: 
     assert patch.covered.size == 0 or (patch.covered.any(0)[[0, -1]].all() and patch.covered.any(1)[[0, -1]].all())
 
 
+def filled(patch: raster.Patch, size: tuple[int, int]) -> np.ndarray:
+    whole = np.zeros(size, bool)
+    patch.of(whole)[:] = patch.covered
+    return whole
+
+
+@given(
+    st.lists(st.lists(st.one_of(near, far, fifths), min_size=3, max_size=6), min_size=1, max_size=9),
+    st.sampled_from([7, 1 << 16]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_union_of_outlines_equals_one_after_the_other(outlines: list[Any], at_once: int) -> None:
+    size, alone = (31, 43), np.zeros((31, 43), bool)
+    for outline in outlines:
+        alone |= coco_polygon(np.ravel(outline), size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raster, "_AT_ONCE", at_once)  # so that one outline's cuts come in several parts
+        assert np.array_equal(filled(coco_union([np.ravel(o) for o in outlines], size), size), alone)
+
+
+KINDS = {"polygon": 5, "rectangle": 2, "rotation": 4, "circle": 2, "line": 2, "linestrip": 4, "point": 1}
+
+
+@given(st.sampled_from(sorted(KINDS)), st.lists(st.one_of(near, far), min_size=5, max_size=5), st.integers(1, 12))
+@settings(max_examples=150, deadline=None)
+def test_a_drawn_patch_holds_what_the_whole_image_does(kind: str, corners: list[Any], width: int) -> None:
+    size, points = (45, 61), np.array(corners)[: KINDS[kind]]
+    patch = draw_patch(kind, points, size, width)
+    assert np.array_equal(filled(patch, size), draw(kind, points, size, width))
+
+
+def brush(size: tuple[int, int], first: int, painted: int) -> bytes:
+    """Label Studio's strokes: `painted` pixels from the `first` on, in runs of at most 2^16 values."""
+    bits = f"{size[0] * size[1] * 4:032b}{7:05b}" + 4 * f"{15:04b}"
+    for value, count in ((0, first), (255, painted), (0, size[0] * size[1] - first - painted)):
+        for at in range(0, 4 * count, 1 << 16):
+            bits += f"100{min(4 * count - at, 1 << 16) - 1:016b}{value:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
 def test_small_shapes_in_a_large_image_cost_what_is_small() -> None:
     size, square = (6000, 6000), np.array([3000.0, 3000, 3009, 3000, 3009, 3009, 3000, 3009])
     runs = [3000 * 6000 + 10, 5, 6000 * 6000 - 3000 * 6000 - 15]
+    corners = square.reshape(-1, 2)
     for act in (
+        lambda: Pen("polygon", corners, 1).patch(size),
+        lambda: Strokes(brush(size, 6000 * 3000 + 20, 5), size).patch(size),
+        lambda: Rings((corners, corners + 3)).patch(size),
         lambda: coco_patch(square, size),
         lambda: counts_patch(runs, size, columns=True),
         lambda: Rings((square.reshape(-1, 2),)).patch(size),
         lambda: Runs(np.array(runs), (0, 0, *size), columns=False).patch(size),
     ):
-        patch = bounded(act, 0.1, 1)
+        patch = bounded(act, 0.5, 1)
         assert 0 < patch.covered.size < 200
+
+
+def test_fifty_thousand_outlines_are_one_shape_in_bounded_time_and_memory() -> None:
+    corner = np.random.default_rng(0).uniform(0, 1990, (50_000, 1, 2))
+    squares = corner + np.array([[0, 0], [9, 0], [9, 9], [0, 9]])
+    patch = bounded(lambda: Rings(tuple(squares)).patch((2000, 2000)), 8, 200)  # one by one over the image: minutes
+    assert 0.6 < np.count_nonzero(patch.covered) / 2000**2 < 0.7
+
+
+def test_many_wide_outlines_are_refused_for_all_of_them_together() -> None:
+    wide = np.array([[0.0, 0.0], [2000.0, 0.0], [2000.0, 50.0], [0.0, 50.0]])
+    assert filled(coco_union([wide] * 2, (50, 2000)), (50, 2000)).all()
+    with pytest.raises(BadShape, match="more often"):
+        coco_union([wide] * 1000, (50, 2000))
+
+
+@pytest.mark.parametrize(
+    "shape", [Pen("line", np.array([[390.0, 0.0], [390.0, 299.0]]), 1), Pen("point", np.array([[9.0, 9.0]]), 999)]
+)
+@pytest.mark.parametrize("by_area", [True, False])
+def test_shapes_that_span_an_image_over_and_over_end_in_a_sentence(
+    shape: Pen, by_area: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paint, "_MOST_PAINTED", 1 << 20)
+    entry = Entry((300, 400), ((1, shape),) * 1000, by_area)
+    taxonomy, _ = paint.classes_of(["a"])
+    assert paint.paint(*draw_shapes(Entry((300, 400), ((1, shape),) * 9, by_area), {}), taxonomy).max() == 1
+    with pytest.raises(DataError, match=r"10[01] times"):
+        bounded(lambda: paint.paint(*draw_shapes(entry, {}), taxonomy), 5, 50)
 
 
 def test_an_outline_takes_time_in_proportion_to_its_points() -> None:

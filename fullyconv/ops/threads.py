@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+
+from fullyconv import processor
 
 __all__ = ["run", "run_on_openmp", "run_on_pool"]
 
@@ -98,7 +101,7 @@ def _threads() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2)), thread_name_prefix="fullyconv-ops")
+            _pool = ThreadPoolExecutor(math.ceil(processor.cores_granted()), thread_name_prefix="fullyconv-ops")
         return _pool
 
 

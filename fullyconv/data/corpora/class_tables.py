@@ -245,6 +245,7 @@ def _table_rows(cells: Sequence[tuple[int, list[str]]], file: Path, notes: list[
             notes.append(f"the first line of {printable(file.name)} is taken for a heading ({_shown(head)}).")
             cells = cells[1:]
         columns = _guessed([c for _, c in cells], file, cells[0][0])
+        notes += _left_out(cells, columns, file)
     if not cells:
         raise DataError(f"{printable(file)} has a heading and no class below it; write one class a line.")
     for n, row in cells:
@@ -254,6 +255,24 @@ def _table_rows(cells: Sequence[tuple[int, list[str]]], file: Path, notes: list[
                 "correct the line."
             )
     return [_table_row(n, row, columns, file) for n, row in cells]
+
+
+def _left_out(cells: Sequence[tuple[int, list[str]]], columns: Mapping[str, int], file: Path) -> list[str]:
+    """A note of the columns that no heading names and that are not read; DataError for one of colours that are not
+    all colours."""
+    notes = []
+    for k in sorted(set(range(max(len(row) for _, row in cells))) - set(columns.values())):
+        column = [(n, row[k] if k < len(row) else "") for n, row in cells]
+        if any(c.startswith("#") and _colour(c) is not None for _, c in column):
+            n, wrong = next((n, c) for n, c in column if _colour(c) is None)
+            raise DataError(
+                f"{printable(file)}, line {n}: {printable(wrong[:40])!r} stands where a colour is expected, such as "
+                "#804080; correct the line."
+            )
+        if not all(c.isdecimal() or not c for _, c in column):
+            example = next(c for _, c in column if c)
+            notes.append(f"column {k + 1} of {printable(file.name)} is not read ({printable(example[:40])!r}, ...).")
+    return notes
 
 
 def _shown(cells: Sequence[str]) -> str:

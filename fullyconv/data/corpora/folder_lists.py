@@ -44,7 +44,9 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
         files = sorted(f for e in ("*.txt", "*.csv", "*.tsv") for f in folder.glob(e)) if folder.is_dir() else []
         good: list[Path] = []
         for file in (f for f in files if not f.is_dir() and _may_be_list(f)):
-            if is_split(file.stem) or _names_images(root, file, whole):
+            if not file.is_file() and not is_split(file.stem):
+                notes.append(f"{printable(file.name)} is a broken link, a pipe or a device: it is not read.")
+            elif is_split(file.stem) or _names_images(root, file, whole):
                 good.append(file)
             elif not place:
                 notes.append(

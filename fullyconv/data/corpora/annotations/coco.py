@@ -28,7 +28,7 @@ from fullyconv.data.corpora.annotations.paint import (
     refuse_shared,
     unique_names,
 )
-from fullyconv.data.corpora.annotations.raster import BadShape, Size, checked_counts, coco_counts
+from fullyconv.data.corpora.annotations.raster import BadShape, Size, check_outlines, checked_counts, coco_counts
 from fullyconv.data.corpora.annotations.shapes import Entry, Rings, Runs, Unused, draw_shapes, ring, short
 from fullyconv.data.corpora.layout import SUFFIXES, choose_split, list_files, looked_at
 from fullyconv.errors import DataError, printable
@@ -298,6 +298,8 @@ def _shape(annotation: Mapping[str, Any], size: Size, who: object, unused: Unuse
                 faults.append(error)
         for fault in faults:
             unused.add(f"polygons {fault.reason}", f"annotation {short(who)}")
+        if outlines:
+            check_outlines(outlines, size)
         return Rings(tuple(outlines)) if outlines else None
     except BadShape as error:
         unused.add(f"regions {error.reason}", f"annotation {short(who)}")

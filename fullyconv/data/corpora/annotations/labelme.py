@@ -233,4 +233,6 @@ def _stencil(mask: Any, xy: NDArray[np.float64], size: Size) -> Stencil:
     col, row = (int(v) for v in xy[0])
     if row < 0 or col < 0 or row >= size[0] or col >= size[1] or not height * width:
         raise BadShape("of a mask outside the image")
+    if height * width > size[0] * size[1]:
+        raise BadShape("of a mask larger than the image")
     return Stencil(data, row, col)

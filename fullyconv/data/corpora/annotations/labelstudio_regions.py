@@ -86,7 +86,7 @@ def shape_of(region: Region, size: Size) -> Any:
     if "rle" in value:
         return _strokes(value, size)
     if "imageDataURL" in value:
-        return _bitmap(value["imageDataURL"])
+        return _bitmap(value["imageDataURL"], size)
     scale = np.array([size[1], size[0]]) / 100
     if "points" in value:
         if value.get("closed") is False:
@@ -132,10 +132,12 @@ def _strokes(value: Mapping[str, Any], size: Size) -> Strokes:
     return Strokes(data, stated)
 
 
-def _bitmap(address: Any) -> Stencil:
+def _bitmap(address: Any, size: Size) -> Stencil:
     try:
         data = base64.b64decode(str(address).partition("base64,")[2] or str(address), validate=True)
-        images.image_size(data)
+        height, width = images.image_size(data)
     except (binascii.Error, ValueError, DataError) as error:
         raise BadShape("of a bitmap that cannot be read") from error
+    if height * width > size[0] * size[1]:
+        raise BadShape("of a bitmap larger than the image")
     return Stencil(data, 0, 0)

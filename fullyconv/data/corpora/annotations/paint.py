@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
@@ -20,7 +20,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import safe_name
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
-__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_json", "read_rgb"]
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_json", "read_rgb", "within_measure"]
 
 BACKGROUND = "background"
 IGNORED = -1
@@ -41,9 +41,25 @@ def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None
 def paint(size: Size, regions: Iterable[tuple[int, Patch]], taxonomy: Taxonomy) -> NDArray[Any]:
     """`regions` (id or IGNORED, patch) painted one over the other on background: later ones cover earlier ones."""
     labels = np.zeros(size, np.uint8 if taxonomy.ignore <= 255 else np.uint16)
-    for k, patch in regions:
+    for k, patch in within_measure(size, regions):
         patch.of(labels)[patch.covered] = taxonomy.ignore if k == IGNORED else k
     return labels
+
+
+_MOST_PAINTED = 1 << 32  # pixels of all shapes of an image, or 100 times the image's: some ten seconds
+
+
+def within_measure(size: Size, regions: Iterable[tuple[int, Patch]]) -> Iterator[tuple[int, Patch]]:
+    """`regions` as they come; DataError once their boxes are more pixels than any drawing has."""
+    most, worked = max(_MOST_PAINTED, 100 * size[0] * size[1]), 0
+    for number, (k, patch) in enumerate(regions):
+        worked += max(patch.covered.size, patch.worked)
+        if worked > most:
+            raise DataError(
+                f"Its first {number + 1} shapes span {worked} pixels, {worked // (size[0] * size[1])} times the "
+                f"image's {size[0]}x{size[1]} (HxW); {most} are painted at most: leave out shapes that others cover."
+            )
+        yield k, patch
 
 
 @final

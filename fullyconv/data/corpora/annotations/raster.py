@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,17 +14,20 @@ from fullyconv.errors import DataError, printable
 __all__ = [
     "BadShape",
     "Patch",
-    "check_outline",
+    "check_outlines",
     "checked_counts",
     "checked_points",
     "coco_counts",
     "coco_patch",
     "coco_polygon",
+    "coco_union",
     "counts_patch",
     "draw",
+    "draw_patch",
     "ellipse_points",
     "from_counts",
     "label_studio_brush",
+    "label_studio_counts",
     "most_cuts",
 ]
 
@@ -32,25 +36,38 @@ Region = NDArray[np.bool_]  # H W: which pixels a shape covers
 
 
 class Patch(NamedTuple):
-    """The box of a image in which a shape covers something: its first row and column, and what is covered in it."""
+    """The box of an image in which a shape covers something: its first row and column, and what is covered in it."""
 
     top: int
     left: int
     covered: Region
+    worked: int = 0  # pixels that were worked on to find it, where they are more than the box's
 
     @classmethod
     def within(cls, covered: Region, top: int = 0, left: int = 0) -> Patch:
         """`covered`, cut to the rows and columns that have something in them."""
         rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
         if not len(rows):
-            return cls(top, left, covered[:0, :0])
+            return cls(top, left, covered[:0, :0], covered.size)
         box = covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return cls(top + int(rows[0]), left + int(columns[0]), box)
+        return cls(top + int(rows[0]), left + int(columns[0]), box, covered.size)
 
     def of(self, image: NDArray[Any]) -> NDArray[Any]:
-        """The box's part of a image H W, as a view."""
+        """The box's part of an image H W, as a view."""
         height, width = self.covered.shape
         return image[self.top : self.top + height, self.left : self.left + width]
+
+    def without(self, other: Patch) -> Patch:
+        """What is covered here and not there."""
+        (h, w), (oh, ow) = self.covered.shape, other.covered.shape
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom, right = min(self.top + h, other.top + oh), min(self.left + w, other.left + ow)
+        if top >= bottom or left >= right:
+            return self
+        rest = self.covered.copy()
+        hole = other.covered[top - other.top : bottom - other.top, left - other.left : right - other.left]
+        rest[top - self.top : bottom - self.top, left - self.left : right - self.left] &= ~hole
+        return self._replace(covered=rest)
 
 
 class BadShape(DataError):
@@ -168,25 +185,77 @@ def coco_polygon(points: Sequence[float] | NDArray[np.float64], size: Size) -> R
 
 def coco_patch(points: Sequence[float] | NDArray[np.float64], size: Size) -> Patch:
     """`coco_polygon`, as the box that the outline fills: a small shape in a large image costs what is small."""
+    outline = _outline(points)
+    start, end = _edges([outline])
+    # Every column is cut an even number of times, so nothing is carried from one to the next: columns without a cut,
+    # and rows that no edge comes to, are outside.
+    top, left, height, width = _box(start, size)
+    toggled = np.zeros(width * height + 1, np.uint8)
+    for columns, rows, _ in _cuts(start, end, size) if height and width else ():
+        np.bitwise_xor.at(toggled, (columns - left) * height + np.clip(rows - top, 0, height), np.uint8(1))
+    inside = np.bitwise_xor.accumulate(toggled)[:-1].view(np.bool_)
+    return Patch(top, left, inside.reshape(height, width, order="F"))
+
+
+def coco_union(outlines: Sequence[Sequence[float] | NDArray[np.float64]], size: Size) -> Patch:
+    """The union of `coco_patch`es as one box: its cost is the points', the cuts' and the box's that all fill together,
+    however many outlines there are. Raises BadShape as `coco_polygon` does, for all of them together.
+
+    The cuts of one outline, sorted down its columns, are the ends of its runs in turn (cuts that coincide make a run
+    of nothing); how many outlines hold a pixel is a sum over the ends of runs.
+    """
+    checked = [_outline(o) for o in outlines]
+    if len(checked) < 2:
+        return coco_patch(checked[0], size) if checked else Patch(0, 0, np.zeros((0, 0), bool))
+    start, end = _edges(checked)
+    top, left, height, width = _box(start, size)
+    change = np.zeros(width * height + 1, np.int32)
+    owner = np.repeat(np.arange(len(checked)), [len(o) for o in checked])
+    for cuts, owners in _by_owner(start, end, owner, size) if height and width else ():
+        columns, rows = cuts
+        at = (columns - left) * height + np.clip(rows - top, 0, height)
+        ends = at[np.lexsort((at, owners))]
+        np.add.at(change, ends[::2], 1)
+        np.add.at(change, ends[1::2], -1)
+    inside = np.cumsum(change, out=change)[:-1] > 0
+    return Patch(top, left, inside.reshape(height, width, order="F"))
+
+
+_Cuts = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _by_owner(
+    start: NDArray[np.int64], end: NDArray[np.int64], owner: NDArray[np.int64], size: Size
+) -> Iterator[tuple[_Cuts, NDArray[np.int64]]]:
+    """((columns, rows), owners) of cuts, those of one outline never in two parts."""
+    kept: list[NDArray[np.int64]] = []
+    for columns, rows, which in _cuts(start, end, size):
+        part = np.stack([columns, rows, owner[which]])
+        kept.append(part)
+        whole = int(np.searchsorted(part[2], part[2, -1]))  # the last outline may go on in the next part
+        if whole:
+            columns, rows, owners = np.concatenate([*kept[:-1], part[:, :whole]], 1)
+            kept = [part[:, whole:]]
+            yield (columns, rows), owners
+    if kept:
+        columns, rows, owners = np.concatenate(kept, 1)
+        yield (columns, rows), owners
+
+
+def _outline(points: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     xy = np.asarray(points, np.float64).reshape(-1, 2)
     if len(xy) < 3:
         raise BadShape("of fewer than 3 points")
     if not np.isfinite(xy).all():
         raise BadShape("with points that are no finite numbers")
-    grid = np.trunc(5 * np.clip(xy, -_FAR, _FAR) + 0.5).astype(np.int64)
-    # Every column is cut an even number of times, so nothing is carried from one to the next: columns without a cut,
-    # and rows that no edge comes to, are outside.
+    return xy
+
+
+def _box(grid: NDArray[np.int64], size: Size) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the part of the image that points of the grid reach; 0 x 0 for none."""
     left, right = (int(v) for v in np.clip((grid[:, 0].min() // 5, grid[:, 0].max() // 5 + 1), 0, size[1]))
     top, bottom = (int(v) for v in np.clip((grid[:, 1].min() // 5 - 1, grid[:, 1].max() // 5 + 2), 0, size[0]))
-    if left >= right or top >= bottom:
-        return Patch(0, 0, np.zeros((0, 0), bool))
-    height = bottom - top
-    toggled = np.zeros((right - left) * height + 1, np.uint8)
-    for columns, rows in _cuts(grid, size):
-        at = (columns - left) * height + np.clip(rows - top, 0, height)
-        np.bitwise_xor.at(toggled, at, np.uint8(1))
-    inside = np.bitwise_xor.accumulate(toggled)[:-1].view(np.bool_)
-    return Patch(top, left, inside.reshape(height, right - left, order="F"))
+    return (top, left, bottom - top, right - left) if left < right and top < bottom else (0, 0, 0, 0)
 
 
 def most_cuts(size: Size) -> int:
@@ -194,15 +263,31 @@ def most_cuts(size: Size) -> int:
     return size[0] * size[1] + 1_000_000
 
 
-def check_outline(points: NDArray[np.float64], size: Size) -> None:
-    """BadShape for an outline that `coco_polygon` would refuse for crossing too often."""
-    _crossings(np.trunc(5 * np.clip(points, -_FAR, _FAR) + 0.5).astype(np.int64), size)
+def check_outlines(outlines: Sequence[NDArray[np.float64]], size: Size) -> None:
+    """BadShape for outlines that together cross the image's columns over `most_cuts` times."""
+    if sum(map(len, outlines)) * size[1] > 1_000_000:
+        _crossings(*_edges(outlines), size)
 
 
-def _crossings(grid: NDArray[np.int64], size: Size) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _on_grid(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.trunc(5 * np.clip(points, -_FAR, _FAR) + 0.5).astype(np.int64)
+    return found
+
+
+def _edges(outlines: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and ends (x y, on the grid) of all edges of closed outlines, one outline after the other."""
+    start = _on_grid(np.concatenate(outlines))
+    last = np.cumsum([len(o) for o in outlines]) - 1
+    end = np.roll(start, -1, 0)
+    end[last] = start[np.concatenate([[0], last[:-1] + 1])]
+    return start, end
+
+
+def _crossings(
+    start: NDArray[np.int64], end: NDArray[np.int64], size: Size
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """The edges that cross columns, how many each, and the first column of every edge."""
-    end = np.roll(grid, -1, 0)
-    low, high = np.minimum(grid[:, 0], end[:, 0]), np.maximum(grid[:, 0], end[:, 0])
+    low, high = np.minimum(start[:, 0], end[:, 0]), np.maximum(start[:, 0], end[:, 0])
     first = np.maximum((low + 2) // 5, 0)  # the first column c with low <= 5c + 2
     count = np.maximum(np.minimum((high - 3) // 5, size[1] - 1) - first + 1, 0)
     crossing = np.flatnonzero(count)
@@ -211,10 +296,11 @@ def _crossings(grid: NDArray[np.int64], size: Size) -> tuple[NDArray[np.int64], 
     return crossing, count[crossing], first
 
 
-def _cuts(grid: NDArray[np.int64], size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(columns, rows) where the outline through the `grid` points cuts columns' centres, some edges at a time."""
-    start, end = grid, np.roll(grid, -1, 0)
-    crossing, count, first = _crossings(grid, size)
+def _cuts(
+    start: NDArray[np.int64], end: NDArray[np.int64], size: Size
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """(columns, rows, edges) where edges cut columns' centres, some edges at a time."""
+    crossing, count, first = _crossings(start, end, size)
     total = np.cumsum(count)
     at = 0
     while at < len(crossing):
@@ -223,7 +309,7 @@ def _cuts(grid: NDArray[np.int64], size: Size) -> Iterator[tuple[NDArray[np.int6
         which = np.repeat(edges, n)
         within = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
         columns = first[which] + within
-        yield columns, _rows(start[which], end[which], columns, size[0])
+        yield columns, _rows(start[which], end[which], columns, size[0]), which
         at = stop
 
 
@@ -303,28 +389,54 @@ def draw(kind: str, points: Sequence[Sequence[float]] | NDArray[np.float64], siz
 
     Raises BadShape for another kind, a number of points that the kind does not have, and `checked_points`'s reasons.
     """
+    return _drawn(*_strokes(kind, checked_points(points, size), width), size, width)
+
+
+def draw_patch(kind: str, points: Sequence[Sequence[float]] | NDArray[np.float64], size: Size, width: int = 1) -> Patch:
+    """`draw`, as the box that the shape fills. Its cost is the rows that the shape spans, up to its right end.
+
+    Pillow reckons along a row in 32-bit floats from the image's left edge, so that the left end is not moved: a pixel
+    could fall on the other side. Whole rows may be.
+    """
+    how, xy = _strokes(kind, checked_points(points, size), width)
+    reach = 2 + (width if how == "line" else 0)
+    low, high = xy.min(0) - reach, xy.max(0) + reach
+    top, bottom = (int(v) for v in np.clip((low[1], high[1]), 0, size[0]))
+    right = int(np.clip(high[0], 0, size[1]))
+    if bottom <= top or not right:
+        return Patch(0, 0, np.zeros((0, 0), bool))
+    return Patch.within(_drawn(how, xy - np.array([0, top]), (bottom - top, right), width), top)
+
+
+def _strokes(kind: str, xy: NDArray[np.float64], width: int) -> tuple[str, NDArray[np.int64]]:
+    """Which of Pillow's strokes draws a shape, and its points x y, cut to whole numbers as Pillow does."""
+    turned = kind in ("rectangle", "oriented_rectangle", "rotation") and len(xy) == 4  # labelme's successors
+    if (kind == "polygon" and len(xy) > 2) or turned:
+        how = "polygon"
+    elif kind == "rectangle" and len(xy) == 2:
+        how, xy = "rectangle", np.stack([xy.min(0), xy.max(0)])
+    elif kind == "circle" and len(xy) == 2:
+        r = float(np.hypot(*(xy[1] - xy[0])))
+        how, xy = "ellipse", np.stack([xy[0] - r, xy[0] + r])
+    elif kind in ("line", "linestrip") and len(xy) > 1:
+        how = "line"
+    elif kind == "point" and len(xy) == 1:
+        how, xy = "ellipse", np.stack([xy[0] - width / 2, xy[0] + width / 2])
+    else:
+        raise BadShape(f"of kind {printable(kind)!r} with {len(xy)} points")
+    return how, np.trunc(xy).astype(np.int64)
+
+
+def _drawn(how: str, xy: NDArray[np.int64], size: Size, width: int) -> Region:
     from PIL import Image, ImageDraw
 
     image = Image.new("1", (size[1], size[0]))
     pen = ImageDraw.Draw(image)
-    xy = [(x, y) for x, y in checked_points(points, size).tolist()]
-    turned = kind in ("rectangle", "oriented_rectangle", "rotation") and len(xy) == 4  # labelme's successors
-    if (kind == "polygon" and len(xy) > 2) or turned:
-        pen.polygon(xy, outline=1, fill=1)
-    elif kind == "rectangle" and len(xy) == 2:
-        (x0, y0), (x1, y1) = xy
-        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=1, fill=1)
-    elif kind == "circle" and len(xy) == 2:
-        (x, y), (px, py) = xy
-        r = float(np.hypot(px - x, py - y))
-        pen.ellipse((x - r, y - r, x + r, y + r), outline=1, fill=1)
-    elif kind in ("line", "linestrip") and len(xy) > 1:
-        pen.line(xy, fill=1, width=width)
-    elif kind == "point" and len(xy) == 1:
-        (x, y), r = xy[0], width / 2
-        pen.ellipse((x - r, y - r, x + r, y + r), outline=1, fill=1)
+    points = [(x, y) for x, y in xy.tolist()]
+    if how == "line":
+        pen.line(points, fill=1, width=width)
     else:
-        raise BadShape(f"of kind {printable(kind)!r} with {len(xy)} points")
+        getattr(pen, how)(points, outline=1, fill=1)
     return np.asarray(image)
 
 
@@ -342,6 +454,11 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
     Header: 32 bits the number of values, 5 the word size - 1, four times 4 the run sizes - 1. Then, again and again: a
     bit (run or not), 2 bits choosing a size, that many bits the length - 1, and one value (run) or length values.
     """
+    return from_counts(label_studio_counts(data, size), size, columns=False)
+
+
+def label_studio_counts(data: Sequence[int], size: Size) -> NDArray[np.int64]:
+    """`label_studio_brush` as runs of absent and present pixels in turn, absent first, along rows."""
     try:
         raw = bytes(data if isinstance(data, bytes) else list(data))
     except (TypeError, ValueError, OverflowError) as error:
@@ -359,15 +476,23 @@ def label_studio_brush(data: Sequence[int], size: Size) -> Region:
     sizes = [take(4) + 1 for _ in range(4)]
     if total != size[0] * size[1] * 4:
         raise BadShape(f"of strokes for another image than one of {size[0]}x{size[1]} (HxW)")
-    painted = np.zeros(size[0] * size[1], bool)  # the fourth channel of each pixel
+    ends = array("q")  # of stretches of pixels (their fourth channel), one after the other, and what each holds
+    present = bytearray()
     found = 0
     while found < total:
         repeated, length = take(1), take(sizes[take(2)]) + 1
         stop = min(found + length, total)
         if repeated:
-            painted[found // 4 : stop // 4] = take(word) > 0
+            ends.append(stop // 4)
+            present.append(take(word) > 0)
         else:
-            values = [take(word) > 0 for _ in range(stop - found)]
-            painted[found // 4 : stop // 4] = values[3 - found % 4 :: 4]
+            values = np.array([take(word) > 0 for _ in range(stop - found)][3 - found % 4 :: 4], np.uint8)
+            if len(values):
+                turn = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+                ends.extend((found // 4 + 1 + turn).tolist())
+                present += bytes(values[turn])
         found = stop
-    return painted.reshape(size)
+    holds = np.frombuffer(present, np.uint8)
+    changed = np.append(np.flatnonzero(np.diff(holds)), len(holds) - 1)
+    bounds = np.concatenate([[0, 0] if present[0] else [0], np.array(ends, np.int64)[changed]])
+    return np.diff(bounds).astype(np.int64)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data.corpora.annotations import raster
+from fullyconv.data.corpora.annotations.paint import within_measure
 from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size
 from fullyconv.errors import DataError, printable
 
@@ -88,23 +89,23 @@ def ring(points: Any, size: Size) -> NDArray[np.float64]:
     if len(flat) < 6 or len(flat) % 2:
         raise BadShape("of fewer than 3 points" if len(flat) < 6 else "with half a point")
     xy = flat.reshape(-1, 2)
-    if not np.isfinite(xy).all():
+    (left, top), (right, bottom) = xy.min(0).tolist(), xy.max(0).tolist()  # NaN if there is one
+    if not all(map(math.isfinite, (left, top, right, bottom))):
         raise BadShape("with points that are no finite numbers")
-    low, high = xy.min(0), xy.max(0)
-    if (high <= 0).any() or low[0] >= size[1] or low[1] >= size[0]:
+    if right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]:
         raise BadShape("outside the image")
-    near = np.clip(xy, -(2.0**26), 2.0**26) - np.clip(low, -(2.0**26), 2.0**26)
-    if np.ptp(near, 0).min() == 0 or (len(xy) < 5 and _area(near) == 0):
+    far = 2.0**26
+    flat_one = right == left or bottom == top
+    if flat_one or (len(xy) < 5 and _area(np.clip(xy, -far, far) - np.clip((left, top), -far, far)) == 0):
         raise BadShape("without an area")
-    if len(xy) * size[1] > 1_000_000:
-        raster.check_outline(xy, size)
+    raster.check_outlines([xy], size)
     return xy
 
 
 def _area(xy: NDArray[np.float64]) -> float:
     """Twice the signed area (the shoelace formula)."""
-    after = np.roll(xy, -1, 0)
-    return float((xy[:, 0] * after[:, 1] - xy[:, 1] * after[:, 0]).sum())
+    corners: list[list[float]] = xy.tolist()
+    return math.fsum(x * v - y * u for (x, y), (u, v) in zip(corners, [*corners[1:], corners[0]], strict=True))
 
 
 @final
@@ -115,13 +116,7 @@ class Rings:
     outlines: tuple[NDArray[np.float64], ...]
 
     def patch(self, size: Size) -> Patch:
-        if len(self.outlines) == 1:
-            return raster.coco_patch(self.outlines[0], size)
-        covered = np.zeros(size, bool)
-        for outline in self.outlines:
-            patch = raster.coco_patch(outline, size)
-            patch.of(covered)[:] |= patch.covered
-        return Patch.within(covered)
+        return raster.coco_union(self.outlines, size)
 
 
 def rings(points: Any, size: Size) -> Rings:
@@ -155,7 +150,7 @@ class Pen:
     width: int
 
     def patch(self, size: Size) -> Patch:
-        return Patch.within(raster.draw(self.kind, self.points, size, self.width))
+        return raster.draw_patch(self.kind, self.points, size, self.width)
 
 
 @final
@@ -188,7 +183,7 @@ class Strokes:
                 f"A brush region is for {self.stated[0]}x{self.stated[1]} (HxW), its image is {size[0]}x{size[1]}; "
                 "put the image there that was labelled."
             )
-        return Patch.within(raster.label_studio_brush(self.data, size))
+        return raster.counts_patch(raster.label_studio_counts(self.data, size), size, columns=False)
 
 
 @final
@@ -216,8 +211,7 @@ def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size) -> Iterator[tuple[
     areas: list[int] = []
     kept: list[Patch | None] = []
     held = 0
-    for _, shape in shapes:
-        patch = shape.patch(size)
+    for _, patch in within_measure(size, ((k, shape.patch(size)) for k, shape in shapes)):
         areas.append(int(np.count_nonzero(patch.covered)))
         held += patch.covered.size
         kept.append(patch if held <= _KEPT else None)

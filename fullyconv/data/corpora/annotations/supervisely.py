@@ -10,7 +10,7 @@ import base64
 import binascii
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
-from fullyconv.data.corpora.annotations.raster import Patch, Region, Size, coco_patch
+from fullyconv.data.corpora.annotations.raster import Patch, Size, coco_patch, coco_union
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
 from fullyconv.errors import DataError, printable
-from fullyconv.images import read_image
+from fullyconv.images import image_size, read_image
 from fullyconv.taxonomy import Colour
 
 __all__ = ["open_supervisely", "recognise"]
@@ -127,30 +127,24 @@ def _has_area(thing: Mapping[str, Any]) -> bool:
     return thing.get("geometryType") in _AREAS
 
 
-def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, list[tuple[int, Patch]]]:
+def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Patch]]]:
     size = checked_size(entry["size"]["height"], entry["size"]["width"])
-    return size, [(ids[_title(o)], _region(o, size)) for o in entry["objects"] if _has_area(o)]
+    return size, ((ids[_title(o)], _region(o, size)) for o in entry["objects"] if _has_area(o))
 
 
 def _region(thing: Mapping[str, Any], size: Size) -> Patch:
     if thing["geometryType"] == "bitmap":
-        return Patch.within(_bitmap(thing["bitmap"], size))
+        return _bitmap(thing["bitmap"], size)
     outline = thing["points"]["exterior"]
     if thing["geometryType"] == "rectangle":
         (x0, y0), (x1, y1) = outline
         outline = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
     patch = coco_patch(np.asarray(outline, np.float64).ravel(), size)
-    if holes := thing["points"].get("interior", ()):
-        covered = np.zeros(size, bool)
-        patch.of(covered)[:] = patch.covered
-        for points in holes:
-            hole = coco_patch(np.asarray(points, np.float64).ravel(), size)
-            hole.of(covered)[:] &= ~hole.covered
-        patch = Patch.within(covered)
-    return patch
+    holes = [np.asarray(points, np.float64).ravel() for points in thing["points"].get("interior", ())]
+    return patch.without(coco_union(holes, size))
 
 
-def _bitmap(value: Mapping[str, Any], size: Size) -> Region:
+def _bitmap(value: Mapping[str, Any], size: Size) -> Patch:
     """A PNG, deflated and in base64, that lies with its first pixel at `origin` (x y); alpha says what is covered."""
     unpack = zlib.decompressobj()
     try:
@@ -161,11 +155,16 @@ def _bitmap(value: Mapping[str, Any], size: Size) -> Region:
         ) from error
     if unpack.unconsumed_tail:
         raise DataError(f"A bitmap unpacks to more than {_MOST} bytes; that is no mask.")
+    height, width = image_size(data)
+    if height * width > size[0] * size[1]:
+        raise DataError(
+            f"A bitmap of {height}x{width} (HxW) is larger than its image of {size[0]}x{size[1]}; download the "
+            "project again."
+        )
     mask = read_image(data, mode="bands")[..., -1] > 0
     column, row = (int(v) for v in value["origin"])
-    covered = np.zeros(size, bool)
     top, left = max(0, row), max(0, column)
-    bottom, right = min(size[0], row + mask.shape[0]), min(size[1], column + mask.shape[1])
-    if bottom > top and right > left:
-        covered[top:bottom, left:right] = mask[top - row : bottom - row, left - column : right - column]
-    return covered
+    bottom, right = min(size[0], row + height), min(size[1], column + width)
+    if bottom <= top or right <= left:
+        return Patch(0, 0, mask[:0, :0], mask.size)
+    return Patch(top, left, mask[top - row : bottom - row, left - column : right - column], mask.size)
