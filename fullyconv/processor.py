@@ -143,8 +143,10 @@ def cores_granted(root: Path = Path("/")) -> float:
 
 def right_threads() -> list[str]:
     """Have torch use no more threads than cores were granted: they would wait for each other. What is to be said."""
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:  # exported files alone are run, which take no more than are granted
+        return []
     asked, granted = torch.get_num_threads(), cores_granted()
     most = max(1, math.ceil(granted))
     if asked <= most:
@@ -159,8 +161,8 @@ def numba_note() -> str:
     if importlib.util.find_spec("numba"):
         return ""
     return (
-        "numba is not installed, so plain torch upsamples and counts, several times as slow; pip install numba (on a "
-        "Python that it has a wheel for)."
+        "numba is not installed, so plain torch or numpy upsamples and counts, several times as slow; pip install "
+        "numba (on a Python that it has a wheel for)."
     )
 
 

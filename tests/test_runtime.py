@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,13 @@ import torch
 from PIL import Image
 
 import fullyconv as fc
+from fullyconv.cli.compare import compare_command
+from fullyconv.cli.export import export_command
+from fullyconv.cli.models import info
+from fullyconv.cli.predict import predict
+from fullyconv.cli.report import report
 from fullyconv.errors import UsageError
+from fullyconv.images import encode_label
 from fullyconv.interpolation import strips
 from fullyconv.ops import upsample, upsample_softmax_max
 from fullyconv.runtime.exported import ExportedNetwork
@@ -178,3 +185,53 @@ def test_a_directory_without_torch_says_what_to_install(model: Any, tmp_path: Pa
     done = without_torch("predict", str(tmp_path / "model"), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "fullyconv[torch]" in done.stderr
+
+
+@pytest.mark.parametrize("taken", ["uint8", "float"])
+def test_the_printed_script_writes_the_commands_labels_byte_for_byte(
+    model: Any, files: Any, taken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_command(example=True)
+    (tmp_path / "label.py").write_text(capsys.readouterr().out)
+    file = files["labels"]
+    if taken == "float":
+        fc.export(model, file := tmp_path / "float.onnx", input="float")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(photo(37, 53)).save(tmp_path / "a.jpg", exif=turned)
+    main = runpy.run_path(str(tmp_path / "label.py"))["main"]
+    main(str(file), str(tmp_path / "a.jpg"), str(tmp_path / "out.png"))
+    labels = fc.Predictor(file).labels(tmp_path / "a.jpg")["semantic"]
+    assert labels.shape == (53, 37)
+    assert (tmp_path / "out.png").read_bytes() == encode_label(labels, model.taxonomies["semantic"].palette)
+    assert len((tmp_path / "label.py").read_text().splitlines()) < 50
+
+
+def test_info_shows_what_a_file_says_of_itself(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    info(str(files["labels"]))
+    said = capsys.readouterr().out
+    assert "fcn16s-squeezenet1_0" in said
+    assert "labels_surface, labels of surface, 3 classes" in said
+    assert "proved: onnxruntime and torch on 9 batches" in said
+    info(str(files["coarse"]), as_json=True)
+    assert json.loads(capsys.readouterr().out)["about"]["output"] == "coarse"
+
+
+def test_a_file_holds_no_figures_to_report_or_compare(files: Any) -> None:
+    for call in (lambda: report([str(files["labels"])]), lambda: compare_command(files["labels"], files["labels"])):
+        with pytest.raises(UsageError, match="holds no figures; measure it first"):
+            call()
+
+
+def test_a_raster_is_labelled_in_blocks_as_the_whole(files: Any, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    image, ready = photo(150, 200), fc.Predictor(files["labels"])
+    profile = {"driver": "GTiff", "height": 150, "width": 200, "count": 3, "dtype": "uint8"}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", **profile, crs="EPSG:3857", transform=rasterio.Affine(2, 0, 0, 0, -2, 0)
+    ) as f:
+        f.write(image.transpose(2, 0, 1))
+    predict(str(files["labels"]), [tmp_path / "a.tif"], tmp_path / "out", tile=64, quiet=True, confidence=True)
+    truth, scores = ready.labels(image), ready.scores(image)
+    with rasterio.open(tmp_path / "out" / "a.tif") as f:
+        assert_same_but_for_ties(f.read(1), truth["semantic"], scores["semantic"])

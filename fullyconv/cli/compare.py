@@ -21,10 +21,13 @@ def compare_command(
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
+    from fullyconv.cli.exported import refuse_unmeasured
     from fullyconv.errors import foreign_values
     from fullyconv.evaluation import Result
     from fullyconv.evaluation.comparison import compare as against
 
+    for side in (a, b):
+        refuse_unmeasured(side)
     with foreign_values(f"{a} or {b}", "write both again with fullyconv evaluate"):
         found = against(Result.load(a), Result.load(b))
         said = json.dumps(found.to_json(), allow_nan=False) if as_json else text(found)

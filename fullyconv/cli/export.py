@@ -17,7 +17,7 @@ MOST = 8  # images of the data that a proof looks at
 
 
 def export_command(
-    model: Annotated[str, typer.Argument(help="Model or run directory.")],
+    model: Annotated[str, typer.Argument(help="Model or run directory.", show_default=False)] = "",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file to write, such as model.onnx.", show_default=False)
     ] = None,
@@ -32,12 +32,21 @@ def export_command(
     check: Annotated[
         Path | None, typer.Option("--verify", help="Prove this file against the model again.", show_default=False)
     ] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a Python script that labels an image with the file alone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object.")] = False,
 ) -> None:
     """Write a model as ONNX for any runtime; no file appears that does not label as the model does."""
     import json
 
     from fullyconv.errors import UsageError
+
+    if example:
+        print(_script(), end="")
+        return
+    if not model:
+        raise UsageError("Name the model or run directory to export:  fullyconv export MODEL -o FILE.onnx.")
     from fullyconv.exporting import export, verify
     from fullyconv.files.outputs import output_file
     from fullyconv.terminal import say
@@ -52,6 +61,12 @@ def export_command(
         proof = export(model, out, to, output, taken, _images(data))
     say(proof)
     print(json.dumps(proof.to_json()) if as_json else check or out)
+
+
+def _script() -> str:
+    from importlib.resources import files
+
+    return files("fullyconv").joinpath("exporting", "example.py").read_text("utf-8")
 
 
 def _images(data: str) -> list[NDArray[Any]]:

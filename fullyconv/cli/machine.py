@@ -30,10 +30,12 @@ def facts() -> dict[str, Any]:
     """Instruction sets, cores, threads, memory, huge pages, GPU, and the precision that "auto" comes to."""
     import importlib.util
 
-    import torch
-
     from fullyconv import processor
 
+    try:
+        import torch
+    except ModuleNotFoundError:
+        torch = None  # type: ignore[assignment]
     load = processor.load()
     return {
         "processor": processor.name(),
@@ -41,15 +43,21 @@ def facts() -> dict[str, Any]:
         "width": processor.width(),
         "cores": processor.cores(),
         "cores_granted": processor.cores_granted(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if torch else _runtime_threads(),
         "busy_in_the_last_minute": None if load is None else round(load, 2),
         "memory_gib": round(processor.memory() / 2**30, 1),
         "huge_pages": processor.huge_pages(),
-        "gpu": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "gpu": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count() if torch else 0)],
         "numba": importlib.util.find_spec("numba") is not None,
-        "torch": str(torch.__version__),
-        "precision": _precision(),
+        "torch": str(torch.__version__) if torch else "none: exported files alone are run",
+        "precision": _precision() if torch else "that of the exported file",
     }
+
+
+def _runtime_threads() -> int:
+    from fullyconv.runtime.session import threads
+
+    return threads()
 
 
 def _precision() -> str:

@@ -71,7 +71,11 @@ def _row(name: str) -> dict[str, Any]:
 
 def info(
     name: Annotated[
-        str, typer.Argument(help="A network by name, a model or run directory; none: the machine.", show_default=False)
+        str,
+        typer.Argument(
+            help="A network by name, a model or run directory, an exported file; none: the machine.",
+            show_default=False,
+        ),
     ] = "",
     size: Annotated[str, typer.Option(help="Image size, rows x columns, such as 500x500.")] = "500x500",
     classes: Annotated[int, typer.Option(help="Classes, where a name leaves them open.")] = 21,
@@ -87,6 +91,13 @@ def info(
         from fullyconv.cli.machine import show
 
         show(as_json)
+        return
+    from fullyconv.runtime.exported import is_exported
+
+    if is_exported(name):
+        from fullyconv.cli.exported import show as show_exported
+
+        show_exported(name, as_json)
         return
     height, width = _size(size)
     model = _network(name, classes)

@@ -32,6 +32,9 @@ def report(
         return
     if len(source) != 1:
         raise UsageError("Name one run or evaluation directory; fullyconv compare A B sets two side by side.")
+    from fullyconv.cli.exported import refuse_unmeasured
     from fullyconv.report import write
+
+    refuse_unmeasured(source[0])
 
     print(write(source[0], out))

@@ -78,7 +78,7 @@ def checked(data: bytes, source: object) -> Graph:
 
 
 def _model(message: Span, graph: Graph) -> None:
-    graphs = 0
+    graphs = sets = 0
     for f in fields(message):
         if f.number == 7:
             graphs += 1
@@ -89,14 +89,15 @@ def _model(message: Span, graph: Graph) -> None:
             key, value = _pair(f)
             graph.metadata[key] = value
         elif f.number == 8:
+            sets += 1
             _operator_set(f.span)
             graph.rest.append(f.whole)
         elif f.number in (1, 2, 3, 4, 5, 6):
             graph.rest.append(f.whole)
         else:
             raise Damaged("it holds functions or training steps" if f.number in (20, 25) else f"part {f.number}")
-    if not graphs:
-        raise Damaged("it holds no graph")
+    if not graphs or not sets:
+        raise Damaged("it holds no graph, or does not say which operators it means")
 
 
 def _pair(f: Field) -> tuple[str, str]:

@@ -101,6 +101,10 @@ class ExportedNetwork:
     def __repr__(self) -> str:
         return f"ExportedNetwork({printable(self.name)}, {printable(self.file)})"
 
+    @property
+    def operators(self) -> int:
+        return len(self._graph.nodes)
+
     def geometry(self, height: int, width: int) -> ExportedGeometry:
         """The same for every size."""
         return self._geometry

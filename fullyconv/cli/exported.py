@@ -1,0 +1,66 @@
+"""What the commands say of an exported file: what it holds, and where it holds nothing that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["facts", "refuse_unmeasured", "show"]
+
+
+def show(file: str, as_json: bool) -> None:
+    """Print what an exported file says of itself, once its bytes are found to be what was sealed."""
+    import json
+
+    from fullyconv.errors import foreign_values, printable
+
+    found = facts(file)
+    if as_json:
+        print(json.dumps(found))
+        return
+    with foreign_values(file, "export the model again"):
+        lines = list(_lines(found))
+    print("\n".join(printable(line) for line in lines))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    about, given, g, proof = found["about"], *(found["about"][key] for key in ("input", "geometry", "proof"))
+    yield f"{about['name']}, {found['bytes'] / 1e6:.1f} MB, {found['operators']} operators, {about['precision']}"
+    yield f"takes: {', '.join(about['inputs'])}, {given['layout']}, {given['channels']} channels"
+    for head, names in about["names"].items():
+        classes = about["taxonomies"][head]["names"]
+        yield f"gives: {', '.join(names)}, {about['output']} of {head}, {len(classes)} classes: {', '.join(classes)}"
+    yield f"last upsampling: stride {g['stride']}, offset {g['offset']}, border {g['border']}"
+    yield "context of a tile: " + ("unbounded" if g["halo"] is None else f"{g['halo']:g} pixels on each side")
+    yield (
+        f"proved: {' and '.join(proof['engines'])} on {len(proof['sizes'])} batches of {proof['images']} images, "
+        f"largest difference {proof['difference']:.1e} of the largest score, {proof['changed']} of {proof['pixels']} "
+        "labels changed"
+    )
+    yield "made by: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    yield f"weights: sha256 {about['weights_sha256']}"
+
+
+def facts(file: str) -> dict[str, Any]:
+    """{"file", "bytes", "operators", "seal", "about": the metadata}; DataError where it is damaged or not ours."""
+    from fullyconv.runtime.exported import ExportedNetwork
+
+    network = ExportedNetwork(file)
+    about = {"precision": "fp32", **network.about}
+    return {
+        "file": file, "bytes": Path(file).stat().st_size, "operators": network.operators, "seal": network.seal,
+        "about": about,
+    }  # fmt: skip
+
+
+def refuse_unmeasured(name: str | Path) -> None:
+    """`UsageError` for an exported file where figures are asked for: it holds none."""
+    from fullyconv.errors import UsageError, printable
+    from fullyconv.runtime.exported import is_exported
+
+    if is_exported(name):
+        raise UsageError(
+            f"{printable(name)} is an exported network and holds no figures; measure it first:  fullyconv evaluate "
+            f"{printable(name)} DATA --keep DIRECTORY."
+        )
