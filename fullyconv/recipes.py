@@ -26,6 +26,8 @@ DURATION = ("epochs", "steps", "time")
 # "auto" of keys that are numbers, until `fullyconv.train.chosen` has settled them by the data.
 AUTO_CROP = (0, 0)
 AUTO_BATCH = 0
+AVERAGES = ("mean", "sum", "image-mean")  # of the cross-entropy, where it is the only loss
+LOSSES = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
 
 
 def _or_auto(auto: object) -> BeforeValidator:
@@ -109,8 +111,15 @@ class Recipe(BaseModel):
     worker_timeout: float = _key(10.0, "Seconds standing still at one file after which a worker counts as hung.", gt=0)
 
     # Loss
-    loss: Literal["mean", "sum", "image-mean"] = _key(
-        "mean", "Cross-entropy averaged over a step's labelled pixels, summed per image, or averaged image by image."
+    loss: str = _key(
+        "mean",
+        "Cross-entropy averaged over a step's labelled pixels (mean), summed per image (sum), or averaged image by "
+        "image (image-mean); or a sum of cross_entropy, focal, dice, tversky and lovasz, with factors if need be: "
+        '"cross_entropy+0.5*dice".',
+    )
+    focal_gamma: float = _key(2.0, "Focal loss: exponent of 1 - p, by which easy pixels count less.", ge=0, le=20)
+    tversky: tuple[float, float] = _key(
+        (0.3, 0.7), "Tversky loss: weights of false and of missed pixels (dice: 0.5, 0.5)."
     )
     class_weights: Literal["auto", "none", "median-frequency", "root-median-frequency"] | tuple[float, ...] = _key(
         "auto",
@@ -171,6 +180,11 @@ class Recipe(BaseModel):
         """The wall-clock budget in seconds, 0 when there is none."""
         return parse_time(self.time) if self.time else 0.0
 
+    @property
+    def loss_terms(self) -> dict[str, float]:
+        """The losses that are added up, by name, with their factors; each way to average cross-entropy is that."""
+        return {"cross_entropy": 1.0} if self.loss in AVERAGES else _loss_terms(self.loss)
+
     def replace(self, **changes: Any) -> Recipe:
         """A copy with `changes`, checked again."""
         return _build({**self.model_dump(exclude_unset=True), **changes}, "these settings")
@@ -197,12 +211,38 @@ def _check_together(recipe: Recipe) -> None:
     if isinstance(recipe.class_weights, tuple) and not any(recipe.class_weights):
         raise UsageError("class_weights are all 0, so nothing would be learned; give the classes that count a weight.")
     _refuse_large_rates(recipe)
-    if recipe.top_k < 1 and recipe.loss != "mean":
-        raise UsageError(f'top_k works with loss = "mean" only, not with {recipe.loss!r}.')
+    terms = recipe.loss_terms
+    if recipe.top_k < 1 and (recipe.loss in ("sum", "image-mean") or "cross_entropy" not in terms):
+        raise UsageError(f'top_k is about cross-entropy averaged over all pixels (loss = "mean"), not {recipe.loss!r}.')
+    if recipe.label_smoothing and "cross_entropy" not in terms:
+        raise UsageError(
+            f"label_smoothing is about cross-entropy; take it out, or add cross_entropy to {recipe.loss!r}."
+        )
+    if not all(0 < part < math.inf for part in recipe.tversky):
+        raise UsageError(f"tversky = {list(recipe.tversky)} must be two numbers above 0, such as [0.3, 0.7].")
     parse_time(recipe.save_every)
     if recipe.time:
         parse_time(recipe.time)
     _refuse_large_sum(recipe)
+
+
+def _loss_terms(text: str) -> dict[str, float]:
+    """ "cross_entropy+0.5*dice" -> {"cross_entropy": 1.0, "dice": 0.5}."""
+    terms: dict[str, float] = {}
+    for part in text.split("+"):
+        factor, star, name = part.rpartition("*")
+        name = name.strip()
+        if name not in LOSSES:
+            raise UnknownName("loss", name, LOSSES if "+" in text or star else (*AVERAGES, *LOSSES))
+        if name in terms:
+            raise UsageError(f"loss = {text!r} has {name} twice; give it one factor.")
+        try:
+            terms[name] = float(factor) if star else 1.0
+        except ValueError:
+            terms[name] = math.nan
+        if not 0 < terms[name] < math.inf:
+            raise UsageError(f"The factor {factor.strip()!r} of {name} in loss = {text!r} is no number above 0.")
+    return terms
 
 
 LARGEST_RATE = 1e4  # a rate above it overflows float32 within a few steps, whatever the network

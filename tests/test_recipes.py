@@ -153,3 +153,31 @@ def test_every_key_is_documented() -> None:
     for name in recipes.names():
         assert f"| `{name}` | {recipes.published(name).source} |" in page
     assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_losses_are_added_up_by_name_with_their_factors() -> None:
+    assert read(None, {"loss": "mean"}).loss_terms == {"cross_entropy": 1.0}
+    assert read(None, {"loss": "image-mean"}).loss_terms == {"cross_entropy": 1.0}
+    assert read(None, {"loss": "cross_entropy + 0.5*dice"}).loss_terms == {"cross_entropy": 1.0, "dice": 0.5}
+    recipe = read(None, {"loss": "2*tversky+lovasz", "tversky": [0.4, 0.6]})
+    assert recipe.loss_terms == {"tversky": 2.0, "lovasz": 1.0}
+    assert recipe.tversky == (0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"loss": "dise"}, "did you mean 'dice'"),
+        ({"loss": "men"}, "did you mean 'mean'"),
+        ({"loss": "mean+dice"}, "'mean'"),
+        ({"loss": "dice+dice"}, "dice twice"),
+        ({"loss": "-1*dice"}, "'-1' of dice"),
+        ({"loss": "x*dice"}, "'x' of dice"),
+        ({"loss": "dice", "top_k": 0.5}, "top_k"),
+        ({"loss": "focal", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"tversky": [0.0, 1.0]}, "tversky"),
+    ],
+)
+def test_losses_that_cannot_be_meant_are_refused(keys: dict[str, object], words: str) -> None:
+    with pytest.raises((UsageError, UnknownName), match=words):
+        read(None, keys)

@@ -101,7 +101,31 @@ def test_the_step_is_the_gradient_of_torchs_cross_entropy_on_full_scores(loss: s
         torch.testing.assert_close(mine, p.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["mean", "sum", "image-mean"])
+def test_a_sum_of_losses_is_that_of_their_gradients() -> None:
+    model, b = network(), batch(5)
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    text = "cross_entropy+0.5*dice+2*focal+0.25*lovasz+tversky"
+    terms = small(loss=text).loss_terms
+    found, gradient = grads(model, [b], small(model="fcn2s-plain", loss=text), weight)
+    apart = {t: grads(model, [b], small(model="fcn2s-plain", loss=t), weight) for t in terms}
+    assert found == pytest.approx(sum(f * apart[t][0] for t, f in terms.items()), rel=1e-5)
+    for i, mine in enumerate(gradient):
+        torch.testing.assert_close(mine, sum(f * apart[t][1][i] for t, f in terms.items()), rtol=1e-3, atol=1e-5)
+
+
+def test_losses_of_regions_of_several_passes_are_averaged_by_their_images() -> None:
+    model, b = network(), batch(5)
+    parts = [
+        Batch(b.images[i:j], {"semantic": b.labels["semantic"][i:j]}, b.names[i:j]) for i, j in ((0, 2), (2, 2), (2, 5))
+    ]
+    parts[1] = Batch(b.images[:1], {"semantic": np.full_like(b.labels["semantic"][:1], 255)}, ())
+    recipe = small(model="fcn2s-plain", loss="dice")
+    found = grads(model, parts, recipe)[0]
+    first, last = (grads(model, [part], recipe)[0] for part in (parts[0], parts[2]))
+    assert found == pytest.approx(0.4 * first + 0.6 * last, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum", "image-mean", "focal", "cross_entropy+focal"])
 def test_splitting_a_step_into_passes_does_not_change_its_gradient(loss: str) -> None:
     model, b = network(), batch(5)
     recipe = small(model="fcn2s-plain", loss=loss, lr=1e-9)

@@ -21,14 +21,14 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.ops import fused, reference
-from fullyconv.ops.loss import Loss, Reduction, check_values
+from fullyconv.ops.loss import Loss, Reduction, check_values, weight_of
 from fullyconv.ops.sampling import Border, NotFinite, Sampling
 
 __all__ = [
@@ -37,7 +37,11 @@ __all__ = [
     "upsample",
     "upsample_argmax",
     "upsample_cross_entropy",
+    "upsample_dice",
+    "upsample_focal",
+    "upsample_lovasz",
     "upsample_softmax_max",
+    "upsample_tversky",
 ]
 
 IMPLEMENTATIONS = ("chunked", "numba", "reference", "triton")
@@ -218,6 +222,125 @@ def upsample_cross_entropy(
         if name == "reference":
             return reference.cross_entropy(scores, labels.to(torch.int64), sampling, loss)
         return fused.fused_cross_entropy(scores, labels, sampling, loss, _module(name).ENGINE)
+
+
+def upsample_focal(
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    *,
+    gamma: float = 2.0,
+    border: Border = "fade",
+    ignore: int = 255,
+    weight: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    impl: str | None = None,
+) -> Tensor:
+    """Focal loss: cross entropy times (1 - p)^gamma, p the probability of the pixel's own class.
+
+    Arguments as `upsample_cross_entropy`; the mean divides by the sum of the labelled pixels' class weights. impl:
+    "chunked" (None) or "reference". Source: Lin et al., ICCV 2017.
+    """
+    if not 0 <= gamma < math.inf:
+        raise UsageError(f"gamma is {gamma}; give a number of at least 0 (2 is usual).")
+    if reduction not in ("mean", "sum"):
+        raise UnknownName("reduction", reduction, ["mean", "sum"])
+    total = _by_strips("focal", scores, labels, stride, offset, border, ignore, weight, impl, float(gamma))
+    if reduction == "sum":
+        return total
+    share = weight_of(labels, Loss(ignore, None if weight is None else weight.to(total))).sum().to(total.dtype)
+    return total / share if bool(share > 0) else total * 0
+
+
+def upsample_tversky(
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    border: Border = "fade",
+    ignore: int = 255,
+    weight: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Tversky loss: 1 - TP / (TP + alpha FP + beta FN) by probabilities, summed over the labelled pixels of the batch.
+
+    The mean is over the classes that occur in the labels, by their `weight`; 0 where none does. beta above alpha
+    counts what is missed more than what is too much. impl: "chunked" (None; two passes over strips) or "reference".
+    Source: Salehi et al., MLMI 2017.
+    """
+    if not (alpha > 0 and beta > 0 and alpha + beta < math.inf):
+        raise UsageError(f"alpha and beta are {alpha} and {beta}; give two numbers above 0, such as 0.3 and 0.7.")
+    return _by_strips(
+        "tversky", scores, labels, stride, offset, border, ignore, weight, impl, float(alpha), float(beta)
+    )
+
+
+def upsample_dice(
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    *,
+    border: Border = "fade",
+    ignore: int = 255,
+    weight: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Dice loss, 1 - 2 sum(p t) / (sum(p) + sum(t)): `upsample_tversky` with alpha = beta = 1/2."""
+    return upsample_tversky(
+        scores, labels, stride, offset, alpha=0.5, beta=0.5, border=border, ignore=ignore, weight=weight, impl=impl
+    )
+
+
+def upsample_lovasz(
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    *,
+    border: Border = "fade",
+    ignore: int = 255,
+    weight: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Lovász-Softmax: the convex extension of 1 - IU over the labelled pixels of the batch.
+
+    The mean is over the classes that occur in the labels, by their `weight`; 0 where none does. Every class's pixels
+    are sorted, which takes N H W numbers (never N K H W). impl: "chunked" (None) or "reference".
+    Source: Berman et al., CVPR 2018.
+    """
+    return _by_strips("lovasz", scores, labels, stride, offset, border, ignore, weight, impl)
+
+
+def _by_strips(
+    name: str,
+    scores: Tensor,
+    labels: Tensor,
+    stride: int,
+    offset: Offset,
+    border: Border,
+    ignore: int,
+    weight: Tensor | None,
+    impl: str | None,
+    *options: float,
+) -> Tensor:
+    """A loss of `strip_losses`, or its twin of `reference_losses`."""
+    if impl not in (None, "chunked", "reference"):
+        raise UnknownName("implementation", str(impl), ["chunked", "reference"])
+    scores = _checked(scores)
+    weight = _loss(scores, ignore, weight, 0.0, None, "sum").weight
+    _check_labels(scores, labels)
+    check_values(labels, scores.shape[1], ignore)
+    sampling = _sampling(scores, labels.shape[1:], stride, offset, border)
+    module = importlib.import_module(f"fullyconv.ops.{'reference' if impl == 'reference' else 'strip'}_losses")
+    # int64: torch cannot compare uint16, and a negative ignore value would wrap around in uint8.
+    with _full_precision(scores):
+        loss: Tensor = getattr(module, name)(scores, labels.to(torch.int64), sampling, ignore, weight, *options)
+    return loss
 
 
 def _checked(scores: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss
 from fullyconv.ops.sampling import Axis, Sampling, fold, matrix, window
 
-__all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
+__all__ = ["ENGINE", "Group", "Strip", "groups", "label", "label_and_confidence", "upsample"]
 
 # Full-resolution scores in flight: on a CPU few enough for the caches, and enough to make up for calling some thirty
 # small operations a strip; enough to fill a GPU.
@@ -26,7 +26,7 @@ CPU_BUDGET, DEVICE_BUDGET = 1 << 20, 1 << 25
 
 @final
 @dataclass(frozen=True)
-class _Strip:
+class Strip:
     """Rows [top, bottom) of the images: the same phases of one band or of several."""
 
     images: slice
@@ -42,24 +42,24 @@ class _Strip:
 
 @final
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Some rows of cells of some images, as wide as the image: made once for all the strips between them."""
 
     images: slice
     cells: slice
     wide: Tensor  # n K rows W
     across: Tensor  # W x columns
-    strips: list[_Strip]
+    strips: list[Strip]
     room: Tensor  # for one strip's scores: new memory for each would cost more than the arithmetic
 
-    def scores(self, strip: _Strip) -> Tensor:
+    def scores(self, strip: Strip) -> Tensor:
         """n K (bottom - top) W, until the next strip's."""
         upper, lower = (rows[:, :, strip.bands, None] for rows in (self.wide[:, :, :-1], self.wide[:, :, 1:]))
         shape = (*upper.shape[:3], len(strip.phases), upper.shape[4])
         full = self.room[: math.prod(shape)].view(shape)
         return torch.lerp(upper, lower, strip.phases, out=full).flatten(2, 3)
 
-    def add_gradient(self, strip: _Strip, full: Tensor, slope: Tensor) -> None:
+    def add_gradient(self, strip: Strip, full: Tensor, slope: Tensor) -> None:
         """The adjoint of `scores`: a strip's gradient, added to that of `wide`."""
         edges = torch.cat((1 - strip.phases, strip.phases), 1).T
         both = edges @ full.view(*full.shape[:2], -1, edges.shape[1], full.shape[3])
@@ -71,7 +71,7 @@ class _Group:
         gradient[self.images, :, self.cells] += slope @ self.across
 
 
-def _groups(cells: Tensor, sampling: Sampling) -> Iterator[_Group]:
+def groups(cells: Tensor, sampling: Sampling) -> Iterator[Group]:
     budget = CPU_BUDGET if cells.device.type == "cpu" else DEVICE_BUDGET
     width = sampling.columns.length
     line, bands = cells.shape[1] * width, cells.shape[2] - 1
@@ -88,10 +88,10 @@ def _groups(cells: Tensor, sampling: Sampling) -> Iterator[_Group]:
             part = slice(first, first + images)
             wide = cells[part, :, used] @ across.T
             strips = [
-                _Strip(part, top, bottom, slice(begin - band, end - band), phases[phase : phase + count])
+                Strip(part, top, bottom, slice(begin - band, end - band), phases[phase : phase + count])
                 for begin, end, phase, count, top, bottom in _rows(sampling.rows, used.start, used.stop - 1, rows)
             ]
-            yield _Group(part, used, wide, across, strips, room)
+            yield Group(part, used, wide, across, strips, room)
 
 
 def _rows(rows: Axis, begin: int, end: int, depth: int) -> Iterator[tuple[int, int, int, int, int, int]]:
@@ -122,7 +122,7 @@ upsample = resize.upsample  # what is asked for is not small, and there is nothi
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
     """N H W of `dtype`."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
-    for group in _groups(window(scores, sampling), sampling):
+    for group in groups(window(scores, sampling), sampling):
         for strip in group.strips:
             # max is several times faster than argmax here; both take the first of equals.
             strip.of(labels).copy_(group.scores(strip).max(1).indices)
@@ -133,7 +133,7 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
     """N H W of `dtype` and N H W, as the scores."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
     confidence = torch.empty(labels.shape, dtype=scores.dtype, device=scores.device)
-    for group in _groups(window(scores, sampling), sampling):
+    for group in groups(window(scores, sampling), sampling):
         for strip in group.strips:
             full = group.scores(strip)
             best, index = full.max(1)
@@ -145,7 +145,7 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
 def losses(scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss) -> Tensor:
     """N H W, 0 where ignored."""
     each = torch.empty(labels.shape, dtype=scores.dtype, device=scores.device)
-    for group in _groups(window(scores.detach(), sampling), sampling):
+    for group in groups(window(scores.detach(), sampling), sampling):
         for strip in group.strips:
             strip.of(each).copy_(_softmax(group.scores(strip), strip.of(labels), loss).losses)
     return each
@@ -159,7 +159,7 @@ def total(
     slope = torch.zeros_like(cells) if gradient else None
     value = torch.zeros((), dtype=torch.float64, device=scores.device)
     weight = value.clone()
-    for group in _groups(cells, sampling):
+    for group in groups(cells, sampling):
         wide_slope = torch.zeros_like(group.wide) if gradient else None
         for strip in group.strips:
             soft = _softmax(group.scores(strip), strip.of(labels), loss)

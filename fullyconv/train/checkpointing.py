@@ -132,10 +132,17 @@ def log(c: RunContext, step: ReadStep, outcome: Outcome, rate: float, norm: floa
         "epoch": epoch,
         "loss": outcome.pixel,
         "lr": rate,
-        "chance": sum(math.log(len(t)) for t in c.model.taxonomies.values()),
+        "chance": _chance(c),
         "left": planning.seconds_left(c.plan, c.state),
     }
     c.display.step(facts, planning.progress(c.plan, c.state), c.state.step * c.recipe.batch_size, c.clock)
+
+
+def _chance(c: RunContext) -> float:
+    """The cross-entropy of always calling all classes equally likely; 0 where something else is minimised."""
+    if c.recipe.loss_terms != {"cross_entropy": 1.0}:
+        return 0.0
+    return sum(math.log(len(t)) for t in c.model.taxonomies.values())
 
 
 def save(c: RunContext, *, alone: bool = False) -> None:

@@ -101,15 +101,16 @@ class Display:
             print(plain(text), file=self.stream, flush=True)
 
     def step(self, facts: dict[str, Any], progress: float, images: int, clock: Clock) -> None:
-        """Show where the run is; facts: step, epoch, loss, chance, lr, left (seconds)."""
+        """Show where the run is; facts: step, epoch, loss, chance (of the loss, 0 for none), lr, left (seconds)."""
         now = time.perf_counter()
         self._images.append((now, images))
         if self.quiet or now - self._shown < (0.25 if self._live else self.every):
             return
         self._shown = now
+        chance = f" (chance {facts['chance']:.2f})" if facts["chance"] else ""
         line = (
-            f"{100 * progress:3.0f} %  step {facts['step']}  epoch {facts['epoch']:.2f}  loss {facts['loss']:.4f} "
-            f"(chance {facts['chance']:.2f})  lr {facts['lr']:.2e}  {self._speed():.1f} images/s  "
+            f"{100 * progress:3.0f} %  step {facts['step']}  epoch {facts['epoch']:.2f}  "
+            f"loss {facts['loss']:.4f}{chance}  lr {facts['lr']:.2e}  {self._speed():.1f} images/s  "
             f"{duration(facts['left'])} left"
         )
         if self._live is None:

@@ -38,7 +38,7 @@ class Batch:
 @dataclass(frozen=True)
 class Outcome:
     """loss: what was minimised, on all processes together; pixel: mean cross-entropy a labelled pixel, unweighted
-    units of nats (chance level: ln K, summed over heads)."""
+    units of nats (chance level: ln K, summed over heads); the loss itself where it has other terms."""
 
     loss: float
     pixel: float
@@ -79,23 +79,24 @@ def gradients(
     """Leave the gradient of the recipe's loss over all `batches` (of all processes) in the parameters' `.grad`.
 
     Splitting a step into more batches or processes changes the result by rounding alone (batch norm apart, whose
-    statistics are each batch's own). weights: class weights by head. clock: told when a phase ends.
+    statistics are each batch's own, and losses of regions, which see a batch's regions and are averaged by its
+    images). weights: class weights by head. clock: told when a phase ends.
     """
     labels = [_labels(batch, model, world.device) for batch in batches]
-    shares, pixels = _denominators(model, batches, labels, recipe, world, weights)
+    sums = _denominators(model, batches, labels, recipe, world, weights)
     total = torch.zeros((), device=world.device)
     for batch, label in zip(batches, labels, strict=True):
         x = network_input(batch.images, model.preprocessing, world.device)
         with _autocast(recipe, world.device), fast_convolutions():
             coarse = model.coarse(x)
-        loss = _loss(model, coarse, label, x.shape[2:], recipe, shares, weights)
+        loss = _loss(model, coarse, label, x.shape[2:], recipe, sums, len(batch.names), weights)
         clock("forward")
         scaler.scale(loss).backward()
         total += loss.detach()
         clock("backward")
     world.sum_gradients([p for p in model.parameters() if p.requires_grad])
     world.mean_buffers(list(model.buffers()))
-    return _outcome(world.sum(total), shares, pixels, recipe)
+    return _outcome(world.sum(total), sums, recipe)
 
 
 def _labels(batch: Batch, model: TrainableModel, device: torch.device) -> dict[str, Tensor]:
@@ -107,6 +108,18 @@ def _labels(batch: Batch, model: TrainableModel, device: torch.device) -> dict[s
     }
 
 
+@final
+@dataclass(frozen=True)
+class _Sums:
+    """Of a step, over all processes and batches. By head: what the summed cross-entropy is divided by, the labelled
+    pixels' class weights, and their number. images: how many."""
+
+    shares: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
+    pixels: Mapping[str, Tensor]
+    images: Tensor
+
+
 def _denominators(
     model: TrainableModel,
     batches: Sequence[Batch],
@@ -114,18 +127,19 @@ def _denominators(
     recipe: Recipe,
     world: ProcessGroup,
     weights: Mapping[str, Tensor | None],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By head: what the summed loss is divided by, and the labelled pixels, each over all processes and batches."""
-    shares, pixels = {}, {}
+) -> _Sums:
+    shares, pixels, weighted_pixels = {}, {}, {}
     images = world.sum(torch.tensor(float(sum(len(batch.names) for batch in batches)), device=world.device))
     for head in model.heads:
         counted = torch.zeros(2, device=world.device, dtype=torch.float64)
         for batch in labels:
             counted += _counted(batch[head], model.heads[head], model.taxonomies[head].ignore, weights.get(head))
         weighted, pixel = world.sum(counted)
-        shares[head] = (weighted * recipe.top_k if recipe.loss == "mean" else images).clamp_min(1e-12).float()
+        by_image = recipe.loss in ("sum", "image-mean")
+        shares[head] = (images if by_image else weighted * recipe.top_k).clamp_min(1e-12).float()
+        weighted_pixels[head] = weighted.clamp_min(1e-12).float()
         pixels[head] = pixel.clamp_min(1).float()
-    return shares, pixels
+    return _Sums(shares, weighted_pixels, pixels, images)
 
 
 def _counted(label: Tensor, classes: int, ignore: int, weight: Tensor | None) -> Tensor:
@@ -143,44 +157,70 @@ def _autocast(recipe: Recipe, device: torch.device) -> Any:
 
 
 def _loss(
-    model: TrainableModel,
+    model: Any,
     coarse: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     size: Sequence[int],
     recipe: Recipe,
-    shares: Mapping[str, Tensor],
+    sums: _Sums,
+    images: int,
     weights: Mapping[str, Tensor | None],
 ) -> Tensor:
-    """This batch's part of the step's loss, summed over heads."""
-    geometry = model.geometry(*size)
-    parts = []
+    """This batch's part of the step's loss, summed over heads. images: of the batch."""
+    geometry, parts = model.geometry(*size), []
     for head, label in labels.items():
         options: dict[str, Any] = {
             "border": geometry.border,
             "ignore": model.taxonomies[head].ignore,
             "weight": weights.get(head),
-            "label_smoothing": recipe.label_smoothing,
-            "reduction": "sum",
         }
-        if recipe.top_k < 1:
-            options["top_k"] = recipe.top_k
-        scores, at = coarse[head].float(), (geometry.stride, geometry.offset)
-        if recipe.loss == "image-mean":
-            options["reduction"] = "mean"
-            for i in range(len(label)):
-                one = ops.upsample_cross_entropy(scores[i : i + 1], label[i : i + 1], *at, **options)
-                parts.append(one / shares[head])
-        else:
-            parts.append(ops.upsample_cross_entropy(scores, label, *at, **options) / shares[head])
+        given = (coarse[head].float(), label, geometry.stride, geometry.offset)
+        for term, factor in recipe.loss_terms.items():
+            if term == "cross_entropy":
+                part = _cross_entropy(*given, recipe, options) / sums.shares[head]
+            elif term == "focal":
+                focal = ops.upsample_focal(*given, gamma=recipe.focal_gamma, reduction="sum", **options)
+                part = focal / sums.weighted[head]
+            else:
+                part = _of_regions(term, *given, recipe, options) * (images / sums.images).float()
+            parts.append(part if factor == 1 else part * factor)
     return torch.stack(parts).sum()
 
 
-def _outcome(total: Tensor, shares: Mapping[str, Tensor], pixels: Mapping[str, Tensor], recipe: Recipe) -> Outcome:
+def _cross_entropy(
+    scores: Tensor, label: Tensor, stride: int, offset: Any, recipe: Recipe, options: Mapping[str, Any]
+) -> Tensor:
+    """A batch's cross-entropy, summed over pixels, or over images of their means."""
+    more: dict[str, Any] = {"label_smoothing": recipe.label_smoothing, "reduction": "sum"}
+    if recipe.top_k < 1:
+        more["top_k"] = recipe.top_k
+    if recipe.loss != "image-mean":
+        return ops.upsample_cross_entropy(scores, label, stride, offset, **options, **more)
+    more["reduction"] = "mean"
+    each = [
+        ops.upsample_cross_entropy(scores[i : i + 1], label[i : i + 1], stride, offset, **options, **more)
+        for i in range(len(label))
+    ]
+    return torch.stack(each).sum()
+
+
+def _of_regions(
+    term: str, scores: Tensor, label: Tensor, stride: int, offset: Any, recipe: Recipe, options: Mapping[str, Any]
+) -> Tensor:
+    """A loss that compares regions: of all the images of a batch together."""
+    if term == "tversky":
+        alpha, beta = recipe.tversky
+        return ops.upsample_tversky(scores, label, stride, offset, alpha=alpha, beta=beta, **options)
+    loss = ops.upsample_dice if term == "dice" else ops.upsample_lovasz
+    return loss(scores, label, stride, offset, **options)
+
+
+def _outcome(total: Tensor, sums: _Sums, recipe: Recipe) -> Outcome:
     loss = float(total)
     if recipe.loss != "sum":
         return Outcome(loss, loss)
-    head = next(iter(shares))  # heads share their pixels, so one division serves the sum
-    return Outcome(loss, loss * float(shares[head]) / float(pixels[head]))
+    head = next(iter(sums.shares))  # heads share their pixels, so one division serves the sum
+    return Outcome(loss, loss * float(sums.shares[head]) / float(sums.pixels[head]))
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer, scaler: Any, limit: float) -> float:
