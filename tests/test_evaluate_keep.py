@@ -15,7 +15,7 @@ from fullyconv.errors import UsageError
 from fullyconv.evaluation import Result, evaluate
 from fullyconv.evaluation.pixel_statistics import BAND, BINS, RINGS, THICKNESS, PixelStatistics
 from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
-from fullyconv.evaluation.writer import around, find_suspect, shrunk, typical, viewable
+from fullyconv.evaluation.writer import around, find_suspect, typical
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
 from fullyconv.regions import border_band, box, components
@@ -191,15 +191,6 @@ def test_windows_stay_inside_the_image_and_around_their_region() -> None:
         assert 0 <= left <= window[1] < window[3] <= right <= 480
     assert around((0, 0, 5, 5), (20, 30)) == (0, 0, 20, 30)
     assert box(np.eye(5, dtype=bool)[1:4]) == (0, 1, 3, 4)
-
-
-def test_large_and_deep_images_are_made_viewable() -> None:
-    labels = np.random.default_rng(0).integers(0, 300, (1300, 20)).astype(np.uint16)
-    small = shrunk(labels)
-    assert small.shape == (640, 10)
-    assert set(np.unique(small)) <= set(np.unique(labels))
-    assert viewable(np.full((2, 2, 1), 4000, np.uint16)).tolist() == [[[255] * 3] * 2] * 2
-    assert viewable(np.full((2, 2, 4), 200.0, np.float32)).max() == 200
 
 
 def test_the_counts_of_images_add_up_to_the_table(tmp_path: Path) -> None:

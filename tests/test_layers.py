@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "files": (0, False),
     "tensorfile": (0, False),
     "images": (0, False),
+    "drawing": (0, False),
     "sandbox": (0, False),
     "interpolation": (1, False),
     "ops": (1, True),

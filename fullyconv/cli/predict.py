@@ -337,6 +337,7 @@ def _answers(ready: Predictor, image: Any, plan: Outputs, names: Files) -> Calla
     (what, file)."""
     import numpy as np
 
+    from fullyconv.drawing import encode_jpeg, overlay
     from fullyconv.images import encode_label, encode_png
 
     sure = any(what == "confidence" for what, _ in names)
@@ -344,12 +345,13 @@ def _answers(ready: Predictor, image: Any, plan: Outputs, names: Files) -> Calla
     shares = _probabilities(ready, image) if any(what == "probabilities" for what, _ in names) else {}
 
     def write() -> list[tuple[str, Path]]:
+        first = next(iter(image.values())) if isinstance(image, dict) else image
         data: dict[tuple[str, str], bytes] = {}
         for head, (labels, probability) in found.items():
             palette = ready.taxonomies[head].palette
             data["labels", head] = encode_label(labels, palette)
             if ("overlay", head) in names:
-                data["overlay", head] = overlaid(image, labels, palette)
+                data["overlay", head] = encode_jpeg(overlay(first, labels, palette))
             if probability is not None:
                 data["confidence", head] = encode_png(np.rint(probability * 255).astype(np.uint8))
         data |= shares
@@ -370,14 +372,3 @@ def _probabilities(ready: Predictor, image: Any) -> dict[tuple[str, str], bytes]
         np.save(data, ready.backend.probabilities(s, False, s.shape[1:]))
         files["probabilities", head] = data.getvalue()
     return files
-
-
-def overlaid(image: Any, labels: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
-    """The image with its labels' colours over it, half and half, as JPEG."""
-    import numpy as np
-
-    from fullyconv.evaluation.writer import jpeg, viewable
-
-    shown = viewable(next(iter(image.values())) if isinstance(image, dict) else image)
-    colours = np.asarray(palette, np.uint16)[labels]
-    return jpeg(((shown.astype(np.uint16) + colours) // 2).astype(np.uint8), 90)

@@ -229,19 +229,16 @@ def _overlay(job: SceneJob, journal: BlockJournal, head: str) -> bytes:
     """The raster, at most 1,600 pixels a side, under its labels; what has no data is left as it is."""
     import numpy as np
 
-    from fullyconv.evaluation.writer import jpeg
+    from fullyconv.drawing import encode_jpeg, overlay
 
-    palette = np.asarray(job.predictor.taxonomies[head].palette, np.uint16)
+    palette = job.predictor.taxonomies[head].palette
     step, (h, w) = job.step, job.grid.size
     out = np.zeros((-(-h // step), -(-w // step), 3), np.uint8)
     for block in job.grid.blocks():
         found = journal.read(block.row, block.column) or {}
         core = block.core
-        shown = found["preview"]
         labels = found[f"labels/{head}"][-core.top % step :: step, -core.left % step :: step]
-        known = labels < len(palette)
-        mixed = shown.copy()
-        mixed[known] = (shown[known].astype(np.uint16) + palette[labels[known]]) // 2
+        mixed = overlay(found["preview"], labels, palette)
         y, x = -(-core.top // step), -(-core.left // step)
         out[y : y + mixed.shape[0], x : x + mixed.shape[1]] = mixed
-    return jpeg(out, 90)
+    return encode_jpeg(out)

@@ -79,9 +79,8 @@ def label_video(
     """Write what was claimed for one video, and its frames' label maps: (what, file)."""
     import secrets
 
-    import numpy as np
-
     from fullyconv.cli.evaluate import progress_line
+    from fullyconv.drawing import overlay
     from fullyconv.errors import UsageError, printable
     from fullyconv.files.disk import PREFIX, make_directory, sync_file
     from fullyconv.images import encode_label
@@ -90,7 +89,6 @@ def label_video(
     if (inputs := ready.inputs or ("rgb",)) != ("rgb",):
         raise UsageError(f"This network takes {', '.join(inputs)}; {printable(source)} has colours alone.")
     taxonomy = ready.taxonomies[next(iter(ready.heads))]
-    palette = np.asarray(taxonomy.palette, np.uint16)
     label, written = VideoLabeller(ready, options.every, options.smooth), list[tuple[str, Path]]()
     frames = VideoFrames(source)
     number = 0
@@ -103,8 +101,7 @@ def label_video(
             file = plan.claim(name, f"{number:06d}.png")
             written.append(("labels", plan.write(file, encode_label(labels, taxonomy.palette))))
         number += 1
-        shown: NDArray[Any] = ((image.astype(np.uint16) + palette[labels]) // 2).astype(np.uint8)
-        return shown
+        return overlay(image, labels, taxonomy.palette)
 
     line = progress_line(f"labelling {source.name},", options.quiet)
     try:

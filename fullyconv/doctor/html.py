@@ -16,6 +16,7 @@ from fullyconv import images
 from fullyconv.data.corpora.layout import SUFFIXES
 from fullyconv.doctor.findings import Finding
 from fullyconv.doctor.summary import Summary
+from fullyconv.drawing import colours, shrunk
 from fullyconv.errors import FullyconvError, printable
 from fullyconv.taxonomy import voc_palette
 from fullyconv.terminal import plain
@@ -79,8 +80,7 @@ def _image(file: Path, place: tuple[int, int] | None) -> str:
     if place:
         top, left = (max(0, p - _SIDE // 2) for p in place)
         pixels = pixels[top : top + _SIDE, left : left + _SIDE]
-    step = max(1, -(-max(pixels.shape[:2]) // _SIDE))
-    small = np.ascontiguousarray(pixels[::step, ::step])
+    small = shrunk(pixels, _SIDE)
     data = base64.b64encode(images.encode_png(small)).decode("ascii")
     return f'<img alt="" width="{small.shape[1]}" height="{small.shape[0]}" src="data:image/png;base64,{data}">'
 
@@ -91,8 +91,7 @@ def _pixels(file: Path) -> NDArray[Any]:
     if info.mode in ("L", "P", "1") and info.format == "PNG":
         ids = images.read_label(file)
         if len(np.unique(ids)) <= 64 or info.mode == "P":
-            painted: NDArray[Any] = np.array(voc_palette(256), np.uint8)[ids & 255]
-            return painted
+            return colours(ids & 255, voc_palette(256))
     return images.read_image(file)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.evaluation.writer import jpeg, viewable
+from fullyconv.drawing import Palette, encode_jpeg, overlay, shrunk
 from fullyconv.files import atomic_write, make_directory
 from fullyconv.files.outputs import flat_name
 
@@ -29,27 +29,19 @@ def draw_progress(predictor: Predictor, dataset: Dataset, directory: Path, epoch
     """
     make_directory(directory)
     head = next(iter(predictor.heads))
-    palette = np.asarray(predictor.taxonomies[head].palette, np.uint16)
+    palette = predictor.taxonomies[head].palette
     files = []
     for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(images, len(dataset)))}):
         image = dataset.image(index)
         name = flat_name(dataset.records[index].name)
         files.append(directory / f"epoch{epoch:07.2f}-{name}.jpg")
-        atomic_write(files[-1], _painted(image, predictor.labels(image)[head], palette))
+        atomic_write(files[-1], _small(image, predictor.labels(image)[head], palette))
         truth = directory / f"label-{name}.jpg"
         if not truth.exists():
             labels = dataset[index].labels
-            atomic_write(truth, _painted(image, labels.get(head, next(iter(labels.values()))), palette))
+            atomic_write(truth, _small(image, labels.get(head, next(iter(labels.values()))), palette))
     return files
 
 
-def _painted(image: NDArray[Any], labels: NDArray[Any], palette: NDArray[np.uint16]) -> bytes:
-    """A small JPEG of the image under its labels' colours; where they name no class, the image alone."""
-    from PIL import Image
-
-    shown = viewable(image).astype(np.uint16)
-    known = labels < len(palette)
-    shown[known] = (shown[known] * 2 + palette[labels[known]] * 3) // 5
-    thumbnail = Image.fromarray(shown.astype(np.uint8))
-    thumbnail.thumbnail((SIDE, SIDE))
-    return jpeg(np.asarray(thumbnail), 85)
+def _small(image: NDArray[Any], labels: NDArray[Any], palette: Palette) -> bytes:
+    return encode_jpeg(shrunk(overlay(image, labels, palette, (2, 3)), SIDE, smooth=True), 85)

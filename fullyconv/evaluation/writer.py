@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.drawing import encode_jpeg, shrunk, viewable
 from fullyconv.evaluation.pixel_statistics import PixelStatistics
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
     from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["EvaluationWriter", "jpeg", "typical", "viewable"]
+__all__ = ["EvaluationWriter", "typical"]
 
 SURE = 0.9
 SHOWN, CROPS, SUSPECTS = 640, 12, 12
@@ -81,7 +81,7 @@ class EvaluationWriter:
             palette = self.dataset.taxonomies[head].palette
             self._write(f"{self._folder(head)}/{image.name}.png", encode_label(answer.labels, palette))
         labels, sure = said[self.head].labels, said[self.head].confidence
-        self._write(f"confidence/{image.name}.jpg", jpeg(np.rint(sure * 255).astype(np.uint8), 80))
+        self._write(f"confidence/{image.name}.jpg", encode_jpeg(np.rint(sure * 255).astype(np.uint8), 80))
         label = sample.labels[self.head]
         self.tallies.add(label, labels, sure, self.taxonomy.ignore)
         suspect = find_suspect(image.index, label, labels, sure, self.taxonomy.ignore)
@@ -151,10 +151,10 @@ class EvaluationWriter:
         sure = read_image(self.directory / "confidence" / f"{image.name}.jpg")[..., 0]
         palette = self.taxonomy.palette
         data = {
-            "image.jpg": jpeg(shrunk(viewable(sample.image)[rows, columns], smooth=True), 85),
-            "label.png": encode_label(shrunk(sample.labels[self.head][rows, columns]), palette),
-            "prediction.png": encode_label(shrunk(said[rows, columns]), palette),
-            "confidence.jpg": jpeg(shrunk(sure[rows, columns], smooth=True), 80),
+            "image.jpg": encode_jpeg(shrunk(viewable(sample.image)[rows, columns], SHOWN, smooth=True), 85),
+            "label.png": encode_label(shrunk(sample.labels[self.head][rows, columns], SHOWN), palette),
+            "prediction.png": encode_label(shrunk(said[rows, columns], SHOWN), palette),
+            "confidence.jpg": encode_jpeg(shrunk(sure[rows, columns], SHOWN, smooth=True), 80),
         }
         for name, content in data.items():
             self._write(f"{folder}/{name}", content)
@@ -166,7 +166,7 @@ class EvaluationWriter:
         for modality in self.dataset.inputs[1:]:
             plane = self.dataset.read_input(self.dataset.records[image.index], modality)
             files[modality] = f"{folder}/input-{modality}.jpg"
-            self._write(files[modality], jpeg(shrunk(viewable(plane), smooth=True), 85))
+            self._write(files[modality], encode_jpeg(shrunk(viewable(plane), SHOWN, smooth=True), 85))
         return files
 
     def _write(self, name: str, data: bytes) -> None:
@@ -226,37 +226,3 @@ def around(window: Window, size: Sequence[int]) -> Window:
         start = max(0, min((low + high - side) // 2, length - side))
         out.append((start, min(length, start + side)))
     return out[0][0], out[1][0], out[0][1], out[1][1]
-
-
-def viewable(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image H W C as RGB uint8 for people: its first three channels, or the first one as grey, stretched if not 8
-    bits."""
-    shown: NDArray[Any] = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    if shown.dtype == np.uint8:
-        return shown
-    values = shown.astype(np.float32)
-    top = 255.0 if 1 < values.max() <= 255 else float(values.max()) or 1.0
-    return np.asarray(np.clip(values * (255 / top), 0, 255), np.uint8)
-
-
-def shrunk(image: NDArray[Any], smooth: bool = False) -> NDArray[Any]:
-    """`image` at most `SHOWN` pixels a side; labels by nearest."""
-    from PIL import Image
-
-    longest = max(image.shape[:2])
-    if longest <= SHOWN:
-        return image
-    size = (max(1, round(image.shape[1] * SHOWN / longest)), max(1, round(image.shape[0] * SHOWN / longest)))
-    way = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
-    source = image if image.dtype == np.uint8 else image.astype(np.int32)
-    small: NDArray[Any] = np.asarray(Image.fromarray(source).resize(size, way)).astype(image.dtype)
-    return small
-
-
-def jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
-    """H W or H W 3 uint8 -> JPEG."""
-    from PIL import Image
-
-    out = BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(out, "JPEG", quality=quality)
-    return out.getvalue()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.drawing import viewable
 from fullyconv.errors import DataError, UsageError
 from fullyconv.geometry import Tile
 from fullyconv.predict.memory_limit import peak_bytes
@@ -190,7 +191,7 @@ def _read(job: SceneJob, block: Block, whole: bool) -> _Read:
     core, at = block.core, (slice(block.core.top - window.top, block.core.bottom - window.top),
                             slice(block.core.left - window.left, block.core.right - window.left))  # fmt: skip
     inner = None if valid is None else valid[at]
-    preview = _viewable(_thinned(values[at], core, job.step))
+    preview = viewable(_thinned(values[at], core, job.step), high_byte=True)
     if inner is not None and not inner.any():
         return _Read(None, inner, preview)
     x = _input(job, values, valid, block.rows, block.columns, window) if whole else None
@@ -228,19 +229,6 @@ def _colours(job: SceneJob, values: NDArray[Any]) -> NDArray[Any]:
 def _thinned(values: NDArray[Any], core: Window, step: int) -> NDArray[Any]:
     """Every `step`-th pixel of the raster that lies in the core."""
     return values[-core.top % step :: step, -core.left % step :: step]
-
-
-def _viewable(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """h w 3 for the eye: three bands of 8 bits as they are; others by their first three (or first) bands."""
-    shown = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
-    if shown.dtype == np.uint16:
-        shown = shown >> 8
-    elif shown.dtype.kind == "f":
-        finite = np.nan_to_num(shown, nan=0, posinf=0, neginf=0)
-        top = float(finite.max(initial=0)) or 1.0
-        shown = np.clip(finite / top * 255, 0, 255)
-    shown = np.clip(shown, 0, 255).astype(np.uint8)
-    return np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown
 
 
 def _layers(job: SceneJob, block: Block, read: _Read, scores: _Blended | None) -> dict[str, NDArray[Any]]:

@@ -6,20 +6,19 @@ import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fullyconv.checkpoint.log import parse_log
+from fullyconv.drawing import Palette, colours, error_marks, inner_line
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import read_file, read_json, read_toml
 from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
-from fullyconv.images import read_label
+from fullyconv.images import encode_png, read_label
 
 __all__ = [
     "Run",
@@ -39,7 +38,6 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 BEGINS = {".png": b"\x89PNG\r\n", ".jpg": b"\xff\xd8\xff"}
 SHOWN = ("gallery", "pairs", "suspects")  # the parts of an analysis that name image files
 FRAMES = 8  # of a strip
-RED, GREY = (226, 43, 62), (128, 128, 136)
 
 
 @dataclass(frozen=True)
@@ -186,44 +184,21 @@ def address(file: Path) -> str:
     return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
 
 
-def label_address(file: Path, palette: Sequence[Sequence[int]]) -> str:
+def label_address(file: Path, palette: Palette) -> str:
     """A label map as a data: address that shows its colours, also where ids above 255 keep a palette out of the PNG."""
-    from PIL import Image
-
     labels = read_label(file)
-    if labels.dtype == np.uint8:
-        return address(file)
-    colours = np.full((int(labels.max()) + 1, 3), 255, np.uint8)
-    colours[: len(palette)] = palette[: len(colours)]
-    return _png(Image.fromarray(colours[labels]))
+    return address(file) if labels.dtype == np.uint8 else _png_address(encode_png(colours(labels, palette)))
 
 
 def error_map(label: Path, prediction: Path, ignore: int) -> str:
-    """Wrong pixels red, unlabelled ones grey, right ones clear: a palette PNG as a data: address."""
-    truth, said = read_label(label), read_label(prediction)
-    return _overlay(np.where(truth == ignore, 2, truth != said), (235, 150))
+    """Wrong pixels red, unlabelled ones grey, right ones clear: a data: address."""
+    return _png_address(error_marks(read_label(label), read_label(prediction), ignore))
 
 
 def outline(label: Path, prediction: Path, labelled: int, said: int) -> str:
     """A red line just inside what is labelled one class and called the other, all else clear: a data: address."""
-    inside = (read_label(label) == labelled) & (read_label(prediction) == said)
-    core = inside
-    for _ in range(max(1, round(max(inside.shape) / 110))):  # as thick in a large crop as in a small one
-        padded = np.pad(core, 1)
-        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return _overlay(inside & ~core, (255, 0))
+    return _png_address(inner_line((read_label(label) == labelled) & (read_label(prediction) == said)))
 
 
-def _overlay(kind: NDArray[Any], opacity: tuple[int, int]) -> str:
-    """0 clear, 1 red, 2 grey, the latter two so opaque (0..255)."""
-    from PIL import Image
-
-    image = Image.fromarray(kind.astype(np.uint8))
-    image.putpalette([0, 0, 0, *RED, *GREY])
-    return _png(image, transparency=bytes([0, *opacity]))
-
-
-def _png(image: Any, **options: Any) -> str:
-    out = BytesIO()
-    image.save(out, "PNG", optimize=True, **options)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+def _png_address(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

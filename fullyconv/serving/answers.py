@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from fullyconv.regions import outlines
 from fullyconv.serving.wanted import Wanted
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["described", "overlay"]
+__all__ = ["described"]
 
 
 def described(asked: Wanted, head: str, labels: NDArray[Any], taxonomy: Taxonomy) -> dict[str, Any]:
@@ -37,13 +35,3 @@ def described(asked: Wanted, head: str, labels: NDArray[Any], taxonomy: Taxonomy
     if asked.labels:
         found["labels"] = base64.b64encode(encode_label(labels, taxonomy.palette)).decode()
     return found
-
-
-def overlay(image: NDArray[np.uint8], labels: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
-    """image H W 3 under its labels' colours, half and half, as JPEG."""
-    from PIL import Image
-
-    mixed = (image.astype(np.uint16) + np.asarray(palette, np.uint16)[labels]) // 2
-    out = BytesIO()
-    Image.fromarray(mixed.astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()

@@ -201,9 +201,9 @@ class Labeller:
         if asked.output == "labels":
             return OUTPUTS["labels"], encode_label(labels, taxonomy.palette)
         if asked.output == "overlay":
-            from fullyconv.serving.answers import overlay
+            from fullyconv.drawing import encode_jpeg, overlay
 
-            return OUTPUTS["overlay"], overlay(image, labels, taxonomy.palette)
+            return OUTPUTS["overlay"], encode_jpeg(overlay(image, labels, taxonomy.palette))
         from fullyconv.serving.answers import described
 
         return OUTPUTS["json"], json.dumps(described(asked, head, labels, taxonomy)).encode()
