@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fullyconv import images
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.doctor import KINDS, check, examine, refuse_errors
@@ -128,6 +129,40 @@ def test_binary_labels_of_0_and_255_are_named_with_the_mapping(data: Path) -> No
     (data / "classes.txt").write_text("background = 0\nforeground = 255\n")
     assert [f for f in check(data) if f.level == "error"] == []
     assert set(np.unique(open_dataset(data)[0].labels["semantic"])) == {0, 1}
+
+
+def test_a_stray_value_among_0_and_255_is_named_beside_everything_else_and_the_fix_ignores_it(
+    data: Path, tmp_path: Path
+) -> None:
+    (data / "classes.txt").unlink()
+    files = sorted(data.rglob("labels/*.png"))
+    for i, file in enumerate(files):
+        raw = np.where(images.read_label(file) > 0, 255, 0).astype(np.uint8)
+        raw[0, 0] = 7 if i == 1 else raw[0, 0]
+        faults.save(raw[: 38 if i == 2 else None], file)
+    found = check(data)
+    kinds = [f.kind for f in found]
+    assert (kinds.count("size-mismatch"), kinds.count("stray-value")) == (1, 1)
+    assert kinds.count("binary-0-255") == sum(255 in images.read_label(f) for f in files)
+    assert not {"unused-class", "rare-class", "sparse-ids"} & set(kinds)
+    stray = next(f for f in found if f.kind == "stray-value")
+    assert (stray.level, stray.files, stray.value, stray.count) == ("error", (files[1],), "7", 1)
+    checked = examine(data)
+    repair(checked.datasets, checked.facts, checked.findings, tmp_path / "fixed")
+    mended = open_dataset(tmp_path / "fixed")
+    assert mended.taxonomy.names == ("background", "foreground")
+    assert mended[1].labels["semantic"][0, 0] == mended.taxonomy.ignore
+    assert not [f for f in check(tmp_path / "fixed") if f.level == "error"]
+
+
+def test_a_rare_class_next_to_the_others_is_no_stray_value_and_one_far_off_is(data: Path) -> None:
+    (data / "classes.txt").unlink()
+    file = sorted(data.rglob("labels/*.png"))[0]
+    raw = images.read_label(file).copy()
+    for value, stray in ((int(raw.max()) + 1, False), (77, True)):
+        raw[0, 0] = value
+        faults.save(raw, file)
+        assert ("stray-value" in {f.kind for f in check(data) if f.level == "warning"}) == stray
 
 
 def test_binary_labels_are_recognised_beside_smoothed_ones_and_no_class_is_made_of_the_smoothing(data: Path) -> None:

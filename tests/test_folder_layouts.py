@@ -173,7 +173,7 @@ def test_lists_that_are_not_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.txt").unlink()
     (tmp_path / "splits" / "fold1").mkdir(parents=True)
     (tmp_path / "splits" / "fold1" / "val.txt").write_text("p0\n")
-    assert "lists of splits that are not used: 1 (splits/fold1/val.txt)" in notes(tmp_path)
+    assert "those of 1 folds (fold1); choose one with folder,fold=fold1:" in notes(tmp_path)
     (tmp_path / "splits" / "fold1" / "val.txt").write_text("../../images/val/p1.png ../../labels/val/p1.png\n")
     assert len(open_dataset(tmp_path / "splits" / "fold1" / "val.txt")) == 1
 
@@ -202,7 +202,7 @@ def test_linked_folders_are_followed_and_every_real_folder_is_read_once(tmp_path
     dataset = open_dataset(root)
     assert [r.name for r in dataset.records] == ["r0", "r1", "seq1/s0", "seq1/s1"]
     np.testing.assert_array_equal(dataset[3].labels["semantic"], TRUTH[3][1])
-    assert "2 link to a folder that is read already (loop)" in notes(root)
+    assert "1 link to a folder around it (loop), 1 link to a folder that is read already (seq2)" in notes(root)
 
 
 def test_a_real_folder_is_read_by_its_own_path_even_if_a_link_comes_first(tmp_path: Path) -> None:

@@ -235,7 +235,8 @@ FOREIGN = [
     ("lab/a.txt", "0 0.1 0.1 0.2 0.1 0.2 0.3\n", "YOLO outlines", "yolo:PATH"),
     ("lab/a.txt", "0 0.1 0.1 0.2 0.1\n", "YOLO boxes", "no labels of pixels"),
     ("a.xml", "<annotation><object><bndbox></bndbox></object></annotation>", "Pascal VOC boxes", "no labels of pixels"),
-    ("labels/a.npy", "x", "NumPy arrays", "PNG of class ids"),
+    ("labels/a.npz", "x", "NumPy archives", "PNG of class ids"),
+    ("predicted/a.npy", "x", "NumPy arrays", "into labels/"),
     ("labels/a.mat", "x", "MATLAB files", "PNG of class ids"),
     ("export.ndjson", "{}", "Labelbox", "coco:PATH"),
 ]

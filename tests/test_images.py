@@ -342,7 +342,7 @@ def test_16_bit_labels_and_tiff_integers_keep_their_values() -> None:
         (encoded(GREY, "JPEG"), "JPEG label"),
         (encoded(RGB), r"colour label \(RGB"),
         (encoded(ALPHA), r"colour label \(RGBA"),
-        (encoded(ALPHA[..., [0, 3]]), "LA pixels"),
+        (encoded(ALPHA[..., [0, 3]]), "116 of its pixels are transparent"),
         (encoded(Image.fromarray(GREY.astype(np.float32) + 0.5), "TIFF"), "between whole numbers"),
     ],
 )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Dataset
 from fullyconv.data.corpora.layout import role
 from fullyconv.doctor.findings import Finding, finding
-from fullyconv.doctor.scan import LabelFacts, RecordFacts, coding_of
+from fullyconv.doctor.scan import LabelFacts, RecordFacts, coding_of, stray_values
 
 __all__ = ["class_findings"]
 
@@ -39,6 +39,12 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         yield finding("ids-start-at-one", where, f"the {head} ids are 1..{len(total) - 1}; 0 never occurs", 0, 0)
     if any(la.blended > 0.5 for some in labels.values() for la in some) and taxonomy.names[0] == "class 0":
         return  # the classes were taken from interpolated labels: that is to be mended first
+    stray = stray_values([la for some in labels.values() for la in some])
+    if stray and taxonomy.names[0] == "class 0":  # said file by file: no classes are made of them
+        total = total[: max(v for la in _all(labels) for v in la.stored if v < len(total) and v not in stray) + 1]
+        totals = {split: part[: len(total)] for split, part in totals.items()}
+        if len(total) < 2:
+            return
     used = np.flatnonzero(total).tolist()
     if taxonomy.names[0] == "class 0" and 2 * len(used) < len(total) > 8:
         values = ", ".join(map(str, used[:12])) + (" ..." if len(used) > 12 else "")
@@ -50,6 +56,10 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
     yield from _rare(labels, total, taxonomy.names, head, where)
     yield from _foreground(labels, total, taxonomy.names)
     yield from _between_splits(totals, taxonomy.names, head, where)
+
+
+def _all(labels: Mapping[str, Sequence[LabelFacts]]) -> Iterator[LabelFacts]:
+    return (la for some in labels.values() for la in some)
 
 
 def _foreground_ignored(datasets: Sequence[Dataset], labels: Mapping[str, Sequence[LabelFacts]], head: str) -> bool:

@@ -70,6 +70,7 @@ KINDS: dict[str, tuple[Level, str]] = {
     "all-ignored-label": ("warning", "Label something in it, or take the pair away."),
     "constant-label": ("warning", "Check that the image really shows one class only."),
     "near-empty-foreground": ("warning", "Use class weights (class_weights = 'median-frequency') or smaller crops."),
+    "stray-value": ("warning", "Correct the pixels, or, if it is a class, list all in classes.txt (name = value)."),
     "sparse-ids": ("warning", "Write classes.txt with a line name = value for each of them: they become 0, 1, 2, ..."),
     "unused-class": (
         "warning",

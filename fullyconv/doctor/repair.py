@@ -160,7 +160,7 @@ def _label(
     """(ids, what was done to them), or (None, why not)."""
     taxonomy, image = dataset.taxonomies[facts.head], record.inputs[0]
     ignore = taxonomy.ignore
-    if facts.info is None or not (kinds - {"exif-rotation"}) & _REPAIRS:
+    if (facts.info is None and not facts.stored) or not (kinds - {"exif-rotation"}) & _REPAIRS:
         try:
             ids = dataset.read_labels(record.record, facts.head)
         except FullyconvError:
@@ -173,7 +173,8 @@ def _label(
         return _known_colours(raw, dataset, facts.head), "unknown colours are ignored"
     raw = raw.astype(np.int32)
     if "binary-0-255" in kinds:
-        return (raw == 255).astype(np.uint8), "255 became 1"
+        known = np.where(raw == 0, 0, 255)  # stray values
+        return np.where(raw == 255, 1, known).astype(np.uint8), "255 became 1"
     if "off-by-one-ids" in kinds:
         raw, what = np.where((raw == 0) | (raw == ignore), ignore, raw - 1), "1 was subtracted"
     elif "interpolated-label" in kinds:
@@ -236,7 +237,7 @@ def _classes(copy: _Copy, datasets: Sequence[Dataset], kinds: Mapping[Path, set[
     """classes.txt of every head, with colours; a binary set whose classes were unknown gets two."""
     binary = any("binary-0-255" in k for k in kinds.values())
     for head, taxonomy in datasets[0].taxonomies.items():
-        if binary and len(taxonomy) == 1:
+        if binary and taxonomy.names[0] == "class 0":
             taxonomy = Taxonomy(("background", "foreground"), voc_palette(2))
         name = "classes.txt" if head == "semantic" else f"classes-{head}.txt"
         copy.write(classes_text(taxonomy).encode(), name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fullyconv.data.base import Dataset
 from fullyconv.doctor.findings import Finding, finding
-from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts, coding_of
+from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts, coding_of, stray_values
 from fullyconv.errors import printable
 
 __all__ = ["RULES", "strays"]
@@ -175,13 +175,17 @@ def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
             here = [la for r in facts if r.split == dataset.split for la in r.labels if la.head == head]
             mapped = bool(coding and coding.values) or not all(la.as_stored for la in here)
             classes, ignore = len(taxonomy), taxonomy.ignore
-            binary = not mapped and ignore == 255 and _all_binary(every)
+            guessed = not mapped and taxonomy.names[0] == "class 0"
+            stray = set() if mapped else stray_values(every)
+            binary = not mapped and ignore == 255 and _all_binary(every, stray)
             moved = not mapped and _start_at_one(every, classes, ignore)
             for facts_ in here:
                 if moved and facts_.stored:
                     yield _off_by_one(facts_, classes, ignore)
                 else:
-                    yield from _label(facts_, classes, ignore, mapped=mapped, binary=binary)
+                    yield from _label(facts_, classes, ignore, mapped=mapped, binary=stray if binary else None)
+                if guessed and not facts_.problem:
+                    yield from _strays(facts_, stray, every, binary=binary)
                 value = facts_.nodata
                 if value is not None and facts_.stored.get(value) and not (coding and coding.lists(value)):
                     pixels = facts_.stored[value]
@@ -202,13 +206,29 @@ def _start_at_one(labels: Sequence[LabelFacts], classes: int, ignore: int) -> bo
     return max(set().union(*held)) == classes and 10 * sum(classes in ids for ids in held) > len(held)
 
 
-def _all_binary(labels: Sequence[LabelFacts]) -> bool:
-    """Whether all labels but the interpolated ones hold 0 and 255 alone, and both occur."""
+def _all_binary(labels: Sequence[LabelFacts], stray: Collection[int]) -> bool:
+    """Whether all labels but the interpolated ones hold 0 and 255 alone, but for stray values, and both occur."""
     clean = [set(la.stored) for la in labels if la.stored and la.blended <= 0.5]
-    return bool(clean) and set().union(*clean) == {0, 255}
+    return bool(clean) and set().union(*clean) - set(stray) == {0, 255}
 
 
-def _label(facts: LabelFacts, classes: int, ignore: int, *, mapped: bool, binary: bool) -> Iterator[Finding]:
+def _strays(
+    facts: LabelFacts, stray: Collection[int], labels: Sequence[LabelFacts], *, binary: bool
+) -> Iterator[Finding]:
+    """The stray values of a file: an error where the others are 0 and 255, of which no classes can be made then."""
+    usual = sorted(set().union(*(la.stored for la in labels)) - set(stray))
+    others = ", ".join(map(str, usual[:12])) + (" ..." if len(usual) > 12 else "")
+    for value in sorted(set(facts.stored) & set(stray)):
+        pixels = facts.stored[value]
+        holders = sum(value in la.stored for la in labels)
+        message = f"{pixels} pixels hold {value}, as {holders} of {len(labels)} labels do; the others hold {others}"
+        yield finding("stray-value", [facts.shown], message, pixels, value, level="error" if binary else None)
+
+
+def _label(
+    facts: LabelFacts, classes: int, ignore: int, *, mapped: bool, binary: Collection[int] | None
+) -> Iterator[Finding]:
+    """binary: the stray values of a set that otherwise holds 0 and 255, None for any other set."""
     file, stored = [facts.shown], facts.stored
     if facts.tripled:
         yield finding("grey-rgb-label", file, "it holds the same ids three times, as RGB", 1)
@@ -219,7 +239,7 @@ def _label(facts: LabelFacts, classes: int, ignore: int, *, mapped: bool, binary
         message = f"{facts.blended:.0%} of its rare values lie between their neighbours: it was interpolated"
         yield finding("interpolated-label", file, message, len(stored), f"{len(stored)} values")
         return
-    if binary and 255 in stored and set(stored) <= {0, 255}:
+    if binary is not None and 255 in stored and set(stored) <= {0, 255, *binary}:
         message = "its values are 0 and 255, and 255 would be ignored" if 0 in stored else "its only value is 255"
         yield finding("binary-0-255", file, message, stored[255], "0, 255")
         return

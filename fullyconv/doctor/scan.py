@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -20,13 +21,15 @@ from fullyconv import images
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.bands import is_tiff
 from fullyconv.data.corpora.coding import Coding
+from fullyconv.data.corpora.folder_parts import ARRAYS
 from fullyconv.data.corpora.layout import SUFFIXES
 from fullyconv.data.validity import read_valid
 from fullyconv.errors import FullyconvError, MissingExtra, TryAgain
+from fullyconv.files import sha256_file
 from fullyconv.images import BadImage, ImageInfo
 from fullyconv.processor import cores_granted
 
-__all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan"]
+__all__ = ["InputFacts", "LabelFacts", "RecordFacts", "coding_of", "scan", "stray_values"]
 
 Progress = Callable[[int, int], None]
 THUMBNAIL = (16, 17)  # rows, columns: 16 x 16 signs of differences along rows
@@ -116,6 +119,20 @@ def coding_of(dataset: Dataset, head: str) -> Coding | None:
     return found if isinstance(found, Coding) else None
 
 
+def stray_values(labels: Sequence[LabelFacts]) -> set[int]:
+    """Stored values that look like slips: no value stands just below them, a tenth of the files at most (or one) and
+    less than a thousandth of the pixels hold them."""
+    files: Counter[int] = Counter()
+    pixels: Counter[int] = Counter()
+    for la in labels:
+        if la.blended <= 0.5:
+            files.update(la.stored.keys())
+            pixels.update(la.stored)
+    most, whole = max(1, len(labels) // 10), sum(pixels.values())
+    few = {v for v in files if v not in (0, 255, 65535) and files[v] <= most and 1000 * pixels[v] < whole}
+    return {v for v in few if v - 1 not in files} if len(labels) > 2 else set()
+
+
 def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None = None) -> list[RecordFacts]:
     """The facts of every record; fast: images are checked but not decoded, labels are always read."""
     work = [(dataset, record) for dataset in datasets for record in dataset.records]
@@ -173,6 +190,10 @@ def _facts(dataset: Dataset, record: Record, *, fast: bool) -> RecordFacts:
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
+
+
+def _is_array(file: Path) -> bool:
+    return file.suffix.lower() in ARRAYS
 
 
 def _problem(error: Exception, data: bytes | None) -> tuple[str, str]:
@@ -261,7 +282,9 @@ def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[Any
     file = record.labels[head]
     facts = LabelFacts(head, file, file if _is_image(file) else next(iter(record.inputs.values()), file))
     coding = coding_of(dataset, head)
-    if _is_image(facts.file) and not _raw_facts(facts, by_colour=bool(coding and coding.colours)):
+    if (_is_image(facts.file) or _is_array(facts.file)) and not _raw_facts(
+        facts, by_colour=bool(coding and coding.colours)
+    ):
         return facts
     try:
         ids = dataset.read_labels(record, head)
@@ -285,11 +308,16 @@ def _raw_facts(facts: LabelFacts, *, by_colour: bool) -> bool:
     """The file as stored; False when it is no label map at all."""
     data = None
     try:
-        data = images.read_bytes(facts.file)
-        facts.digest = hashlib.sha256(data).digest()
-        facts.info = images.image_info(data)
-        facts.size = facts.info.stored
-        stored = images.stored_label(data, colours=True)
+        if _is_array(facts.file):
+            facts.digest = bytes.fromhex(sha256_file(facts.file))
+            stored = images.stored_label(facts.file, colours=True)
+            facts.size = stored.values.shape[:2]
+        else:
+            data = images.read_bytes(facts.file)
+            facts.digest = hashlib.sha256(data).digest()
+            facts.info = images.image_info(data)
+            facts.size = facts.info.stored
+            stored = images.stored_label(data, colours=True)
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return False

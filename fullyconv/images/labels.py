@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError
-from fullyconv.files import atomic_write
-from fullyconv.images.limits import BadImage, Source, pixel_cap
-from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes
+from fullyconv.files import atomic_write, read_file
+from fullyconv.images.limits import MAX_BYTES, BadImage, Source, pixel_cap, too_large
+from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_palette, plain_samples
-from fullyconv.images.reading import is_lossy, read_wide, stored_bits
+from fullyconv.images.reading import is_lossy, read_wide, read_wide_grey, stored_bits
 from fullyconv.images.tiff import MAX_PAGES, check_pages, is_tiff, same_value, samples, wide_enough
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def read_label(source: Source, *, colours: bool = False, max_pixels: int | None 
     """A label map's raw ids: H W uint8 or uint16, palette indices as stored, never their brightness.
 
     With `colours` a colour-coded map is returned as H W 3 uint8 for the caller's table; without it one is refused
-    (unless its three channels are equal: each is then the ids), as are JPEG (its values are approximate), alpha,
+    (unless its three channels are equal: each is then the ids), as are JPEG (its values are approximate), transparency,
     several pages and EXIF-turned labels (they would turn away from their image). TIFFs give the stored value whatever
     their photometric tag says, also from signed, 32- and 64-bit and floating samples, so long as each is a whole
-    number in 0..65535; a declared nodata value outside that range becomes 65535.
+    number in 0..65535; a declared nodata value outside that range becomes 65535. So do .npy files, never unpickled.
     """
     return stored_label(source, colours=colours, max_pixels=max_pixels).values
 
@@ -51,6 +51,8 @@ def read_label(source: Source, *, colours: bool = False, max_pixels: int | None 
 def stored_label(source: Source, *, colours: bool = False, max_pixels: int | None = None) -> StoredLabel:
     """`read_label`, with the nodata value and the palette that the file holds."""
     cap, name = max_pixels or pixel_cap(), name_of(source)
+    if not isinstance(source, bytes) and os.fspath(source).lower().endswith(".npy"):
+        return StoredLabel(_array_ids(read_file(source, MAX_BYTES), name, cap))
     data = read_bytes(source)
     if (quick := plain_samples(data, cap, colours=(0, 2, 3) if colours else (0, 3))) is not None:
         if quick.shape[2] == 3:
@@ -58,6 +60,10 @@ def stored_label(source: Source, *, colours: bool = False, max_pixels: int | Non
         return StoredLabel(quick[..., 0], None, plain_palette(data))
     if is_tiff(data):
         return _tiff_label(data, name, cap, colours)
+    if (grey := read_wide_grey(data, name, cap)) is not None:
+        if grey[1] != 1:
+            raise BadImage(name, _TURNED)
+        return StoredLabel(_opaque(grey[0], 65535, name))
     opened = open_image(data, name, cap)
     if getattr(opened, "is_animated", False):
         raise BadImage(name, "is a label of several frames, of which only one can be meant; save that one as PNG.")
@@ -79,6 +85,40 @@ def stored_label(source: Source, *, colours: bool = False, max_pixels: int | Non
 _LOSSY: dict[str | None, str] = {"JPEG": "JPEG", "WEBP": "lossy WebP"}
 _AS_PNG = "export labels as PNG"
 _TURNED = "is a label with an EXIF orientation; save it again without, turned as its image is."
+
+
+def _opaque(image: NDArray[Any], full: int, name: str) -> NDArray[Any]:
+    """The ids in grey with alpha H W 2 that is opaque everywhere; BadImage for any other."""
+    if (clear := int((image[..., 1] != full).sum())) > 0:
+        raise BadImage(
+            name,
+            f"is a label with an alpha channel, and {clear} of its pixels are transparent: whether they count cannot "
+            "be told; store grey alone, with the ignore value where nothing is labelled.",
+        )
+    return np.ascontiguousarray(image[..., 0])
+
+
+def _array_ids(data: bytes, name: str, cap: int) -> NDArray[Any]:
+    """The ids in a NumPy file of whole numbers H W (or H W 1), never unpickled."""
+    try:
+        stream = BytesIO(data)
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise BadImage(name, f"is no NumPy array file ({words(error)}); save it again with numpy.save.") from error
+    flat = shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
+    if len(flat) != 2 or 0 in flat or dtype.kind not in "buif":
+        raise BadImage(
+            name, f"holds {dtype} of the shape {shape}, which are no class ids; save one number a pixel, H x W."
+        )
+    if flat[0] * flat[1] > cap:
+        raise too_large(name, flat[0] * flat[1], cap)
+    try:
+        values = np.load(BytesIO(data), allow_pickle=False).reshape(flat)
+    except (ValueError, EOFError) as error:
+        raise BadImage(name, f"is cut off or damaged ({words(error)}); copy or save it again.") from error
+    return whole_ids(values.astype(np.uint8) if dtype.kind == "b" else values, None, name)[0]
 
 
 def _wide_ids(wide: NDArray[np.uint16], name: str) -> NDArray[np.uint16]:
@@ -152,8 +192,10 @@ def _ids(opened: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
         return ids
     if opened.mode.startswith("I"):
         return whole_ids(np.asarray(opened), None, name)[0]
-    if opened.mode == "RGB" and (one := equal_channels(np.asarray(opened))) is not None:
-        return one
+    if opened.mode == "LA":
+        return _opaque(np.asarray(opened), 255, name)
+    if opened.mode in ("RGB", "RGBA") and (one := equal_channels(np.asarray(opened))) is not None:
+        return one if opened.mode == "RGB" else _opaque(np.dstack([one, np.asarray(opened)[..., 3]]), 255, name)
     if opened.mode in ("RGB", "RGBA"):
         raise _in_colour(np.asarray(opened), opened.mode, name)
     raise BadImage(name, f"has {opened.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fullyconv.files.reading import open_regular
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
-from fullyconv.images.png import plain_samples
+from fullyconv.images.png import plain_samples, wide_grey_as_rgba
 from fullyconv.images.tiff import check_pages, first_page, is_tiff, same_value, samples
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "read_image",
     "read_palette",
     "read_wide",
+    "read_wide_grey",
     "stored_bits",
     "turn",
 ]
@@ -70,8 +71,11 @@ def read_image(source: Source, *, mode: Literal["rgb", "bands"] = "rgb", max_pix
         return quick
     if mode == "bands" and is_tiff(data) and (deep := _tiff_bands(data, name, cap)) is not None:
         return deep
-    opened = open_image(data, name, cap)
     image: NDArray[Any]
+    if (grey := read_wide_grey(data, name, cap)) is not None:
+        image, orientation = grey
+        return turn(image if mode == "bands" else np.repeat((image[..., :1] >> 8).astype(np.uint8), 3, -1), orientation)
+    opened = open_image(data, name, cap)
     if mode == "bands" and stored_bits(opened, data) == 16 and opened.mode in ("RGB", "RGBA", "LA"):
         image = read_wide(opened, data, name, cap)
     else:
@@ -163,6 +167,17 @@ def read_wide(opened: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint1
     decode(low, data, name, cap)
     wide: NDArray[np.uint16] = np.asarray(opened).astype(np.uint16) << 8 | np.asarray(low)
     return wide
+
+
+def read_wide_grey(data: bytes, name: str, cap: int) -> tuple[NDArray[np.uint16], int] | None:
+    """(grey and alpha H W 2, EXIF orientation) of a PNG of 16-bit grey with alpha; None for every other file."""
+    if (plain := wide_grey_as_rgba(data)) is None:
+        return None
+    opened = open_image(plain, name, cap)
+    decode(opened, plain, name, cap)
+    pairs: NDArray[np.uint16] = np.asarray(opened).astype(np.uint16)
+    pairs[..., ::2] <<= 8
+    return pairs[..., ::2] | pairs[..., 1::2], orientation_of(opened)
 
 
 def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None:

@@ -26,7 +26,9 @@ _LARGEST = 2**22  # bytes of a table of classes
 _PLAIN = ("classes", "classnames", "classdict", "labelmap", "labelcolors", "labelcolours", "classname", "classlist")
 _OTHER = ("classcolors", "classcolours", "labels", "labelnames", "labelname", "labellist", "labelcolor", "labelcolour")
 _RARE = ("codes", "categories", "categorynames", "colormap", "colourmap", "colors", "colours", "legend", "names")
-_STEMS = (*_PLAIN, *_OTHER, *_RARE)
+_IDS = ("id2label", "label2id", "idtolabel", "labeltoid", "id2class", "class2id", "idtoclass", "classtoid")
+_INDICES = ("idx2label", "label2idx", "idx2class", "class2idx", "idxtoclass", "classtoidx", "id2name", "name2id")
+_STEMS = (*_PLAIN, *_OTHER, *_RARE, *_IDS, *_INDICES)
 _SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".json", ".yaml", ".yml")
 _YAML = ("data", "dataset")  # data.yaml is a table of classes among other things
 
@@ -455,7 +457,7 @@ def _json_rows(file: Path) -> list[_Row]:
         found = json.loads(_text(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{printable(file)} is no JSON ({printable(error)[:80]}); correct it.") from error
-    for key in ("classes", "names", "labels", "categories", "class_names", "label_names"):
+    for key in ("classes", "names", "labels", "categories", "class_names", "label_names", "id2label"):
         if isinstance(found, dict) and isinstance(found.get(key), list | dict):
             found = found[key]
             break

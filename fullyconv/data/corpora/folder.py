@@ -24,19 +24,10 @@ from numpy.typing import NDArray
 from fullyconv import images
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.coding import Coding, read_coded
-from fullyconv.data.corpora.folder_classes import head_coding
+from fullyconv.data.corpora.folder_classes import head_coding, not_read
 from fullyconv.data.corpora.folder_lists import listed_parts, parts_by_lists
-from fullyconv.data.corpora.folder_parts import (
-    IMAGES,
-    LABELS,
-    Part,
-    alone_parts,
-    coupled_part,
-    images_of,
-    named,
-    read_part,
-    unused,
-)
+from fullyconv.data.corpora.folder_parts import Part, alone_parts, coupled_part, joined, read_part, unused
+from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, by_content, images_of, named, sides_of
 from fullyconv.data.corpora.layout import SUFFIXES, choose_split, holds_images, is_split, looked_at, merge_splits
 from fullyconv.data.corpora.pairing import couples
 from fullyconv.errors import DataError, printable
@@ -48,18 +39,21 @@ def recognise(root: Path) -> bool:
     """Whether `root` is laid out as one of the folders above."""
     if root.is_file():
         return root.suffix.lower() in (".csv", ".tsv", ".txt")
-    return bool(images_of(root) or _split_folders(root) or couples(root, IMAGES, LABELS)) or holds_images(root, 4)
+    return bool(images_of(root) or couples(root, IMAGES, LABELS)) or holds_images(root, 4)
 
 
-def open_folder(root: Path, split: str | None = None, *, bands: bool | None = None) -> Dataset:
+def open_folder(
+    root: Path, split: str | None = None, *, bands: bool | None = None, fold: str | int | None = None
+) -> Dataset:
     """The data set below `root` (or listed in the file `root`).
 
     bands   read the images by all their bands as stored, not as RGB; None decides by the first image.
+    fold    which lists are the splits where each fold has its own: "fold0" (or 0) of splits/fold0/train.txt.
 
     Raises DataError (no images, unreadable lists or classes), UnknownName (split).
     """
     root = Path(root)
-    base, parts = listed_parts(root) if root.is_file() else (root, _folder_parts(root))
+    base, parts = listed_parts(root) if root.is_file() else (root, _folder_parts(root, fold))
     chosen = choose_split(list(parts), split, root)
     name, record_name = merge_splits(chosen)
     records = [r for s in chosen for r in _records(parts[s], s, record_name)]
@@ -67,6 +61,7 @@ def open_folder(root: Path, split: str | None = None, *, bands: bool | None = No
         where = f"The split {name!r} of {printable(root)}" if name else printable(root)
         raise DataError(f"{where} holds no images ({looked_at(root)}); put them into images/, or correct the list.")
     codings, notes = _codings(base, parts, chosen)
+    notes += [] if root.is_file() else not_read([base, *(base / s for s in chosen if s)])
     main, records = _main_input(records, bands)
     if main == "bands" and bands is None:
         notes.append("the images are more than colour: they are read by their bands, as stored.")
@@ -135,44 +130,83 @@ def _main_input(records: list[Record], bands: bool | None) -> tuple[str, list[Re
 # ---- folders ---------------------------------------------------------------------------------------------------
 
 
-def _split_folders(root: Path) -> list[str]:
-    return sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.lower() not in LABELS and images_of(d))
-
-
-def _folder_parts(root: Path) -> dict[str, Part]:
-    parts, notes = _laid_out(root)
+def _folder_parts(root: Path, fold: str | int | None) -> dict[str, Part]:
+    parts, notes = _laid_out(root, None if fold is None else str(fold))
     notes += [note] if (note := unused(root, parts.values())) else []
     for part in parts.values():
         part.notes += notes
     return parts
 
 
-def _laid_out(root: Path) -> tuple[dict[str, Part], list[str]]:
+def _laid_out(root: Path, fold: str | None) -> tuple[dict[str, Part], list[str]]:
     """The parts of a folder, and notes of the whole."""
-    top = images_of(root)
-    if top is not None:
-        splits = _splits_below(root, top)
-        whole = read_part(root, top, "")
-        parts, notes = parts_by_lists(root, top, whole, splits != [""])
+    if found := sides_of(root):
+        top, labels, note = found
+        splits = _splits_below(root, top, labels)
+        whole = read_part(root, top, "", labels)
+        parts, notes = parts_by_lists(root, top, whole, splits != [""], fold)
         if not parts:
-            parts = {s: read_part(root, top / s, s) for s in splits} if splits != [""] else {"": whole}
-        return parts, notes
-    parts = {s: read_part(root / s, images_of(root / s) or root, "") for s in _split_folders(root)}
+            parts = {s: read_part(root, top / s, s, labels) for s in splits} if splits != [""] else {"": whole}
+        return parts, notes + ([note] if note else [])
+    parts = _parts_below(root)
     parts |= {s: coupled_part(*folders) for s, folders in couples(root, IMAGES, LABELS).items() if s not in parts}
+    parts = parts or _coupled_by_content(root)
     if parts:
         for folder in sorted(d for d in root.iterdir() if d.is_dir() and is_split(d.name) and d.name not in parts):
             if holds_images(folder) and not any(folder in (f, *f.parents) for p in parts.values() for f in p.files()):
                 parts |= {f"{folder.name}/{s}" if s else folder.name: p for s, p in alone_parts(folder).items()}
         return parts, []
     if inner := _only_folder(root):
-        parts, notes = _laid_out(inner)
+        parts, notes = _laid_out(inner, fold)
         if set(parts) != {""} or parts[""].labels:
             return parts, notes
     parts = alone_parts(root)
     if set(parts) != {""}:
         return parts, []
-    listed, notes = parts_by_lists(root, root, parts[""], folders=False)
+    listed, notes = parts_by_lists(root, root, parts[""], False, fold)
     return listed or parts, notes
+
+
+def _parts_below(root: Path, levels: int = 3) -> dict[str, Part]:
+    """Parts of the folders below `root` in which images and labels lie, by the folders named as splits on the way to
+    them (else by the first folder): Train/Urban/images and Train/Rural/images are one split."""
+    found: dict[str, dict[str, Part]] = {}
+    for folder in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
+        for at in _sided(folder, levels):
+            names = at.relative_to(root).parts
+            k = next((k for k, n in enumerate(names) if is_split(n)), 0)
+            top, labels, note = sides_of(at) or (at, None, "")
+            part = read_part(at, top, "", labels)
+            part.notes += [note] if note else []
+            found.setdefault(names[k], {})["/".join((*names[:k], *names[k + 1 :]))] = part
+    return {split: joined(parts) for split, parts in found.items()}
+
+
+def _sided(folder: Path, levels: int) -> list[Path]:
+    """The folders at or below `folder` that hold images and labels in folders of their own."""
+    if folder.name.lower() in LABELS or folder.is_symlink():
+        return []
+    if sides_of(folder):
+        return [folder]
+    below = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    return [found for d in below for found in _sided(d, levels - 1)] if levels > 1 else []
+
+
+def _coupled_by_content(root: Path) -> dict[str, Part]:
+    """Splits of pairs such as trainA/ and trainB/, told by what they hold."""
+    sides = {_split_in(s[0].name): s for s in by_content(root)}
+    return {} if "" in sides else {split: _noted(coupled_part(*s), s.note) for split, s in sides.items()}
+
+
+def _noted(part: Part, note: str) -> Part:
+    part.notes.append(note)
+    return part
+
+
+def _split_in(name: str) -> str:
+    """The split that a name begins or ends with; "" for none."""
+    cuts = [name[:k] for k in range(len(name), 2, -1)] + [name[k:] for k in range(1, len(name) - 2)]
+    return next((c for c in cuts if is_split(c)), "")
 
 
 def _only_folder(root: Path) -> Path | None:
@@ -183,13 +217,13 @@ def _only_folder(root: Path) -> Path | None:
     return inner[0] if len(inner) == 1 and not is_split(inner[0].name) and not inner[0].is_symlink() else None
 
 
-def _splits_below(root: Path, top: Path) -> list[str]:
+def _splits_below(root: Path, top: Path, labels: Path | None) -> list[str]:
     """The folders of `top` that are splits; "" where it is one whole."""
     below = [d.name for d in sorted(top.iterdir()) if d.is_dir() and not d.name.startswith(".")]
     splits = [s for s in below if is_split(s)]
     if splits:
         return splits
-    label = named(root, LABELS)
+    label = labels or named(root, LABELS)
     loose = any(p.suffix.lower() in SUFFIXES for p in top.iterdir())
     return [s for s in below if label and (label / s).is_dir() and not loose] or [""]
 

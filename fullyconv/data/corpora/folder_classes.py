@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fullyconv import images
-from fullyconv.data.corpora.class_tables import class_table, find_tables
+from fullyconv.data.corpora.class_tables import class_table, find_tables, table_rank
 from fullyconv.data.corpora.coding import Coding, infer_coding
 from fullyconv.data.corpora.folder_lists import lists_files
+from fullyconv.data.corpora.layout import is_split
 from fullyconv.errors import DataError, FullyconvError, printable
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["are_theirs", "head_coding"]
+__all__ = ["are_theirs", "head_coding", "not_read"]
 
 
 def head_coding(
@@ -42,6 +43,37 @@ def head_coding(
     if painted:
         return coding, (*notes, f"the labels are colour-coded by {printable(file.name)}.")
     return replace(coding, colours={}), tuple(notes)  # beside index labels colours tell what a palette's index is
+
+
+_TEXTS = (".json", ".yaml", ".yml", ".csv", ".tsv", ".names", ".toml", ".xml", ".ini")
+
+
+def not_read(folders: Sequence[Path]) -> list[str]:
+    """A note of the texts in `folders` that are read neither as classes nor as lists; which of them would do as a table
+    of classes is said."""
+    files = [f for d in dict.fromkeys(folders) if d.is_dir() for f in sorted(d.iterdir()) if f.suffix.lower() in _TEXTS]
+    files = [f for f in files if _nobody_reads(f)]
+    if not files:
+        return []
+    shown = ", ".join(printable(f.name) for f in files[:5]) + (" ..." if len(files) > 5 else "")
+    table = next((f for f in files if _is_table(f)), None)
+    as_table = f"classes{table.suffix.lower()}" if table else ""
+    more = f" {printable(table.name)} could be a table of classes: call it {as_table} then." if table else ""
+    return [f"files that are not read: {len(files)} ({shown}).{more}"]
+
+
+def _nobody_reads(file: Path) -> bool:
+    heads = table_rank(file) is not None or any(file.stem.lower().startswith(f"{stem}-") for stem in ("classes",))
+    return not (file.name.startswith(".") or file.is_dir() or heads or lists_files(file) or is_split(file.stem))
+
+
+def _is_table(file: Path) -> bool:
+    if file.suffix.lower() not in (".json", ".csv", ".tsv", ".names", ".yaml", ".yml"):
+        return False
+    try:
+        return len(class_table(file)[0].taxonomy) > 1
+    except DataError:
+        return False
 
 
 def are_theirs(published: Sequence[Taxonomy], largest: int, places: Sequence[Path], labels: Sequence[Path]) -> bool:

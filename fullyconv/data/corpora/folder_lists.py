@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.data.corpora.class_tables import table_rank
-from fullyconv.data.corpora.folder_parts import LABELS, Part
+from fullyconv.data.corpora.folder_parts import Part
+from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, plain
 from fullyconv.data.corpora.layout import SUFFIXES, is_split, paths_meant, read_table
-from fullyconv.errors import DataError, FullyconvError, MissingInput, printable
+from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, printable
 from fullyconv.files.outputs import name_fault, safe_name
 
 __all__ = ["listed_parts", "parts_by_lists"]
@@ -20,12 +21,15 @@ __all__ = ["listed_parts", "parts_by_lists"]
 _PLACES = ("", "splits", "split", "lists", "list", "ImageSets/Segmentation", "ImageSets/Main", "ImageSets", "sets")
 
 
-def parts_by_lists(root: Path, top: Path, whole: Part, folders: bool) -> tuple[dict[str, Part], list[str]]:
-    """{split: part} of `whole` by the lists beside it, {} where there are none, and notes of what is not used.
+def parts_by_lists(
+    root: Path, top: Path, whole: Part, folders: bool, fold: str | None = None
+) -> tuple[dict[str, Part], list[str]]:
+    """{split: part} of `whole` by the lists beside it (those of `fold`, if one is given), {} where there are none, and
+    notes of what is not used.
 
     folders   the splits are folders: lists that name images otherwise are left out, not refused.
     """
-    found, notes = _lists(root, whole)
+    found, notes = _lists(root, whole) if fold is None else (_fold_lists(root, fold), [])
     try:
         parts = {s: _listed_part(root, top, p, rows, whole) for p in found for s, rows in _split_rows(p).items()}
     except (MissingInput, DataError) as error:
@@ -55,10 +59,40 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
         if good and lists:
             notes.append(_not_used(good, root))
         lists = lists or good
-    deeper = sorted(f for p in _PLACES[1:5] for f in (root / p).glob("*/*.txt") if is_split(f.stem))
-    deeper += sorted(f for p in _PLACES[1:5] for f in (root / p).glob("*/*.csv") if is_split(f.stem))
-    notes += [_not_used(deeper, root)] if deeper else []
+    if folds := _folds(root):
+        shown = ", ".join(map(printable, list(folds)[:4])) + (" ..." if len(folds) > 4 else "")
+        notes.append(
+            f"lists of splits that are not used: those of {len(folds)} folds ({shown}); choose one with "
+            f"folder,fold={printable(next(iter(folds)))}:{printable(root)}"
+        )
     return lists, notes
+
+
+def _folds(root: Path) -> dict[str, list[Path]]:
+    """The lists of splits that lie in a folder of their own (splits/fold0/train.txt), by its name."""
+    found: dict[str, list[Path]] = {}
+    for place in _PLACES[:5]:
+        for ending in ("txt", "csv", "tsv"):
+            for file in sorted((root / place).glob(f"*/*.{ending}")):
+                if is_split(file.stem) and (place or is_split(file.parent.name)) and not _has_role(file.parent):
+                    found.setdefault(file.parent.name, []).append(file)
+    return dict(sorted(found.items()))
+
+
+def _fold_lists(root: Path, fold: str) -> list[Path]:
+    folds = _folds(root)
+    if fold not in folds and (
+        near := [name for name in folds if name.lower().strip("fold_- ") == fold.strip("fold_- ")]
+    ):
+        fold = near[0]  # fold=0 for fold0
+    if fold not in folds:
+        raise UnknownName("fold", fold, list(folds))
+    return folds[fold]
+
+
+def _has_role(folder: Path) -> bool:
+    """Whether a folder is named as one of images, labels or lists."""
+    return plain(folder.name) in (*IMAGES, *LABELS) or folder.name in _PLACES
 
 
 def _not_used(files: Sequence[Path], root: Path) -> str:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
 from fullyconv.data.corpora.class_tables import table_rank
+from fullyconv.data.corpora.folder_roles import LABELS, SURE_IMAGES, SURE_LABELS, Sides, label_like, measured, plain
 from fullyconv.data.corpora.foreign import is_map
 from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, holds_images, is_split, list_files, stems
 from fullyconv.data.corpora.pairing import beside, couples, pair
 from fullyconv.errors import printable
 
 __all__ = [
-    "LABELS",
     "Part",
     "alone_parts",
     "coupled_part",
-    "images_of",
+    "joined",
     "label_maps",
-    "named",
     "read_part",
     "unused",
 ]
 
-IMAGES = ("images", "image", "imgs", "img", "rgb", "jpegimages", "pictures", "photos")
-LABELS = (
-    *("labels", "label", "masks", "mask", "annotations", "annotation", "annot", "gt", "segmentationclass"),
-    *("segmentationclasspng", "segmentations", "segmentation", "groundtruth", "ground_truth", "segmaps", "seg"),
-)
 # What may be an image or a label to its owner and is not read: it is named, not passed over.
 UNREAD = (
     *(".gif", ".npy", ".npz", ".mat", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".ppm", ".pgm", ".dng"),
@@ -67,55 +61,118 @@ class Part:
         return {*taken, *(f for _, f in self.strays)}
 
 
-def named(folder: Path, names: Sequence[str]) -> Path | None:
-    """The folder in `folder` that has the first of `names`, in small or capital letters."""
-    there = {d.name.lower(): d for d in sorted(folder.iterdir()) if d.is_dir()}
-    return next((there[n] for n in names if n in there), None)
-
-
-def images_of(folder: Path) -> Path | None:
-    return named(folder, IMAGES)
-
-
-def read_part(parent: Path, top: Path, split: str) -> Part:
-    """One split: images in `top`, labels and further inputs in the folders of `parent` (below `split`)."""
+def read_part(parent: Path, top: Path, split: str, labels: Path | None = None) -> Part:
+    """One split: images in `top`, labels (in the folder `labels`, else in those named so) and further inputs in the
+    folders of `parent` (below `split`)."""
     part = Part()
     part.inputs["rgb"] = _stems(part, top)
-    heads: dict[str, list[Path]] = {}
-    for folder in sorted(d for d in parent.iterdir() if d.is_dir() and d.name.lower() not in IMAGES):
+    heads: dict[str, list[Path]] = {} if labels is None else {"semantic": [labels / split]}
+    others: dict[str, Path] = {}
+    for folder in sorted(d for d in parent.iterdir() if d.is_dir() and d.name.lower() not in SURE_IMAGES):
         where = folder / split
-        if not where.is_dir() or folder.name.startswith(".") or any(w in folder.name.lower() for w in _SHOWN):
+        if folder == labels or top == where or folder.name.startswith(".") or not where.is_dir():
+            continue
+        if any(w in folder.name.lower() for w in _SHOWN):
             continue
         if head := _head_of(folder.name):
             heads.setdefault(head, []).append(where)
         elif holds_images(where):
             found = stems(list_files(where), where)[0]
             if found.keys() & part.inputs["rgb"].keys():
-                part.inputs[folder.name] = found
+                part.inputs[folder.name], others[folder.name] = found, where
+    if "semantic" not in heads:
+        _told_by_content(part, top, others, heads)
+    _labels_among_images(part, top, heads)
+    _told_apart(part, top, heads)
     for head in sorted(heads, key=lambda h: (h != "semantic", h)):
-        _add_labels(part, heads[head], head)
+        _add_labels(part, sorted(heads[head], key=_rank), head)
     return part
+
+
+def _told_apart(part: Part, top: Path, heads: Mapping[str, Sequence[Path]]) -> None:
+    """1.jpg and 1.png are two images where labels have the names of both: 1.jpg.png and 1.png.png."""
+    twice = [f for kind, f in part.strays if kind == "duplicate-stem"]
+    if not twice:
+        return
+    labels = {s for folders in heads.values() for d in folders for s in stems(list_files(d), d)[0]}
+    rgb = part.inputs["rgb"]
+    for file in twice:
+        (name,) = stems([file], top)[0]
+        mine = f"{name}{file.suffix}"
+        first = f"{name}{rgb[name].suffix}" if name in rgb else ""
+        if mine in labels and (not first or first in labels):
+            rgb[mine] = file
+            if first:
+                rgb[first] = rgb.pop(name)
+            part.strays.remove(("duplicate-stem", file))
+
+
+def _labels_among_images(part: Part, top: Path, heads: dict[str, list[Path]]) -> None:
+    """Folders of labels that lie in the images' folder, or are linked from there, hold no images."""
+    inner = [d for d in top.iterdir() if d.is_dir() and d.name.lower() in SURE_LABELS]
+    known = {os.path.realpath(f) for folders in heads.values() for f in folders}
+    if not inner and not any(d.is_symlink() for d in top.iterdir()):
+        return
+    if inner and not heads:
+        heads["semantic"] = inner
+    roots = tuple(f"{r}{os.sep}" for r in {*known, *map(os.path.realpath, inner)})
+    labels = [s for s, f in part.inputs["rgb"].items() if os.path.realpath(f).startswith(roots)]
+    if labels and len(labels) < len(part.inputs["rgb"]):
+        first = part.inputs["rgb"][labels[0]]
+        part.notes.append(f"left out in {printable(top.name)}/: {len(labels)} label maps ({printable(first.name)}).")
+        part.inputs["rgb"] = {s: f for s, f in part.inputs["rgb"].items() if s not in set(labels)}
+
+
+def _told_by_content(part: Part, top: Path, others: Mapping[str, Path], heads: dict[str, list[Path]]) -> None:
+    """The one folder among the further inputs that holds label maps becomes the labels, if there is one."""
+    like = [name for name, where in others.items() if not measured(name) and label_like(where, top)]
+    if len(like) == 1:
+        del part.inputs[like[0]]
+        heads["semantic"] = [others[like[0]]]
+        part.notes.append(Sides((top, others[like[0]])).note)
+
+
+def _rank(folder: Path) -> int:
+    """Which of several folders of labels is asked first: the plainest name."""
+    name = next((n for n in (folder.name, folder.parent.name) if plain(n) in LABELS), "")
+    return LABELS.index(plain(name)) if name else len(LABELS)
 
 
 def coupled_part(top: Path, labels: Path) -> Part:
     """Images in one folder, labels in another."""
     part = Part()
     part.inputs["rgb"] = _stems(part, top)
-    part.labels["semantic"] = _paired(part, labels, _stems(part, labels))
+    part.labels["semantic"] = _paired(part, labels, _stems(part, labels, ARRAYS))
     return part
+
+
+def joined(parts: Mapping[str, Part]) -> Part:
+    """Several parts as one, their images named below the key of each."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    whole = Part()
+    for key, part in parts.items():
+        names = {s: f"{key}/{s}" if key else s for s in part.inputs["rgb"]}
+        for into, those in ((whole.inputs, part.inputs), (whole.labels, part.labels)):
+            for what, files in those.items():
+                into.setdefault(what, {}).update({names[s]: f for s, f in files.items() if s in names})
+        whole.strays += part.strays
+        whole.notes += [n for n in part.notes if n not in whole.notes]
+    return whole
 
 
 def _head_of(name: str) -> str:
     """The head whose labels a folder of this name holds; "" for none."""
-    if name.lower() in LABELS:
+    if name.lower() in LABELS or plain(name) in LABELS:
         return "semantic"
-    return next((name[len(n) + 1 :] for n in LABELS if name.lower().startswith(n + "-") and len(name) > len(n) + 1), "")
+    heads = (name[len(n) + 1 :] for n in SURE_LABELS if name.lower().startswith(n + "-"))
+    return next(filter(None, heads), "")
 
 
 def _add_labels(part: Part, folders: Sequence[Path], head: str) -> None:
     """The labels of a head from the first of its folders that holds some for the images; the others are noted."""
     trials = [Part({"rgb": part.inputs["rgb"]}) for _ in folders]
-    found = [_paired(trial, where, _stems(trial, where)) for trial, where in zip(trials, folders, strict=True)]
+    found = [_paired(trial, where, _stems(trial, where, ARRAYS)) for trial, where in zip(trials, folders, strict=True)]
     best = next((k for k, pairs in enumerate(found) if pairs), 0)
     part.labels[head] = found[best]
     part.strays += trials[best].strays
@@ -129,13 +186,18 @@ def _add_labels(part: Part, folders: Sequence[Path], head: str) -> None:
             )
 
 
-def _stems(part: Part, folder: Path) -> dict[str, Path]:
-    """The images in a folder by their stems; files that are named like others, or not read, are noted."""
+ARRAYS = (".npy",)  # label maps as NumPy writes them
+
+
+def _stems(part: Part, folder: Path, more: tuple[str, ...] = ()) -> dict[str, Path]:
+    """The images (and files that end in `more`) in a folder by their stems; files that are named like others, or not
+    read, are noted."""
     left = LeftOut()
     files = list_files(folder, None, left)
-    found, twice = stems([f for f in files if f.suffix.lower() in SUFFIXES], folder)
+    taken = [f for f in files if f.suffix.lower() in SUFFIXES] or [f for f in files if f.suffix.lower() in more]
+    found, twice = stems(taken, folder)
     part.strays += [("duplicate-stem", f) for f in twice]
-    for file in files:
+    for file in (f for f in files if f not in set(taken)):
         if file.suffix.lower() in UNREAD:
             part.strays.append(("unread-file", file))
         elif file.suffix.lower() not in SUFFIXES and table_rank(file) is None:
@@ -223,13 +285,13 @@ def unused(root: Path, parts: Iterable[Part]) -> str:
 def label_maps(files: Sequence[Path], root: Path) -> set[Path]:
     """Those of the image files below `root` that the readers would take for label maps: in a folder of labels, or
     beside an image that they belong to by name. Empty where nothing else would be left (the labels' own folder)."""
-    coupled = [labels for _, labels in couples(root, IMAGES, LABELS).values()]
+    coupled = [labels for _, labels in couples(root, SURE_IMAGES, SURE_LABELS).values()]
     folders: dict[Path, list[Path]] = {}
     for file in files:
         folders.setdefault(file.parent, []).append(file)
     found: set[Path] = set()
     for folder, some in folders.items():
-        named_so = any(part.lower() in LABELS for part in folder.relative_to(root).parts)
+        named_so = any(part.lower() in SURE_LABELS for part in folder.relative_to(root).parts)
         if named_so or any(folder.is_relative_to(c) for c in coupled):
             found.update(some)
         elif (pairs := beside(some, folder)) is not None:

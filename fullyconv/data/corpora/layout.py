@@ -13,6 +13,7 @@ from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
 from fullyconv.files import read_text
+from fullyconv.files.listing import around
 from fullyconv.files.outputs import safe_name
 
 __all__ = [
@@ -69,7 +70,8 @@ _SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lo
 
 def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES, left: LeftOut | None = None) -> list[Path]:
     """Files below `folder` with these suffixes (None: all), sorted. Links to folders are followed, every real folder
-    being read once, by its own path rather than by a link's; hidden names and what systems leave behind are left out.
+    being read once, by its own path rather than by a link's; a link to a folder that `folder` lies in, hidden names and
+    what systems leave behind are left out.
 
     left   is told what was passed over, but for suffixes.
     """
@@ -79,7 +81,9 @@ def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES, left: 
     links: deque[Path] = deque([Path(folder)])
     while links:  # real folders first
         at = links.popleft()
-        if _is_new(at, seen):
+        if at != folder and around(at, folder):
+            left.add("link to a folder around it", at)
+        elif _is_new(at, seen):
             links.extend(_list_tree(at, suffixes, found, seen, left))
         elif at.is_dir():
             left.add("link to a folder that is read already", at)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.data.corpora.layout import is_split, stems
+from fullyconv.errors import printable
 
 __all__ = ["Pairs", "beside", "couples", "pair"]
 
@@ -21,15 +22,23 @@ class Pairs(dict[str, Path]):
     note = ""
 
 
-def pair(images: Collection[str], labels: Mapping[str, Path], folder: str) -> Pairs:
-    """`labels` by the stems of their images; those of no image are left out.
+def pair(images: Mapping[str, Path], labels: Mapping[str, Path], folder: str) -> Pairs:
+    """`labels` by the stems of their images (stem -> file); those of no image are left out.
 
-    Equal stems count; else labels with one of the usual endings; else the names without the beginning and ending that
-    all images, or all labels, have in common (image_1 and mask_1; X_leftImg8bit and X_gtFine_labelIds), if that
-    pairs at least half of the labels.
+    Equal stems count, and names of whole images (1.jpg.png for 1.jpg); else labels with one of the usual endings; else
+    the names without the beginning and ending that all images, or all labels, have in common (image_1 and mask_1;
+    X_leftImg8bit and X_gtFine_labelIds), if that pairs at least half of the labels.
     """
     found = Pairs({stem: f for stem, f in labels.items() if stem in images})
-    if found or not labels:
+    if not labels:
+        return found
+    full = {f"{stem}{f.suffix}": stem for stem, f in images.items()}  # 1.jpg.png for 1.jpg
+    if whole := {full[name]: f for name, f in labels.items() if name in full and full[name] not in found}:
+        found.update(whole)
+        found.note = (
+            f"{folder}/ pairs by the images' names with their suffix ({printable(next(iter(whole.values())).name)})."
+        )
+    if found:
         return found
     for ending in ENDINGS:
         shorter = {s[: -len(ending)]: f for s, f in labels.items() if s.endswith(ending)}

@@ -20,7 +20,7 @@ from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, classes_of, read_rgb
 from fullyconv.data.corpora.annotations.raster import Patch, Size, coco_patch
 from fullyconv.data.corpora.class_tables import class_table, find_tables
-from fullyconv.data.corpora.folder_parts import images_of
+from fullyconv.data.corpora.folder_roles import images_of
 from fullyconv.data.corpora.foreign import is_outline
 from fullyconv.data.corpora.layout import choose_split, list_files, looked_at, merge_splits, stems
 from fullyconv.errors import DataError, printable
