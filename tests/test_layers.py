@@ -172,7 +172,7 @@ def test_a_network_is_typed_wherever_it_is_handed_on() -> None:
 
 def test_an_image_is_called_an_image() -> None:
     """But for folders and columns that users call otherwise, and the option of `report paper`."""
-    allowed = {"fullyconv.data.corpora.layout", "fullyconv.data.corpora.folder_parts", "fullyconv.cli.report"}
+    allowed = {"fullyconv.data.corpora.layout", "fullyconv.data.corpora.folder_roles", "fullyconv.cli.report"}
     others = {m: path for m, path in modules().items() if m not in allowed and room(m) != "annotating"}
     assert not [m for m, path in others.items() if "picture" in path.read_text().lower()]
 
