@@ -95,6 +95,22 @@ class Recipe(BaseModel):
     flip: float = _key(0.5, "Share of images mirrored left to right.", ge=0, le=1)
     rotation: float = _key(0.0, "Largest random rotation in degrees.", ge=0, le=180)
     photometric: float = _key(0.0, "Strength of random brightness, contrast and saturation; 0 is off.", ge=0, le=1)
+    flip_vertical: float = _key(0.0, "Share of images mirrored top to bottom (aerial images, microscopy).", ge=0, le=1)
+    turns: float = _key(0.0, "Share of images turned by 90, 180 or 270 degrees before they are cut.", ge=0, le=1)
+    elastic: float = _key(
+        0.0, "Largest shift, in pixels, of points 64 pixels apart; what lies between follows.", ge=0, le=16
+    )
+    blur: float = _key(0.0, "Largest Gaussian blur (sigma, pixels) of every second image.", ge=0, le=20)
+    noise: float = _key(
+        0.0, "Largest Gaussian noise of every second image, by the image's standard deviation.", ge=0, le=10
+    )
+    jpeg: float = _key(0.0, "Share of images stored as JPEG of quality 30 to 95 and read again.", ge=0, le=1)
+    cutmix: float = _key(
+        0.0, "Share of images that get a region of a rare class (the rarer half) of another image.", ge=0, le=1
+    )
+    transform: str = _key(
+        "", "A transform of your own, last of all: `FILE.py:FUNCTION`, or a name in `own.TRANSFORMS`."
+    )
     sampling: Literal["epochs", "replacement"] = _key(
         "epochs", "Every image once an epoch in random order, or drawn with replacement (the paper's)."
     )

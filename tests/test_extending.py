@@ -1,4 +1,4 @@
-"""docs/extending.md: its corpus, trunk and loss are run as they stand there."""
+"""docs/extending.md: its corpus, trunk, loss and transform are run as they stand there."""
 
 from __future__ import annotations
 
@@ -60,3 +60,13 @@ def test_the_loss_falls_where_the_scores_are_right(page: Any) -> None:
     right = torch.stack([labels[:, ::8, ::8] != 1, labels[:, ::8, ::8] == 1], 1).float() * 20 - 10
     good, bad = (page["dice_loss"](s, labels, 8, 4.0, "replicate") for s in (right, -right))
     assert float(good) < 0.25 < 0.7 < float(bad)
+
+
+def test_the_transform_darkens_one_side_and_leaves_the_labels(page: Any) -> None:
+    from fullyconv.data.base import Sample
+    from fullyconv.data.pipeline.own import changed_by
+
+    before = Sample("s", np.full((8, 9, 3), 200, np.uint8), {"semantic": np.arange(72, dtype=np.uint8).reshape(8, 9)})
+    after = changed_by(page["shadow"], "shadow", before, np.random.default_rng(0))
+    assert 80 <= after.image.min() < after.image.max() <= 200
+    assert np.array_equal(after.labels["semantic"], before.labels["semantic"])

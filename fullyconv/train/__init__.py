@@ -18,6 +18,7 @@ import torch
 from fullyconv.arguments import PATH, TEXTS, Kind, either, maybe, takes
 from fullyconv.data.base import Dataset
 from fullyconv.data.pairs import from_pairs
+from fullyconv.data.pipeline.own import find_transform
 from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
 from fullyconv.recipes import Recipe, read
@@ -69,6 +70,8 @@ def fit(
     refuse(recipe.precision, device_for(recipe.device))
     if recipe.tensorboard:
         tensorboard_writer()
+    if recipe.transform:  # a file that cannot be run is told before anything starts
+        find_transform(recipe.transform)
     if recipe.stages:
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
 from fullyconv.data.pipeline.batches import roles, stack
+from fullyconv.data.pipeline.effects import Effects, after_crop, before_crop, effects_generator
 from fullyconv.data.pipeline.loader import order, ordered_map
+from fullyconv.data.pipeline.own import changed_by, find_transform
+from fullyconv.data.pipeline.pasting import donor, pasted, rare_classes
 from fullyconv.data.pipeline.transforms import Augmentation, augment, generator
 from fullyconv.errors import DataError, FullyconvError, MissingInput
 from fullyconv.recipes import Recipe
@@ -21,7 +24,7 @@ from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch
 from fullyconv.train.training_state import State
 
-__all__ = ["BatchReader", "ReadStep", "Ticket", "crop_of", "read_ahead", "refuse_many", "tickets"]
+__all__ = ["BatchReader", "ReadStep", "Ticket", "crop_of", "effects_of", "read_ahead", "refuse_many", "tickets"]
 
 
 @final
@@ -85,7 +88,9 @@ class BatchReader:
     def __init__(self, dataset: Dataset, recipe: Recipe, fill: NDArray[np.float32]) -> None:
         self.dataset, self.recipe, self.fill = dataset, recipe, fill
         self.ignore = {head: t.ignore for head, t in dataset.taxonomies.items()}
-        self.augmentation = _augmentation(dataset, recipe)
+        self.augmentation, self.effects = _augmentation(dataset, recipe), effects_of(dataset, recipe)
+        self.transform = find_transform(recipe.transform) if recipe.transform else None
+        self.rare = rare_classes(dataset) if recipe.cutmix else None
         self.cache: dict[int, Sample] = {}
         if recipe.cache == "memory" and recipe.workers:
             self._fill_cache()  # before the processes part, so that they share it
@@ -106,10 +111,11 @@ class BatchReader:
         # With replacement an image may come twice in an epoch and is to look different then.
         key = index if self.recipe.sampling == "epochs" else len(self.dataset) + ticket.first + i
         rng = generator(self.recipe.seed, ticket.epoch, key)
+        more = effects_generator(self.recipe.seed, ticket.epoch, key)
         for attempt in range(100):
             chosen = index if attempt == 0 else int(rng.integers(len(self.dataset)))
             try:
-                return augment(self._read(chosen), self.augmentation, rng, fill=self.fill, ignore=self.ignore)
+                return self._changed(self._read(chosen), rng, more)
             except (FullyconvError, OSError) as error:
                 if self.dataset.records[chosen].inputs and not self.dataset.root.exists():
                     raise MissingInput(
@@ -120,6 +126,21 @@ class BatchReader:
                 bad.append(f"{self.dataset.records[chosen].name}: {error}")
                 refuse_many(bad, len(self.dataset), self.recipe)
         raise DataError(f"100 samples in a row could not be read, the last one because {bad[-1]}")
+
+    def _changed(self, sample: Sample, rng: np.random.Generator, more: np.random.Generator) -> Sample:
+        """What the recipe makes of a sample: `rng` draws what `augment` does, `more` everything else."""
+        around: dict[str, Any] = {"fill": self.fill, "ignore": self.ignore}
+        sample = before_crop(sample, self.effects, more)
+        sample = augment(sample, self.augmentation, rng, **around)
+        if self.rare and self.rare.where and more.random() < self.recipe.cutmix:
+            k, index = donor(self.rare, more)
+            whole = replace(self.augmentation, crop=None, rotation=0.0)
+            other = before_crop(self._read(index), self.effects, more)
+            sample = pasted(sample, other, k, self.rare.head, lambda piece: augment(piece, whole, more, **around), more)
+        sample = after_crop(sample, self.effects, more, **around)
+        if self.transform is None:
+            return sample
+        return changed_by(self.transform, self.recipe.transform, sample, more)
 
     def _read(self, index: int) -> Sample:
         if index not in self.cache:
@@ -151,6 +172,8 @@ def crop_of(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
     if not recipe.crop:
         return None
     most = [math.ceil(side * recipe.scale[1]) for side in size]
+    if recipe.turns:  # either side may come to lie along the other
+        most = [max(most)] * 2
     return min(recipe.crop[0], most[0]), min(recipe.crop[1], most[1])
 
 
@@ -160,6 +183,7 @@ def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
         crop=crop_of(recipe, dataset.image(0).shape[:2]),
         scale=recipe.scale,
         flip=recipe.flip,
+        flip_vertical=recipe.flip_vertical,
         rotation=recipe.rotation,
         brightness=recipe.photometric,
         contrast=recipe.photometric,
@@ -167,3 +191,12 @@ def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
         colour=colour,
         nearest=nearest,
     )
+
+
+def effects_of(dataset: Dataset, recipe: Recipe) -> Effects:
+    """The recipe's effects on these data; UsageError where they cannot be had by them."""
+    colour, nearest = roles(dataset)
+    names = ("turns", "elastic", "blur", "noise", "jpeg")
+    effects = Effects(**{name: getattr(recipe, name) for name in names}, colour=colour, nearest=nearest)
+    effects.refuse(dataset.image(0))
+    return effects

@@ -33,7 +33,7 @@ from fullyconv.models.interface import TorchModule, TrainableModel
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train import caching, planning, training_state
-from fullyconv.train.batch_reader import crop_of
+from fullyconv.train.batch_reader import crop_of, effects_of
 from fullyconv.train.chosen import choose
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.machine import settle
@@ -119,6 +119,7 @@ def prepare_run(
     model = network(recipe, train, quiet=display.quiet)
     if recipe.weights == "auto" and "weights" not in model.origin:
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
+    effects_of(train, recipe)
     if not resume:  # before anything is written
         recipe = _settled(recipe, model, train, summary, {}, world, display)
     run = _directory(out, resume, world, stack)

@@ -23,7 +23,15 @@ from fullyconv.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Augmentation", "Draw", "augment", "augment_plainly", "draw_augmentation", "generator"]
+__all__ = [
+    "Augmentation",
+    "Draw",
+    "augment",
+    "augment_plainly",
+    "draw_augmentation",
+    "from_plane",
+    "generator",
+]
 
 
 @final
@@ -246,7 +254,7 @@ def _resize(
     for c in range(channels):
         how = Image.Resampling.NEAREST if c in nearest else Image.Resampling.BILINEAR
         plane = _plane(image[..., c]).resize((size[1], size[0]), how, corners)
-        out[..., c] = _unplane(plane, image.dtype)
+        out[..., c] = from_plane(plane, image.dtype)
     return out
 
 
@@ -257,7 +265,7 @@ def _plane(values: NDArray[Any]) -> PILImage.Image:
     return Image.fromarray(np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32)))
 
 
-def _unplane(plane: PILImage.Image, dtype: Any) -> NDArray[Any]:
+def from_plane(plane: PILImage.Image, dtype: Any) -> NDArray[Any]:
     values = np.asarray(plane)
     return np.round(values) if np.issubdtype(dtype, np.integer) and values.dtype == np.float32 else values
 
@@ -298,7 +306,7 @@ def _affine(values: NDArray[Any], matrix: _Matrix, size: tuple[int, int], fill: 
     value = float(as_values(fill, values.dtype))
     colour = int(value) if values.dtype == np.uint8 else value
     plane = _plane(values).transform((size[1], size[0]), Image.Transform.AFFINE, flat, how, fillcolor=colour)
-    return _unplane(plane, values.dtype).astype(values.dtype, copy=False)
+    return from_plane(plane, values.dtype).astype(values.dtype, copy=False)
 
 
 # ---- mirror and colour -----------------------------------------------------------------------------------------
