@@ -63,10 +63,10 @@ def test_data_can_be_made_checked_and_converted_without_torch(place: Path) -> No
 
 
 def test_a_public_name_says_what_to_install() -> None:
-    code = "import sys; sys.modules['torch'] = None\nimport fullyconv as fc\nfc.open_dataset, fc.Taxonomy\nfc.Predictor"
+    code = "import sys; sys.modules['torch'] = None\nimport fullyconv as fc\nfc.Predictor, fc.evaluate\nfc.load"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1] == (
-        "fullyconv.errors.MissingExtra: fullyconv.Predictor needs the package 'torch': install it with  "
+        "fullyconv.errors.MissingExtra: fullyconv.load needs the package 'torch': install it with  "
         "pip install 'fullyconv[torch]'."
     )
 

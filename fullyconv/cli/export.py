@@ -29,6 +29,16 @@ def export_command(
     data: Annotated[
         str, typer.Option(help="Images to prove it on: PATH or kind:PATH; drawn ones without.", show_default=False)
     ] = "",
+    int8: Annotated[
+        str,
+        typer.Option(
+            "--int8",
+            metavar="DATA",
+            help="Compute in 8 bits, calibrated and measured on this data.",
+            show_default=False,
+        ),
+    ] = "",
+    max_loss: Annotated[float, typer.Option(min=0, max=100, help="Points of mean IU that 8 bits may lose.")] = 0.5,
     check: Annotated[
         Path | None, typer.Option("--verify", help="Prove this file against the model again.", show_default=False)
     ] = None,
@@ -58,7 +68,7 @@ def export_command(
     else:
         assert out is not None
         output_file(out, "an exported model", BEGINS)
-        proof = export(model, out, to, output, taken, _images(data))
+        proof = export(model, out, to, output, taken, _images(data or int8), int8, max_loss, say)
     say(proof)
     print(json.dumps(proof.to_json()) if as_json else check or out)
 

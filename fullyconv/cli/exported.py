@@ -38,6 +38,12 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f"largest difference {proof['difference']:.1e} of the largest score, {proof['changed']} of {proof['pixels']} "
         "labels changed"
     )
+    if kept := about.get("int8"):
+        before, after = kept["mean_iu"]
+        yield (
+            f"8 bits: mean IU {100 * before:.2f} -> {100 * after:.2f} on {kept['images']} images of {kept['split']}; "
+            f"{len(kept['kept_in_fp32'])} of {kept['layers']} layers of the trunk in fp32"
+        )
     yield "made by: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     yield f"weights: sha256 {about['weights_sha256']}"
 

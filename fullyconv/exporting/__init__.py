@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.arguments import PATH, TEXT, Kind, takes
+from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.exporting.graph import OPSET
 from fullyconv.exporting.network import Values, build, output_names
 from fullyconv.exporting.proof import Proof, compare
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
-from fullyconv.predict import refuse_untrained
+from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
@@ -31,6 +32,8 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
     model=Kind("a network or its directory", lambda v: isinstance(v, FCN) or PATH.fits(v)),
     file=PATH,
     to=TEXT,
+    int8=either(TEXT, PATH),
+    max_loss=NUMBER,
     output=TEXT,
     input=TEXT,
 )
@@ -41,6 +44,9 @@ def export(
     output: str = "labels",
     input: str = "uint8",
     images: Sequence[NDArray[Any]] = (),
+    int8: str | Path = "",
+    max_loss: float = 0.5,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Proof:
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
@@ -49,20 +55,37 @@ def export(
     stored, or "float", float32 N C H W as the network's preprocessing makes it. images: H W C arrays in the stored
     range to prove the file on; without any they are drawn.
 
+    int8: labelled data (PATH or kind:PATH) by which the trunk is put into 8 bits: calibrated on its training images,
+    the layers that cost most left in fp32, and measured on its validation images; max_loss: points of mean IU that
+    this may lose. say: called with what is being done.
+
     The bytes are run by onnxruntime beside the network before the file appears. Raises DataError, leaving no file,
     where scores differ by more than 1e-4 of the largest or a label changes that is no tie; DataError for a network
-    that was never trained; UsageError naming the layer that cannot be translated.
+    that was never trained or loses more than `max_loss` in 8 bits; UsageError naming the layer that cannot be
+    translated.
     """
     if to != "onnx":
         raise UsageError(f"Networks are exported to onnx, not to {to!r}; leave out --to.")
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
+    if int8:
+        from fullyconv.exporting.int8 import open_images
+
+        if not 0 <= max_loss <= 100:
+            raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
+        data = open_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
     graph, values = build(network, output, input)
     about = _about(network, output, input, values)
     bare = graph.model()
     if bare.ByteSize() > LARGEST - (1 << 20):
         raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
     proof = compare(_written(bare, about), about, network, images, Path(file).name)
+    if int8:
+        from fullyconv.exporting.int8 import quantise
+
+        bare, measured = quantise(bare, about, values.trunk, data, max_loss, _written, say)
+        about |= {"precision": "int8", "int8": measured.to_json()}
+        proof = replace(proof, int8=measured)
     atomic_write(Path(file), _written(bare, about | {"proof": proof.to_json()}))
     return proof
 
@@ -81,17 +104,22 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[A
     except Exception as error:  # protobuf's own errors
         raise DataError(f"{printable(file)} is no ONNX file; give one that fullyconv export wrote.") from error
     about = checked_about(metadata, file)
+    if about.get("precision") == "int8":
+        raise UsageError(
+            f"{printable(file)} computes in 8 bits, so its scores differ by design; measure what that costs:  "
+            f"fullyconv evaluate {printable(file)} DATA."
+        )
     check_seal(data, metadata[SEAL], file)
     if about["weights_sha256"] != digest(network):
         raise DataError(f"{printable(file)} was made from other weights than this model's; export the model again.")
     return compare(data, about, network, images, file)
 
 
-def _written(bare: Any, about: dict[str, Any]) -> bytes:
+def _written(bare: Any, about: Mapping[str, Any]) -> bytes:
     """The file's bytes: the graph with what it says of itself, sealed."""
     from onnx import helper
 
-    helper.set_model_props(bare, {ABOUT: json.dumps(about, allow_nan=False), SEAL: BLANK})
+    helper.set_model_props(bare, {ABOUT: json.dumps(dict(about), allow_nan=False), SEAL: BLANK})
     return sealed(bare.SerializeToString(deterministic=True))
 
 

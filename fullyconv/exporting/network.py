@@ -35,9 +35,11 @@ def output_names(output: str, heads: Any) -> dict[str, list[str]]:
 @final
 @dataclass(frozen=True)
 class Values:
-    """Names inside a graph: the preprocessed input, and by head the coarse scores and those the answers are made of."""
+    """Names inside a graph: the preprocessed input, the nodes of the trunks (without preprocessing, scores and
+    upsampling), and by head the coarse scores and those that the answers are made of."""
 
     x: str
+    trunk: tuple[str, ...]
     coarse: dict[str, str]
     scores: dict[str, str]
 
@@ -54,13 +56,14 @@ def build(model: FCN, output: str, taken: str) -> tuple[Graph, Values]:
         raise UnknownName("input", taken, INPUTS)
     graph = Graph()
     x, size = _input(graph, model, taken)
+    before = len(graph.nodes)
     features = {}
     for key, stream in model.streams.items():
         part = _channels(graph, x, stream.channels, model.preprocessing.channels)  # type: ignore[arg-type]
         features[key] = translate(graph, stream.trunk, model.taps, part)  # type: ignore[arg-type]
     traced = _traced(model)
     names = output_names(output, model.heads)
-    values = Values(x, {}, {})
+    values = Values(x, tuple(n.name for n in graph.nodes[before:]), {}, {})
     for head, classes in model.heads.items():
         coarse, sizes = _Fusion(graph, model, head, features, traced).fused()
         values.coarse[head] = coarse

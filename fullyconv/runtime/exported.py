@@ -95,8 +95,15 @@ class ExportedNetwork:
         if list(self._graph.inputs) != ["image"] or sorted(given) != sorted(self._graph.outputs):
             raise ValueError("inputs and outputs other than the file's")
 
+    @classmethod
+    def of_bytes(cls, data: bytes, source: str) -> ExportedNetwork:
+        """A file's bytes before they are one; `source`: what messages call them."""
+        network = cls.__new__(cls)
+        network._load(data, source)
+        return network
+
     def __reduce__(self) -> Any:
-        return _reloaded, (self._data, self.file)
+        return ExportedNetwork.of_bytes, (self._data, self.file)
 
     def __repr__(self) -> str:
         return f"ExportedNetwork({printable(self.name)}, {printable(self.file)})"
@@ -136,9 +143,3 @@ class ExportedNetwork:
     def _trunk(self) -> Session:
         shape = ("N", self.preprocessing.channels, "H", "W")
         return Session(cut(self._graph, str(self.about["x"]), shape, set(self._coarse.values())), self.file)
-
-
-def _reloaded(data: bytes, source: str) -> ExportedNetwork:
-    network = ExportedNetwork.__new__(ExportedNetwork)
-    network._load(data, source)
-    return network
