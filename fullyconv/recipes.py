@@ -226,6 +226,11 @@ def _check_together(recipe: Recipe) -> None:
         raise UsageError("class_weights must be finite and not negative.")
     if isinstance(recipe.class_weights, tuple) and not any(recipe.class_weights):
         raise UsageError("class_weights are all 0, so nothing would be learned; give the classes that count a weight.")
+    if isinstance(recipe.class_weights, tuple) and max(recipe.class_weights) > LARGEST_WEIGHT:
+        raise UsageError(
+            f"class_weights holds {max(recipe.class_weights):g}, with which the loss is infinite within a few steps; "
+            f"give weights of about 1, at most {LARGEST_WEIGHT:g}."
+        )
     _refuse_large_rates(recipe)
     terms = recipe.loss_terms
     if recipe.top_k < 1 and (recipe.loss in ("sum", "image-mean") or "cross_entropy" not in terms):
@@ -256,11 +261,15 @@ def _loss_terms(text: str) -> dict[str, float]:
             terms[name] = float(factor) if star else 1.0
         except ValueError:
             terms[name] = math.nan
-        if not 0 < terms[name] < math.inf:
-            raise UsageError(f"The factor {factor.strip()!r} of {name} in loss = {text!r} is no number above 0.")
+        if not 0 < terms[name] <= LARGEST_WEIGHT:
+            raise UsageError(
+                f"The factor {factor.strip()!r} of {name} in loss = {text!r} is no number above 0 and at most "
+                f"{LARGEST_WEIGHT:g}."
+            )
     return terms
 
 
+LARGEST_WEIGHT = 1e6  # a class in one of a million pixels
 LARGEST_RATE = 1e4  # a rate above it overflows float32 within a few steps, whatever the network
 
 
@@ -271,9 +280,11 @@ def _refuse_large_rates(recipe: Recipe) -> None:
     rates["weight_decay"] = recipe.lr * recipe.weight_decay * max(1.0, recipe.head_lr, recipe.bias_lr)
     for key, rate in rates.items():
         if not rate <= LARGEST_RATE:
+            what = "takes off each weight, every step," if key == "weight_decay" else "makes a learning rate of"
+            times = " times itself" if key == "weight_decay" else ""
             raise UsageError(
-                f"{key} = {getattr(recipe, key):g} makes a learning rate of {rate:g}, with which every network ends in "
-                f"infinite weights; give one below {LARGEST_RATE:g} (usual are 1e-5 to 0.1)."
+                f"{key} = {getattr(recipe, key):g} {what} {rate:g}{times}, with which every network ends in infinite "
+                f"weights; give one below {LARGEST_RATE:g} (usual are 1e-5 to 0.1)."
             )
 
 

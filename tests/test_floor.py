@@ -115,6 +115,11 @@ def test_labels_that_are_all_ignored_are_named_as_the_cause(tmp_path) -> None:
         fit(small(steps=2), tmp_path / "run", train=_ignored(images()))
 
 
+def test_a_clip_that_leaves_nothing_is_named_as_the_cause(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"clip = 1e-300 leaves nothing of a gradient"):
+        fit(small(steps=2, clip=1e-300), tmp_path / "run", train=images())
+
+
 def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp_path) -> None:
     recipe = small(steps=2, class_weights=(0.0, 0.0, 0.0, 1.0))
     four = Taxonomy(("a", "b", "c", "d"))

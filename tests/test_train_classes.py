@@ -98,6 +98,13 @@ def test_weights_that_are_all_zero_are_refused() -> None:
     read(None, ["class_weights=[0, 0, 1]"])
 
 
+@pytest.mark.parametrize("value", ["1e7", "1e38", "1e300"])
+def test_weights_that_no_loss_survives_are_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"class_weights holds 1e\+.* at most 1e\+06"):
+        read(None, [f"class_weights=[1, {value}]"])
+    read(None, ["class_weights=[1, 1e6]"])
+
+
 def test_a_missing_tensorboard_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtra, match="tensorboard"):

@@ -71,6 +71,8 @@ def nothing_counted(c: Any, most: int = 50) -> str:
     if weights is not None and not any(float(weights[v]) for v in seen):
         named = ", ".join(printable(taxonomy.names[v]) for v in seen[:5])
         return f"{before}class_weights are 0 for every class that occurs ({named}); give these a weight above 0."
+    if 0 < c.recipe.clip < 1e-9:
+        return f"{before}clip = {c.recipe.clip:g} leaves nothing of a gradient; give one of about 1, or 0 for none."
     return (
         f"{before}no gradient reached the score layers; raise the learning rate (this was {c.recipe.lr:g}), or see "
         "what fullyconv check says of the images."
