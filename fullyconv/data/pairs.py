@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.arguments import WHOLE
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, FullyconvError, UsageError
 from fullyconv.taxonomy import Taxonomy
@@ -58,14 +59,18 @@ def as_taxonomy(classes: int | Sequence[str] | Taxonomy | None) -> Taxonomy:
     """How many classes, or their names, as a taxonomy; UsageError without either."""
     if isinstance(classes, Taxonomy):
         return classes
-    if hasattr(classes, "__index__") and not isinstance(classes, bool):
+    if WHOLE.fits(classes):
         if int(classes) < 2:  # type: ignore[arg-type]
             raise UsageError(f"classes = {classes}; a network tells at least 2 apart.")
         return Taxonomy.numbered(int(classes))  # type: ignore[arg-type]
+    given: Any = classes
+    if isinstance(given, np.ndarray) and given.dtype.kind == "U" and given.ndim == 1:
+        classes = given.tolist()
     if isinstance(classes, list | tuple) and classes:
         return Taxonomy(tuple(classes))
+    shown = repr(classes) if classes is None or isinstance(classes, str | bool | float) else type(classes).__name__
     raise UsageError(
-        f"Pairs of image and label come without class names, and classes = {classes!r}; give how many there are, such "
+        f"Pairs of image and label come without class names, and classes = {shown}; give how many there are, such "
         'as classes=3, or their names: classes=["background", "disc", "square"].'
     )
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fullyconv import checkpoint, hub
 from fullyconv.arguments import MAPPING, PATH, TEXT, WHOLE, Kind, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
-from fullyconv.models.names import NETWORKS, Network, parse
+from fullyconv.models.names import NETWORKS, OWN, Network, own_name, parse
 from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
 from fullyconv.models.seeding import Seeded
-from fullyconv.models.trunks import PAPER, TRUNKS, create_trunk
+from fullyconv.models.trunks import PAPER, TRUNKS, Given, Trunk, create_trunk
 from fullyconv.models.weight_loading import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
@@ -29,8 +30,12 @@ __all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "creat
 HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
 
 
+MODULE = Kind("a torch module", lambda v: isinstance(v, nn.Module))
+
+
 @takes(
     name=TEXT,
+    trunk=maybe(MODULE),
     heads=maybe(MAPPING),
     weights=maybe(PATH),
     padding=maybe(TEXT),
@@ -39,9 +44,10 @@ HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
     seed=WHOLE,
 )
 def create(
-    name: str,
+    name: str = "fcn8s",
     classes: int | None = None,
     *,
+    trunk: nn.Module | None = None,
     heads: Mapping[str, int] | None = None,
     weights: str | Path | None = None,
     padding: str | None = None,
@@ -52,6 +58,9 @@ def create(
 ) -> FCN:
     """A network by name, for `classes` classes (None: as published, else 21) or for several `heads` by name.
 
+    `trunk`: a module of your own, which makes maps N C h w of images (one, or a list or mapping of them, at strides 2,
+    4, ...); `name` then says the rest, such as "fcn16s". It is used as it is, with its weights, in `preprocessing`
+    (ImageNet's unless given).
     `weights` is the trunk's: a local .pt, .pth or .safetensors file with torchvision's keys, a model directory of the
     same network, "imagenet" (from an installed package, else downloaded because you asked), or "auto" (a package's,
     else a file downloaded before, else none; nothing is fetched). Without it the trunk starts from random weights.
@@ -61,7 +70,10 @@ def create(
     Raises UnknownName (with the nearest name), UsageError (a stride the trunk lacks, both `classes` and `heads`),
     DataError (weights of another network).
     """
+    if trunk is not None:
+        name = own_name(name, trunk)
     network = parse(name)
+    _refuse_beside_own(network, trunk, weights, padding)
     if classes is not None and heads is not None:
         raise UsageError(f"classes = {classes} and heads = {dict(heads)} say the same thing twice; give one of them.")
     if heads is None:
@@ -71,7 +83,7 @@ def create(
     _check_heads(heads)
     heads = {head: int(k) for head, k in heads.items()}
     with Seeded(int(seed)):
-        model = _build(name, network, heads, padding)
+        model = _build(name, network, heads, padding, trunk)
     if taxonomies is not None:
         model.taxonomies = dict(taxonomies)
     if preprocessing is not None:
@@ -84,6 +96,18 @@ def create(
     return model
 
 
+def _refuse_beside_own(network: Network, trunk: nn.Module | None, weights: Any, padding: str | None) -> None:
+    """UsageError for what cannot be given with a module of one's own."""
+    if trunk is None:
+        return
+    if weights is not None:
+        raise UsageError("weights= is for trunks by name; load them into your own module first (load_state_dict).")
+    if padding not in (None, "same"):
+        raise UsageError(f"padding = {padding!r} is for trunks by name; your own module has the padding of its layers.")
+    if network.late:
+        raise UsageError("-rgb-hha takes a trunk for each of two inputs; with a module of your own, take one input.")
+
+
 def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
         raise UsageError("A network needs at least one head; give classes=21 or heads={'semantic': 21}.")
@@ -91,12 +115,15 @@ def _check_heads(heads: Mapping[str, int]) -> None:
         if not isinstance(head, str) or not head.isidentifier() or head == "out":
             raise UsageError(f"{printable(str(head))!r} cannot name a head; use letters, digits and _ (and not 'out').")
         if not WHOLE.fits(k):
-            raise UsageError(f"The head {head!r} has classes = {k!r}, which is no whole number; give one such as 21.")
+            shown = repr(k) if isinstance(k, str | float | bool) else type(k).__name__
+            raise UsageError(f"The head {head!r} has classes = {shown}, which is no whole number; give one such as 21.")
         if k < 2:
             raise UsageError(f"The head {head!r} has {k} class; a network tells at least 2 apart.")
 
 
-def _build(name: str, network: Network, heads: Mapping[str, int], padding: str | None) -> FCN:
+def _build(
+    name: str, network: Network, heads: Mapping[str, int], padding: str | None, own: nn.Module | None = None
+) -> FCN:
     padding = padding or _default_padding(network)
     groups = [(m,) for m in network.inputs] if network.late else [network.inputs]
     streams: dict[str, Stream] = {}
@@ -105,7 +132,7 @@ def _build(name: str, network: Network, heads: Mapping[str, int], padding: str |
     trunk = None
     for group in groups:
         channels = sum(network.width(m) for m in group)
-        trunk = create_trunk(network.trunk, channels, padding)
+        trunk = create_trunk(network.trunk, channels, padding) if own is None else _own(own, channels)
         taps = _taps(name, network, trunk.channels)
         streams["_".join(group)] = Stream(trunk, heads, taps, slice(start, start + channels), network.scales)
         start += channels
@@ -118,6 +145,10 @@ def _build(name: str, network: Network, heads: Mapping[str, int], padding: str |
         for p in model.trunk_parameters():
             p.requires_grad_(False)
     return model
+
+
+def _own(module: nn.Module, channels: int) -> Trunk:
+    return module if isinstance(module, Trunk) else Given(module, channels)
 
 
 def _default_padding(network: Network) -> str:
@@ -193,18 +224,19 @@ def _load_stored(model: FCN, stored: checkpoint.Stored, source: str) -> LoadRepo
     return report
 
 
-@takes(directory=PATH)
-def load(directory: str | Path) -> FCN:
+@takes(directory=PATH, trunk=maybe(MODULE))
+def load(directory: str | Path, *, trunk: nn.Module | None = None) -> FCN:
     """The network in a model directory (written by `save_pretrained`, a training run or `convert`), in eval mode.
 
     "hf://owner/name" (or "hf://owner/name@revision") is fetched from the Hugging Face Hub; nothing else ever is.
+    `trunk`: a module made as the one was that the network was created with, where it was the owner's.
     Sizes, digests, names, shapes, dtypes and a stored canary are checked first; every refusal is one of our errors.
     """
     path = hub.local(directory)
-    return checkpoint.following(path, lambda stored: _from_stored(stored, path))
+    return checkpoint.following(path, lambda stored: _from_stored(stored, path, trunk))
 
 
-def _from_stored(stored: checkpoint.Stored, path: Path) -> FCN:
+def _from_stored(stored: checkpoint.Stored, path: Path, own: nn.Module | None) -> FCN:
     config: dict[str, Any] = stored.config
     try:
         taxonomies = store.taxonomies(config)
@@ -215,8 +247,12 @@ def _from_stored(stored: checkpoint.Stored, path: Path) -> FCN:
         raise DataError(
             f"{printable(path)}/config.json does not describe a network ({error}); save it again."
         ) from error
-    with Seeded(0), torch.device("cpu" if network.trunk.startswith("timm:") else "meta"):
-        model = _build(name, network, heads, padding)
+    if own is not None and not network.trunk.startswith(OWN):
+        raise UsageError(
+            f"{printable(path)} has the trunk {network.trunk}, which is made by its name; leave trunk= out."
+        )
+    with Seeded(0), torch.device("cpu" if network.trunk.startswith(("timm:", OWN)) else "meta"):
+        model = _build(name, network, heads, padding, own)
     model.taxonomies = taxonomies
     model.origin = dict(config.get("training") or {})
     model.preprocessing = Preprocessing.from_json(stored.preprocessor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv import ops
-from fullyconv.errors import DataError, InternalError, UsageError
+from fullyconv.errors import DataError, InternalError, UsageError, printable
 from fullyconv.geometry import Geometry, Skip, fuse, halo, kernel_width, last_upsampling, plain
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
@@ -120,6 +121,17 @@ class FCN(nn.Module):
             if learned
             else {}
         )
+
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{printable(h)}: {k} classes" for h, k in self.heads.items())
+        taps = "/".join(f"{t}s" for t in self.taps)
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        return f"FCN({printable(self.name)}, {heads}, scores at {taps}, {millions:.1f} M parameters)"
+
+    def _repr_html_(self) -> str:
+        """A notebook's: the line, then each head's classes."""
+        heads = "".join(f"<p>{escape(printable(h))}</p>{t._repr_html_()}" for h, t in self.taxonomies.items())
+        return f"<p>{escape(repr(self))}</p>{heads}"
 
     def coarse(
         self, x: Tensor, trunks: Mapping[str, Callable[[Tensor], Mapping[int, Tensor]]] | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.models.trunks import TRUNKS
 
-__all__ = ["INPUTS", "NETWORKS", "Network", "parse"]
+__all__ = ["INPUTS", "NETWORKS", "OWN", "Network", "own_name", "parse"]
 
 # suffix -> modalities, in the order in which they lie along C; -bandsN is images of N bands
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -48,6 +48,8 @@ class Network:
 PATTERN = re.compile(
     r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha|-bands[1-9]\d{0,3})?"
 )
+_BARE = re.compile(PATTERN.pattern.replace("-(?P<trunk>.+?)", ""))  # without a trunk
+OWN = "own:"  # what the trunk is called that is a module of the user's
 CVPR, TPAMI, RELEASED = "CVPR 2015", "TPAMI 2017", "released weights"
 _VOC, _CONTEXT, _NYUD = {"semantic": 21}, {"semantic": 60}, {"semantic": 40}
 _SIFT = {"semantic": 33, "geometric": 3}
@@ -84,6 +86,16 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+def own_name(name: str, module: object) -> str:
+    """The name of a network whose trunk is a module of the user's: "fcn8s" and a Tiny give "fcn8s-own:Tiny"; a trunk
+    that `name` says is replaced. Raises UnknownName for a name without a stride."""
+    found = _BARE.fullmatch(name) or PATTERN.fullmatch(name)
+    if not found:
+        raise UnknownName("network", name, ["fcn32s", "fcn16s", "fcn8s", "fcn4s"])
+    flags, inputs = found["flags"], found["inputs"] or ""
+    return f"fcn{found['stride']}s{flags}-{OWN}{re.sub(r'[^A-Za-z0-9_]', '', type(module).__name__)}{inputs}"
+
+
 def parse(name: str) -> Network:
     """The network that `name` stands for. Raises UnknownName with the nearest name, or UsageError for a bad mix."""
     if name in NETWORKS:
@@ -92,7 +104,7 @@ def parse(name: str) -> Network:
     if not found:
         raise UnknownName("network", name, [*NETWORKS, *(f"fcn{s}s-{t}" for s in (32, 16, 8, 4) for t in TRUNKS)])
     trunk, suffix, flags = found["trunk"], found["inputs"] or "", found["flags"].split("-")[1:]
-    if not trunk.startswith("timm:") and trunk not in TRUNKS:
+    if not trunk.startswith(("timm:", OWN)) and trunk not in TRUNKS:
         raise UnknownName("trunk", trunk, TRUNKS)
     if "atonce" in flags and trunk not in ("vgg16", "vgg16_bn"):
         raise UsageError(f"The at-once scales (0.01, 0.0001) are VGG16's; leave -atonce out for {trunk}.")

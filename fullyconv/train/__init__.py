@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 from fullyconv.arguments import PATH, TEXTS, Kind, either, maybe, takes
 from fullyconv.data.base import Dataset
@@ -21,6 +22,7 @@ from fullyconv.data.pairs import from_pairs
 from fullyconv.data.pipeline.own import find_transform
 from fullyconv.engine.precision import refuse
 from fullyconv.errors import UsageError
+from fullyconv.models.names import own_name
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, optimisation, planning
@@ -39,6 +41,7 @@ __all__ = ["fit"]
 @takes(
     recipe=maybe(either(Kind("a Recipe", lambda v: isinstance(v, Recipe)), PATH)),
     out=PATH,
+    trunk=maybe(Kind("a torch module", lambda v: isinstance(v, Module))),
     allow=either(TEXTS, Kind("a set of texts", lambda v: isinstance(v, set | frozenset))),
 )
 def fit(
@@ -48,6 +51,7 @@ def fit(
     *,
     val: str | os.PathLike[str] | Dataset | Sequence[tuple[Any, Any]] | None = None,
     classes: int | Sequence[str] | Taxonomy | None = None,
+    trunk: Module | None = None,
     resume: bool = False,
     allow: Collection[str] = (),
     check: bool = True,
@@ -57,6 +61,7 @@ def fit(
 
     data, val: a `Dataset`, what `open_dataset` takes, or a sequence of (image, label) such as a torch `Dataset`
     (`data.pairs`); without `val`, the recipe's `val_split` of `data`, of a sequence a fifth.
+    trunk: a torch module of your own in place of the recipe's trunk (`create`); it is trained itself, no copy.
     classes: of a sequence, how many classes there are, their names, or a `Taxonomy`.
     resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" or
     "threads" that may have changed since.
@@ -66,6 +71,7 @@ def fit(
     Interrupted or Terminated after a signal, with the step saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    recipe = recipe if trunk is None else _with_own(recipe, trunk)
     data, val = _datasets(recipe, data, val, classes)
     refuse(recipe.precision, device_for(recipe.device))
     if recipe.tensorboard:
@@ -78,9 +84,18 @@ def fit(
         stack.enter_context(_as_before())
         world = stack.enter_context(join(recipe.device))
         display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
-        course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack)
+        course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack, trunk)
         learn(course, stack.enter_context(Stop()))
     return Path(out)
+
+
+def _with_own(recipe: Recipe, trunk: Module) -> Recipe:
+    """The recipe with a module of the user's as its trunk; UsageError where it asks for weights, or for stages."""
+    if recipe.weights not in ("", "auto"):
+        raise UsageError("The recipe's weights are for a trunk by name; load them into your own module first.")
+    if recipe.stages:
+        raise UsageError("Stages make networks by name; train a trunk of your own by the recipes of the stages.")
+    return recipe.replace(model=own_name(recipe.model, trunk), weights="")
 
 
 def _datasets(recipe: Recipe, data: Any, val: Any, classes: Any) -> tuple[Any, Any]:

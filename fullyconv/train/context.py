@@ -102,6 +102,7 @@ def prepare_run(
     allow: Collection[str],
     check: bool,
     stack: Any,
+    trunk: nn.Module | None = None,
 ) -> RunContext:
     """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
     if resume and not (out / "checkpoints").is_dir():  # before the data are read, which takes its time
@@ -116,7 +117,7 @@ def prepare_run(
     )
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
-    model = network(recipe, train, quiet=display.quiet)
+    model = network(recipe, train, quiet=display.quiet, trunk=trunk)
     if recipe.weights == "auto" and "weights" not in model.origin:
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
     effects_of(train, recipe)

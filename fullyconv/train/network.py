@@ -38,7 +38,7 @@ def _for_data(name: str, train: Dataset) -> str:
     return name
 
 
-def network(recipe: Recipe, train: Dataset, quiet: bool) -> FCN:
+def network(recipe: Recipe, train: Dataset, quiet: bool, trunk: nn.Module | None = None) -> FCN:
     """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned."""
     _refuse_sum_from_nothing(recipe, bool(recipe.weights or recipe.init_from))
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
@@ -52,6 +52,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool) -> FCN:
         taxonomies=train.taxonomies,
         seed=recipe.seed,
         quiet=quiet,
+        trunk=trunk,
         **recipe.options,
     )
     started = model.report is not None and bool(model.report.copied)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fullyconv.errors import UnknownName, UsageError
+from fullyconv.errors import UnknownName, UsageError, printable
 from fullyconv.models.trunks.alexnet import AlexNet, AlexNetTV
 from fullyconv.models.trunks.base import Trunk
 from fullyconv.models.trunks.efficientnet_lite import EfficientNetLite
+from fullyconv.models.trunks.given import Given
 from fullyconv.models.trunks.googlenet import GoogLeNet, GoogLeNetTV
 from fullyconv.models.trunks.mobilenet import MobileNetV2, MobileNetV3Large
 from fullyconv.models.trunks.resnet import BasicBlock, Bottleneck, ResNet
@@ -16,7 +17,7 @@ from fullyconv.models.trunks.squeezenet import SqueezeNet
 from fullyconv.models.trunks.timm import Timm
 from fullyconv.models.trunks.vgg import VGG16
 
-__all__ = ["PAPER", "TRUNKS", "Trunk", "create_trunk"]
+__all__ = ["PAPER", "TRUNKS", "Given", "Trunk", "create_trunk"]
 
 TRUNKS: dict[str, tuple[Callable[..., Trunk], dict[str, Any]]] = {
     "alexnet": (AlexNet, {}),
@@ -46,6 +47,11 @@ def create_trunk(name: str, channels_in: int = 3, padding: str | None = None) ->
         raise UnknownName("padding", str(padding), ("paper", "same"))
     if padding == "paper" and name not in PAPER:
         raise UsageError(f"The paper's padding exists for {', '.join(PAPER)}, not for {name}; use padding 'same'.")
+    if name.startswith("own:"):
+        raise UsageError(
+            f"The trunk {printable(name[4:])} is a module of its owner's, which no file holds; give it, in Python: "
+            "load(DIRECTORY, trunk=module), create(NAME, trunk=module) or fit(..., trunk=module)."
+        )
     if name.startswith("timm:"):
         return Timm(name.removeprefix("timm:"), channels_in)
     if name not in TRUNKS:
