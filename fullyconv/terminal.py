@@ -76,3 +76,22 @@ def rewrite(text: str, *, last: bool) -> None:
     stream = raw(sys.stderr)
     stream.write(f"\r{plain(text)}\x1b[K" + ("\n" if last else ""))
     stream.flush()
+
+
+def progress_line(what: str, quiet: bool) -> Any:
+    """A progress function: one line on stderr, rewritten on a terminal, otherwise every tenth of the way."""
+    import sys
+    import time
+
+    start, live = time.monotonic(), sys.stderr.isatty()
+
+    def line(done: int, total: int) -> None:
+        seconds = time.monotonic() - start
+        left = seconds / done * (total - done)
+        text = f"{what} {done}/{total}  {done / max(seconds, 1e-9):.1f} images/s  {left:.0f} s left"
+        if live:
+            rewrite(text, last=done == total)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            say(text)
+
+    return None if quiet else line

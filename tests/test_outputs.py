@@ -19,7 +19,6 @@ from test_evaluate import CLASSES
 from test_predict import Tiny
 
 from fullyconv.cli import main
-from fullyconv.cli.predict import outputs
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Record
 from fullyconv.data.corpora.conversion import convert
@@ -28,6 +27,7 @@ from fullyconv.evaluation import evaluate
 from fullyconv.files.listing import list_below
 from fullyconv.files.outputs import Outputs, flat_name, name_fault, one_part, output_file, safe_name
 from fullyconv.predict import Predictor
+from fullyconv.predict.sources import named_sources
 from fullyconv.taxonomy import Taxonomy
 
 HOSTILE = ("/tmp/a", "../a", "a/../../b", "", "a//b", "./a", "a/.", "a\0b", "a\nb", "\x1b[31m", "\x85", "a" * 300, "/")
@@ -474,7 +474,7 @@ def test_images_behind_links_are_labelled_and_what_is_left_out_is_said(command: 
     (root / "seq1/a.png").unlink()
     (other / "b.png").unlink()
     with pytest.raises(MissingInput, match=r"holds no images.*1 \.gif files \(clip\.gif\)"):
-        outputs([root], tmp_path / "out")
+        named_sources([root], tmp_path / "out")
 
 
 def test_results_inside_the_folder_of_images_are_not_labelled_again(command: Any, tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_images_that_would_share_a_label_map_are_refused_by_name(twins: tuple[st
     if len(list(tmp_path.rglob("*.*g"))) < 2:
         pytest.skip("this file system does not tell them apart")
     with pytest.raises(UsageError, match="would share a label map"):
-        outputs([tmp_path], tmp_path / "out")
+        named_sources([tmp_path], tmp_path / "out")
 
 
 def test_listing_images_takes_time_in_proportion(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_listing_images_takes_time_in_proportion(tmp_path: Path) -> None:
         taken = []
         for _ in range(3):
             start = time.process_time()
-            assert len(outputs([folder], tmp_path / "out")[0]) == n
+            assert len(named_sources([folder], tmp_path / "out")[0]) == n
             taken.append(time.process_time() - start)
         return min(taken)
 
@@ -589,7 +589,7 @@ def test_a_run_without_a_name_lies_in_runs(data: str, tmp_path: Path, monkeypatc
     ],
 )
 def test_label_maps_beside_their_images_are_not_labelled_and_counted(tmp_path, files, taken) -> None:
-    from fullyconv.cli.predict import images_in
+    from fullyconv.predict.sources import images_in
 
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_predict import Tiny, photo
 
 import fullyconv
 from fullyconv.cli import main
-from fullyconv.cli.predict_jobs import AHEAD, Finished, read_ahead
+from fullyconv.errors import UsageError
+from fullyconv.predict import Predictor
+from fullyconv.predict.folder import LabelOptions, label_sources
+from fullyconv.predict.jobs import AHEAD, Finished, read_ahead
+from fullyconv.predict.sources import InputFiles, find_sources
 
 
 def test_results_come_in_order_read_by_one_other_thread_and_few_wait() -> None:
@@ -91,3 +96,31 @@ def test_a_bad_file_is_passed_over_and_resuming_does_the_rest_alone(place: Path,
     assert "4 of 6 images were finished by an earlier run" in capsys.readouterr().err
     after = {p.name: p.stat().st_mtime_ns for p in (place / "out").glob("*.png")}
     assert {n for n in after if after[n] != before.get(n)} == {"3.png", "5.png"}
+
+
+def test_a_folder_is_labelled_from_python_as_by_the_command(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(3):
+        Image.fromarray(photo(seed=i)).save(photos / f"{i}.png")
+    (photos / "3.png").write_bytes((photos / "0.png").read_bytes()[:60])
+    predictor, options = Predictor(Tiny()), LabelOptions(confidence=True, overlay=False, quiet=True)
+    done = label_sources(predictor, find_sources([photos], out), out, options)
+    assert [p.name for p in done.failed] == ["3.png"]
+    assert done.images == 4
+    assert sorted(f.relative_to(out).as_posix() for _, f in done.written) == sorted(
+        [f"{i}.png" for i in range(3)] + [f"confidence/{i}.png" for i in range(3)]
+    )
+    for i in range(3):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{i}.png")), predictor(photo(seed=i)))
+    again = label_sources(predictor, find_sources([photos], out), out, options, resume=True)
+    assert (again.images, len(again.failed), again.written) == (1, 1, [])
+
+
+def test_every_modality_has_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"takes rgb, depth.*--input depth=FOLDER"):
+        InputFiles(("rgb", "depth"), {})
+    with pytest.raises(UsageError, match="no --input"):
+        InputFiles(("rgb",), {"depth": tmp_path})
+    with pytest.raises(UsageError, match="about polygons"):
+        LabelOptions(tolerance=1)

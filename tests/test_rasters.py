@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_predict import Tiny
 
-from fullyconv.cli.predict_rasters import RasterOptions, claim_raster, label_raster
 from fullyconv.errors import DataError, InternalError, TryAgain, UsageError
 from fullyconv.files.outputs import Outputs
 from fullyconv.predict import Predictor
+from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
 from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.opening import open_source, read_by_windows
 from fullyconv.rasters.windows import BlockGrid, RasterProfile, Window

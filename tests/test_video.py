@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from test_rasters import Small
 
-from fullyconv.cli.predict_video import VideoLabeller, VideoOptions, claim_video, label_video, videos_among
 from fullyconv.errors import DataError, MissingExtra, UsageError
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import read_label
 from fullyconv.predict import Predictor
+from fullyconv.predict.sources import find_sources
+from fullyconv.predict.video_files import VideoLabeller, VideoOptions, claim_video, label_video
 from fullyconv.rasters.video import VideoFrames
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
@@ -132,5 +133,6 @@ def test_without_pyav_the_extra_is_named_before_work(tmp_path: Path, monkeypatch
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "av" else real(name, *a))
+    (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.raises(MissingExtra, match=r"fullyconv\[video\]"):
-        videos_among([(tmp_path / "a.mp4", "a")], (".mp4",))
+        find_sources([tmp_path / "a.mp4"], tmp_path / "out")

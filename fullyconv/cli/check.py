@@ -27,12 +27,12 @@ def check_command(
     """Find everything that is wrong with a data set, say what to do, and what training on it will meet."""
     import json
 
-    from fullyconv.cli.evaluate import progress_line
     from fullyconv.doctor import examine
     from fullyconv.doctor.html import sheet
     from fullyconv.doctor.repair import repair
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
+    from fullyconv.terminal import progress_line
 
     if html:
         output_file(html, "a page of findings", b"<!doctype html")

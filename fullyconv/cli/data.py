@@ -40,11 +40,10 @@ def convert_command(
     import json
 
     from fullyconv.annotating.conversion import convert_annotations
-    from fullyconv.cli.evaluate import progress_line
     from fullyconv.data import parse_options
     from fullyconv.data.corpora.conversion import convert as write
     from fullyconv.errors import UsageError
-    from fullyconv.terminal import say
+    from fullyconv.terminal import progress_line, say
 
     names = [n.strip() for n in inputs.split(",") if n.strip()] or None
     progress = progress_line("converting", quiet)

@@ -9,13 +9,13 @@ import typer
 
 from fullyconv.cli.options import MaxPixels
 from fullyconv.errors import printable
-from fullyconv.terminal import rewrite, say
+from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
     from fullyconv.predict import Predictor
 
-__all__ = ["device_for", "evaluate_command", "predictor", "progress_line", "table"]
+__all__ = ["device_for", "evaluate_command", "predictor", "table"]
 
 
 def evaluate_command(
@@ -130,25 +130,6 @@ def device_for(model: str, name: str) -> str:
     if kind == "cuda" and int(number or 0) >= count:
         raise UsageError(f"This machine has {count} CUDA devices, so no {name!r}; use --device cpu.")
     return name
-
-
-def progress_line(what: str, quiet: bool) -> Any:
-    """A progress function: one line on stderr, rewritten on a terminal, otherwise every tenth of the way."""
-    import sys
-    import time
-
-    start, live = time.monotonic(), sys.stderr.isatty()
-
-    def line(done: int, total: int) -> None:
-        seconds = time.monotonic() - start
-        left = seconds / done * (total - done)
-        text = f"{what} {done}/{total}  {done / max(seconds, 1e-9):.1f} images/s  {left:.0f} s left"
-        if live:
-            rewrite(text, last=done == total)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            say(text)
-
-    return None if quiet else line
 
 
 def table(result: Result) -> str:

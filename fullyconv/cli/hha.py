@@ -33,9 +33,8 @@ def hha(
     import json
     import sys
 
-    from fullyconv.cli.evaluate import progress_line
     from fullyconv.files.outputs import Outputs
-    from fullyconv.terminal import say
+    from fullyconv.terminal import progress_line, say
 
     pairs, notes = _outputs(depth, out)
     for note in notes:
@@ -59,9 +58,9 @@ def hha(
 def _outputs(sources: Sequence[Path], out: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     """Every depth file with the name of its PNG: its stem, below its folder's own tree when a folder was given; and
     notes of what the folders hold besides."""
-    from fullyconv.cli.predict import outputs
+    from fullyconv.predict.sources import named_sources
 
-    return outputs(sources, out, (".png", ".tif", ".tiff"), "an HHA image")
+    return named_sources(sources, out, (".png", ".tif", ".tiff"), "an HHA image")
 
 
 def _raw_of(raw: Path | None, source: Path, name: Path, count: int) -> Path | None:

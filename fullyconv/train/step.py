@@ -157,7 +157,7 @@ def _autocast(recipe: Recipe, device: torch.device) -> Any:
 
 
 def _loss(
-    model: Any,
+    model: TrainableModel,
     coarse: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     size: Sequence[int],

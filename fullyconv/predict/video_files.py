@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
-    from fullyconv.files.outputs import Outputs
-    from fullyconv.predict import Predictor
+from fullyconv.drawing import overlay
+from fullyconv.errors import UsageError, printable
+from fullyconv.files.disk import PREFIX, make_directory, sync_file
+from fullyconv.files.outputs import Outputs
+from fullyconv.images import encode_label
+from fullyconv.predict import Predictor
+from fullyconv.rasters.video import VideoFrames, write_video
+from fullyconv.terminal import progress_line
 
-__all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_video", "videos_among"]
+__all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_video"]
 
 KINDS = (".mp4", ".mov", ".m4v", ".mkv")  # written as they are read; the others become .mkv, which holds any sound
 
@@ -31,8 +36,6 @@ class VideoOptions:
 
 
 def claim_video(plan: Outputs, source: Path, name: str, options: VideoOptions) -> dict[str, str]:
-    from fullyconv.errors import UsageError, printable
-
     if not (options.overlay or options.frames):
         raise UsageError(f"Nothing would be written for {printable(source)}; add --frames, or leave --no-overlay out.")
     suffix = source.suffix.lower() if source.suffix.lower() in KINDS else ".mkv"
@@ -77,15 +80,6 @@ def label_video(
     ready: Predictor, source: Path, name: str, plan: Outputs, names: dict[str, str], options: VideoOptions
 ) -> list[tuple[str, Path]]:
     """Write what was claimed for one video, and its frames' label maps: (what, file)."""
-    import secrets
-
-    from fullyconv.cli.evaluate import progress_line
-    from fullyconv.drawing import overlay
-    from fullyconv.errors import UsageError, printable
-    from fullyconv.files.disk import PREFIX, make_directory, sync_file
-    from fullyconv.images import encode_label
-    from fullyconv.rasters.video import VideoFrames, write_video
-
     if (inputs := ready.inputs or ("rgb",)) != ("rgb",):
         raise UsageError(f"This network takes {', '.join(inputs)}; {printable(source)} has colours alone.")
     taxonomy = ready.taxonomies[next(iter(ready.heads))]
@@ -120,15 +114,3 @@ def label_video(
             temporary.unlink(missing_ok=True)
     finally:
         frames.close()
-
-
-def videos_among(pairs: Sequence[tuple[Path, str]], suffixes: Sequence[str]) -> set[Path]:
-    """The sources that are videos; MissingExtra, before work starts, where PyAV is not installed."""
-    import importlib.util
-
-    from fullyconv.errors import MissingExtra, printable
-
-    found = {source for source, _ in pairs if source.suffix.lower() in suffixes}
-    if found and importlib.util.find_spec("av") is None:
-        raise MissingExtra(f"Reading {printable(min(found))}", "video", "av")
-    return found

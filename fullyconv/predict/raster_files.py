@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-if TYPE_CHECKING:
-    from fullyconv.files.outputs import Outputs
-    from fullyconv.predict import Predictor
-    from fullyconv.predict.scene import SceneJob
-    from fullyconv.rasters.journal import BlockJournal
+import numpy as np
 
-__all__ = ["RasterOptions", "claim_raster", "label_raster", "sort_out"]
+from fullyconv.drawing import encode_jpeg, overlay
+from fullyconv.errors import printable
+from fullyconv.files.disk import PREFIX, make_directory, sync_file
+from fullyconv.files.outputs import Outputs, flat_name, one_part
+from fullyconv.predict import Predictor
+from fullyconv.predict.scene import SceneJob, label_blocks
+from fullyconv.rasters.assembling import Layer, write_geotiff
+from fullyconv.rasters.journal import BlockJournal
+from fullyconv.rasters.opening import open_source
+from fullyconv.rasters.polygons import draw_polygons, write_polygons
+from fullyconv.terminal import rewrite, say
+
+__all__ = ["RasterOptions", "claim_raster", "label_raster"]
 
 BLOCKS = ".blocks"  # beside the results, until they are whole
 
@@ -32,39 +42,8 @@ class RasterOptions:
     quiet: bool = False
 
 
-def sort_out(pairs: Sequence[tuple[Path, str]], quiet: bool) -> set[Path]:
-    """The sources that are read by windows. Without rasterio those that can be read whole are, which is said."""
-    import importlib.util
-
-    from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
-    from fullyconv.rasters.opening import read_by_windows
-    from fullyconv.terminal import say
-
-    there = importlib.util.find_spec("rasterio") is not None
-    found, plain = set(), []
-    for source, _ in pairs:
-        try:
-            windows, whole = read_by_windows(source)
-        except (DataError, MissingInput):
-            continue  # the decoder names what is wrong with it
-        if windows and not there and not whole:
-            raise MissingExtra(f"Reading {printable(source)} by windows", "geo", "rasterio")
-        if windows and there:
-            found.add(source)
-        elif windows:
-            plain.append(source)
-    if plain and not quiet:
-        say(
-            f"note: {len(plain)} images say where on a map they lie ({printable(plain[0])}), and their label maps will "
-            "not: install it with  pip install 'fullyconv[geo]'."
-        )
-    return found
-
-
 def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: RasterOptions) -> dict[tuple[str, str], str]:
     """(what, head) -> the name claimed for it."""
-    from fullyconv.files.outputs import one_part
-
     found = {}
     for i, head in enumerate(heads):
         folder = [] if i == 0 else [one_part(head, "The head")]
@@ -84,13 +63,6 @@ def label_raster(
     ready: Predictor, source: Path, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
 ) -> list[tuple[str, Path]]:
     """Label one raster and write what was claimed for it: (what, file). Finished blocks stay until all is written."""
-    from fullyconv.errors import printable
-    from fullyconv.files.outputs import flat_name
-    from fullyconv.predict.scene import SceneJob, label_blocks
-    from fullyconv.rasters.journal import BlockJournal
-    from fullyconv.rasters.opening import open_source
-    from fullyconv.terminal import say
-
     raster = open_source(source)
     try:
         tile = ready.tiling["tile"]
@@ -112,8 +84,6 @@ def label_raster(
 
 def notes(job: SceneJob, source: Path) -> list[str]:
     """What a user should know of how a raster is read."""
-    from fullyconv.errors import printable
-
     profile, grid, name = job.source.profile, job.grid, printable(source)
     found = []
     if profile.transform is None:
@@ -134,11 +104,6 @@ def notes(job: SceneJob, source: Path) -> list[str]:
 
 def _progress(source: Path, job: SceneJob) -> Any:
     """Blocks done, megapixels a second of those computed now, and the time left."""
-    import sys
-
-    from fullyconv.errors import printable
-    from fullyconv.terminal import rewrite, say
-
     start, live, first = time.monotonic(), sys.stderr.isatty(), [-1]
     pixels = job.grid.size[0] * job.grid.size[1]
 
@@ -161,11 +126,6 @@ def _progress(source: Path, job: SceneJob) -> Any:
 def _assemble(
     job: SceneJob, journal: BlockJournal, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
 ) -> list[tuple[str, Path]]:
-    import numpy as np
-
-    from fullyconv.files.disk import make_directory
-    from fullyconv.rasters.assembling import Layer, write_geotiff
-
     written: list[tuple[str, Path]] = []
     profile = job.source.profile
     byte = np.dtype(np.uint8)
@@ -201,13 +161,6 @@ def _assemble(
 def _polygons(
     job: SceneJob, head: str, made: dict[str, Path], plan: Outputs, name: str, options: RasterOptions
 ) -> tuple[str, Path]:
-    import secrets
-
-    from fullyconv.errors import printable
-    from fullyconv.files.disk import PREFIX, sync_file
-    from fullyconv.rasters.polygons import draw_polygons, write_polygons
-    from fullyconv.terminal import say
-
     drawn = draw_polygons(made["labels"], made.get("confidence"), tolerance=options.tolerance, least=options.least)
     a, b, _, d, e, _ = job.source.profile.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     temporary = (plan.folder / name).parent / f"{PREFIX}{secrets.token_hex(8)}.{options.polygons}"
@@ -227,10 +180,6 @@ def _polygons(
 
 def _overlay(job: SceneJob, journal: BlockJournal, head: str) -> bytes:
     """The raster, at most 1,600 pixels a side, under its labels; what has no data is left as it is."""
-    import numpy as np
-
-    from fullyconv.drawing import encode_jpeg, overlay
-
     palette = job.predictor.taxonomies[head].palette
     step, (h, w) = job.step, job.grid.size
     out = np.zeros((-(-h // step), -(-w // step), 3), np.uint8)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fullyconv.predict import Predictor
+from fullyconv.annotating import open_writer
+from fullyconv.errors import DataError, MissingInput, printable
+from fullyconv.files.outputs import Outputs
+from fullyconv.images import read_bytes
+from fullyconv.predict import Predictor
+from fullyconv.predict.jobs import read_ahead
+from fullyconv.predict.sources import InputFiles
+from fullyconv.terminal import progress_line, say
 
 __all__ = ["label_for_tool"]
 
@@ -17,26 +23,12 @@ def label_for_tool(
     ready: Predictor,
     pairs: Sequence[tuple[Path, str]],
     out: Path,
-    read: Callable[[Path], Any],
-    inputs: Sequence[Path],
+    reading: InputFiles,
     *,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Label every image and write the export to `out`; DataError at the end where some images could not be labelled.
-
-    read: an image file -> what the network takes. inputs: every file that is read.
-    """
-    import json
-
-    from fullyconv.annotating import open_writer
-    from fullyconv.cli.evaluate import progress_line
-    from fullyconv.cli.predict_jobs import read_ahead
-    from fullyconv.errors import DataError, MissingInput, printable
-    from fullyconv.files.outputs import Outputs
-    from fullyconv.images import read_bytes
-    from fullyconv.terminal import say
-
+    """Label every image and write the export to `out`; DataError at the end where some images could not be labelled."""
     heads = list(ready.heads)
     if heads[1:] and not quiet:
         say(f"note: the labels are those of {heads[0]}; further heads are left out: {', '.join(heads[1:])}.")
@@ -44,9 +36,14 @@ def label_for_tool(
     line = progress_line("labelling", quiet)
     written: list[Path] = []
     failed: list[str] = []
-    with open_writer(kind, Outputs(out, inputs), ready.taxonomies[heads[0]], model=_name(ready)) as writer:
+    with open_writer(
+        kind,
+        Outputs(out, [f for source, _ in pairs for f in reading.files(source)]),
+        ready.taxonomies[heads[0]],
+        model=_name(ready),
+    ) as writer:
         jobs = [(source, writer.claim(name, source.suffix)) for source, name in pairs]
-        for done, (job, image) in enumerate(read_ahead(jobs, lambda _: True, lambda job: read(job[0])), 1):
+        for done, (job, image) in enumerate(read_ahead(jobs, lambda _: True, lambda job: reading.read(job[0])), 1):
             source, place = job
             try:
                 labels, probability = (
