@@ -24,6 +24,10 @@ class Preprocessing:
     `order` gives, for each network channel, the image channel it takes (BGR networks: (2, 1, 0)); images come as
     H W C with the modalities concatenated along C in the order of the network's name. `log` names network channels
     whose value is log(image) first (the paper's depth: log of millimetres, missing depth 0 -> mean).
+
+    >>> caffe = fc.Preprocessing(order=(2, 1, 0), scale=1.0, mean=(104.0, 116.7, 122.7), std=(1.0, 1.0, 1.0))
+    >>> caffe.channels
+    3
     """
 
     order: tuple[int, ...] = (0, 1, 2)

@@ -43,7 +43,11 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
 
 @final
 class Recipe(BaseModel):
-    """A training run as data. Keys are flat, unknown keys are refused, values are checked on their own and together."""
+    """A training run as data. Keys are flat, unknown keys are refused, values are checked on their own and together.
+
+    >>> fc.Recipe(steps=100, lr=0.01).replace(lr=0.02).lr
+    0.02
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

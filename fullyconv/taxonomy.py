@@ -24,6 +24,9 @@ class Taxonomy:
     """K classes: `names[k]`, `palette[k]` (R, G, B in 0..255) and the label value that counts as nothing.
 
     Ids are 0..K-1. `ignore` is 255 for K <= 255 and 65535 above, unless given.
+
+    >>> fc.Taxonomy(("ground", "disc"), ((0, 0, 0), (255, 0, 0)))
+    Taxonomy(2 classes: ground, disc; 255 is ignored)
     """
 
     names: tuple[str, ...]

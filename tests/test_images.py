@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from fullyconv import images
-from fullyconv.errors import DataError, FullyconvError, MissingInput
+from fullyconv.errors import DataError, FullyconvError, MissingInput, UsageError
 from fullyconv.images import BadImage
 
 RNG = np.random.default_rng(7)
@@ -265,6 +265,12 @@ def test_the_pixel_cap_can_be_lowered_and_raised(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FULLYCONV_MAX_PIXELS", "many")
     with pytest.raises(DataError, match="whole number"):
         images.read_image(data)
+    with images.pixels_allowed(9999), pytest.raises(BadImage, match="more than the 9999"):
+        images.read_image(data)
+    with images.pixels_allowed(5), images.pixels_allowed(10_000):
+        assert images.read_image(data).shape == (100, 100, 3)
+    with pytest.raises(UsageError, match="whole number"), images.pixels_allowed(0):
+        pass
     monkeypatch.delenv("FULLYCONV_MAX_PIXELS")
     before = Image.MAX_IMAGE_PIXELS
     large = png(20_000, 10_000, 1, 0, bytes(2501 * 10_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 import threading
 from pathlib import Path
@@ -183,6 +184,22 @@ def test_copies_of_a_network_and_of_a_predictor_say_the_same() -> None:
         np.testing.assert_array_equal(again(image), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_another_process_labels_with_a_predictor_that_it_was_given(how: str) -> None:
+    model = fc.create(TINY, 3, quiet=True).eval()
+    with torch.no_grad():
+        for p in model.head_parameters():
+            p.normal_(generator=torch.Generator().manual_seed(0))
+    predictor, image = fc.Predictor(model), pair(4)[0]
+    with multiprocessing.get_context(how).Pool(1) as pool:
+        found = pool.apply_async(predictor, (image,)).get(120)
+        again = pool.apply_async(fc.Predictor, (model,)).get(120)
+    np.testing.assert_array_equal(found, predictor(image))
+    np.testing.assert_array_equal(again(image), predictor(image))
+
+
+@pytest.mark.slow
 def test_a_trunk_that_takes_one_size_of_image_alone_is_refused_in_words() -> None:
     pytest.importorskip("timm")
     with pytest.raises(UsageError, match="any size"):

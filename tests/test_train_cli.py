@@ -14,6 +14,7 @@ from PIL import Image
 from training_tools import after_step, call
 
 from fullyconv.cli import main
+from fullyconv.images import MAX_PIXELS, pixel_cap
 from fullyconv.recipes import Recipe
 
 TINY = ["--set", "model=fcn2s-tiny", "--set", "epochs=1", "--set", "batch_size=2", "--set", "crop=[16,16]"]
@@ -125,7 +126,7 @@ def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(t
 def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_images(
     tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setenv("FULLYCONV_MAX_PIXELS", "")  # the flag sets it; put back afterwards
+    monkeypatch.delenv("FULLYCONV_MAX_PIXELS", raising=False)
     data, out = folder(tmp_path / "data"), str(tmp_path / "run")
     (data / "classes.txt").write_text("ground\nsquare\n")
     assert run(str(data), *TINY, "--out", out, "--max-pixels", "100") == 65
@@ -137,6 +138,8 @@ def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_images(
             main([*command, "--max-pixels", "100"])
         assert e.value.code == 65, command
         assert "--max-pixels" in "".join(capsys.readouterr()), command
+    assert "FULLYCONV_MAX_PIXELS" not in os.environ
+    assert pixel_cap() == MAX_PIXELS
 
 
 def test_no_images_at_all_is_bad_data(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -10,10 +9,13 @@ import typer
 __all__ = ["MaxPixels"]
 
 
-def _raise_cap(value: int) -> int:
-    """By the environment, so that reading processes and supervised trainers have the same cap."""
+def _raise_cap(context: typer.Context, value: int) -> int:
+    """For as long as the command runs; processes that read for it are forked, and a supervised trainer is given the
+    option itself."""
     if value:
-        os.environ["FULLYCONV_MAX_PIXELS"] = str(value)
+        from fullyconv.images.limits import pixels_allowed
+
+        context.with_resource(pixels_allowed(value))
     return value
 
 

@@ -118,6 +118,12 @@ def convolutionalise(
     Squeeze-excitation and other looks at the whole image stay global; `.proof` names them. Errors: UsageError for
     self-attention, batch norm in train mode, untraceable forwards and heads that cannot slide; InternalError when the
     two disagree where they must not.
+
+    >>> conv, pool = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.AdaptiveAvgPool2d(1)
+    >>> classifier = torch.nn.Sequential(conv, torch.nn.ReLU(), pool, torch.nn.Flatten(), torch.nn.Linear(8, 4))
+    >>> dense = fc.convolutionalise(classifier.eval(), 32)
+    >>> dense(torch.zeros(1, 3, 48, 64)).shape
+    torch.Size([1, 4, 9, 17])
     """
     if not isinstance(classifier, nn.Module):
         raise UsageError(f"A classifier is a torch module, not {type(classifier).__name__}; give the network itself.")

@@ -65,6 +65,11 @@ def open_dataset(
     options  the kind's own.
 
     Raises MissingInput (no such path), UnknownName (kind, split, modality, head) or DataError (no such layout there).
+
+    >>> data = fc.open_dataset("mydata")
+    >>> sample = data[0]
+    >>> sample.image.shape, sample.labels["semantic"].shape
+    ((40, 48, 3), (40, 48))
     """
     kind, root, written = parse_spec(spec)
     options = {**written, **options}

@@ -76,6 +76,10 @@ def evaluate(
 
     Raises `DataError` for an empty or unlabelled split, heads or classes that the network lacks, and labels outside
     the table; `UsageError` for an unknown protocol or variant; `TryAgain` naming the file where reading hangs.
+
+    >>> result = fc.evaluate(fc.Predictor(model), [(image, labels)])
+    >>> int(result.tables["semantic"].sum()) == labels.size
+    True
     """
     side = _shorter_side(protocol)
     predictor, dataset = _opened(predictor, dataset)

@@ -63,6 +63,10 @@ def export(
     where scores differ by more than 1e-4 of the largest or a label changes that is no tie; DataError for a network
     that was never trained or loses more than `max_loss` in 8 bits; UsageError naming the layer that cannot be
     translated.
+
+    >>> proof = fc.export(model, "model.onnx")
+    >>> fc.Predictor("model.onnx")(image).shape
+    (40, 48)
     """
     if to != "onnx":
         raise UsageError(f"Networks are exported to onnx, not to {to!r}; leave out --to.")

@@ -25,7 +25,7 @@ from fullyconv.images.labels import (
     stored_label,
     write_label,
 )
-from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap
+from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap, pixels_allowed
 from fullyconv.images.opening import read_bytes
 from fullyconv.images.reading import ImageInfo, declared_invalid, image_info, image_size, read_image, read_palette, turn
 
@@ -42,6 +42,7 @@ __all__ = [
     "image_info",
     "image_size",
     "pixel_cap",
+    "pixels_allowed",
     "read_bytes",
     "read_image",
     "read_label",

@@ -9,9 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
-from fullyconv.errors import DataError, printable
+from fullyconv.errors import DataError, UsageError, printable
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "BadImage", "Source", "lifted", "pixel_cap", "too_large"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "BadImage",
+    "Source",
+    "lifted",
+    "pixel_cap",
+    "pixels_allowed",
+    "too_large",
+]
 
 Source = str | os.PathLike[str] | bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -29,8 +40,26 @@ class BadImage(DataError):
         super().__init__(f"{printable(file)}: {reason}")
 
 
+_allowed: list[int] = []  # of the whole process, its threads and those that it forks
+
+
+@contextmanager
+def pixels_allowed(cap: int) -> Iterator[None]:
+    """Read images of up to `cap` pixels in this process while it lasts; the user's environment stays as it is."""
+    if cap < 1:
+        raise UsageError(f"pixels_allowed({cap}): give a whole number of pixels, such as {MAX_PIXELS}.")
+    _allowed.append(cap)
+    try:
+        yield
+    finally:
+        _allowed.pop()
+
+
 def pixel_cap() -> int:
-    """The largest number of pixels an image may have: $FULLYCONV_MAX_PIXELS or `MAX_PIXELS`."""
+    """The largest number of pixels an image may have: what `pixels_allowed` says, else $FULLYCONV_MAX_PIXELS, else
+    `MAX_PIXELS`."""
+    if _allowed:
+        return _allowed[-1]
     text = os.environ.get("FULLYCONV_MAX_PIXELS", "")
     if not text:
         return MAX_PIXELS
@@ -43,7 +72,7 @@ def too_large(name: str, pixels: object, cap: int) -> BadImage:
     return BadImage(
         name,
         f"has {pixels} pixels, more than the {cap} that are read; cut it into tiles, or allow more with --max-pixels N "
-        "(in Python: FULLYCONV_MAX_PIXELS).",
+        "(in Python: fullyconv.images.pixels_allowed, or the variable FULLYCONV_MAX_PIXELS).",
     )
 
 

@@ -69,6 +69,9 @@ def create(
 
     Raises UnknownName (with the nearest name), UsageError (a stride the trunk lacks, both `classes` and `heads`),
     DataError (weights of another network).
+
+    >>> fc.create("fcn8s-mobilenet_v2", classes=5)
+    FCN(fcn8s-mobilenet_v2, semantic: 5 classes, scores at 32s/16s/8s, 2.2 M parameters)
     """
     if trunk is not None:
         name = own_name(name, trunk)
@@ -231,6 +234,10 @@ def load(directory: str | Path, *, trunk: nn.Module | None = None) -> FCN:
     "hf://owner/name" (or "hf://owner/name@revision") is fetched from the Hugging Face Hub; nothing else ever is.
     `trunk`: a module made as the one was that the network was created with, where it was the owner's.
     Sizes, digests, names, shapes, dtypes and a stored canary are checked first; every refusal is one of our errors.
+
+    >>> directory = model.save_pretrained("kept")
+    >>> fc.load(directory).heads
+    {'semantic': 3}
     """
     path = hub.local(directory)
     return checkpoint.following(path, lambda stored: _from_stored(stored, path, trunk))

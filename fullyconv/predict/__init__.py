@@ -44,6 +44,12 @@ class Predictor:
 
     Raises `DataError` when the network was never trained: score weights all exactly 0, or a trunk of zeros; and for an
     exported file that is damaged or not ours.
+
+    >>> label = fc.Predictor(model)
+    >>> label(image).shape == image.shape[:2]
+    True
+    >>> [ids.shape for ids in label([image, image[:20]])]
+    [(40, 48), (20, 48)]
     """
 
     @takes(tile=maybe(TILE), precision=TEXT)

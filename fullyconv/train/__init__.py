@@ -69,6 +69,11 @@ def fit(
     Returns `out`, whose `best` and `last` are model directories and whose `metrics.jsonl` has a row a step.
     Raises UsageError for a recipe or run directory that cannot be used, DataError for data that cannot be learned,
     Interrupted or Terminated after a signal, with the step saved.
+
+    >>> recipe = fc.Recipe(model="fcn16s-squeezenet1_0", weights="", steps=1, batch_size=2)
+    >>> run = fc.fit(recipe, [(image, labels)] * 5, "runs/one", classes=3, quiet=True)
+    >>> fc.load(run / "best").heads
+    {'semantic': 3}
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
     recipe = recipe if trunk is None else _with_own(recipe, trunk)
