@@ -49,6 +49,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "experiments": (3, True),
     "report": (4, False),
     "exporting": (4, True),
+    "curation": (4, True),
     "serving": (5, False),
     "cli": (5, False),
     "__main__": (6, False),

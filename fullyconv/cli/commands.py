@@ -18,6 +18,7 @@ from fullyconv.cli.experiment import experiment
 from fullyconv.cli.export import export_command
 from fullyconv.cli.hha import hha
 from fullyconv.cli.models import info, models
+from fullyconv.cli.next_images import next_command
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
 from fullyconv.cli.serve import serve
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,
+    "next": next_command,
     "report": report,
     "compare": compare_command,
     "export": export_command,

@@ -1,0 +1,63 @@
+"""Contact sheets: pictures in numbered cards with what is said of each, one HTML file without anything from outside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fullyconv.errors import printable
+from fullyconv.evaluation.writer import jpeg
+from fullyconv.report import fill
+
+__all__ = ["Card", "page", "thumbnail"]
+
+
+@final
+@dataclass(frozen=True)
+class Card:
+    """Pictures (caption, H W 3 uint8), a title and lines below them."""
+
+    title: str
+    pictures: Sequence[tuple[str, NDArray[np.uint8]]]
+    lines: Sequence[str] = field(default=())
+
+
+def page(
+    title: str,
+    lines: Sequence[str],
+    cards: Sequence[Card],
+    legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
+    width: str = "16rem",
+) -> bytes:
+    """The page. width: the least of a card, in CSS."""
+    shown = [
+        {
+            "title": printable(card.title),
+            "pictures": [(printable(caption), _address(image)) for caption, image in card.pictures],
+            "lines": [printable(line) for line in card.lines],
+        }
+        for card in cards
+    ]
+    colours = [(printable(name), "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
+    values: dict[str, Any] = {"title": printable(title), "lines": [printable(line) for line in lines]}
+    return fill("contacts.html", {**values, "cards": shown, "legend": colours, "width": width}).encode()
+
+
+def thumbnail(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """`image` H W 3 with its longer side at most `side`."""
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _address(image: NDArray[np.uint8]) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, 85)).decode("ascii")
