@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,14 +91,15 @@ def _parted(model: str, folder: Path, files: list[Path]) -> tuple[list[Path], li
     return [f for f in files if f not in set(learned)], learned
 
 
-def _page(folder: Path, chosen: list[Suggestion], facts: str, model: Any) -> bytes:
-    from fullyconv.curation.sheet import Card, page, thumbnail
+def _page(folder: Path, chosen: list[Suggestion], facts: str, model: str) -> bytes:
+    from fullyconv.curation.sheet import Card, page
+    from fullyconv.drawing import shrunk
     from fullyconv.images import read_image
 
     cards = [
         Card(
             f"{n}. {s.image.relative_to(folder).as_posix()}",
-            [("", thumbnail(read_image(s.image), _THUMBNAIL))],
+            [("", shrunk(read_image(s.image), _THUMBNAIL, smooth=True))],
             [s.reason],
         )
         for n, s in enumerate(chosen, 1)

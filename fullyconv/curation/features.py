@@ -30,7 +30,7 @@ __all__ = ["FeatureStore", "Look", "kept_heads", "learn_heads", "look", "probabi
 Features = dict[str, dict[int, Tensor]]  # stream -> {stride: 1 C h w}
 
 
-def require_trunk(model: Any) -> FCN:
+def require_trunk(model: object) -> FCN:
     """`model` where its features can be had; UsageError for an exported file or a network of another kind."""
     if not isinstance(model, FCN):
         raise UsageError("Features are those of a network's trunk; give a model or run directory, no exported file.")

@@ -40,7 +40,7 @@ class Suggestion:
 
 
 def suggest(
-    model: Any,
+    model: object,
     images: Sequence[Path],
     labelled: Sequence[Path],
     count: int,

@@ -9,13 +9,12 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from fullyconv.drawing import encode_jpeg
 from fullyconv.errors import printable
-from fullyconv.evaluation.writer import jpeg
 from fullyconv.report import fill
 
-__all__ = ["Card", "page", "thumbnail"]
+__all__ = ["Card", "page"]
 
 
 @final
@@ -49,15 +48,5 @@ def page(
     return fill("contacts.html", {**values, "cards": shown, "legend": colours, "width": width}).encode()
 
 
-def thumbnail(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """`image` H W 3 with its longer side at most `side`."""
-    height, width = image.shape[:2]
-    factor = side / max(height, width)
-    if factor >= 1:
-        return image
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
 def _address(image: NDArray[np.uint8]) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, 85)).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, 85)).decode("ascii")
