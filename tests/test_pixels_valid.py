@@ -73,6 +73,58 @@ def test_pixels_that_hold_no_data_are_ignored_and_finite_and_said_with_their_fil
         assert "32 of 192 pixels" in found[0].message
 
 
+def test_a_mask_beside_a_tiff_says_what_holds_no_data(tmp_path: Path) -> None:
+    write(tmp_path, [tiff(bands(3, "u1")), tiff(bands(4, "u2"))])
+    mask = np.full(SIZE, 255, np.uint8)
+    mask[:2] = 0
+    for i in range(2):
+        (tmp_path / "images" / f"{i}.tif.msk").write_bytes(tiff(mask))
+    dataset = open_dataset(tmp_path)
+    assert (dataset[1].labels["semantic"][:2] == 255).all()
+    assert [f.count for f in check(tmp_path) if f.kind == "invalid-pixels"] == [32, 32]
+    assert ".msk" not in "".join(dataset.notes)
+    (tmp_path / "images" / "0.tif.msk").write_bytes(tiff(mask[1:]))
+    with pytest.raises(DataError, match=r"0\.tif\.msk.*mask of 11x16"):
+        images.declared_invalid(tmp_path / "images" / "0.tif")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_masks_as_gdal_writes_them_are_read_whole_and_by_windows(inside: bool, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    from fullyconv.rasters.geotiff import GeoTiffSource
+    from fullyconv.rasters.windows import Window
+
+    file, mask = tmp_path / "a.tif", np.full((37, 45), 255, np.uint8)
+    mask[:4, :7] = 0
+    kind = {"driver": "GTiff", "height": 37, "width": 45, "count": 3, "dtype": "uint8", "compress": "lzw"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(file, "w", **kind) as written:
+        written.write(np.full((3, 37, 45), 9, np.uint8))
+        written.write_mask(mask)
+    assert (tmp_path / "a.tif.msk").exists() != inside
+    declared = images.declared_invalid(file)
+    assert declared is not None
+    np.testing.assert_array_equal(declared, mask == 0)
+    source = GeoTiffSource(file)
+    valid = source.read(Window(1, 2, 20, 30))[1]
+    source.close()
+    assert valid is not None
+    np.testing.assert_array_equal(valid, mask[1:20, 2:30] == 255)
+
+
+def test_predict_says_which_images_hold_pixels_without_data(tmp_path: Path) -> None:
+    from fullyconv.predict.sources import InputFiles, invalid_note
+
+    write(tmp_path, [with_nothing("nan"), tiff(bands(4))])
+    reading = InputFiles(("bands",), {})
+    for i in range(2):
+        reading.read(tmp_path / "images" / f"{i}.tif")
+    said = invalid_note(reading.invalid)
+    assert said.startswith("1 images hold pixels without data (")
+    assert "0.tif: 32 of 192 pixels" in said
+    assert invalid_note({}) == ""
+
+
 def test_an_image_without_invalid_pixels_is_not_touched() -> None:
     image = bands(3, "u1")
     same, bad = read_valid(image)

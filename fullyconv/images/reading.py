@@ -13,7 +13,7 @@ from fullyconv.files.reading import open_regular
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_samples, wide_grey_as_rgba
-from fullyconv.images.tiff import check_pages, first_page, is_tiff, same_value, samples
+from fullyconv.images.tiff import Page, check_page, check_pages, first_page, is_tiff, pages, same_value, samples
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -182,7 +182,9 @@ def read_wide_grey(data: bytes, name: str, cap: int) -> tuple[NDArray[np.uint16]
 
 def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None:
     """Which pixels H W (as displayed) a TIFF declares not to be measured: its nodata value (in unsigned integers in all
-    bands, as GDAL means it; in others in any band) or an alpha of 0. None where it declares nothing."""
+    bands, as GDAL means it; in others in any band), an alpha of 0, or a 0 in its mask, a page of its own or the file
+    beside it whose name ends in .msk. None where it declares nothing."""
+    name, msk = name_of(source), f"{os.fspath(source)}.msk"
     with os.fdopen(open_regular(source), "rb") as file:
         length = os.fstat(file.fileno()).st_size
 
@@ -192,18 +194,40 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
 
         if not is_tiff(at(0, 4)):
             return None
-        page = first_page(at, os.fspath(source))
-        if (page.nodata is None and not page.alpha) or not page.readable:
-            return None
-    name, data = name_of(source), read_bytes(source)
-    page = check_pages(lambda start, count: data[start : start + count], len(data), name, pixel_cap())[0]
-    values = samples(data, page, name)
+        page, *others = pages(at, name)
+        mask = next((p for p in others if p.mask and p.size == page.size), None)
+    said = (page.nodata is not None or page.alpha) and page.readable
+    beside = mask is None and os.path.isfile(msk)
+    if not (said or mask is not None or beside):
+        return None
+    data = read_bytes(source)
+    bad: NDArray[np.bool_] = np.zeros(page.size, bool)
+    if said:
+        check_page(page, len(data), name, pixel_cap())
+        bad |= _nothing(samples(data, page, name), page)
+    if mask is not None:
+        bad |= _masked(data, mask, name)
+    if beside:
+        data = read_bytes(msk)
+        bad |= _masked(data, first_page(lambda start, count: data[start : start + count], msk), msk, page.size)
+    return turn(bad, page.orientation)
+
+
+def _nothing(values: NDArray[Any], page: Page) -> NDArray[np.bool_]:
+    """Pixels H W of the nodata value, or of an alpha of 0."""
     colours = values[..., :-1] if page.alpha and page.bands > 1 else values
     same = same_value(colours, page.nodata)
     bad = np.asarray(same.all(axis=-1) if values.dtype.kind == "u" else same.any(axis=-1))
-    if page.alpha and page.bands > 1:
-        bad |= values[..., -1] == 0
-    return turn(bad, page.orientation)
+    return bad | (values[..., -1] == 0) if page.alpha and page.bands > 1 else bad
+
+
+def _masked(data: bytes, page: Page, name: str, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+    """Pixels H W that a mask page does not hold to be valid (0 in every band); BadImage for one of another size."""
+    check_page(page, len(data), name, pixel_cap())
+    if size not in (None, page.size):
+        h, w = page.size
+        raise BadImage(name, f"is a mask of {h}x{w} (HxW) for an image of {size[0]}x{size[1]}; export it again.")
+    return np.asarray((samples(data, page, name) == 0).all(axis=-1))
 
 
 def image_info(source: Source, *, max_pixels: int | None = None) -> ImageInfo:

@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from fullyconv.images.limits import MAX_SIDE, BadImage, lifted, too_large
 
-__all__ = ["Page", "check_pages", "first_page", "is_tiff", "pages", "same_value", "samples", "wide_enough"]
+__all__ = [
+    "Page",
+    "check_page",
+    "check_pages",
+    "first_page",
+    "is_tiff",
+    "pages",
+    "same_value",
+    "samples",
+    "wide_enough",
+]
 
 At = Callable[[int, int], bytes]  # (offset, length) -> the bytes there, fewer at the end
 
@@ -220,7 +230,12 @@ def check_pages(at: At, length: int, name: str, cap: int) -> list[Page]:
     found = list(pages(at, name))
     if not found:
         raise BadImage(name, "is a TIFF without an image; copy or export it again.")
-    page = found[0]
+    check_page(found[0], length, name, cap)
+    return found
+
+
+def check_page(page: Page, length: int, name: str, cap: int) -> None:
+    """`check_pages` of one page of a file of `length` bytes."""
     h, w = page.size
     if h < 1 or w < 1 or max(h, w) > MAX_SIDE:
         raise BadImage(name, f"claims to be {h}x{w} (HxW) pixels; export it again.")
@@ -243,7 +258,6 @@ def check_pages(at: At, length: int, name: str, cap: int) -> list[Page]:
     ratio = _RATIOS.get(page.compression, 4000)
     if not empty and h * -(-w * page.bands * max(page.bits, 1) // 8) > ratio * (packed + 64):
         raise BadImage(name, f"claims {h}x{w} (HxW) pixels, more than its {packed} bytes can hold; export it again.")
-    return found
 
 
 # ---- samples -----------------------------------------------------------------------------------------------------

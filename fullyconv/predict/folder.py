@@ -25,7 +25,7 @@ from fullyconv.images import encode_label, encode_png
 from fullyconv.predict import Predictor
 from fullyconv.predict.jobs import Finished, read_ahead
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
-from fullyconv.predict.sources import InputFiles, Sources
+from fullyconv.predict.sources import InputFiles, Sources, invalid_note
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
 from fullyconv.rasters.journal import job_key
 from fullyconv.terminal import progress_line, say
@@ -149,6 +149,7 @@ class _Work:
 
     def run(self, jobs: Sequence[_Job]) -> Labelled:
         self.done.images = len(jobs)
+        self.reading.invalid.clear()
         line = progress_line("labelling", self.options.quiet)
         ahead = read_ahead(jobs, lambda job: job.kind == "image", lambda job: self.reading.read(job.source))
         writing: list[Future[None]] = []
@@ -168,6 +169,8 @@ class _Work:
                 if line:
                     line(done, len(jobs))
             _settle(writing, 0)
+        if (note := invalid_note(self.reading.invalid)) and not self.options.quiet:
+            say(f"note: {note}")
         return self.done
 
     def _long(self, job: _Job) -> Written:

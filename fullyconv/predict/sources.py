@@ -138,6 +138,7 @@ class InputFiles:
                 f"This network takes {', '.join(modalities)}: give images for {modalities[0]} and {wanted}."
             )
         self._first, self._folders = modalities[0], dict(folders)
+        self.invalid: dict[Path, tuple[int, int]] = {}  # what was read: (pixels without data, pixels)
 
     def files(self, source: Path) -> list[Path]:
         """The files that are read for `source`, as far as they are there."""
@@ -146,24 +147,39 @@ class InputFiles:
 
     def read(self, source: Path) -> Any:
         """What a `Predictor` takes: H W C, or {modality: H W C}."""
-        planes = {self._first: _plane(source, self._first)}
+        planes = {self._first: self._plane(source, self._first)}
         for modality, folder in self._folders.items():
             found = _beside(source, folder)
             if found is None:
                 raise MissingInput(
                     f"{printable(folder)} has no {modality} image named {printable(source.stem)}; name both alike."
                 )
-            planes[modality] = _plane(found, modality)
+            planes[modality] = self._plane(found, modality)
         return planes if self._folders or self._first in ("depth", "bands") else planes[self._first]
+
+    def _plane(self, file: Path, modality: str) -> NDArray[Any]:
+        """Depth as stored (one band), bands as stored; everything else as RGB."""
+        if modality == "bands":
+            image = read_bands(file)
+        else:
+            image = read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
+        image, invalid = read_valid(image, file)
+        if invalid is not None:
+            self.invalid[file] = int(invalid.sum()), int(invalid.size)
+        return image
+
+
+def invalid_note(invalid: Mapping[Path, tuple[int, int]], most: int = 3) -> str:
+    """Which images hold pixels without data, and what their labels are worth there; "" where none does."""
+    shown = [f"{printable(f)}: {n} of {whole} pixels" for f, (n, whole) in sorted(invalid.items())[:most]]
+    more = f", and {len(invalid) - most} more" if len(invalid) > most else ""
+    if not invalid:
+        return ""
+    return (
+        f"{len(invalid)} images hold pixels without data ({'; '.join(shown)}{more}): NaN, infinite, or declared so; "
+        "the network saw the mean of the others there, and the labels there mean nothing."
+    )
 
 
 def _beside(source: Path, folder: Path) -> Path | None:
     return next((p for s in SUFFIXES if (p := folder / f"{source.stem}{s}").is_file()), None)
-
-
-def _plane(file: Path, modality: str) -> NDArray[Any]:
-    """Depth as stored (one band), bands as stored; everything else as RGB."""
-    if modality == "bands":
-        return read_valid(read_bands(file), file)[0]
-    image = read_image(file, mode="bands")[..., :1] if modality == "depth" else read_image(file)
-    return read_valid(image, file)[0]

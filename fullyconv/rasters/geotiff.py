@@ -76,7 +76,20 @@ class GeoTiffSource:
                 self._data = rasterio.open(
                     path, driver="VRT" if path.suffix.lower() == ".vrt" else "GTiff", sharing=False
                 )
+            self._msk = self._beside(rasterio)
             self.profile, self._bands, self._alpha, self._masked, self._colours = self._facts()
+
+    def _beside(self, rasterio: Any) -> Any:
+        """The mask in a file of its own (NAME.tif.msk), None without; BadImage for one of another size."""
+        name = Path(f"{self.path}.msk")
+        if not name.is_file() or read_ends(name, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+        mask = rasterio.open(name, driver="GTiff", sharing=False)
+        self._files.append(name)
+        if mask.shape != self._data.shape:
+            sizes = " and ".join("x".join(map(str, d.shape)) for d in (mask, self._data))
+            raise DataError(f"{printable(name)} is no mask of its image ({sizes}, HxW); export it again.")
+        return mask
 
     def _facts(self) -> tuple[RasterProfile, list[int], int, bool, NDArray[np.uint8] | None]:
         from rasterio.enums import ColorInterp, MaskFlags
@@ -115,6 +128,7 @@ class GeoTiffSource:
             stored = np.moveaxis(self._data.read(self._bands, window=at), 0, -1)
             alpha = self._data.read(self._alpha, window=at) if self._alpha else None
             mask = self._data.read_masks(self._bands[0], window=at) if self._masked else None
+            mask = self._msk.read(1, window=at) if self._msk is not None else mask
         bad = _unmeasured(stored, self.profile.nodata)
         for layer in (alpha, mask):
             if layer is not None:
@@ -132,6 +146,8 @@ class GeoTiffSource:
 
     def close(self) -> None:
         self._data.close()
+        if self._msk is not None:
+            self._msk.close()
 
 
 def _unmeasured(stored: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:

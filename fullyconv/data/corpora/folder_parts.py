@@ -200,6 +200,8 @@ def _stems(part: Part, folder: Path, more: tuple[str, ...] = ()) -> dict[str, Pa
     for file in (f for f in files if f not in set(taken)):
         if file.suffix.lower() in UNREAD:
             part.strays.append(("unread-file", file))
+        elif file.suffix == ".msk" and file.with_suffix("") in taken:
+            continue  # GDAL's mask of the TIFF: read with it
         elif file.suffix.lower() not in SUFFIXES and table_rank(file) is None:
             left.add(printable(file.suffix.lower() or "without a suffix"), file)
     part.notes += [note] if (note := left.note(folder)) else []
