@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,9 @@ def train(
     ] = "",
     time: Annotated[str, typer.Option(help="Wall-clock budget such as 30m.", show_default=False)] = "",
     val: Annotated[str, typer.Option(help="Data to measure on, if not a split of DATA.", show_default=False)] = "",
+    folds: Annotated[
+        int, typer.Option(min=0, help="Cross-validate in so many folds: one run each, groups of images kept together.")
+    ] = 0,
     init_from: Annotated[
         str,
         typer.Option(
@@ -64,8 +68,9 @@ def train(
         changes["deterministic"] = True
     if resume and not out:
         raise UsageError("--resume needs the run's directory: name it with --out.")
-    if resume and not recipe and (Path(out) / "recipe.toml").is_file():
-        recipe = str(Path(out) / "recipe.toml")
+    if resume and not recipe:
+        before = Path(out) / ("fold-1" if folds else "") / "recipe.toml"
+        recipe = str(before) if before.is_file() else ""
     resolved = recipes.read(recipe or None, changes)
     if print_config:
         print(resolved.to_toml(), end="")
@@ -73,8 +78,13 @@ def train(
     if not data:
         raise UsageError("Name the labelled images: fullyconv train PATH (or kind:PATH).")
     place = Path(out) if out else _free(data)
+    if folds and auto_restart:
+        raise UsageError("--auto-restart is about one run; start --folds again with --resume instead.")
     if auto_restart:
         raise typer.Exit(_supervised(place, resume))
+    if folds:
+        _cross_validated(resolved, data, place, folds, val, resume, allow_changed or (), check, report, quiet)
+        return
     from fullyconv.train import fit
 
     keep_freed()
@@ -93,6 +103,35 @@ def train(
     if report:
         _report(target, resolved, data, val, quiet)
     print(target)
+
+
+def _cross_validated(
+    recipe: Any,
+    data: str,
+    out: Path,
+    folds: int,
+    val: str,
+    resume: bool,
+    allow: Sequence[str],
+    check: bool,
+    report: bool,
+    quiet: bool,
+) -> None:
+    """One run a fold, then the figures of all images."""
+    from fullyconv.allocator import keep_freed
+    from fullyconv.errors import UsageError
+    from fullyconv.report import write
+    from fullyconv.train.folds import cross_validate
+
+    if val:
+        raise UsageError("--folds measures on the folds themselves; leave out --val.")
+    keep_freed()
+    found = cross_validate(recipe, data, out, folds, resume=resume, allow=allow, check=check, quiet=quiet)
+    if report:
+        page = write(out)
+        if not quiet:
+            print(f"report: {page}", file=sys.stderr)
+    print(found.text())
 
 
 def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
