@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["border_band", "box", "components", "outlines"]
+__all__ = ["border_band", "box", "components", "outlines", "sieved"]
 
 Ring = NDArray[np.int64]  # N x 2 corners (x, y), the last one joined to the first
 
@@ -36,6 +36,32 @@ def components(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
             root = root[root]
     names, number = np.unique(root, return_inverse=True)
     return number[run], len(names)
+
+
+def sieved(labels: NDArray[Any], least: int) -> NDArray[Any]:
+    """labels H W with every region of fewer than `least` pixels given to its largest neighbour, until none is left (or
+    all is one region). Round by round: a small region takes the value of its largest neighbour where that is larger
+    than itself (of equals the later in reading order); regions that are one by then count as one in the next round.
+    """
+    while True:
+        region, count = components(labels)
+        sizes = np.bincount(region.ravel(), minlength=count)
+        small = sizes < least
+        if count == 1 or not small.any():
+            return labels
+        sides = ((region[:, :-1], region[:, 1:]), (region[:-1], region[1:]))
+        one, other = (np.concatenate([pair[i].ravel() for pair in sides]) for i in (0, 1))
+        apart = one != other
+        one, other = one[apart], other[apart]
+        rank = sizes * count + np.arange(count)
+        largest = np.zeros(count, np.int64)
+        np.maximum.at(largest, one, rank[other])
+        np.maximum.at(largest, other, rank[one])
+        value = np.empty(count, labels.dtype)
+        value[region.ravel()] = labels.ravel()
+        moves = small & (largest > rank)
+        value[moves] = value[largest[moves] % count]
+        labels = value[region]
 
 
 def box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:

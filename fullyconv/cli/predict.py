@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,10 @@ __all__ = ["predict"]
 
 def predict(
     model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, or folders of them; before them further runs, whose probabilities are averaged."),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps: NAME.png, palette of classes.")],
     tool: Annotated[
         str,
@@ -43,7 +46,9 @@ def predict(
     ] = 0,
     least_area: Annotated[
         float,
-        typer.Option("--min-area", min=0, help="Polygons: smaller areas (square map units) join a neighbour."),
+        typer.Option(
+            "--min-area", min=0, help="Smaller areas join a neighbour: pixels, with --polygons square map units."
+        ),
     ] = 0,
     frames: Annotated[bool, typer.Option("--frames", help="Videos: also label maps, NAME/NUMBER.png.")] = False,
     every: Annotated[int, typer.Option(min=1, help="Videos: label one frame of so many; the others keep it.")] = 1,
@@ -71,6 +76,7 @@ def predict(
     from fullyconv.cli.evaluate import predictor
     from fullyconv.errors import DataError, UsageError, printable
     from fullyconv.predict.annotation_files import label_for_tool
+    from fullyconv.predict.ensemble import Ensemble
     from fullyconv.predict.folder import LabelOptions, label_sources
     from fullyconv.predict.sources import InputFiles, find_sources
     from fullyconv.terminal import say
@@ -80,6 +86,9 @@ def predict(
     )
     if tool:
         _refuse_with_tool(tool, confidence, probabilities, bool(polygons), frames, resume)
+    more, images = _further_models(images)
+    if more and tool:
+        raise UsageError(f"--as {tool} takes one network; leave the others out, or leave out --as.")
     sources = find_sources(images, out)
     for note in () if quiet else sources.notes:
         say(f"note: {note}")
@@ -88,13 +97,15 @@ def predict(
             f"{printable(large[0])} is {'a video' if large[0] in sources.videos else 'read by windows, as maps are'}, "
             f"and --as {tool} is for photos; label it without --as."
         )
-    ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
+    how: dict[str, Any] = {"device": device, "tile": tile, "max_memory": max_memory, "precision": precision}
+    ready = predictor(model, **how, quiet=quiet)
+    together = Ensemble([ready, *(predictor(str(m), **how, quiet=quiet) for m in more)]) if more else ready
     further = {name: Path(folder) for name, _, folder in (g.partition("=") for g in inputs or [])}
     if tool:
         reading = InputFiles(ready.inputs or ("rgb",), further)
         label_for_tool(tool, ready, sources.pairs, out, reading, as_json=as_json, quiet=quiet)
         return
-    done = label_sources(ready, sources, out, options, inputs=further, resume=resume)
+    done = label_sources(together, sources, out, options, inputs=further, resume=resume)
     if as_json:
         print(json.dumps({"files": [str(p) for _, p in done.written], "failed": [printable(p) for p in done.failed]}))
     else:
@@ -102,6 +113,22 @@ def predict(
     if done.failed:
         first = printable(done.failed[0])
         raise DataError(f"{len(done.failed)} of {done.images} images could not be labelled ({first}); see above.")
+
+
+def _further_models(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """(runs, models and exported files that stand before the images, the images)."""
+    from fullyconv.checkpoint import model_of
+    from fullyconv.errors import UsageError
+
+    first = 0
+    while first < len(paths) and (
+        paths[first].suffix == ".onnx"
+        or (paths[first].is_dir() and (model_of(paths[first]) / "MANIFEST.json").is_file())
+    ):
+        first += 1
+    if first == len(paths):
+        raise UsageError("Name the images after the networks: fullyconv predict RUN RUN photos/ -o out/.")
+    return paths[:first], paths[first:]
 
 
 def _refuse_with_tool(tool: str, *others: bool) -> None:

@@ -8,6 +8,7 @@ Images are decoded ahead and written behind; one that is damaged does not end th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,11 +24,13 @@ from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.images import encode_label, encode_png
 from fullyconv.predict import Predictor
+from fullyconv.predict.ensemble import Ensemble
 from fullyconv.predict.jobs import Finished, read_ahead
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
 from fullyconv.predict.sources import InputFiles, Sources, invalid_note
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
 from fullyconv.rasters.journal import job_key
+from fullyconv.regions import sieved
 from fullyconv.terminal import progress_line, say
 
 __all__ = ["LabelOptions", "Labelled", "label_sources"]
@@ -43,7 +46,8 @@ class LabelOptions:
     probability (confidence/NAME.png, 0..255) and all probabilities (probabilities/NAME.npy, float32 K H W).
 
     polygons: of rasters, "gpkg" or "geojson" files too, borders moved at most `tolerance` map units, areas below
-    `least` square units joined to a neighbour. frames, every, smooth: see `VideoOptions`.
+    `least` square units joined to a neighbour. Of images, `least` is in pixels: smaller regions become their largest
+    neighbour's (`regions.sieved`), with confidence 0. frames, every, smooth: see `VideoOptions`.
     """
 
     overlay: bool = True
@@ -62,8 +66,8 @@ class LabelOptions:
             from fullyconv.rasters.polygons import require_polygons
 
             require_polygons(self.polygons)
-        elif self.tolerance or self.least:
-            raise UsageError("--tolerance and --min-area are about polygons; add --polygons gpkg.")
+        elif self.tolerance:
+            raise UsageError("--tolerance is about polygons; add --polygons gpkg.")
 
     @property
     def raster(self) -> RasterOptions:
@@ -98,7 +102,7 @@ class _Job:
 
 
 def label_sources(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     sources: Sources,
     out: Path,
     options: LabelOptions = LabelOptions(),
@@ -115,6 +119,12 @@ def label_sources(
     if options.polygons and len(sources.rasters) < len(sources.pairs):
         other = next(source for source, _ in sources.pairs if source not in sources.rasters)
         raise UsageError(f"{printable(other)} is no raster with a place on a map, so it gets no polygons.")
+    if options.least and not options.polygons and sources.rasters | sources.videos:
+        other = min(sources.rasters | sources.videos)
+        raise UsageError(f"--min-area is about photos and polygons, and {printable(other)} is neither; leave it out.")
+    if isinstance(predictor, Ensemble) and sources.rasters | sources.videos:
+        other = min(sources.rasters | sources.videos)
+        raise UsageError(f"Several networks label photos together, and {printable(other)} is none; name one network.")
     reading = InputFiles(predictor.inputs or ("rgb",), inputs or {})
     work = _Work(predictor, reading, Outputs(out, [f for s, _ in sources.pairs for f in reading.files(s)]), options)
     jobs = [work.claim(source, name, sources) for source, name in sources.pairs]
@@ -129,10 +139,13 @@ def label_sources(
 class _Work:
     """The order of work. Results are written, and remembered, in a thread of its own, while the next is labelled."""
 
-    def __init__(self, predictor: Predictor, reading: InputFiles, plan: Outputs, options: LabelOptions) -> None:
+    def __init__(
+        self, predictor: Predictor | Ensemble, reading: InputFiles, plan: Outputs, options: LabelOptions
+    ) -> None:
         self.predictor, self.reading, self.plan, self.options = predictor, reading, plan, options
         chosen = {**asdict(options), "quiet": True, "tiling": predictor.tiling}
-        key = {"model": predictor.backend.identity(), "precision": predictor.precision, "options": chosen}
+        model = predictor.identity() if isinstance(predictor, Ensemble) else predictor.backend.identity()
+        key = {"model": model, "precision": predictor.precision, "options": chosen}
         self.finished, self.done = Finished(plan.folder, job_key(key)), Labelled()
 
     def claim(self, source: Path, name: str, sources: Sources) -> _Job:
@@ -157,7 +170,7 @@ class _Work:
             for done, (job, image) in enumerate(ahead, 1):
                 try:
                     if job.kind == "image":
-                        answers = _answers(self.predictor, image(), self.plan, job.names)
+                        answers = _answers(self.predictor, image(), self.plan, job.names, self.options.least)
                         writing.append(writer.submit(self._keep, job, answers))
                     else:
                         _settle(writing, 0)
@@ -174,6 +187,7 @@ class _Work:
         return self.done
 
     def _long(self, job: _Job) -> Written:
+        assert isinstance(self.predictor, Predictor)  # `label_sources` refuses the others
         if job.kind == "video":
             return label_video(self.predictor, job.source, job.name, self.plan, job.names, self.options.video)
         return label_raster(self.predictor, job.source, self.plan, job.names, self.options.raster)
@@ -203,7 +217,9 @@ def _claim(plan: Outputs, heads: Sequence[str], name: str, options: LabelOptions
     return found
 
 
-def _answers(predictor: Predictor, image: Any, plan: Outputs, names: Files) -> Callable[[], Written]:
+def _answers(
+    predictor: Predictor | Ensemble, image: Any, plan: Outputs, names: Files, least: float = 0
+) -> Callable[[], Written]:
     """Label one image; what is left to do, encoding and writing what was claimed for it, as a function."""
     sure = any(what == "confidence" for what, _ in names)
     found: Mapping[str, tuple[NDArray[Any], NDArray[np.float32] | None]] = (
@@ -216,6 +232,10 @@ def _answers(predictor: Predictor, image: Any, plan: Outputs, names: Files) -> C
         data: dict[tuple[str, str], bytes] = {}
         for head, (labels, probability) in found.items():
             palette = predictor.taxonomies[head].palette
+            if least:
+                kept = sieved(labels, math.ceil(least))
+                probability = None if probability is None else probability * (kept == labels)
+                labels = kept
             data["labels", head] = encode_label(labels, palette)
             if ("overlay", head) in names:
                 data["overlay", head] = encode_jpeg(overlay(first, labels, palette))
@@ -227,11 +247,11 @@ def _answers(predictor: Predictor, image: Any, plan: Outputs, names: Files) -> C
     return write
 
 
-def _probabilities(predictor: Predictor, image: Any) -> dict[tuple[str, str], bytes]:
-    scores = predictor.scores(image)
+def _probabilities(predictor: Predictor | Ensemble, image: Any) -> dict[tuple[str, str], bytes]:
+    together = predictor if isinstance(predictor, Ensemble) else Ensemble([predictor])
     files = {}
-    for head, s in (scores if isinstance(scores, dict) else {next(iter(predictor.heads)): scores}).items():
+    for head, probabilities in together.probabilities(image).items():
         data = BytesIO()
-        np.save(data, predictor.backend.probabilities(s, False, s.shape[1:]))
+        np.save(data, probabilities)
         files["probabilities", head] = data.getvalue()
     return files
