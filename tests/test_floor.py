@@ -115,6 +115,13 @@ def test_labels_that_are_all_ignored_are_named_as_the_cause(tmp_path) -> None:
         fit(small(steps=2), tmp_path / "run", train=_ignored(images()))
 
 
+def test_images_without_data_where_they_are_labelled_are_named_as_the_cause(tmp_path) -> None:
+    nothing = replace(images(), read_input=lambda record, name: np.full((40, 40, 3), np.nan, np.float32))
+    nothing = replace(nothing, read_labels=lambda record, head: np.ones((40, 40), np.uint8))
+    with pytest.raises(DataError, match=r"looked at \(\d+\) lies where its image holds no data"):
+        fit(small(steps=2), tmp_path / "run", train=nothing)
+
+
 def test_a_clip_that_leaves_nothing_is_named_as_the_cause(tmp_path) -> None:
     with pytest.raises(DataError, match=r"clip = 1e-300 leaves nothing of a gradient"):
         fit(small(steps=2, clip=1e-300), tmp_path / "run", train=images())

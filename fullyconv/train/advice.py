@@ -63,6 +63,11 @@ def nothing_counted(c: Any, most: int = 50) -> str:
     seen = sorted({int(v) for label in some for v in np.unique(label)} - {taxonomy.ignore})
     weights = c.weights.get(head)
     before = f"Nothing was learned in {c.state.step} steps: "
+    if not seen and any(bool((c.train.read_labels(r, head) != taxonomy.ignore).any()) for r in c.train.records[:most]):
+        return (
+            f"{before}every labelled pixel of the images looked at ({len(some)}) lies where its image holds no data "
+            "(NaN, infinite or declared nodata); give images that hold data, or correct the declared nodata value."
+        )
     if not seen:
         return (
             f"{before}every pixel of the {head} labels looked at ({len(some)}) holds {taxonomy.ignore}, the ignored "
