@@ -258,6 +258,16 @@ def test_files_that_a_list_takes_from_elsewhere_are_no_links(data: Path) -> None
     assert "symlink-outside" not in {f.kind for f in check(data / "val" / "list.csv")}
 
 
+def test_links_out_of_the_set_are_said_once_a_folder_with_their_number(data: Path, tmp_path: Path) -> None:
+    for name in ("p001", "p002", "p003"):
+        away = tmp_path / f"{name}.png"
+        (data / "train" / "images" / f"{name}.png").rename(away)
+        (data / "train" / "images" / f"{name}.png").symlink_to(away)
+    (found,) = (f for f in check(data) if f.kind == "symlink-outside")
+    assert found.count == 3
+    assert "as are 2 others in its folder" in found.message
+
+
 def test_colour_labels_without_a_table_are_shown_and_warned_of(data: Path) -> None:
     (data / "classes.txt").unlink()
     for file in data.rglob("labels/*.png"):

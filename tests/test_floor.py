@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +133,16 @@ def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp
     train, val = (replace(images(3, s), taxonomies={"semantic": four}) for s in ("train", "val"))
     with pytest.raises(DataError, match=r"class_weights are 0 for every class that occurs \(a, b, c\)"):
         fit(recipe, tmp_path / "run", train=train, val=val)
+
+
+def test_the_curves_of_a_run_show_the_floor_beside_what_was_measured() -> None:
+    from fullyconv.report.collect import Run
+    from fullyconv.report.training import training
+
+    rows = [{"step": s, "mean_iu": 0.1 * s, "floor": {"class": "Quartz", "mean_iu": 0.3}} for s in (1, 2)]
+    known = {f.name: {} for f in fields(Run)} | {"name": "run", "steps": [], "measurements": rows}
+    shown = training(Run(**known))  # type: ignore[arg-type]
+    assert shown["measured_names"][-1] == ("floor: mean IU of one class everywhere", "s6 dashed")
+    assert str(shown["measured"]).count('class="curve') == 2
+    without = training(Run(**known | {"measurements": [{"step": 1, "mean_iu": 0.1}]}))  # type: ignore[arg-type]
+    assert len(without["measured_names"]) == 1

@@ -273,6 +273,38 @@ def test_the_remedies_for_foreign_labels_work(tmp_path: Path) -> None:
     assert not errors(f"yolo:{other}")
 
 
+@pytest.mark.parametrize("entry", FOREIGN, ids=[f"{what}-{name}" for name, _, what, _ in FOREIGN])
+def test_what_is_advised_for_each_kind_of_foreign_labels_makes_the_set_pass(entry: Any, tmp_path: Path) -> None:
+    """The advice names one of: an export as COCO, YOLO outlines in labels/, label maps in labels/."""
+    name, content, _, words = entry
+    for i in range(3):
+        faults.save(TRUTH[i][0], tmp_path / "images" / f"{'abc'[i]}.png")
+    write(tmp_path / name, content)
+    (found,) = (f for f in check(tmp_path) if f.kind == "no-labels")
+    assert words in found.remedy
+    spec: str | Path = tmp_path
+    if "coco:PATH" in found.remedy or "export COCO" in found.remedy or "outline the objects" in found.remedy:
+        outline = [2.0, 2.0, 20.0, 2.0, 20.0, 20.0]
+        files = [{"id": i, "file_name": f"images/{'abc'[i]}.png", "height": 40, "width": 48} for i in range(3)]
+        shapes = [{"id": i, "image_id": i, "category_id": 1, "segmentation": [outline], "iscrowd": 0} for i in range(3)]
+        (tmp_path / name).unlink()
+        write(
+            tmp_path / "export.json", {"images": files, "annotations": shapes, "categories": [{"id": 1, "name": "d"}]}
+        )
+        spec = f"coco:{tmp_path}"
+    elif "yolo:PATH" in found.remedy:
+        (tmp_path / name).unlink()
+        for stem in "abc":
+            write(tmp_path / "labels" / f"{stem}.txt", content)
+        write(tmp_path / "data.yaml", "names: [disc, box, stripe]\n")
+        spec = f"yolo:{tmp_path}"
+    else:
+        assert "labels/" in found.remedy or "PNG" in found.remedy
+        for i in range(3):
+            faults.save(TRUTH[i][1], tmp_path / "labels" / f"{'abc'[i]}.png")
+    assert not errors(spec)
+
+
 def test_label_maps_are_never_counted_as_images(tmp_path: Path) -> None:
     for i in range(4):
         faults.save(TRUTH[i][0], tmp_path / "photos_a" / f"q{i}.png")

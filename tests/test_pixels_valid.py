@@ -210,3 +210,18 @@ def test_arrays_of_the_networks_range_pass_and_nan_becomes_the_mean_of_the_other
     array = np.full((4, 4, 3), 7.0)
     array[0, 0, 1] = np.nan
     np.testing.assert_array_equal(as_array(array), np.full((4, 4, 3), 7.0))
+
+
+def test_bands_in_other_units_than_the_networks_are_refused_and_dark_flat_or_glaring_ones_are_not() -> None:
+    from fullyconv.predict.inputs import refuse_unlike
+    from fullyconv.preprocessing import Preprocessing
+
+    measured = Preprocessing((0, 1, 2, 3), 1.0, (1200.0, 900.0, 700.0, 2500.0), (300.0, 250.0, 200.0, 800.0))
+    stored = RNG.normal(measured.mean, measured.std, (30, 40, 4))
+    standard = (stored - measured.mean) / measured.std
+    for usual in (stored, stored * 3, np.full((9, 9, 4), 20.0), np.zeros((5, 5, 4)), stored + 4000):
+        refuse_unlike(usual.astype(np.float32), measured)
+    refuse_unlike((standard * 2 + 3).clip(0).astype(np.uint16), measured)  # whole numbers near 0: shadow
+    for unit in (stored * 257, standard, stored / 10_000, stored - 60_000):
+        with pytest.raises(DataError, match=r"trained on 1200 \+- 3e\+02.*units of the training images"):
+            refuse_unlike(unit.astype(np.float32), measured)

@@ -13,6 +13,7 @@ import tomllib
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,23 @@ def test_a_refused_step_names_its_images_changes_nothing_and_too_many_end_the_ru
     assert [len(r["files"]) for r in rows] == [2, 2]
     assert all(name in capsys.readouterr().err + str(e.value) for name in rows[1]["files"])
     assert fc.load(tmp_path / "run" / "last") is not None
+
+
+@pytest.mark.parametrize(("value", "words"), [(-3.4e38, "declare it as the file's nodata value"), (0, "lower lr")])
+def test_numbers_that_stand_for_no_data_are_told_as_the_cause_of_a_loss_that_is_not_finite(
+    value: float, words: str, tmp_path: Path
+) -> None:
+    from fullyconv.train.advice import not_finite
+
+    with ExitStack() as stack:
+        c = course(small(), tmp_path / "run", stack)
+        image = np.full((1, 8, 8, 3), 90, np.float32)
+        image[0, 2:4] = value
+        batch = SimpleNamespace(names=["there"], images=torch.from_numpy(image))
+        said = not_finite(c, [batch])
+        assert (words in said and "there holds -3.4e+38..90" in said) if value else said == ""
+        next(c.model.parameters()).data[0] = math.nan
+        assert "hold numbers that are not finite themselves" in not_finite(c, [batch])
 
 
 def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_path: Path, monkeypatch: Any) -> None:

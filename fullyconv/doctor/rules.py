@@ -31,6 +31,7 @@ def strays(dataset: Dataset) -> Iterator[Finding]:
 
 def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:
     roots = {d.split: (d.root, os.path.realpath(d.root)) for d in datasets}
+    away: defaultdict[Path, list[Path]] = defaultdict(list)  # links out of the set by their folder
     for record in facts:
         for file in dict.fromkeys([*(i.file for i in record.inputs), *(la.file for la in record.labels)]):
             try:
@@ -42,7 +43,12 @@ def _names(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterato
             real, root = os.path.realpath(file), roots[record.split]
             inside = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root[0]))
             if inside and not Path(real).is_relative_to(root[1]):
-                yield finding("symlink-outside", [file], f"it is a link out of the data set, to {printable(real)}", 1)
+                away[file.parent].append(file)
+    for files in away.values():
+        to = printable(os.path.realpath(files[0]))
+        more = f", as are {len(files) - 1} others in its folder" if files[1:] else ""
+        message = f"it is a link out of the data set, to {to}{more}"
+        yield finding("symlink-outside", files[:1], message, len(files), len(files))
     for dataset in datasets:
         folded = defaultdict(list)
         for r in (r for r in dataset.records if r.inputs):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fullyconv.arguments import TEXT, TILE, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
-from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, resize_image
+from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, refuse_unlike, resize_image
 from fullyconv.predict.tiling import Backend, Readout, plan_tiles, read_tiles
 from fullyconv.runtime.exported import ExportedNetwork, is_exported
 from fullyconv.taxonomy import Taxonomy
@@ -170,6 +170,8 @@ class Predictor:
         mean = float(self.model.preprocessing.mean_pixel().max())
         colours = self.inputs is None or set(self.inputs) <= {"rgb", "hha"}
         refuse_scaled(array, mean, 255 if colours and 2 < mean <= 255 and not self.model.preprocessing.log else 0)
+        if self.inputs == ("bands",):
+            refuse_unlike(array, self.model.preprocessing)
         with self._backend.computing():
             if self._plan.core is None and (found := self._backend.whole(array, readout)) is not None:
                 return found

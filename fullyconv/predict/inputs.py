@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from fullyconv.data.validity import read_valid
 from fullyconv.errors import DataError
 from fullyconv.images import read_image
+from fullyconv.preprocessing import Preprocessing
 
-__all__ = ["Image", "as_array", "fitted", "refuse_scaled", "resize_image"]
+__all__ = ["Image", "as_array", "fitted", "refuse_scaled", "refuse_unlike", "resize_image"]
 
 Image = Any  # path, H W C or H W array, PIL image, or {modality: one of these}
 
@@ -90,6 +91,28 @@ def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
         raise DataError(
             f"The image holds {low:.6g}..{high:.6g} but this network takes 0..{top:g}, pixels as they are stored; give "
             "it the image without normalising it, 16-bit images divided by 257."
+        )
+
+
+FAR = 50  # spreads from the mean at which no band of an image is any more what the network was trained on
+
+
+def refuse_unlike(array: NDArray[Any], preprocessing: Preprocessing) -> None:
+    """`DataError` for an image H W C whose bands are in other units than those that the network's mean and spread were
+    measured in: every band's median `FAR` spreads away, or numbers round 0 of next to no spread (normalised ones)."""
+    mean = preprocessing.mean_pixel().astype(np.float64)
+    spread = np.empty_like(mean)
+    spread[list(preprocessing.order)] = np.abs(np.array(preprocessing.std) / preprocessing.scale)
+    few = array[:: max(1, array.shape[0] // 64), :: max(1, array.shape[1] // 64)].reshape(-1, array.shape[2])
+    middle, reach = np.median(few, axis=0).astype(np.float64), float(np.ptp(few))
+    off = np.abs(middle - mean) / spread
+    small = array.dtype.kind == "f" and 0 < reach < 0.05 * spread.min() and np.abs(middle).max() <= reach
+    if off.min() > FAR or (small and off.min() > 1):
+        found = ", ".join(f"{v:.4g}" for v in middle[:4])
+        learned = ", ".join(f"{m:.4g} +- {s:.2g}" for m, s in zip(mean[:4], spread[:4], strict=True))
+        raise DataError(
+            f"The image holds values about {found} (medians by band) where this network was trained on {learned}; give "
+            "it the image in the units of the training images, as they are stored."
         )
 
 

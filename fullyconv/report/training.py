@@ -22,6 +22,7 @@ def training(run: Run) -> dict[str, Any]:
     measured = [
         charts.Series(name, points, f"s{i + 1}", True) for i, (name, points) in enumerate(_measured(run.measurements))
     ]
+    measured += _floor(run.measurements)
     spent = [(k, float(v)) for k, v in run.times.items() if v]
     rate = [charts.Series("", _thin([(r["step"], r["lr"]) for r in run.steps if "lr" in r]), "s3")]
     return {
@@ -29,7 +30,7 @@ def training(run: Run) -> dict[str, Any]:
         "loss": charts.line_chart(_loss(run.steps), x="step", y="loss a pixel", left=0, right=last, bottom=0),
         "rate": charts.line_chart(rate, x="step", y="learning rate", left=0, right=last, bottom=0),
         "measured": charts.line_chart(measured, x="step", y="validation, 0 to 1", left=0, right=last, bottom=0, top=1),
-        "measured_names": [s.name for s in measured],
+        "measured_names": [(s.name, s.style) for s in measured],
         "classes": _classes(run.measurements),
         "times": charts.stacked_bars(spent, "training time") if spent else None,
         "spent": sentences.duration(sum(v for _, v in spent)),
@@ -69,6 +70,13 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[f
         for k, points in curves
         if points
     ]
+
+
+def _floor(rows: Sequence[Mapping[str, Any]]) -> list[charts.Series]:
+    """Mean IU of always answering the most frequent class: what a network that has learned nothing reaches."""
+    said = [(float(r["step"]), r["floor"]) for r in rows if isinstance(r.get("floor"), dict)]
+    points = [(step, float(f["mean_iu"])) for step, f in said if isinstance(f.get("mean_iu"), int | float)]
+    return [charts.Series("floor: mean IU of one class everywhere", points, "s6 dashed")] if points else []
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

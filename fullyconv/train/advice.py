@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fullyconv.errors import printable
 
-__all__ = ["learned_nothing", "nothing_counted"]
+__all__ = ["learned_nothing", "not_finite", "nothing_counted"]
+
+HUGE = 1e4  # spreads from the mean: what no measurement is
 
 FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
 
@@ -54,6 +57,27 @@ def _balance(c: Any) -> list[str]:
 
 def _crop(c: Any) -> list[str]:
     return ["crops in which the classes are large (--set crop=[256,256])"] if not c.recipe.crop else []
+
+
+def not_finite(c: Any, batches: Sequence[Any]) -> str:
+    """Why a step's loss was not finite, with what to do, as far as its images and the network say it; else ""."""
+    if broken := [name for name, p in c.model.named_parameters() if not bool(p.isfinite().all())]:
+        return (
+            f"{len(broken)} tensors of the network hold numbers that are not finite themselves (the first: "
+            f"{printable(broken[0])}): start again from weights that are sound"
+        )
+    for batch in batches:
+        for name, image in zip(batch.names, batch.images, strict=True):
+            x = c.model.preprocessing(np.asarray(image))
+            if not np.isfinite(x).all():
+                return f"{printable(name)} holds numbers that are not finite: declare them as nodata, or leave it out"
+            if float(np.abs(x).max()) > HUGE:
+                low, high = float(np.asarray(image).min()), float(np.asarray(image).max())
+                return (
+                    f"{printable(name)} holds {low:.6g}..{high:.6g}, far from all other images: if that stands for "
+                    "pixels without data, declare it as the file's nodata value (gdal_edit.py -a_nodata VALUE FILE)"
+                )
+    return ""
 
 
 def nothing_counted(c: Any, most: int = 50) -> str:

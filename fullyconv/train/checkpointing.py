@@ -17,6 +17,7 @@ from fullyconv.files import open_append
 from fullyconv.models import store
 from fullyconv.models.interface import TorchModule
 from fullyconv.train import advice, caching, measuring, planning, training_state
+from fullyconv.train.advice import not_finite
 from fullyconv.train.batch_reader import ReadStep, refuse_many
 from fullyconv.train.context import RunContext, training_mode
 from fullyconv.train.signals import Stop
@@ -57,11 +58,15 @@ def accept(c: RunContext, outcome: Outcome, norm: float, step: ReadStep, buffers
         except (OSError, FullyconvError) as error:
             c.display.note(f"refused.jsonl cannot be written ({error}).")
     if c.state.refused >= c.recipe.max_bad_steps:
+        cause = not_finite(c, step.batches) or _UNKNOWN.format(c.recipe.lr)
         raise FullyconvError(
-            f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; look at these "
-            f"images, or lower lr (now {c.recipe.lr:g}) or set clip = 1. The last good checkpoint is {c.out / 'last'}."
+            f"The {what} was not finite for {c.state.refused} steps in a row, the last with {files}; "
+            f"{cause}. The last good checkpoint is {c.out / 'last'}."
         )
     return False
+
+
+_UNKNOWN = "look at these images, or lower lr (now {:g}) or set clip = 1"
 
 
 def _images(c: RunContext, step: ReadStep) -> list[str]:

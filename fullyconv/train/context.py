@@ -254,10 +254,11 @@ def _in_the_classes_learned(train: Dataset, val: Dataset) -> Dataset:
 def _beside(val: Any, recipe: Recipe, options: Mapping[str, Any]) -> Dataset:
     """The data that were named to be measured: their split that the recipe names; where nobody named one, their "val",
     their only split, or all of them when they are one whole."""
+    usual = Recipe.model_fields["val_split"].default
     try:
-        return open_dataset(val, recipe.val_split or None, **options)
+        return open_dataset(val, recipe.val_split or usual, **options)
     except UnknownName as error:
-        if error.kind != "split" or recipe.val_split != Recipe.model_fields["val_split"].default:
+        if error.kind != "split" or recipe.val_split not in ("", usual):
             raise
         if len(error.known) > 1:
             raise UsageError(
