@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from fullyconv.arguments import NUMBER, Kind, require
 from fullyconv.errors import DataError
 
-__all__ = ["IMAGENET", "Preprocessing"]
+__all__ = ["HHA_MEAN", "IMAGENET", "LOG_DEPTH_MEAN", "Preprocessing"]
+
+# The authors' means (their data layers). HHA in the file's channel order: these images are not swapped to BGR.
+HHA_MEAN = (132.431, 94.076, 118.477)
+LOG_DEPTH_MEAN = 7.844  # of the natural logarithm of millimetres
 
 _NUMBERS = Kind("a list of numbers", lambda v: isinstance(v, tuple | list) and all(map(NUMBER.fits, v)))
 

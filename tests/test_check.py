@@ -19,10 +19,10 @@ from PIL import Image
 from fullyconv import images
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
+from fullyconv.data.class_weights import median_frequency_weights
 from fullyconv.doctor import KINDS, check, examine, refuse_errors
 from fullyconv.doctor.repair import repair
 from fullyconv.doctor.scan import _by_processes, _plainly
-from fullyconv.doctor.summary import median_frequency_weights
 from fullyconv.errors import DataError, MissingInput, UsageError
 from fullyconv.images import encode_png
 
@@ -332,6 +332,8 @@ def test_median_frequency_weights_follow_the_definition() -> None:
     a, b = np.array([60, 40, 0, 0]), np.array([10, 0, 90, 0])
     # frequencies: 70 of 200, 40 of 100, 90 of 100; the median is 0.4
     np.testing.assert_allclose(median_frequency_weights([a, b]), [0.4 / 0.35, 1, 0.4 / 0.9, 0])
+    assert median_frequency_weights([a, b], absent=1)[3] == 1
+    assert median_frequency_weights([a * 0]).tolist() == [0] * 4
 
 
 def _tree(root: Path) -> str:

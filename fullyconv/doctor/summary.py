@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset
+from fullyconv.data.class_weights import median_frequency_weights
 from fullyconv.doctor.scan import LabelFacts, RecordFacts
 
-__all__ = ["Summary", "median_frequency_weights", "summarise"]
+__all__ = ["Summary", "summarise"]
 
 SKEWED = 20  # pixels of the largest class by those of the smallest, above which classes are weighted
 
@@ -41,19 +42,6 @@ class Summary:
             "heads": {k: dict(v) for k, v in self.heads.items()},
             "recipe": dict(self.recipe),
         }
-
-
-def median_frequency_weights(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Weights by class from the counts by label map (each K): median frequency / frequency, where a class's frequency
-    is its pixels over all labelled pixels of the maps in which it occurs (Eigen and Fergus, ICCV 2015). Classes that
-    never occur weigh 0."""
-    table = np.stack(counts).astype(np.float64)
-    pixels = table.sum(axis=0)
-    area = (table.sum(axis=1)[:, None] * (table > 0)).sum(axis=0)
-    frequency = np.divide(pixels, area, out=np.zeros_like(pixels), where=area > 0)
-    median = np.median(frequency[frequency > 0]) if (frequency > 0).any() else 0.0
-    weights: NDArray[np.float64] = np.divide(median, frequency, out=np.zeros_like(frequency), where=frequency > 0)
-    return weights
 
 
 def summarise(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Summary | None:

@@ -234,14 +234,8 @@ def class_figures(table: Table, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     With n_ij pixels of class i called j and t_i = sum_j n_ij: iu = n_ii / (t_i + sum_j n_ji - n_ii), accuracy =
     n_ii / t_i, precision = n_ii / sum_j n_ji, f1 = 2 n_ii / (t_i + sum_j n_ji); None where 0 / 0.
     """
-    hit, truth, said = (v.astype(np.float64) for v in (np.diag(table), table.sum(1), table.sum(0)))
-    with np.errstate(invalid="ignore"):
-        columns = {
-            "iu": hit / (truth + said - hit),
-            "accuracy": hit / truth,
-            "precision": hit / said,
-            "f1": 2 * hit / (truth + said),
-        }
+    own, truth, said = metrics.per_class(table), table.sum(1), table.sum(0)
+    columns = {"iu": own.iu, "accuracy": own.accuracy, "precision": own.precision, "f1": own.f1}
     return [
         {
             "id": k,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv import metrics
 from fullyconv.evaluation.result import Result
 from fullyconv.metrics import Interval, draws, interval
 
@@ -94,10 +96,8 @@ def _row_means(values: Floats) -> Floats:
 
 def image_iu(table: NDArray[np.int64]) -> float | None:
     """An image's own mean IU over the classes it is labelled with; None without a labelled pixel."""
-    truth = table.sum(1)
-    union = truth + table.sum(0) - np.diag(table)
-    present = truth > 0
-    return float((np.diag(table)[present] / union[present]).mean()) if present.any() else None
+    mean = metrics.mean_iu(table)
+    return None if math.isnan(mean) else mean
 
 
 def costly_pairs(table: NDArray[Any], average: str = "present") -> list[Pair]:

@@ -20,14 +20,11 @@ from fullyconv.models.pretrained import locate
 from fullyconv.models.seeding import Seeded
 from fullyconv.models.trunks import PAPER, TRUNKS, Given, Trunk, create_trunk
 from fullyconv.models.weight_loading import LoadReport, load_into, read_tensors, sidecar
-from fullyconv.preprocessing import Preprocessing
+from fullyconv.preprocessing import HHA_MEAN, LOG_DEPTH_MEAN, Preprocessing
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.terminal import say
 
 __all__ = ["FCN", "NETWORKS", "PAPER", "TRUNKS", "LoadReport", "Network", "create", "load", "parse"]
-
-# HHA's means are the paper's, file channel order; depth is log(millimetres) - 7.844 (fcn data layers).
-HHA_MEAN, LOG_DEPTH_MEAN = (132.431, 94.076, 118.477), 7.844
 
 
 MODULE = Kind("a torch module", lambda v: isinstance(v, nn.Module))

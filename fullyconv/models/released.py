@@ -21,7 +21,7 @@ from fullyconv.models.fcn import FCN
 from fullyconv.models.names import Network, parse
 from fullyconv.models.trunks.googlenet import BLOCKS
 from fullyconv.models.weight_loading import LoadReport, read_tensors
-from fullyconv.preprocessing import Preprocessing
+from fullyconv.preprocessing import HHA_MEAN, LOG_DEPTH_MEAN, Preprocessing
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["bilinear", "convert", "layer_names", "load_layers", "released_preprocessing"]
@@ -66,8 +66,6 @@ MEANS: dict[str, tuple[float, float, float]] = {
     "nyud": (116.190, 97.203, 92.318),
     "siftflow": (114.578, 115.294, 108.353),
 }
-HHA_MEAN = (132.431, 94.076, 118.477)  # file channel order; these images are not swapped to BGR
-LOG_DEPTH_MEAN = 7.844  # natural log of millimetres
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

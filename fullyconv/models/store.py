@@ -58,15 +58,8 @@ def preprocessor_json(model: FCN) -> dict[str, Any]:
 
 
 def config_json(model: FCN) -> dict[str, Any]:
-    """config.json: what re-creates the network, with Hugging Face's id2label of the main head."""
-    names = next(iter(model.taxonomies.values())).names
-    return {
-        **model.config(),
-        **({"training": model.origin} if model.origin else {}),
-        "model_type": "fullyconv",
-        "id2label": {str(i): n for i, n in enumerate(names)},
-        "label2id": {n: i for i, n in enumerate(names)},
-    }
+    """config.json: what re-creates the network, and how it was learned (`checkpoint` adds Hugging Face's keys)."""
+    return {**model.config(), **({"training": model.origin} if model.origin else {})}
 
 
 def save(model: FCN, directory: Path, text: str = "") -> Path:

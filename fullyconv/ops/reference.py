@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullyconv.geometry import kernel_width
 from fullyconv.ops.loss import Loss, reduce_losses
 from fullyconv.ops.sampling import Sampling, matrix, window
 
@@ -18,7 +19,7 @@ __all__ = ["bilinear_kernel", "cross_entropy", "label", "label_and_confidence", 
 
 def bilinear_kernel(stride: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The b x b bilinear kernel, b = 2 stride - stride % 2, as Caffe's and the paper's fillers make it."""
-    width = 2 * stride - stride % 2
+    width = kernel_width(stride)
     line = 1 - (torch.arange(width, dtype=dtype) - (width - 1) / 2).abs() / stride
     return line[:, None] * line[None, :]
 

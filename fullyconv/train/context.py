@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +22,7 @@ from fullyconv import doctor, models
 from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
+from fullyconv.data.class_weights import median_frequency_weights
 from fullyconv.data.pipeline.matching import relabelled
 from fullyconv.data.splits import Division, divide, kept_in
 from fullyconv.doctor.content import Contents, digests_of
@@ -402,20 +403,13 @@ def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict
 
 
 def median_frequency(dataset: Dataset) -> dict[str, NDArray[np.float32]]:
-    """w_k = median(f) / f_k, f_k = pixels of class k by the labelled pixels of the images it occurs in; absent: 1.
+    """Median frequency weights by head, float32 K; a class that never occurs weighs 1."""
 
-    Source: Eigen and Fergus 2015, section 6.3.2, as used for SegNet.
-    """
-    classes = {head: len(t) for head, t in dataset.taxonomies.items()}
-    counts = {head: np.zeros((2, k)) for head, k in classes.items()}
-    for record in dataset.records:
-        for head, k in classes.items():
+    def counts(head: str, taxonomy: Taxonomy) -> Iterator[NDArray[np.int64]]:
+        for record in dataset.records:
             label = dataset.read_labels(record, head)
-            found = np.bincount(label[label != dataset.taxonomies[head].ignore].ravel(), minlength=k)[:k]
-            counts[head] += found, (found > 0) * found.sum()
-    weights = {}
-    for head, (pixels, of) in counts.items():
-        frequency = np.divide(pixels, of, out=np.zeros_like(pixels), where=of > 0)
-        median = np.median(frequency[frequency > 0])
-        weights[head] = np.divide(median, frequency, out=np.ones_like(pixels), where=frequency > 0).astype(np.float32)
-    return weights
+            labelled = label[label != taxonomy.ignore].ravel()
+            yield np.bincount(labelled, minlength=len(taxonomy))[: len(taxonomy)].astype(np.int64)
+
+    heads = dataset.taxonomies.items()
+    return {h: median_frequency_weights(counts(h, t), absent=1).astype(np.float32) for h, t in heads}
