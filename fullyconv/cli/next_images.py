@@ -36,15 +36,15 @@ def next_command(
     """Choose the images to label next: unlike what is labelled first, then what the network is unsure of."""
     import json
 
-    from fullyconv.cli.evaluate import device_for, progress_line
-    from fullyconv.cli.predict import SUFFIXES, images_in
+    from fullyconv.cli.evaluate import device_for
     from fullyconv.curation.queue import suggest
     from fullyconv.data import open_dataset
     from fullyconv.errors import MissingInput, printable
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
     from fullyconv.predict import open_network, refuse_untrained
-    from fullyconv.terminal import say
+    from fullyconv.predict.sources import SUFFIXES, images_in
+    from fullyconv.terminal import progress_line, say
 
     if not folder.is_dir():
         raise MissingInput(f"{printable(folder)} is no folder; give the folder of the images to choose from.")
