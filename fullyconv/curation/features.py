@@ -25,7 +25,18 @@ from fullyconv.files.disk import storage_errors
 from fullyconv.models.fcn import FCN
 from fullyconv.predict.inputs import Image, as_array, fitted
 
-__all__ = ["FeatureStore", "Look", "kept_heads", "learn_heads", "look", "probability_of", "read_out", "require_trunk"]
+__all__ = [
+    "FeatureStore",
+    "Look",
+    "kept_heads",
+    "learn_heads",
+    "look",
+    "probability_of",
+    "read_out",
+    "read_scores",
+    "require_trunk",
+    "scores",
+]
 
 Features = dict[str, dict[int, Tensor]]  # stream -> {stride: 1 C h w}
 
@@ -73,13 +84,18 @@ def scores(model: FCN, features: Features, size: tuple[int, int], head: str) -> 
 
 
 @torch.inference_mode()
-def read_out(
-    model: FCN, features: Features, size: tuple[int, int], head: str
-) -> tuple[NDArray[Any], NDArray[np.float32], Tensor]:
+def read_out(model: FCN, features: Features, size: tuple[int, int], head: str) -> Any:
     """(labels H W, their probability H W, coarse scores) of features; nothing of K x H x W is held."""
-    coarse, g = scores(model, features, size, head), model.geometry(*size)
+    coarse = scores(model, features, size, head)
+    return *read_scores(model, coarse, size), coarse
+
+
+@torch.inference_mode()
+def read_scores(model: FCN, coarse: Tensor, size: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """(labels H W, their probability H W) of coarse scores."""
+    g = model.geometry(*size)
     labels, sure = ops.upsample_softmax_max(coarse, size, g.stride, g.offset, g.border)
-    return labels[0].cpu().numpy(), sure[0].cpu().numpy(), coarse
+    return labels[0].cpu().numpy(), sure[0].cpu().numpy()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in numbered cards with what is said of each, one HTML file without anything from outside."""
+"""Contact sheets: images in numbered cards with what is said of each, one HTML file without anything from outside."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Card", "page"]
 @final
 @dataclass(frozen=True)
 class Card:
-    """Pictures (caption, H W 3 uint8), a title and lines below them."""
+    """Images (caption, H W 3 uint8), a title and lines below them."""
 
     title: str
-    pictures: Sequence[tuple[str, NDArray[np.uint8]]]
+    images: Sequence[tuple[str, NDArray[np.uint8]]]
     lines: Sequence[str] = field(default=())
 
 
@@ -38,7 +38,7 @@ def page(
     shown = [
         {
             "title": printable(card.title),
-            "pictures": [(printable(caption), _address(image)) for caption, image in card.pictures],
+            "images": [(printable(caption), _address(image)) for caption, image in card.images],
             "lines": [printable(line) for line in card.lines],
         }
         for card in cards
