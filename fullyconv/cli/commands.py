@@ -18,6 +18,7 @@ from fullyconv.cli.experiment import experiment
 from fullyconv.cli.export import export_command
 from fullyconv.cli.hha import hha
 from fullyconv.cli.models import info, models
+from fullyconv.cli.new import new
 from fullyconv.cli.next_images import next_command
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
@@ -29,6 +30,7 @@ __all__ = ["COMMANDS"]
 COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "demo": demo,
     "check": check_command,
+    "new": new,
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,

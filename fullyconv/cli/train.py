@@ -12,7 +12,7 @@ import typer
 
 from fullyconv.cli.options import MaxPixels
 
-__all__ = ["train"]
+__all__ = ["data_name", "train"]
 
 
 def train(
@@ -173,9 +173,14 @@ def _supervised(out: Path, resume: bool) -> int:
 
 
 def _free(data: str) -> Path:
-    """runs/NAME that no run uses yet: NAME is the data's kind or last folder."""
+    """runs/NAME that no run uses yet."""
+    name = data_name(data)
+    return next(p for n in range(1, 10_000) if not (p := Path("runs", name if n == 1 else f"{name}-{n}")).exists())
+
+
+def data_name(data: str) -> str:
+    """What is made of data is named by their kind or last folder: one part of a path."""
     from fullyconv.files.outputs import safe_name
 
     name = Path(data.partition(":")[0].partition(",")[0] if ":" in data else data).name or "model"
-    name = safe_name(name)  # one part: a run lies in runs/
-    return next(p for n in range(1, 10_000) if not (p := Path("runs", name if n == 1 else f"{name}-{n}")).exists())
+    return safe_name(name)
