@@ -63,6 +63,46 @@ def convert_command(
             print(f"{out}: {name}: {count} images")
 
 
+@data.command("cut")
+def cut_command(
+    source: Annotated[Path, typer.Argument(help="Folder of scenes: images/ beside labels/, or rasters with --labels.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write: train/ and val/.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Label rasters or polygons: a folder, or one file for all.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels along the edge of a window.")] = 512,
+    val: Annotated[float, typer.Option(help="Share of the windows that is held out, by whole blocks of ground.")] = 0.2,
+    margin: Annotated[int, typer.Option(help="Pixels of ground between train and val.")] = 64,
+    least: Annotated[float, typer.Option(help="Share of a window that must be measured and labelled.")] = 0.05,
+    field: Annotated[str, typer.Option(help="The field of the polygons that is the class.", show_default=False)] = "",
+    outside: Annotated[str, typer.Option(help='Class of ground in no polygon, or "ignore".')] = "background",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed holds out other ground.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Windows, hectares and notes as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")] = False,
+) -> None:
+    """Cut scenes (GeoTIFF, VRT) and their label rasters or polygons into a data set to train on."""
+    import json
+    from dataclasses import asdict
+
+    from fullyconv.cli.evaluate import progress_line
+    from fullyconv.rasters.cutting import CutOptions, cut_scenes
+    from fullyconv.terminal import say
+
+    options = CutOptions(size, val, margin, least, seed, field, outside)
+    found = cut_scenes(source, out, options, labels, progress_line("cutting", quiet))
+    for note in () if quiet else found.notes:
+        say(f"note: {note}")
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    if found.resolution is not None:
+        low, high = (f"{m:.3g}" for m in found.resolution)
+        print(f"{out}: ground resolution {low}{f' to {high}' if low != high else ''} m")
+    for split, count in sorted(found.windows.items()):
+        areas = ", ".join(f"{name} {area:.3g} ha" for name, area in found.hectares.get(split, {}).items())
+        print(f"{out}: {split}: {count} windows" + (f" ({areas})" if areas else ""))
+
+
 @data.command("download")
 def download_command(
     name: Annotated[str, typer.Argument(help="voc2012 voc2011 voc2010 voc2007 sbd camvid ade20k")],

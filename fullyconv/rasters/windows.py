@@ -15,6 +15,8 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.errors import InternalError
+
 __all__ = ["Block", "BlockGrid", "RasterProfile", "RasterSource", "Span", "Window"]
 
 
@@ -65,6 +67,13 @@ class RasterProfile:
             return 0, 0
         a, _, c, _, e, f = self.transform
         return math.floor(f / e + 0.31), math.floor(c / a + 0.31)
+
+    def place(self, window: Window) -> tuple[float, float, float, float, float, float]:
+        """The transform of a window of a raster that has one."""
+        if self.transform is None:
+            raise InternalError("A raster without a place has no window with one.")
+        a, b, c, d, e, f = self.transform
+        return a, b, a * window.left + b * window.top + c, d, e, d * window.left + e * window.top + f
 
     @property
     def rotated(self) -> bool:
