@@ -38,6 +38,7 @@ def run(code: str, **more: str) -> str:
 
 
 @pytest.mark.skipif(not MODE.exists() or "[never]" in MODE.read_text(), reason="the kernel offers no huge pages")
+@pytest.mark.slow
 def test_large_tensors_lie_on_huge_pages() -> None:
     assert int(run(PAGES)) >= 32 * 1024  # half of the 64 MiB tensor, in KiB: the rest may not have been free
 
@@ -64,6 +65,7 @@ print(give_back(), before - held())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+@pytest.mark.slow
 def test_free_memory_between_kept_tensors_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
     asked, mib = done.stdout.split()
@@ -92,6 +94,7 @@ print(asked, faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+@pytest.mark.slow
 def test_what_tensors_leave_is_kept_for_the_next_ones() -> None:
     def last_turn(how: str, **more: str) -> tuple[str, int]:
         environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0", **more}

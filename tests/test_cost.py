@@ -48,6 +48,7 @@ def test_the_papers_network_needs_what_is_published_for_it_and_less_in_its_windo
     assert estimate(model, 500, 500).parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_working_memory_is_that_of_the_run_itself() -> None:
     model = fc.create("fcn8s-squeezenet1_0", 3, quiet=True).eval()
     x, ready = torch.zeros(1, 3, 96, 64).contiguous(memory_format=torch.channels_last), prepare(model)

@@ -91,7 +91,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("work", "new"), [(next_step, 3), (same_step, 2), (large_step, 3)])
+@pytest.mark.parametrize(
+    ("work", "new"), [(next_step, 3), *(pytest.param(*w, marks=SLOW) for w in ((same_step, 2), (large_step, 3)))]
+)
 def test_death_at_every_call_of_a_save_leaves_the_old_or_the_new(
     work: Save, new: int, template: Path, ram: Path
 ) -> None:

@@ -113,6 +113,7 @@ class Counted:
         monkeypatch.setattr(autograd, "convolve", counting)
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_same_and_its_wide_layers_go_the_fast_way(monkeypatch) -> None:
     counted = Counted(monkeypatch)
     model = models.create("fcn8s-resnet18", 3, quiet=True).eval()  # batch statistics would enlarge all rounding

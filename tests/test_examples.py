@@ -33,6 +33,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_learns() -> None:
     losses = load("own_loop").main(12)
     assert losses[-1] < 0.6 * losses[0]

@@ -120,6 +120,7 @@ def test_bounds_fall_with_the_factor_and_a_vote_loses_fewer_pixels(streets) -> N
     assert [r["paper"] for r in rows] == [None, 98.5, 92.8, 73.3]
 
 
+@pytest.mark.slow
 def test_the_commands_print_tables_and_json(streets, capsys) -> None:
     from fullyconv import cli
 

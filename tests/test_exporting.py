@@ -297,6 +297,7 @@ def test_given_images_prove_it_too_and_wrong_ones_are_refused(model: Any, tmp_pa
         fc.export(model, tmp_path / "n.onnx", images=[image[..., 0]])
 
 
+@pytest.mark.slow
 def test_the_command_exports_verifies_and_never_replaces_what_is_not_its_own(model: Any, tmp_path: Path) -> None:
     if "export" not in {c.name for c in app.registered_commands}:
         _register()

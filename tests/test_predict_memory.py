@@ -47,6 +47,7 @@ def test_peak_bytes_grow_with_the_window() -> None:
     assert small >= 64 * 64 * 3 * 4 * 2  # at least the image and its padded copy
 
 
+@pytest.mark.slow
 def test_a_larger_budget_gives_a_larger_tile_and_a_tiny_one_is_refused_with_what_is_needed() -> None:
     model = trained("fcn8s-mobilenet_v2")
     tile_for(model, 10**10)

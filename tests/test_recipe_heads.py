@@ -232,6 +232,7 @@ def test_inputs_name_the_network_that_takes_them(model: str, inputs: tuple[str, 
     assert network_name(small(model=model, inputs=inputs)) == name
 
 
+@pytest.mark.slow
 def test_a_network_of_depth_alone_is_trained_and_measured(street: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     assert run(f"folder:{street}", *TINY, "--set", 'inputs=["depth"]', "--out", str(out)) == 0
@@ -253,6 +254,7 @@ def test_inputs_of_other_channels_than_the_networks_are_refused_before_the_first
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_early_and_late_fusion_learn_from_scratch_on_drawn_scenes(street: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         with pytest.raises(SystemExit) as stop:
@@ -309,6 +311,7 @@ def test_a_run_from_the_disk_cache_is_the_run_without_it_and_leaves_nothing(
     assert files(street) == before
 
 
+@pytest.mark.slow
 def test_the_disk_cache_is_said_and_waits_for_an_interrupted_run_to_go_on(
     street: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -256,6 +256,7 @@ def test_no_page_holds_what_turns_the_direction_of_writing(run: Path, tmp_path: 
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium")
+@pytest.mark.slow
 def test_in_a_browser_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     text = (run / "evaluation/result.json").read_text()

@@ -98,7 +98,11 @@ FAST: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("row", FAST, ids=lambda row: f"{row['how']}-{row['place']}")
+@pytest.mark.parametrize(
+    "row",
+    [row if row["how"] == "SIGKILL" else pytest.param(row, marks=pytest.mark.slow) for row in FAST],
+    ids=lambda row: f"{row['how']}-{row['place']}",
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(row: dict[str, Any], tmp_path: Path) -> None:
     check(row, tmp_path)
 
@@ -155,6 +159,7 @@ def supervised(out: Path, kills: int, keys: dict[str, Any]) -> int:
 KEYS = {"lr": 1e-3, "ema": 0.9, "workers": 2, "save_every": "0.001s"}
 
 
+@pytest.mark.slow
 def test_a_supervised_run_survives_kills_and_ends_as_if_unkilled(tmp_path: Path, capsys: Any) -> None:
     assert call(train_until, KEYS, str(tmp_path / "whole"), False) == 0
     assert supervised(tmp_path / "killed", 4, KEYS) >= 1

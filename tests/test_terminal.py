@@ -114,7 +114,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("what", COMMANDS)
+QUICK = ("check", "evaluate", "predict", "train, value", "info", "no command", "no option")
+
+
+@pytest.mark.parametrize("what", [w if w in QUICK else pytest.param(w, marks=pytest.mark.slow) for w in COMMANDS])
 def test_no_command_prints_what_a_name_brings_along(
     what: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,13 @@ def photos(count: int = 8) -> list[np.ndarray]:
     return [random.integers(0, 256, (24 + 8 * (i % 3), 40, 3), dtype=np.uint8) for i in range(count)]
 
 
-@pytest.fixture(scope="module", params=["fcn16s-squeezenet1_0", "fcn32s-alexnet", "fcn8s-mobilenet_v3_large"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "fcn16s-squeezenet1_0",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fcn32s-alexnet", "fcn8s-mobilenet_v3_large")),
+    ],
+)
 def network(request: pytest.FixtureRequest) -> Any:
     """One without norms, one of the paper's padding (whose surroundings are kept), one with norms and gates."""
     return trained(request.param)

@@ -79,6 +79,7 @@ def test_images_are_held_out_where_the_val_split_comes_without_labels(tmp_path: 
     assert "has no labels; give it label maps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_ends_well_and_its_report_says_that_nothing_was_measured(tmp_path: Path) -> None:
     data = folder(tmp_path / "data")
     assert run(str(data), *TINY, "--set", "val_split=", "--out", str(tmp_path / "run")) == 0
@@ -123,6 +124,7 @@ def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_pixel_cap_is_a_flag_of_every_command_that_reads_images(
     tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -91,6 +91,7 @@ def _train(out: str, stop: int, resume: bool, threads: int, allow: tuple[str, ..
     assert torch.get_num_threads() == threads  # the caller's own stays
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_number_of_threads_to_the_bit(tmp_path: Path) -> None:
     """With another number sums are made in another order; that is seen here, so the test can fail."""
     assert call(_train, str(tmp_path / "whole"), 0, False, 1) == 0

@@ -79,6 +79,7 @@ def test_two_processes_train_as_one_with_an_uneven_last_batch(keys: dict[str, An
     assert [r.get("order") for r in rows[0]] == [r.get("order") for r in rows[1]]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_on_the_disk(tmp_path: Path) -> None:
     keys = {"model": "fcn2s-plain", "epochs": 2}
     for name, cache in (("none", "none"), ("disk", "disk")):
@@ -95,6 +96,7 @@ def test_the_measurement_of_two_processes_is_that_of_one(tmp_path: Path) -> None
     assert (row["mean_iu"], row["pixel_accuracy"]) == (alone.mean_iu, alone.pixel_accuracy)
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_is_a_stop_of_all_and_resumes_to_the_bit(tmp_path: Path) -> None:
     keys = {"epochs": 2, "ema": 0.9, "workers": 2}
     assert together(tmp_path / "whole", keys) == [0, 0]
@@ -112,6 +114,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_the_step_kept(tmp_p
     assert (tmp_path / "run" / "last").resolve().name == f"step-{len(rows)}"
 
 
+@pytest.mark.slow
 def test_an_image_that_any_process_replaced_is_counted_once(tmp_path: Path) -> None:
     keys = {"batch_size": 4, "on_bad_sample": "skip", "max_bad": 0.2, "epochs": 2}
     assert together(tmp_path / "run", keys, fault="unreadable") == [0, 0]
@@ -119,5 +122,6 @@ def test_an_image_that_any_process_replaced_is_counted_once(tmp_path: Path) -> N
     assert state["bad"] == ["train-5: train-5.png is truncated"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_all_processes(tmp_path: Path) -> None:
     assert together(tmp_path / "run", {"val_every": 1}, fault="full disk") == [74, 75]
