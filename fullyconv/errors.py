@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import final
 
 __all__ = [
     "EXIT_CODES",
@@ -58,6 +59,7 @@ class DataError(FullyconvError):
     exit_code = 65
 
 
+@final
 class MissingInput(FullyconvError):
     """A file or folder that was named does not exist or cannot be opened."""
 
@@ -70,24 +72,28 @@ class InternalError(FullyconvError):
     exit_code = 70
 
 
+@final
 class StorageError(FullyconvError):
     """Reading or writing failed: disk full, read-only, quota, hardware."""
 
     exit_code = 74
 
 
+@final
 class TryAgain(FullyconvError):
     """A passing condition: a lock held by another process, a network that did not answer."""
 
     exit_code = 75
 
 
+@final
 class Interrupted(FullyconvError):
     """Ctrl-C; what was finished is saved."""
 
     exit_code = 130
 
 
+@final
 class Terminated(FullyconvError):
     """SIGTERM; what was finished is saved."""
 
@@ -104,6 +110,7 @@ class UnknownName(UsageError):
         super().__init__(f"{printable(name)!r} is not a known {kind}; {hint}")
 
 
+@final
 class MissingExtra(UsageError):
     """An optional dependency that a command needs is not installed."""
 

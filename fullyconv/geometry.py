@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Literal, Protocol, final
 
 from fullyconv.errors import InternalError, UsageError
 
@@ -38,6 +38,7 @@ Kind = Literal["conv", "pool", "deconv"]
 INFINITE = math.inf
 
 
+@final
 @dataclass(frozen=True)
 class Layer:
     """One convolution, pooling or transposed convolution, along one axis.
@@ -76,6 +77,7 @@ class Layer:
         return (self.kernel - 1) * self.dilation + 1
 
 
+@final
 @dataclass(frozen=True)
 class Map:
     """Cells of a feature map in image pixels: cell i is centred at `offset + stride * i` and sees `field` pixels.
@@ -118,6 +120,7 @@ class Map:
 IMAGE = Map(Fraction(1), Fraction(0), 1.0)
 
 
+@final
 class UnevenPaths(InternalError):
     """Two branches of a network meet on different grids, so their cells do not look at the same pixels."""
 
@@ -141,6 +144,7 @@ def kernel_width(factor: int) -> int:
     return 2 * factor - factor % 2
 
 
+@final
 @dataclass(frozen=True)
 class Skip:
     """How scores on one grid are brought to a finer one: upsample by `factor` from `offset`, crop the finer by `crop`.
@@ -213,6 +217,7 @@ def plain(value: Fraction) -> int | float:
     return value.numerator if value.denominator == 1 else float(value)
 
 
+@final
 @dataclass(frozen=True)
 class Geometry(Upsampling):
     """The last upsampling of a network, the grids of its taps and the context a tile needs (pixels; inf: all of it)."""
@@ -252,6 +257,7 @@ class OutputGeometry(Protocol):
     def align(self) -> int: ...
 
 
+@final
 @dataclass(frozen=True)
 class Tile:
     """Half-open ranges of one axis: the network reads `start:stop`, of its output `keep_from:keep_to` (image pixels,

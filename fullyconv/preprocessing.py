@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ LOG_DEPTH_MEAN = 7.844  # of the natural logarithm of millimetres
 _NUMBERS = Kind("a list of numbers", lambda v: isinstance(v, tuple | list) and all(map(NUMBER.fits, v)))
 
 
+@final
 @dataclass(frozen=True)
 class Preprocessing:
     """x[c] = (image[..., order[c]] * scale - mean[c]) / std[c], image in its stored range (uint8: 0..255).

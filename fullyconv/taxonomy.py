@@ -19,6 +19,7 @@ __all__ = ["Match", "Taxonomy", "listed_names", "match", "voc_palette"]
 Colour = tuple[int, int, int]
 
 
+@final
 @dataclass(frozen=True)
 class Taxonomy:
     """K classes: `names[k]`, `palette[k]` (R, G, B in 0..255) and the label value that counts as nothing.

@@ -178,6 +178,24 @@ def test_an_image_is_called_an_image() -> None:
     assert not [m for m, path in others.items() if "picture" in path.read_text().lower()]
 
 
+# Derived from and used themselves: what says more about the same thing.
+BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol"}
+
+
+def test_a_class_is_abstract_or_final() -> None:
+    """But for errors, which are a tree, and `BASES`."""
+    abstract, errors, loose = {"ABC", "Protocol", "NamedTuple", "TypedDict", "Enum"}, {"Exception"}, set()
+    classes = [n for p in modules().values() for n in ast.walk(ast.parse(p.read_text())) if isinstance(n, ast.ClassDef)]
+    bases = {n.name: {ast.unparse(b).split("[")[0].split(".")[-1] for b in n.bases} for n in classes}
+    while more := {name for name, above in bases.items() if above & errors} - errors:
+        errors |= more
+    for node in classes:
+        final = "final" in map(ast.unparse, node.decorator_list)
+        if not final and not bases[node.name] & abstract and node.name not in errors:
+            loose.add(node.name)
+    assert loose == BASES
+
+
 def test_importing_the_package_and_asking_for_help_loads_no_torch() -> None:
     code = (
         "import sys, fullyconv, fullyconv.cli\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ class CocoWriter(Writer):
         self._json.drop()
 
 
+@final
 class CocoPolygonsWriter(CocoWriter):
     """One polygon a region along the pixels' edges; a hole is reached by a line that is walked there and back."""
 

@@ -167,6 +167,7 @@ class _NoAttention(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
 
+@final
 class _Attention(Exception):
     pass
 

@@ -22,6 +22,7 @@ from fullyconv.taxonomy import Taxonomy
 __all__ = ["Dataset", "ReadInput", "ReadLabels", "Record", "Sample"]
 
 
+@final
 @dataclass(frozen=True)
 class Record:
     """One image's files. `name` is unique in its split (POSIX, no suffix); outputs are named after it, so it is a
@@ -41,6 +42,7 @@ class Record:
             )
 
 
+@final
 @dataclass(frozen=True)
 class Sample:
     """A decoded record: image H W C (uint8, uint16 or float32; modalities concatenated along C in the data set's

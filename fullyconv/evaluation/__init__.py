@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ def evaluate(
     return keeper.finish(result) if keeper else result
 
 
+@final
 @dataclass(frozen=True)
 class HeadPrediction:
     """A head's answer for one image: labels H W and, when asked for, the probability of each (float32 H W)."""

@@ -25,6 +25,7 @@ AVERAGES = ("present", "all")
 Table = NDArray[np.int64]
 
 
+@final
 @dataclass(frozen=True)
 class ImageTables:
     """One image's share of the tables, sparse: `cells[head]` are flat indices truth * K + prediction, `counts[head]`

@@ -41,6 +41,7 @@ class Resampled:
     frequency_weighted_iu: Floats
 
 
+@final
 @dataclass(frozen=True)
 class Pair:
     """Pixels of class `truth` called `said`: their share of the class, and the mean IU gained were they right."""

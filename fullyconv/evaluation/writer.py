@@ -36,6 +36,7 @@ SHOWN, CROPS, SUSPECTS = 640, 12, 12
 Window = tuple[int, int, int, int]
 
 
+@final
 @dataclass(frozen=True)
 class Suspect:
     """A region whose label the network contradicts with confidence: either may be wrong."""

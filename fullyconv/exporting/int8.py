@@ -142,6 +142,7 @@ def _calibrated(bare: Any, feeds: Sequence[NDArray[Any]]) -> Any:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
+    @final
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._left = iter(feeds)

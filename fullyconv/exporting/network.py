@@ -122,6 +122,7 @@ def _traced(model: FCN) -> Trace:
 Sizes = list[int]  # cells along an axis for images of 1, 2, ... LOOKED_AT pixels
 
 
+@final
 class _Fusion:
     """One head's scores, coarse to fine."""
 

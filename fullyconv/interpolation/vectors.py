@@ -10,7 +10,7 @@ processor's width.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, final
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending
@@ -43,6 +43,7 @@ _INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 _CONTRACT = ("contract",)
 
 
+@final
 class _Vector(types.Type):
     def __init__(self) -> None:
         super().__init__(name="Vector16")
@@ -51,6 +52,7 @@ class _Vector(types.Type):
 _vector: Any = _Vector()
 
 
+@final
 @register_model(_Vector)
 class _VectorModel(extending.models.PrimitiveModel):
     def __init__(self, manager: Any, frontend: Any) -> None:
@@ -228,6 +230,7 @@ def take_ticket(typingctx: Any, counter: Any) -> Any:
     return types.int64(counter), generate
 
 
+@final
 class _Builder:
     """Vector arithmetic while IR is being generated, to write polynomials as one does on paper."""
 

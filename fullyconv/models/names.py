@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import final
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.models.trunks import TRUNKS
@@ -24,6 +25,7 @@ CHANNELS = {"rgb": 3, "depth": 1, "hha": 3}
 ATONCE = {16: 0.01, 8: 0.0001}  # what the paper multiplies pool4 and pool3 by when all skips train at once
 
 
+@final
 @dataclass(frozen=True)
 class Network:
     """What a name stands for. `finest` and `coarsest` are strides; `late` gives every modality a trunk of its own."""

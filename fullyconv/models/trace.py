@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,12 @@ __all__ = ["CannotTrace", "Leaves", "Trace", "TracedLayer", "probe", "trace"]
 Pair = tuple[Layer | None, Layer | None]  # rows, columns; None: sizes and grid stay as they are
 
 
+@final
 class CannotTrace(FullyconvError):
     """The network's graph or one of its layers is not understood; its geometry must be probed instead."""
 
 
+@final
 @dataclass(frozen=True)
 class TracedLayer:
     """One node of the graph: what it does along rows and columns, and whose outputs it reads."""
@@ -37,6 +39,7 @@ class TracedLayer:
     channels: int | None = None
 
 
+@final
 @dataclass(frozen=True)
 class Trace:
     """A network as steps in order; `outputs` names the step of each output."""

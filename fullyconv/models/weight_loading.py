@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from fullyconv.preprocessing import Preprocessing
 __all__ = ["LoadReport", "load_into", "read_tensors", "sidecar"]
 
 
+@final
 @dataclass
 class LoadReport:
     """Parameter names by what happened to them; `str(report)` is what the user is shown."""

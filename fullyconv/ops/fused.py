@@ -50,6 +50,7 @@ def fused_cross_entropy(scores: Tensor, labels: Tensor, sampling: Sampling, loss
     return result
 
 
+@final
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -213,6 +213,7 @@ class _Kept:
     gradient: Tensor | None
 
 
+@final
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, function: _Function, wanted: bool) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import final
 
 from markupsafe import Markup
 
@@ -16,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
 MANY = 30  # bars from which they stand in two columns where there is room
 
 
+@final
 @dataclass(frozen=True)
 class Series:
     """A curve: points (x, y), the style sheet's class for it, and whether its points are marked."""
@@ -26,6 +28,7 @@ class Series:
     marked: bool = False
 
 
+@final
 @dataclass(frozen=True)
 class Bar:
     """A bar 0..1 with an optional interval and the (R, G, B) of its swatch; `note` shows on hovering."""
@@ -155,6 +158,7 @@ def reliability(bins: Sequence[tuple[int, int, float]]) -> Markup:
     return _svg(body + "".join(dots), "share of right pixels over confidence")
 
 
+@final
 @dataclass(frozen=True)
 class _Plot:
     left: float

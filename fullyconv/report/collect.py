@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -40,6 +40,7 @@ SHOWN = ("gallery", "pairs", "suspects")  # the parts of an analysis that name i
 FRAMES = 8  # of a strip
 
 
+@final
 @dataclass(frozen=True)
 class Strip:
     """One validation image over time: ("epoch 2.5", address of the image) in order, the oldest first."""
@@ -48,6 +49,7 @@ class Strip:
     frames: Sequence[tuple[str, str]]
 
 
+@final
 @dataclass(frozen=True)
 class Run:
     """A training run as its directory tells it; everything may be missing while it is under way."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ HORIZONTAL, VERTICAL = 1, 2
 FAR = 60.0  # metres; a depth camera returns nothing beyond
 
 
+@final
 @dataclass(frozen=True)
 class Scene:
     """image: H W 3 uint8; depth: H W uint16, millimetres along the optical axis, 0 = missing; semantic, geometric:
@@ -102,6 +103,7 @@ def _hit_round(start: Array, step: Array, half: Array, cylinder: bool) -> tuple[
     return np.where(good, t, np.inf), normal / np.where(length > 0, length, 1)
 
 
+@final
 @dataclass
 class _Canvas:
     """What every ray (N = H * W, rows first) has met so far."""

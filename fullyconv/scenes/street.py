@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Array = NDArray[Any]
 Skin = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
+@final
 @dataclass(frozen=True)
 class Solid:
     """A box ("box"), upright cylinder ("cylinder") or ellipsoid ("ellipsoid") with half sizes, turned by `yaw`."""
@@ -154,6 +155,7 @@ def _signboard(rng: np.random.Generator) -> Skin:
 # --- the world --------------------------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Street:
     """Road half width, pavement width and kerb height in metres; albedos and textures of the grounds; sky and light."""

@@ -48,6 +48,7 @@ class Connections:
 def guarded(shared: Connections) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn's `http` setting."""
 
+    @final
     class Bound(GuardedProtocol):
         connections_shared = shared
 

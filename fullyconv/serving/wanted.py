@@ -19,6 +19,7 @@ MEDIA = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 """Media types of images that are taken. No TIFF: libtiff is the decoder with the longest list of holes."""
 
 
+@final
 class BadQuery(ValueError):
     """A query that asks for something else; `str` says what may be asked."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -21,6 +21,7 @@ from fullyconv.train.signals import Stop
 __all__ = ["keep_times", "measure"]
 
 
+@final
 class _Abandoned(Exception):
     """A signal came while measuring; the run measures again when it goes on."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 
 from fullyconv.models.trunks.base import Trunk, he_init, run
@@ -20,6 +22,7 @@ def _classifier(kernel_padding: int) -> nn.Sequential:
     )
 
 
+@final
 class AlexNet(Trunk):
     """CaffeNet (Krizhevsky et al. 2012, pool before norm): strides 8, 16, 32; 32 is fc7.
 
@@ -68,6 +71,7 @@ class AlexNet(Trunk):
         return found
 
 
+@final
 class AlexNetTV(Trunk):
     """torchvision's alexnet (one weird trick, no LRN, no groups), "same" padding only: strides 8, 16, 32."""
 

@@ -9,6 +9,7 @@ and not the features.
 from __future__ import annotations
 
 import math
+from typing import final
 
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ EPS, MOMENTUM = 1e-3, 0.01  # batch norm's, as the weights were trained with
 LITE = Preprocessing((0, 1, 2), 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
 
+@final
 class DepthwiseSeparable(nn.Module):
     """3x3 depthwise, then a linear 1x1 projection: the first stage."""
 
@@ -39,6 +41,7 @@ class DepthwiseSeparable(nn.Module):
         return x + y if self.residual else y
 
 
+@final
 class InvertedResidual(nn.Module):
     """1x1 expansion by 6, depthwise, linear 1x1 projection; summed with the input where shapes agree."""
 
@@ -61,6 +64,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+@final
 class EfficientNetLite(Trunk):
     """Strides 2, 4, 8, 16, 32; 32 is the last 1x1 convolution (1280 channels); cells lie at s * i.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ _REMEDY = (
 )
 
 
+@final
 class Given(Trunk):
     """`net`: images N C H W -> one map N C_s h w, or a list, tuple or mapping of them, coarse ones of a stride of 2 and
     its powers. Of several maps of one stride the last counts. The module is used as it is, its weights too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ def _conv(c: int, out: int, k: int, stride: int = 1, padding: int | None = None)
     return nn.Sequential(nn.Conv2d(c, out, k, stride, k // 2 if padding is None else padding), nn.ReLU(inplace=True))
 
 
+@final
 class BasicConv2d(nn.Module):
     """torchvision's convolution without bias, batch norm (eps 0.001), ReLU."""
 
@@ -43,6 +45,7 @@ class BasicConv2d(nn.Module):
         return y
 
 
+@final
 class Inception(nn.Module):
     """Four branches side by side: 1x1 | 1x1, 3x3 | 1x1, 5x5 (torchvision: 3x3) | 3x3 max pool, 1x1."""
 
@@ -65,6 +68,7 @@ class Inception(nn.Module):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
+@final
 class GoogLeNet(Trunk):
     """The paper's trunk: strides 8, 16, 32, the final average pool removed. padding "paper": conv1 padded by 100
     (crop 98), ceil pooling; "same": conv1's native 3 and pools padded by 1, cells on the grid s * i."""
@@ -105,6 +109,7 @@ class GoogLeNet(Trunk):
         return found
 
 
+@final
 class GoogLeNetTV(Trunk):
     """torchvision's googlenet, "same" padding (3-wide pools padded by 1): strides 8, 16, 32.
 

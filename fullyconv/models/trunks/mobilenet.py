@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import final
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ def _conv(
     return nn.Sequential(*layers, *([act(inplace=True)] if act else []))
 
 
+@final
 class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise, linear 1x1 projection; summed with the input where shapes agree."""
 
@@ -43,6 +45,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+@final
 class MobileNetV2(Trunk):
     """Strides 2, 4, 8, 16, 32; 32 is the last 1x1 convolution (1280 channels); cells lie at s * i."""
 
@@ -78,6 +81,7 @@ class MobileNetV2(Trunk):
         return run(self.features, x, self.taps)
 
 
+@final
 class SqueezeExcitation(nn.Module):
     """Scales channels by a function of their global means: context becomes unbounded."""
 
@@ -100,6 +104,7 @@ def _eighths(c: int) -> int:
     return rounded + 8 if rounded < 0.9 * c else rounded
 
 
+@final
 class InvertedResidualV3(nn.Module):
     """V2's block with 5x5 kernels, squeeze-excitation and hard swish where the setting says so."""
 
@@ -118,6 +123,7 @@ class InvertedResidualV3(nn.Module):
         return x + y if self.residual else y
 
 
+@final
 class MobileNetV3Large(Trunk):
     """Strides 2, 4, 8, 16, 32; 32 is the last 1x1 convolution (960 channels). Squeeze-excitation sees all."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 
 from fullyconv.models.trunks.base import Trunk, he_init
@@ -9,6 +11,7 @@ from fullyconv.models.trunks.base import Trunk, he_init
 __all__ = ["ResNet"]
 
 
+@final
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the sum with the input."""
 
@@ -30,6 +33,7 @@ class BasicBlock(nn.Module):
         return z
 
 
+@final
 class Bottleneck(nn.Module):
     """1x1, 3x3 (carries the stride), 1x1 four times as wide, and the sum with the input."""
 
@@ -60,6 +64,7 @@ def _shortcut(c: int, out: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(c, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
 
+@final
 class ResNet(Trunk):
     """Strides 2 (conv1), 4, 8, 16, 32; cells lie at s * i and h = ceil(H / s). "same" padding only."""
 

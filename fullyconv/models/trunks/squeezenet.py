@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from fullyconv.models.trunks.base import Trunk, he_init, run
 __all__ = ["SqueezeNet"]
 
 
+@final
 class Fire(nn.Module):
     """A 1x1 squeeze, then 1x1 and 3x3 expansions side by side."""
 
@@ -26,6 +29,7 @@ class Fire(nn.Module):
         return y
 
 
+@final
 class SqueezeNet(Trunk):
     """Strides 2, 4, 8, 16. "same" padding: conv1 by 3, pools by 1, so cells lie at s * i and h = ceil(H / s)."""
 

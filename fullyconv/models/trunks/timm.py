@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +15,7 @@ from fullyconv.preprocessing import Preprocessing
 __all__ = ["Timm"]
 
 
+@final
 class Timm(Trunk):
     """timm's NAME with one map a stride. Parameter names are timm's under `net.`."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 
 from fullyconv.models.trunks.base import Trunk, he_init, run
@@ -11,6 +13,7 @@ __all__ = ["VGG16"]
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
+@final
 class VGG16(Trunk):
     """Strides 2..32; stride 32 is fc7 (or pool5 with `classifier=False`, the paper's pool5-only ablation).
 

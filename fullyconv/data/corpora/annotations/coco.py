@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import (
@@ -157,6 +157,7 @@ def _id(value: Any, key: str) -> int | str | None:
     return found if isinstance(found, int | str) and not isinstance(found, bool) else None
 
 
+@final
 @dataclass
 class _Image:
     """What is known of one listed image; several ids may be its own."""

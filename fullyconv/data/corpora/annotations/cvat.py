@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -256,6 +256,7 @@ def _parse(file: Path) -> Any:
         raise DataError(f"{printable(file)} is no XML ({printable(error)[:100]}); export the task again.") from error
 
 
+@final
 class _DocumentType(Exception):
     pass
 

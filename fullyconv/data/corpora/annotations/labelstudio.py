@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fullyconv.data.base import Dataset, Record
@@ -42,6 +42,7 @@ def recognise(root: Path) -> bool:
     return any(_is_export(f) for f in _files(root))
 
 
+@final
 @dataclass(frozen=True)
 class _Task:
     """A task that was annotated: its images by (key of its data, index), and its regions."""
@@ -275,6 +276,7 @@ def _by_part(name: str, field: str) -> bool:
     return field.lower() in name.lower() or name.lower() in field.lower()
 
 
+@final
 class _Finder:
     """Images by what a task says: the last parts of a path, a URL or /data/local-files/?d=PATH, with or without
     upload prefix."""

@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from fullyconv.errors import DataError
 __all__ = ["Region", "regions_of", "shape_of"]
 
 
+@final
 @dataclass(frozen=True)
 class Region:
     """One region: its id, the <Image> it is drawn on, which of that one's images, its label, its values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class Patch(NamedTuple):
         return self._replace(covered=rest)
 
 
+@final
 class BadShape(DataError):
     """A shape that cannot be painted; `reason` says why in words that follow "shapes" ("of fewer than 3 points")."""
 
