@@ -115,7 +115,8 @@ def _loss(s: Summary) -> Iterator[str]:
     weights: Any = s.recipe["class_weights"]
     if len(shares) > 1:
         times = max(shares) / min(shares)
-        yield f"# The largest class has {times:.0f} times the pixels of the smallest; above 20 times classes are weighted."
+        more = f"{times:.0f} times the pixels of the smallest"
+        yield f"# The largest class has {more}; above 20 times classes are weighted."
     yield f'class_weights = "{weights}"  # or "none", "median-frequency", or one number a class'
     if len(shares) == 2 or any(f < SMALL for f in shares):
         yield "# Small classes are what dice and pasted regions are for; measure before you believe it:"
