@@ -21,7 +21,7 @@ from fullyconv import exporting  # noqa: E402
 from fullyconv.cli import _register, app  # noqa: E402
 from fullyconv.exporting import proof as proving  # noqa: E402
 from fullyconv.exporting.graph import Graph  # noqa: E402
-from fullyconv.exporting.upsampling import Reading  # noqa: E402
+from fullyconv.exporting.upsampling import UpsamplingReading  # noqa: E402
 from fullyconv.runtime.sealing import ABOUT, BLANK, SEAL, sealed  # noqa: E402
 
 SMALL = "fcn16s-squeezenet1_0"
@@ -132,7 +132,7 @@ def test_the_reading_is_what_ops_reads(border: Any, stride: int, offset: float) 
     graph = Graph()
     x = graph.input("x", np.float32, ["N", 3, "h", "w"])
     size = graph.whole(height, width)
-    reading = Reading.of(stride, Fraction(offset), border, [(3, height), (4, width)])
+    reading = UpsamplingReading.of(stride, Fraction(offset), border, [(3, height), (4, width)])
     graph.output(reading.write(graph, x, size), "y", np.float32, ["N", 3, "H", "W"])
     run = ort.InferenceSession(graph.model().SerializeToString(), providers=["CPUExecutionProvider"])
     found = run.run(None, {"x": scores.numpy()})[0]
@@ -144,7 +144,7 @@ def test_an_offset_that_resize_cannot_read_is_refused() -> None:
     from fractions import Fraction
 
     with pytest.raises(UsageError, match="cannot be exported"):
-        Reading.of(8, Fraction(1, 3), "fade", [(3, 20)])
+        UpsamplingReading.of(8, Fraction(1, 3), "fade", [(3, 20)])
 
 
 # What was changed after the proof, or goes wrong before it

@@ -178,6 +178,16 @@ def test_an_image_is_called_an_image() -> None:
     assert not [m for m, path in others.items() if "picture" in path.read_text().lower()]
 
 
+def test_no_two_public_classes_have_one_name() -> None:
+    found = [
+        node.name
+        for path in modules().values()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert len(found) == len(set(found)), sorted(n for n in found if found.count(n) > 1)
+
+
 # Derived from and used themselves: what says more about the same thing.
 BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol"}
 

@@ -13,8 +13,8 @@ import pytest
 import fullyconv as fc
 from fullyconv.errors import DataError
 from fullyconv.runtime.checking import checked, cut
-from fullyconv.runtime.protobuf import Damaged, Span, bytes_field, fields, integer_field, integers
-from fullyconv.runtime.session import Session
+from fullyconv.runtime.protobuf import ByteSpan, Damaged, bytes_field, fields, integer_field, integers
+from fullyconv.runtime.session import OnnxSession
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -60,7 +60,7 @@ def test_a_part_of_a_graph_is_a_file_of_its_own() -> None:
     data = cut(graph, "image", ("N", 3, "H", "W"), ["p"])
     part = onnx.load_model_from_string(data)
     x = np.ones((1, 3, 2, 2), np.float32)
-    np.testing.assert_array_equal(Session(data, "a.onnx")({"image": x})[0][0, :, 0, 0], [3, 12])
+    np.testing.assert_array_equal(OnnxSession(data, "a.onnx")({"image": x})[0][0, :, 0, 0], [3, 12])
     assert [n.op_type for n in part.graph.node] == ["Conv", "Pad"]
     assert [o.name for o in part.graph.output] == ["p"]
     with pytest.raises(DataError, match="no value named nothing"):
@@ -165,14 +165,14 @@ def test_noise_is_refused() -> None:
 
 def test_protobuf_reads_what_it_writes_and_no_further() -> None:
     data = integer_field(3, 1 << 40) + bytes_field(200, b"abc") + integer_field(1, 0)
-    found = list(fields(Span(memoryview(data), 0, len(data))))
+    found = list(fields(ByteSpan(memoryview(data), 0, len(data))))
     assert [f.number for f in found] == [3, 200, 1]
     assert found[0].integer == 1 << 40
     assert bytes(found[1].span.view) == b"abc"
     assert integers(found[2]) == [0]
     for bad in (b"\x0a\x05abc", b"\x08", b"\x08" + b"\xff" * 11, b"\x0b", b"\x00\x00", b"\x0d\x00"):
         with pytest.raises(Damaged):
-            list(fields(Span(memoryview(bad), 0, len(bad))))
+            list(fields(ByteSpan(memoryview(bad), 0, len(bad))))
 
 
 @pytest.mark.parametrize(

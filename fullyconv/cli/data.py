@@ -84,9 +84,8 @@ def cut_command(
     import json
     from dataclasses import asdict
 
-    from fullyconv.cli.evaluate import progress_line
     from fullyconv.rasters.cutting import CutOptions, cut_scenes
-    from fullyconv.terminal import say
+    from fullyconv.terminal import progress_line, say
 
     options = CutOptions(size, val, margin, least, seed, field, outside)
     found = cut_scenes(source, out, options, labels, progress_line("cutting", quiet))

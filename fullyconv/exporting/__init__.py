@@ -16,14 +16,14 @@ from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.exporting.graph import OPSET
 from fullyconv.exporting.network import Values, build, output_names
-from fullyconv.exporting.proof import Proof, compare
+from fullyconv.exporting.proof import ExportProof, compare
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
-__all__ = ["Proof", "export", "verify"]
+__all__ = ["ExportProof", "export", "verify"]
 
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
@@ -47,7 +47,7 @@ def export(
     int8: str | Path = "",
     max_loss: float = 0.5,
     say: Callable[[str], None] = lambda text: None,
-) -> Proof:
+) -> ExportProof:
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
     output: "labels" N H W (uint8, uint16 above 255 classes), "scores" N K H W, "coarse" N K h w, or "confidence":
@@ -94,7 +94,7 @@ def export(
     return proof
 
 
-def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[Any]] = ()) -> Proof:
+def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[Any]] = ()) -> ExportProof:
     """Prove a file again: its seal, its sha256 of the weights, and its answers beside those of `model`.
 
     Raises DataError saying which of them does not hold.

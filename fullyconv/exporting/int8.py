@@ -27,7 +27,7 @@ from fullyconv.exporting.proof import TIMED, Measurement, window, with_values
 from fullyconv.predict import Predictor
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.session import Session, threads
+from fullyconv.runtime.session import OnnxSession, threads
 
 __all__ = ["Images", "open_images", "quantise"]
 
@@ -195,7 +195,7 @@ def _costs(
     held = dict(about["coarse"])
 
     def scores(graph: Any) -> list[NDArray[Any]]:
-        run = Session(with_values(graph.SerializeToString(), held), "the exported file")
+        run = OnnxSession(with_values(graph.SerializeToString(), held), "the exported file")
         return [s for x in feeds for s in run({"image": x}, list(held.values()))]
 
     truth = scores(bare)
@@ -243,7 +243,7 @@ def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[Any], about: Mapping[str,
     image = x[0] if small else np.moveaxis(x[0], 0, -1)
     shown = window(image, *TIMED)
     fed = {"image": np.ascontiguousarray(shown if small else np.moveaxis(shown, -1, 0))[None]}
-    sessions = [Session(data, "the exported file") for data in (fp32, int8)]
+    sessions = [OnnxSession(data, "the exported file") for data in (fp32, int8)]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(9):
         for run, kept in zip(sessions, times, strict=True):

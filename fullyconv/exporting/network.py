@@ -11,7 +11,7 @@ import numpy as np
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.exporting.graph import Graph
 from fullyconv.exporting.layers import array, translate
-from fullyconv.exporting.upsampling import Reading
+from fullyconv.exporting.upsampling import UpsamplingReading
 from fullyconv.geometry import kernel_width, last_upsampling
 from fullyconv.models import FCN, parse
 from fullyconv.models.trace import CannotTrace, Trace
@@ -168,7 +168,7 @@ class _Fusion:
         learned = self.model.learned[self.head][str(tap)] if self.head in self.model.learned else None  # type: ignore[index]
         if learned is not None:
             return self._learned(learned, skip, scores, finer)
-        reading = Reading.of(skip.factor, skip.offset, self.model.border, zip(cells, size, strict=True))
+        reading = UpsamplingReading.of(skip.factor, skip.offset, self.model.border, zip(cells, size, strict=True))
         if self.model.border == "fade":
             return reading.write_whole(self.graph, scores, cells[0], size[0])
         return reading.write(self.graph, scores, self._size(finer))
@@ -190,7 +190,7 @@ def _last(graph: Graph, model: FCN, coarse: str, cells: Sizes, size: str) -> str
     last = last_upsampling(model.fused, model.border)
     border: Literal["fade", "replicate"] = last.border
     pairs = zip(cells, range(1, LOOKED_AT + 1), strict=True)
-    return Reading.of(last.stride, Fraction(last.offset), border, pairs).write(graph, coarse, size)
+    return UpsamplingReading.of(last.stride, Fraction(last.offset), border, pairs).write(graph, coarse, size)
 
 
 def _answers(graph: Graph, output: str, scores: str, names: list[str], classes: int) -> None:

@@ -15,9 +15,9 @@ from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.models import FCN
 from fullyconv.models.tracer import shared_copy
 from fullyconv.preprocessing import Preprocessing
-from fullyconv.runtime.session import Session
+from fullyconv.runtime.session import OnnxSession
 
-__all__ = ["LIMIT", "SIZES", "TIMED", "Measurement", "Proof", "compare", "drawn", "window", "with_values"]
+__all__ = ["LIMIT", "SIZES", "TIMED", "ExportProof", "Measurement", "compare", "drawn", "window", "with_values"]
 
 TIMED = (480, 640)  # rows and columns of the image by which files are timed
 LIMIT = 1e-4  # of the largest score: what rounding may differ by
@@ -63,7 +63,7 @@ class Measurement:
 
 @final
 @dataclass(frozen=True)
-class Proof:
+class ExportProof:
     """What a comparison found. difference: largest, relative to the largest score; changed: labels of `pixels` that
     differ; margin: the largest by which a changed label's score falls short, relative likewise."""
 
@@ -105,7 +105,7 @@ def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
 
 def compare(
     data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]] = (), source: object = "The file"
-) -> Proof:
+) -> ExportProof:
     """Run `data` beside `model` on `images` (H W C as stored; none: drawn ones) at `SIZES`.
 
     Raises DataError where a score differs by more than `LIMIT` of the largest, or a label that is no tie.
@@ -118,7 +118,7 @@ def compare(
         how = Preprocessing.from_json(about["preprocessing"])
         if set(names) != set(model.heads) or about["name"] != model.name:
             raise DataError(f"{printable(source)} holds {printable(about['name'])}, not {model.name}; name its model.")
-    plain, probing = Session(data, source, 1), Session(with_values(data, held), source, 1)
+    plain, probing = OnnxSession(data, source, 1), OnnxSession(with_values(data, held), source, 1)
     taken = plain.inputs[0]
     small = about["input"]["kind"] == "uint8"
     measured, total = _images(model, images, small), _Total()
@@ -130,7 +130,7 @@ def compare(
         scores = probing({taken: fed}, list(held.values()))
         for head, found in zip(held, scores, strict=True):
             total.add(truth[head], found, [answers[name] for name in names[head]], about["output"])
-    proof = Proof(
+    proof = ExportProof(
         [list(s) for s in SIZES], total.difference, total.changed, total.pixels, total.margin,
         "given" if images else "drawn",
         {"onnxruntime": onnxruntime.__version__, "torch": str(torch.__version__)},
@@ -139,7 +139,7 @@ def compare(
     return proof
 
 
-def _judge(proof: Proof, total: _Total, source: object) -> None:
+def _judge(proof: ExportProof, total: _Total, source: object) -> None:
     if not proof.difference <= LIMIT:
         raise DataError(
             f"{printable(source)} does not compute what its network does: scores differ by {proof.difference:.2g} of "

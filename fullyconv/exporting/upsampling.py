@@ -19,12 +19,12 @@ from fullyconv.errors import UsageError
 from fullyconv.exporting.graph import Graph
 from fullyconv.geometry import kernel_width
 
-__all__ = ["Reading"]
+__all__ = ["UpsamplingReading"]
 
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class UpsamplingReading:
     """How pixels are read off a coarse map, for every size at once: `before` and `after` cells of border, Resize's rule
     and the pixels cut off at the start."""
 
@@ -38,7 +38,7 @@ class Reading:
     @classmethod
     def of(
         cls, stride: int, offset: Fraction, border: Literal["fade", "replicate"], sizes: Iterable[tuple[int, int]]
-    ) -> Reading:
+    ) -> UpsamplingReading:
         """sizes: every (cells of the coarse map, pixels wanted) that occurs, up to what repeats with the stride.
 
         Raises UsageError for an offset that neither rule has.

@@ -19,12 +19,12 @@ import numpy as np
 from fullyconv.interpolation.label_kernels import KernelPlan, fetch_cells, jit
 from fullyconv.interpolation.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
 
-__all__ = ["LossScratch", "Wanted", "add_spill", "losses", "scratch"]
+__all__ = ["LossScratch", "WantedLosses", "add_spill", "losses", "scratch"]
 
 F32 = np.float32
 
 
-class Wanted(NamedTuple):
+class WantedLosses(NamedTuple):
     """What is asked of the loss, and where the answer goes; arrays are flat, empty ones are not asked for."""
 
     labels: Any  # N H W: uint8, uint16 or int64

@@ -19,7 +19,7 @@ from fullyconv.interpolation.label_kernels import KernelPlan
 from fullyconv.ops import loss_kernels, resize, threads
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss, bad_label
-from fullyconv.ops.loss_kernels import Wanted
+from fullyconv.ops.loss_kernels import WantedLosses
 from fullyconv.ops.sampling import NotFinite, Sampling
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "upsample"]
@@ -100,7 +100,7 @@ def _pass(
     classes, _, width = plan.shape
     own, extra = _factors(loss, classes)
     slope = torch.zeros(scores.shape) if gradient else torch.empty(0)
-    wanted = Wanted(
+    wanted = WantedLosses(
         labels=_flat(_native(labels)),
         ignore=loss.ignore,
         weight=own,

@@ -19,7 +19,7 @@ from fullyconv.files.disk import PREFIX, make_directory, sync_file
 from fullyconv.files.outputs import Outputs, flat_name, one_part
 from fullyconv.predict import Predictor
 from fullyconv.predict.scene import SceneJob, label_blocks
-from fullyconv.rasters.assembling import Layer, write_geotiff
+from fullyconv.rasters.assembling import RasterLayer, write_geotiff
 from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.opening import open_source
 from fullyconv.rasters.polygons import draw_polygons, write_polygons
@@ -134,9 +134,9 @@ def _assemble(
         tags = (("CLASS_NAMES", json.dumps(list(taxonomy.names))),)
         kind = np.dtype(np.uint8 if classes <= 255 else np.uint16)
         layers = {
-            "labels": Layer(f"labels/{head}", kind, taxonomy.ignore, 1, taxonomy.palette, tags),
-            "confidence": Layer(f"confidence/{head}", byte, None),
-            "probabilities": Layer(f"probabilities/{head}", byte, None, classes, (), tags),
+            "labels": RasterLayer(f"labels/{head}", kind, taxonomy.ignore, 1, taxonomy.palette, tags),
+            "confidence": RasterLayer(f"confidence/{head}", byte, None),
+            "probabilities": RasterLayer(f"probabilities/{head}", byte, None, classes, (), tags),
         }
         made: dict[str, Path] = {}
         for what, layer in layers.items():

@@ -22,14 +22,14 @@ from fullyconv.rasters.geotiff import rasterio_or_missing
 from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.windows import BlockGrid, RasterProfile
 
-__all__ = ["Layer", "strips", "write_geotiff"]
+__all__ = ["RasterLayer", "strips", "write_geotiff"]
 
 TILE = 512  # pixels a side of the stored tiles, as COGs have them
 
 
 @final
 @dataclass(frozen=True)
-class Layer:
+class RasterLayer:
     """One raster of results. key: its name in the blocks; bands; nodata: the stored value that stands for none."""
 
     key: str
@@ -40,7 +40,7 @@ class Layer:
     tags: tuple[tuple[str, str], ...] = ()
 
 
-def strips(journal: BlockJournal, grid: BlockGrid, layer: Layer, height: int = TILE) -> Iterator[NDArray[Any]]:
+def strips(journal: BlockJournal, grid: BlockGrid, layer: RasterLayer, height: int = TILE) -> Iterator[NDArray[Any]]:
     """The layer from top to bottom, `height` rows a time: arrays bands h W. One row of blocks is held at most."""
     h, w = grid.size
     rows, columns = grid.spans(0), grid.spans(1)
@@ -59,7 +59,7 @@ def strips(journal: BlockJournal, grid: BlockGrid, layer: Layer, height: int = T
         yield out
 
 
-def _layer(journal: BlockJournal, row: int, column: int, layer: Layer) -> NDArray[Any]:
+def _layer(journal: BlockJournal, row: int, column: int, layer: RasterLayer) -> NDArray[Any]:
     found = journal.read(row, column)
     if found is None:
         raise StorageError(
@@ -70,7 +70,9 @@ def _layer(journal: BlockJournal, row: int, column: int, layer: Layer) -> NDArra
     return part if part.ndim == 3 else part[None]
 
 
-def write_geotiff(target: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJournal, layer: Layer) -> Path:
+def write_geotiff(
+    target: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJournal, layer: RasterLayer
+) -> Path:
     """Write `layer` with the place, the tags and the layout of `profile` beside `target`; returns that temporary file,
     which the caller gives its name. Tiled, deflated; a COG where the source is one."""
     temporary = target.parent / f"{PREFIX}{secrets.token_hex(8)}.tif"
@@ -91,7 +93,7 @@ def write_geotiff(target: Path, profile: RasterProfile, grid: BlockGrid, journal
         raise
 
 
-def _options(profile: RasterProfile, layer: Layer) -> dict[str, Any]:
+def _options(profile: RasterProfile, layer: RasterLayer) -> dict[str, Any]:
     from affine import Affine
 
     h, w = profile.size
@@ -104,7 +106,7 @@ def _options(profile: RasterProfile, layer: Layer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write(path: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJournal, layer: Layer) -> list[int]:
+def _write(path: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJournal, layer: RasterLayer) -> list[int]:
     """Write the file; the crc32 of every strip."""
     rasterio = rasterio_or_missing("Writing a GeoTIFF")
     sums: list[int] = []
@@ -126,7 +128,7 @@ def _write(path: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJo
     return sums
 
 
-def _as_cog(source: Path, target: Path, layer: Layer) -> None:
+def _as_cog(source: Path, target: Path, layer: RasterLayer) -> None:
     rasterio = rasterio_or_missing("Writing a COG")
     from rasterio import shutil
 
@@ -140,7 +142,7 @@ def _as_cog(source: Path, target: Path, layer: Layer) -> None:
         shutil.copy(source, target, driver="COG", **options)
 
 
-def _prove(path: Path, target: Path, sums: Sequence[int], layer: Layer) -> None:
+def _prove(path: Path, target: Path, sums: Sequence[int], layer: RasterLayer) -> None:
     rasterio = rasterio_or_missing("Reading a GeoTIFF")
     with _storage(target), _quiet(rasterio), rasterio.open(path) as data:
         for i, known in enumerate(sums):

@@ -21,8 +21,8 @@ from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import encode_png, read_label
 
 __all__ = [
+    "ImageStrip",
     "Run",
-    "Strip",
     "address",
     "error_map",
     "file_within",
@@ -42,7 +42,7 @@ FRAMES = 8  # of a strip
 
 @final
 @dataclass(frozen=True)
-class Strip:
+class ImageStrip:
     """One validation image over time: ("epoch 2.5", address of the image) in order, the oldest first."""
 
     name: str
@@ -59,7 +59,7 @@ class Run:
     steps: Sequence[Mapping[str, Any]] = ()
     measurements: Sequence[Mapping[str, Any]] = ()
     times: Mapping[str, float] = field(default_factory=dict)
-    strips: Sequence[Strip] = ()
+    strips: Sequence[ImageStrip] = ()
     state: Mapping[str, Any] = field(default_factory=dict)  # of the last checkpoint; empty before it
     damaged: int = 0  # lines of the log that are no rows
 
@@ -147,14 +147,14 @@ def _mapping(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _strips(directory: Path) -> list[Strip]:
+def _strips(directory: Path) -> list[ImageStrip]:
     """What `evaluate.progress.draw` left: epochEEEE.EE-NAME.jpg over time, and last label-NAME.jpg, the truth."""
     strips: dict[str, list[tuple[str, Path]]] = {}
     for file in sorted(directory.glob("epoch*-*.jpg")):
         epoch, _, name = file_within(directory, file).stem.removeprefix("epoch").partition("-")
         strips.setdefault(name, []).append((f"epoch {float(epoch):g}", file))
     return [
-        Strip(
+        ImageStrip(
             name,
             [(when, address(file)) for when, file in spaced(frames, FRAMES)]
             + [("label", address(file)) for file in _truth(directory, name)],

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import final
 
 from fullyconv.errors import DataError, printable
-from fullyconv.runtime.protobuf import Damaged, Field, Span, bytes_field, fields, integer_field, integers, text
+from fullyconv.runtime.protobuf import ByteSpan, Damaged, Field, bytes_field, fields, integer_field, integers, text
 
-__all__ = ["LARGEST", "OPERATORS", "Graph", "checked", "cut"]
+__all__ = ["LARGEST", "OPERATORS", "OnnxGraph", "checked", "cut"]
 
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 20_000, 20_000, 8
@@ -38,35 +38,35 @@ GROWING = {"strides", "pads", "kernel_shape", "dilations", "output_padding"}
 
 @final
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     operator: str
     inputs: list[str]
     outputs: list[str]
-    whole: Span
+    whole: ByteSpan
 
 
 @final
 @dataclass
-class Graph:
+class OnnxGraph:
     """What was found: nodes in order, tensors by name, the values fed and given, the metadata, and the parts of the
     file that are none of these."""
 
-    nodes: list[Node] = field(default_factory=list)
-    tensors: dict[str, Span] = field(default_factory=dict)
+    nodes: list[OnnxNode] = field(default_factory=list)
+    tensors: dict[str, ByteSpan] = field(default_factory=dict)
     numbers: dict[str, list[float]] = field(default_factory=dict)  # small constants
-    inputs: dict[str, Span] = field(default_factory=dict)
+    inputs: dict[str, ByteSpan] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
-    rest: list[Span] = field(default_factory=list)  # of the model: version, producer, operator sets
+    rest: list[ByteSpan] = field(default_factory=list)  # of the model: version, producer, operator sets
 
 
-def checked(data: bytes, source: object) -> Graph:
+def checked(data: bytes, source: object) -> OnnxGraph:
     """The graph of an ONNX file; DataError saying what is refused and where."""
     if len(data) > LARGEST:
         raise DataError(f"{printable(source)} is larger than an ONNX file can be (2 GiB); export the model again.")
-    graph = Graph()
+    graph = OnnxGraph()
     try:
-        _model(Span(memoryview(data), 0, len(data)), graph)
+        _model(ByteSpan(memoryview(data), 0, len(data)), graph)
         _names(graph)
         _growth(graph)
     except Damaged as error:
@@ -77,7 +77,7 @@ def checked(data: bytes, source: object) -> Graph:
     return graph
 
 
-def _model(message: Span, graph: Graph) -> None:
+def _model(message: ByteSpan, graph: OnnxGraph) -> None:
     graphs = sets = 0
     for f in fields(message):
         if f.number == 7:
@@ -105,7 +105,7 @@ def _pair(f: Field) -> tuple[str, str]:
     return found.get(1, ""), found.get(2, "")
 
 
-def _operator_set(message: Span) -> None:
+def _operator_set(message: ByteSpan) -> None:
     domain, version = "", 0
     for f in fields(message):
         domain = text(f) if f.number == 1 else domain
@@ -116,7 +116,7 @@ def _operator_set(message: Span) -> None:
         raise Damaged(f"it needs version {version} of ONNX's operators; {VERSIONS[0]} to {VERSIONS[-1]} are known")
 
 
-def _graph(message: Span, graph: Graph) -> None:
+def _graph(message: ByteSpan, graph: OnnxGraph) -> None:
     for f in fields(message):
         if f.number == 1:
             graph.nodes.append(_node(f))
@@ -136,7 +136,7 @@ def _name(f: Field) -> str:
     return next((text(p) for p in fields(f.span) if p.number == 1), "")
 
 
-def _node(f: Field) -> Node:
+def _node(f: Field) -> OnnxNode:
     inputs: list[str] = []
     outputs: list[str] = []
     operator = domain = ""
@@ -155,10 +155,10 @@ def _node(f: Field) -> Node:
         raise Damaged(f"it uses the operator {operator} of {domain}")
     if operator not in OPERATORS:
         raise Damaged(f"it uses the operator {operator}, which no export has")
-    return Node(operator, inputs, outputs, f.whole)
+    return OnnxNode(operator, inputs, outputs, f.whole)
 
 
-def _attribute(message: Span, operator: str) -> None:
+def _attribute(message: ByteSpan, operator: str) -> None:
     name = ""
     whole: list[int] = []
     for f in fields(message):
@@ -172,7 +172,7 @@ def _attribute(message: Span, operator: str) -> None:
         raise Damaged(f"{name} of {max(map(abs, whole))} cells")
 
 
-def _tensor(f: Field, graph: Graph) -> None:
+def _tensor(f: Field, graph: OnnxGraph) -> None:
     """A constant that lies in the file and has as many bytes as its shape says."""
     name, shape, kind, raw = "", [], 0, None
     for p in fields(f.span):
@@ -201,7 +201,7 @@ def _tensor(f: Field, graph: Graph) -> None:
         graph.numbers[name] = list(struct.unpack(f"<{held // size}{'f' if kind == FLOAT else 'q'}", raw.view))
 
 
-def _names(graph: Graph) -> None:
+def _names(graph: OnnxGraph) -> None:
     """Every value is made before it is used, and made once."""
     known = {"", *graph.tensors, *graph.inputs}
     for node in graph.nodes:
@@ -215,7 +215,7 @@ def _names(graph: Graph) -> None:
         raise Damaged(f"nothing makes the output {missing[0]}")
 
 
-def _growth(graph: Graph) -> None:
+def _growth(graph: OnnxGraph) -> None:
     """Padding and upsampling are constants, and small ones."""
     for node in graph.nodes:
         place = CONFINED.get(node.operator)
@@ -228,7 +228,7 @@ def _growth(graph: Graph) -> None:
             raise Damaged(f"{node.operator} by {numbers or 'numbers that are not in the file'}")
 
 
-def cut(graph: Graph, start: str, shape: Sequence[int | str], ends: Iterable[str]) -> bytes:
+def cut(graph: OnnxGraph, start: str, shape: Sequence[int | str], ends: Iterable[str]) -> bytes:
     """The part of the file between a value and others as an ONNX file of its own: `start` is fed (float32 of `shape`),
     `ends` are given. DataError for a value that is not there."""
     wanted, kept = set(ends), []

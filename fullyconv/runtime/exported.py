@@ -17,7 +17,7 @@ from fullyconv.files import read_file
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.checking import LARGEST, checked, cut
 from fullyconv.runtime.sealing import SEAL, check_seal, checked_about
-from fullyconv.runtime.session import Session
+from fullyconv.runtime.session import OnnxSession
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["ExportedGeometry", "ExportedNetwork", "is_exported"]
@@ -136,10 +136,10 @@ class ExportedNetwork:
         return out
 
     @cached_property
-    def _whole(self) -> Session:
-        return Session(self._data, self.file)
+    def _whole(self) -> OnnxSession:
+        return OnnxSession(self._data, self.file)
 
     @cached_property
-    def _trunk(self) -> Session:
+    def _trunk(self) -> OnnxSession:
         shape = ("N", self.preprocessing.channels, "H", "W")
-        return Session(cut(self._graph, str(self.about["x"]), shape, set(self._coarse.values())), self.file)
+        return OnnxSession(cut(self._graph, str(self.about["x"]), shape, set(self._coarse.values())), self.file)

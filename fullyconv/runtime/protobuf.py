@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["Damaged", "Field", "Span", "bytes_field", "fields", "integer_field", "integers", "text"]
+__all__ = ["ByteSpan", "Damaged", "Field", "bytes_field", "fields", "integer_field", "integers", "text"]
 
 MOST_FIELDS = 1 << 20  # of one message; ours have thousands
 
@@ -22,7 +22,7 @@ class Damaged(ValueError):
 
 @final
 @dataclass(frozen=True)
-class Span:
+class ByteSpan:
     """A message, text or list inside `data`: bytes [start, stop)."""
 
     data: memoryview
@@ -43,13 +43,13 @@ class Field:
     """One field: its number, its value (an integer, or the span of its bytes) and the span of all of it, tag too."""
 
     number: int
-    value: int | Span
-    whole: Span
+    value: int | ByteSpan
+    whole: ByteSpan
 
     @property
-    def span(self) -> Span:
+    def span(self) -> ByteSpan:
         """The bytes of a field that holds some; Damaged for a number."""
-        if isinstance(self.value, Span):
+        if isinstance(self.value, ByteSpan):
             return self.value
         raise Damaged(f"field {self.number} holds a number where a text or message belongs")
 
@@ -60,7 +60,7 @@ class Field:
         raise Damaged(f"field {self.number} holds a text or message where a number belongs")
 
 
-def fields(message: Span) -> Iterator[Field]:
+def fields(message: ByteSpan) -> Iterator[Field]:
     """The fields of a message in their order. Damaged where a length leads out of it, or a wire type is unknown."""
     at, count = message.start, 0
     while at < message.stop:
@@ -70,23 +70,23 @@ def fields(message: Span) -> Iterator[Field]:
         count += 1
         if number == 0 or count > MOST_FIELDS:
             raise Damaged("a field without a number, or too many fields")
-        value: int | Span
+        value: int | ByteSpan
         if kind == 0:
             value, at = _varint(message, at)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
-            value, at = Span(message.data, at, at + size), at + size
+            value, at = ByteSpan(message.data, at, at + size), at + size
         elif kind == 2:
             size, at = _varint(message, at)
-            value, at = Span(message.data, at, at + size), at + size
+            value, at = ByteSpan(message.data, at, at + size), at + size
         else:
             raise Damaged(f"wire type {kind}")
         if at > message.stop:
             raise Damaged("a field is longer than what holds it")
-        yield Field(number, value, Span(message.data, begin, at))
+        yield Field(number, value, ByteSpan(message.data, begin, at))
 
 
-def _varint(message: Span, at: int) -> tuple[int, int]:
+def _varint(message: ByteSpan, at: int) -> tuple[int, int]:
     """(an unsigned integer of up to 64 bits, the place behind it)."""
     value = shift = 0
     while at < message.stop and shift < 70:

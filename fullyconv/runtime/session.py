@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from fullyconv import processor
 from fullyconv.errors import DataError, missing_extra, printable
 
-__all__ = ["Session", "threads"]
+__all__ = ["OnnxSession", "threads"]
 
 
 @final
-class Session:
+class OnnxSession:
     """One ONNX file, ready to run. Any number of threads may call."""
 
     def __init__(self, data: bytes, source: object, count: int = 0) -> None:

@@ -42,7 +42,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 @final
-class InvertedResidual(nn.Module):
+class InvertedBottleneck(nn.Module):
     """1x1 expansion by 6, depthwise, linear 1x1 projection; summed with the input where shapes agree."""
 
     def __init__(self, c: int, out: int, k: int, stride: int) -> None:
@@ -92,7 +92,7 @@ class EfficientNetLite(Trunk):
                 s *= 2
             first, last = i == 0, i == len(self.STAGES) - 1
             repeats = blocks if first or last else math.ceil(depth * blocks)
-            block, out = DepthwiseSeparable if first else InvertedResidual, _eighths(out * width)
+            block, out = DepthwiseSeparable if first else InvertedBottleneck, _eighths(out * width)
             layers = [block(c, out, k, stride), *(block(out, out, k, 1) for _ in range(repeats - 1))]
             stages.append(nn.Sequential(*layers))
             c = out

@@ -15,7 +15,7 @@ from typing import Any, final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.corpora.annotations.labelstudio_regions import Region, regions_of, shape_of
+from fullyconv.data.corpora.annotations.labelstudio_regions import LabelledShape, regions_of, shape_of
 from fullyconv.data.corpora.annotations.paint import (
     Painter,
     classes_of,
@@ -49,7 +49,7 @@ class _Task:
 
     who: str
     images: Mapping[tuple[str, int], str]
-    regions: Sequence[Region]
+    regions: Sequence[LabelledShape]
 
 
 def open_labelstudio(
@@ -131,7 +131,7 @@ def _is_export(file: Path) -> bool:
 
 
 def _place(
-    region: Region,
+    region: LabelledShape,
     task: _Task,
     keys: Mapping[tuple[str, int], str],
     bound: Mapping[str, Sequence[str]],

@@ -19,12 +19,12 @@ from fullyconv.data.corpora.annotations.raster import BadShape, Size, ellipse_po
 from fullyconv.data.corpora.annotations.shapes import Stencil, Strokes, Unused, number, rings, short
 from fullyconv.errors import DataError
 
-__all__ = ["Region", "regions_of", "shape_of"]
+__all__ = ["LabelledShape", "regions_of", "shape_of"]
 
 
 @final
 @dataclass(frozen=True)
-class Region:
+class LabelledShape:
     """One region: its id, the <Image> it is drawn on, which of that one's images, its label, its values."""
 
     who: str
@@ -34,7 +34,7 @@ class Region:
     value: Mapping[str, Any]
 
 
-def regions_of(results: Sequence[Any], who: str, unused: Unused) -> list[Region]:
+def regions_of(results: Sequence[Any], who: str, unused: Unused) -> list[LabelledShape]:
     """The regions of an annotation's results in their order; results that are none are counted."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for i, result in enumerate(results):
@@ -59,7 +59,9 @@ def regions_of(results: Sequence[Any], who: str, unused: Unused) -> list[Region]
         value = {**_value(drawn), **sizes, **turned}
         item = drawn.get("item_index", 0)
         whole = item if isinstance(item, int) else -1
-        regions.append(Region(key, str(drawn.get("to_name", ""))[:200], whole, labels[0] if labels else "", value))
+        regions.append(
+            LabelledShape(key, str(drawn.get("to_name", ""))[:200], whole, labels[0] if labels else "", value)
+        )
     return regions
 
 
@@ -79,7 +81,7 @@ def _labels(value: Mapping[str, Any]) -> list[str]:
     return [v for found in lists for v in found if isinstance(v, str) and v]
 
 
-def shape_of(region: Region, size: Size) -> Any:
+def shape_of(region: LabelledShape, size: Size) -> Any:
     """The region as a shape of an image of `size`, or BadShape."""
     value = region.value
     if value.get("image_rotation"):
