@@ -18,6 +18,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "terminal": (0, False),
     "allocator": (0, False),
     "processor": (0, False),
+    "compiling": (0, False),
     "taxonomy": (0, False),
     "preprocessing": (0, False),
     "geometry": (0, False),
@@ -59,6 +60,7 @@ ORDER = list(LAYERS)
 EAGER = {"fullyconv.predict.eager"}
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
+    "fullyconv.compiling",
     "fullyconv.data.pipeline.scaling_kernels",
     "fullyconv.images.png_kernels",
     "fullyconv.metrics.counting_kernels",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -95,7 +96,10 @@ def test_pairs_need_the_number_of_classes_or_their_names() -> None:
 
 
 @pytest.mark.slow
-def test_fit_takes_a_torch_data_set_and_puts_torch_back_as_it_was(tmp_path: Path) -> None:
+def test_fit_takes_a_torch_data_set_and_puts_torch_back_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     recipe = fc.Recipe(model=TINY, steps=1, crop=(32, 32), batch_size=2, precision="fp32", deterministic=True)
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -103,6 +107,7 @@ def test_fit_takes_a_torch_data_set_and_puts_torch_back_as_it_was(tmp_path: Path
     out = fc.fit(recipe, Torch(), tmp_path / "run", classes=["a", "b", "c"], quiet=True)
     assert torch.equal(torch.rand(2), expected)
     assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     model = fc.load(out)
     assert model.taxonomies["semantic"].names == ("a", "b", "c")
     with torch.no_grad():

@@ -351,6 +351,22 @@ def test_numbers_that_stand_for_no_data_are_told_as_the_cause_of_a_loss_that_is_
         assert "hold numbers that are not finite themselves" in not_finite(c, [batch])
 
 
+def test_a_run_that_fails_before_its_first_step_says_what_its_folder_holds(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def fails(*rest: Any) -> None:
+        raise DataError("no batch can be read; mend it.")
+
+    monkeypatch.setattr("fullyconv.train.gradients", fails)
+    with pytest.raises(DataError):
+        fit(small(), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "Nothing was learned: " in said
+    assert "go on with --resume" in said
+    monkeypatch.undo()
+    fit(small(), tmp_path / "run", resume=True)
+
+
 def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_path: Path, monkeypatch: Any) -> None:
     log = checkpointing.log
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from fullyconv.compiling import njit
 from fullyconv.ops import threads
 
 __all__ = ["MIDDLE", "TOP", "reference", "scale_of", "split"]
@@ -23,7 +23,7 @@ __all__ = ["MIDDLE", "TOP", "reference", "scale_of", "split"]
 TOP = 255.49 * 65536  # the largest whole number whose digits, the lower ones being rounded, fit
 MIDDLE = 128  # what is stored for a digit of 0 below the first
 
-_jit: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit: Any = njit(nogil=True, error_model="numpy")
 
 
 def scale_of(x: Tensor) -> float | None:

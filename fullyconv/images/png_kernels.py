@@ -8,9 +8,11 @@ from typing import Any
 import numba
 import numpy as np
 
+from fullyconv.compiling import njit
+
 __all__ = ["unfilter"]
 
-_jit: Any = numba.njit(nogil=True, cache=True)
+_jit: Any = njit(nogil=True)
 
 
 @numba.njit(inline="always")

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
+from fullyconv.compiling import njit
 from fullyconv.interpolation.vectors import (
     WIDTH,
     at_least,
@@ -41,8 +41,7 @@ __all__ = ["KernelPlan", "Scratch", "confidences", "fetch_cells", "jit", "labels
 F32 = np.float32
 # Without numba's memory management (_nrt) nothing can be allocated in a kernel, and nothing counts references: counters
 # that all threads write to took half the time. So each thread is given a `Scratch`.
-_njit: Any = numba.njit  # whose annotations do not know _nrt
-jit = _njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", _nrt=False)
+jit: Any = njit(nogil=True, fastmath={"contract"}, error_model="numpy", _nrt=False)
 
 
 class KernelPlan(NamedTuple):

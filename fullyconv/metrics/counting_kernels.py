@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from fullyconv.compiling import njit
 
 __all__ = ["count", "count_bytes"]
 
-_jit: Any = numba.njit(nogil=True, cache=True)
+_jit: Any = njit(nogil=True)
 
 
 @_jit

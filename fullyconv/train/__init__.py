@@ -21,13 +21,13 @@ from fullyconv.data.base import Dataset
 from fullyconv.data.pairs import from_pairs
 from fullyconv.data.pipeline.own import find_transform
 from fullyconv.engine.precision import refuse
-from fullyconv.errors import UsageError
+from fullyconv.errors import Interrupted, Terminated, UsageError, printable
 from fullyconv.models.names import own_name
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, optimisation, planning
 from fullyconv.train.batch_reader import BatchReader, read_ahead
-from fullyconv.train.context import RunContext, held_out, prepare_run, tensorboard_writer, training_mode
+from fullyconv.train.context import CUBLAS, RunContext, held_out, prepare_run, tensorboard_writer, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.memory_advice import explained
 from fullyconv.train.process_group import device_for, join
@@ -90,8 +90,25 @@ def fit(
         world = stack.enter_context(join(recipe.device))
         display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
         course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack, trunk)
-        learn(course, stack.enter_context(Stop()))
+        with _told_if_nothing_was_learned(course):
+            learn(course, stack.enter_context(Stop()))
     return Path(out)
+
+
+@contextmanager
+def _told_if_nothing_was_learned(c: RunContext) -> Iterator[None]:
+    """A run that fails before its first step leaves a directory all the same; what to do with it is said."""
+    try:
+        yield
+    except (Interrupted, Terminated):
+        raise
+    except Exception:
+        if c.state.step == 0 and c.run is not None:
+            c.display.note(
+                f"Nothing was learned: {printable(c.out)} holds the network as it started. When the cause is mended, "
+                "go on with --resume, or remove the folder to begin anew under its name."
+            )
+        raise
 
 
 def _with_own(recipe: Recipe, trunk: Module) -> Recipe:
@@ -121,13 +138,17 @@ def _datasets(recipe: Recipe, data: Any, val: Any, classes: Any) -> tuple[Any, A
 
 @contextmanager
 def _as_before() -> Iterator[None]:
-    """torch's random numbers and its switches for equal bits are the caller's again when the run has ended."""
+    """torch's random numbers and its switches for equal bits, the environment's too, are the caller's again when the
+    run has ended."""
+    cublas = os.environ.get(CUBLAS)
     mode = torch.get_deterministic_debug_mode()  # (`use_deterministic_algorithms` loads torch's compiler: seconds)
     with torch.random.fork_rng():
         try:
             yield
         finally:
             torch.set_deterministic_debug_mode(mode)
+            if cublas is None:
+                os.environ.pop(CUBLAS, None)
 
 
 def learn(c: RunContext, stop: Stop) -> None:

@@ -42,7 +42,9 @@ from fullyconv.train.network import network, network_name, refuse_single_cells
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.process_group import ProcessGroup
 
-__all__ = ["TIMES", "RunContext", "prepare_run", "tensorboard_writer", "training_mode"]
+__all__ = ["CUBLAS", "TIMES", "RunContext", "prepare_run", "tensorboard_writer", "training_mode"]
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # what cuBLAS asks for to give the same bits again
 
 DATA = "data.json"  # in a run: every file's sha256 (`data.content`)
 HELD_OUT = "held-out"  # the split of what is measured where the data have none
@@ -139,7 +141,7 @@ def prepare_run(
     if run is not None and recipe.cache == "disk":
         caching.drop(out, but=(train,) if val is None else (train, val))
     if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it when it starts
         torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
     model.to(world.device).to(memory_format=torch.channels_last)
     kept = stored.state.get("machine", {}) if stored else {}

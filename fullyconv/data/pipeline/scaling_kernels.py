@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from fullyconv.compiling import njit
 
 __all__ = ["pick", "scale", "shares"]
 
 _BITS = 22  # of the weights' fraction, as in Pillow: a byte and its weight fill 30
 _HALF = 1 << (_BITS - 1)
-_jit: Any = numba.njit(nogil=True, cache=True)
+_jit: Any = njit(nogil=True)
 
 
 @_jit
