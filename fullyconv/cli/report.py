@@ -12,7 +12,8 @@ __all__ = ["report"]
 
 def report(
     source: Annotated[
-        list[str], typer.Argument(help="A run or evaluation directory; or: paper RESULT...", metavar="RUN")
+        list[str],
+        typer.Argument(help="Run or evaluation directory, or a folder of them; or: paper RESULT...", metavar="RUN"),
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; report.html in RUN by default.")] = None,
     images: Annotated[
@@ -22,7 +23,8 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Show a run or an evaluation as one HTML page; `report paper RESULT...` sets results beside the paper's."""
+    """Show a run, an evaluation, or a folder of runs (a leaderboard) as one HTML page; `report paper RESULT...` sets
+    results beside the paper's."""
     from fullyconv.errors import UsageError
 
     if source[0] == "paper" and not Path("paper").is_dir():

@@ -16,6 +16,7 @@ from fullyconv.files.outputs import output_file
 from fullyconv.report import sentences
 from fullyconv.report.collect import Run, read_evaluation, read_run
 from fullyconv.report.evaluation import evaluation
+from fullyconv.report.leaderboard import leaderboard
 from fullyconv.report.training import training
 from fullyconv.terminal import plain
 
@@ -23,7 +24,8 @@ __all__ = ["fill", "render", "write"]
 
 
 def write(source: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report on a run directory (also one under way) or an evaluation directory; returns the file.
+    """Write the report on a run directory (also one under way), an evaluation directory, or a folder of these (one
+    table of all, to be sorted); returns the file.
 
     out: the file; `report.html` in `source` by default. Raises `MissingInput` when there is nothing to report on.
     """
@@ -47,6 +49,9 @@ def _rendered(source: Path) -> str:
     run = read_run(source) if source.is_dir() else None
     found = read_evaluation(source)
     if run is None and found is None:
+        table = leaderboard(source) if source.is_dir() else None
+        if table is not None:
+            return fill("leaderboard.html", table)
         raise MissingInput(
             f"{printable(source)} holds neither a run (metrics.jsonl) nor an evaluation (result.json); "
             "write one with fullyconv train, or fullyconv evaluate --keep DIR."

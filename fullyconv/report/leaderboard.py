@@ -1,0 +1,140 @@
+"""A folder of runs as one table: what each scored, on what, with its interval, to be sorted by any column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from fullyconv.errors import FullyconvError, foreign_values, printable
+from fullyconv.evaluation.result import Result
+from fullyconv.evaluation.statistics import Interval, counts, interval, resample
+from fullyconv.report.collect import file_within, read_evaluation, read_run
+
+__all__ = ["Entry", "leaderboard", "runs_below"]
+
+DEPTH = 2  # folders below the one that is named in which runs are looked for
+MOST = 1000  # runs on a page
+NOTHING = Interval(None, None)
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One run or evaluation. `protocol` says on what images and how; only equal ones may be set against each other.
+    measured: by its kept evaluation; else the mean IU is the best that training saw, without an interval."""
+
+    name: str
+    network: str
+    protocol: str
+    images: int | None
+    mean_iu: float
+    interval: Interval
+    pixel_accuracy: float
+    steps: int | None
+    minutes: float | None
+    measured: bool
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Directories of runs and evaluations in `folder`, at most two levels down, by name; none inside another one."""
+    found: list[Path] = []
+    level = [folder]
+    for _ in range(DEPTH):
+        inside = [p for f in level for p in sorted(f.iterdir()) if p.name[0] != "."]
+        below = [p for p in inside if p.is_dir() and not p.is_symlink()]
+        found += [p for p in below if _holds(p)]
+        level = [p for p in below if not _holds(p)]
+    return sorted(found)
+
+
+def _holds(place: Path) -> bool:
+    return any((place / name).is_file() for name in ("metrics.jsonl", "result.json", "evaluation/result.json"))
+
+
+def leaderboard(folder: Path) -> dict[str, Any] | None:
+    """The page's values, or None where `folder` holds no runs. Those that cannot be read are named, not passed over."""
+    places = runs_below(folder)
+    if not places:
+        return None
+    entries, unread = [], []
+    for place in places[:MOST]:
+        try:
+            with foreign_values(place, "evaluate again with --keep, or leave it out"):
+                entry = _entry(place, place.relative_to(folder).as_posix())
+        except FullyconvError as error:
+            unread.append(f"{printable(place.relative_to(folder))}: {error}")
+            continue
+        if entry is None:
+            unread.append(f"{printable(place.relative_to(folder))}: nothing was measured yet")
+        else:
+            entries.append(entry)
+    if len(places) > MOST:
+        unread.append(f"{len(places) - MOST} more runs: a page holds {MOST}")
+    return {"title": f"Runs in {folder.resolve().name}", "rows": _rows(entries), "unread": unread,
+            "protocols": sorted({e.protocol for e in entries})}  # fmt: skip
+
+
+def _entry(place: Path, name: str) -> Entry | None:
+    file_within(place, place)
+    run, found = read_run(place), read_evaluation(place)
+    steps = int(run.last["step"]) if run and run.last else None
+    minutes = sum(run.times.values()) / 60 if run and run.times else None
+    if found is not None:
+        result = found[0]
+        about = result.about
+        data = about["data"]
+        return Entry(
+            name, str(about["model"]["name"]), f"{data['name']}, {data['split'] or 'all'}, {about['protocol']}"
+            + (f", averaged over {' and '.join(about['tta'])}" if about["tta"] else "")
+            + f" [{str(data['fingerprint'])[:6]}]",
+            result.images, result.mean_iu, _interval(result), result.pixel_accuracy, steps, minutes, True,
+        )  # fmt: skip
+    best = run.best if run else None
+    if run is None or best is None:
+        return None
+    accuracy = best.get("pixel_accuracy")
+    return Entry(
+        name, str(run.recipe.get("model", "?")), f"{best.get('split') or 'val'} while training", None,
+        float(best["mean_iu"]), NOTHING, float(accuracy) if isinstance(accuracy, int | float) else math.nan,
+        steps, minutes, False,
+    )  # fmt: skip
+
+
+def _interval(result: Result) -> Interval:
+    """95 % of the mean IU over images drawn anew."""
+    return interval(resample([counts(result)], result.average)[0].mean_iu) if result.images > 1 else NOTHING
+
+
+def _rows(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    """Best first; figures in percent, each cell with what it is sorted by."""
+
+    def percent(value: float) -> str:
+        return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+    def place(e: Entry) -> tuple[bool, float, str]:
+        unknown = math.isnan(e.mean_iu)
+        return unknown, 0.0 if unknown else -e.mean_iu, e.name
+
+    rows: list[Mapping[str, Any]] = []
+    for e in sorted(entries, key=place):
+        low, high = e.interval.low, e.interval.high
+        between = "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        cells = [
+            (e.network, e.network), (e.protocol, e.protocol), (_text(e.images), e.images or 0),
+            (percent(e.mean_iu), _key(e.mean_iu)), (between, _key(low)),
+            (percent(e.pixel_accuracy), _key(e.pixel_accuracy)), (_text(e.steps), e.steps or 0),
+            ("–" if e.minutes is None else f"{e.minutes:.1f}", e.minutes or 0),
+        ]  # fmt: skip
+        rows.append({"name": e.name, "cells": cells, "measured": e.measured})
+    return rows
+
+
+def _text(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _key(value: float | None) -> float:
+    return -1.0 if value is None or math.isnan(value) else value
