@@ -22,6 +22,7 @@ from fullyconv.cli.new import new
 from fullyconv.cli.next_images import next_command
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
+from fullyconv.cli.review import review_command
 from fullyconv.cli.serve import serve
 from fullyconv.cli.train import train
 
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "evaluate": evaluate_command,
     "predict": predict,
     "next": next_command,
+    "review": review_command,
     "report": report,
     "compare": compare_command,
     "export": export_command,
