@@ -184,7 +184,7 @@ def test_protobuf_reads_what_it_writes_and_no_further() -> None:
 def test_somebody_elses_file_is_named_for_what_it_lacks(
     metadata: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fullyconv.runtime.session.Session.__init__", lambda *a: pytest.fail("the engine saw it"))
+    monkeypatch.setattr("fullyconv.runtime.session.OnnxSession.__init__", lambda *a: pytest.fail("the engine saw it"))
     model = small()
     helper.set_model_props(model, metadata)
     (tmp_path / "theirs.onnx").write_bytes(bytes_of(model))
