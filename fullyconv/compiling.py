@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import numba
 from numba.core.caching import FunctionCache
@@ -17,6 +17,7 @@ __all__ = ["njit"]
 _STALE = (ImportError, AttributeError, pickle.UnpicklingError, EOFError, TypeError, ValueError, KeyError, IndexError)
 
 
+@final
 class _Cache(FunctionCache):
     """numba's, but what cannot be read any more counts as not there.
 
