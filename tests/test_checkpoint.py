@@ -209,6 +209,12 @@ def test_nothing_that_is_not_a_model_is_ever_replaced(tmp_path: Path) -> None:
     (photos / "holiday.jpg").write_text("irreplaceable")
     with pytest.raises(UsageError, match=r"holiday\.jpg"):
         model(photos)
+    project = tmp_path / "project"  # names that a model has too, but no manifest
+    project.mkdir()
+    (project / "README.md").write_text("mine")
+    (project / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"holds other files"):
+        model(project)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="not a directory"):
         model(tmp_path / "file")
@@ -355,8 +361,11 @@ def remanifest(directory: Path, names: dict[str, str] | None = None) -> None:
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", ".hidden", "a\nb", "a/b"])
 def test_a_manifest_that_names_foreign_files_is_refused(name: str, tmp_path: Path) -> None:
     directory = model(tmp_path / "m")
-    remanifest(directory, {"config.json": name})
-    with pytest.raises(DataError, match=r"MANIFEST\.json"):
+    (directory / "extra").write_text("x")
+    remanifest(directory)
+    assert read_model(directory)
+    remanifest(directory, {"extra": name})
+    with pytest.raises(DataError, match=r"MANIFEST\.json .*entry .* is not understood"):
         read_model(directory)
 
 

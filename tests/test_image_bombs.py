@@ -50,6 +50,16 @@ BOMBS = {
 }
 
 
+def test_a_whole_tile_of_thousands_of_pixels_for_a_small_image_is_refused_unpacked(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    shape = {"height": 64, "width": 64, "count": 1, "dtype": "uint8", "tiled": True, "compress": "deflate"}
+    with rasterio.open(tmp_path / "a.tif", "w", "GTiff", blockxsize=4096, blockysize=2048, **shape) as file:
+        file.write(np.ones((1, 64, 64), np.uint8))
+    assert (tmp_path / "a.tif").stat().st_size < 100_000
+    with pytest.raises(BadImage, match="tiles of 2048x4096"):
+        images.read_image(tmp_path / "a.tif", mode="bands")
+
+
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS.keys())
 @pytest.mark.parametrize("read", [images.read_image, images.read_label, images.image_info])
 def test_a_bomb_is_refused_in_less_than_half_a_second_of_the_processor(make, read) -> None:  # type: ignore[no-untyped-def]

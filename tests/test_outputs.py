@@ -150,6 +150,11 @@ def test_an_input_is_never_an_output_under_any_of_its_names(tmp_path: Path) -> N
         with pytest.raises(UsageError, match="overwritten"):
             Outputs(tmp_path / folder, [source]).claim(name)
     assert Outputs(tmp_path / "in", [source]).claim("b.png") == "b.png"
+    earlier = Outputs(tmp_path / "chain")  # what an earlier job wrote may be replaced, but not while it is read
+    written = earlier.write(earlier.claim("a.png"), b"a")
+    assert Outputs(tmp_path / "chain").claim("a.png")
+    with pytest.raises(UsageError, match="this very job reads it"):
+        Outputs(tmp_path / "chain", [written]).claim("a.png")
 
 
 def test_links_do_not_lead_outputs_out_of_their_folder(tmp_path: Path) -> None:
