@@ -120,7 +120,7 @@ def coding_of(dataset: Dataset, head: str) -> Coding | None:
 
 
 def stray_values(labels: Sequence[LabelFacts]) -> set[int]:
-    """Stored values that look like slips: no value stands just below them, a tenth of the files at most (or one) and
+    """Stored values that look like slips: no value stands just below them, a tenth of the files at most (or two) and
     less than a thousandth of the pixels hold them."""
     files: Counter[int] = Counter()
     pixels: Counter[int] = Counter()
@@ -128,7 +128,7 @@ def stray_values(labels: Sequence[LabelFacts]) -> set[int]:
         if la.blended <= 0.5:
             files.update(la.stored.keys())
             pixels.update(la.stored)
-    most, whole = max(1, len(labels) // 10), sum(pixels.values())
+    most, whole = max(2, len(labels) // 10), sum(pixels.values())
     few = {v for v in files if v not in (0, 255, 65535) and files[v] <= most and 1000 * pixels[v] < whole}
     return {v for v in few if v - 1 not in files} if len(labels) > 2 else set()
 
