@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.curation import features
-from fullyconv.curation.suspects import ClassTable, Suspect, suspects_in
+from fullyconv.curation.suspects import ClassTable, LabelSuspect, suspects_in
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, printable
 from fullyconv.models.fcn import FCN
@@ -32,7 +32,7 @@ class Doubt:
     """A suspect and the record (its place in the data set) whose labels it doubts."""
 
     record: int
-    suspect: Suspect
+    suspect: LabelSuspect
 
 
 def doubts(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv.regions import box, components
 
-__all__ = ["ClassTable", "Suspect", "suspects_in"]
+__all__ = ["ClassTable", "LabelSuspect", "suspects_in"]
 
 _STEPS = 256
 _RIM = 3  # pixels that a border may lie off
@@ -64,7 +64,7 @@ class ClassTable:
 
 @final
 @dataclass(frozen=True)
-class Suspect:
+class LabelSuspect:
     """A doubted region of one image. `labelled` and `predicted`: the classes most of its pixels have. `margin`: the
     mean difference of the two probabilities, 0..1. `inside`: which pixels of the box it covers."""
 
@@ -88,7 +88,7 @@ def suspects_in(
     surprise: NDArray[np.float64],
     ignore: int,
     least: int = 100,
-) -> list[Suspect]:
+) -> list[LabelSuspect]:
     """The doubted regions of one image, the gravest first. least: pixels, of what is left without the rim."""
     doubted = (
         (labels != ignore) & (predicted != labels) & (sure >= thresholds[np.minimum(predicted, len(thresholds) - 1)])
@@ -109,7 +109,7 @@ def suspects_in(
         apart = (sure[part] - own[part])[covered]
         weight = float((apart * surprise[a, b])[core[part][covered]].sum())
         found.append(
-            Suspect(
+            LabelSuspect(
                 top, left, covered, predicted[part].copy(), int(np.bincount(a).argmax()), int(np.bincount(b).argmax()),
                 int(covered.sum()), float(apart.mean()), weight,
             )

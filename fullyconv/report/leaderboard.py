@@ -13,7 +13,7 @@ from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report.collect import file_within, read_evaluation, read_run
 
-__all__ = ["Entry", "leaderboard", "runs_below"]
+__all__ = ["LeaderboardRow", "leaderboard", "runs_below"]
 
 DEPTH = 2  # folders below the one that is named in which runs are looked for
 MOST = 1000  # runs on a page
@@ -22,7 +22,7 @@ NOTHING = Interval(None, None)
 
 @final
 @dataclass(frozen=True)
-class Entry:
+class LeaderboardRow:
     """One run or evaluation. `protocol` says on what images and how; only equal ones may be set against each other.
     measured: by its kept evaluation; else the mean IU is the best that training saw, without an interval."""
 
@@ -77,7 +77,7 @@ def leaderboard(folder: Path) -> dict[str, Any] | None:
             "protocols": sorted({e.protocol for e in entries})}  # fmt: skip
 
 
-def _entry(place: Path, name: str) -> Entry | None:
+def _entry(place: Path, name: str) -> LeaderboardRow | None:
     file_within(place, place)
     run, found = read_run(place), read_evaluation(place)
     steps = int(run.last["step"]) if run and run.last else None
@@ -86,7 +86,7 @@ def _entry(place: Path, name: str) -> Entry | None:
         result = found[0]
         about = result.about
         data = about["data"]
-        return Entry(
+        return LeaderboardRow(
             name, str(about["model"]["name"]), f"{data['name']}, {data['split'] or 'all'}, {about['protocol']}"
             + (f", averaged over {' and '.join(about['tta'])}" if about["tta"] else "")
             + f" [{str(data['fingerprint'])[:6]}]",
@@ -96,7 +96,7 @@ def _entry(place: Path, name: str) -> Entry | None:
     if run is None or best is None:
         return None
     accuracy = best.get("pixel_accuracy")
-    return Entry(
+    return LeaderboardRow(
         name, str(run.recipe.get("model", "?")), f"{best.get('split') or 'val'} while training", None,
         float(best["mean_iu"]), NOTHING, float(accuracy) if isinstance(accuracy, int | float) else math.nan,
         steps, minutes, False,
@@ -108,13 +108,13 @@ def _interval(result: Result) -> Interval:
     return interval(resample([counts(result)], result.average)[0].mean_iu) if result.images > 1 else NOTHING
 
 
-def _rows(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+def _rows(entries: Sequence[LeaderboardRow]) -> list[Mapping[str, Any]]:
     """Best first; figures in percent, each cell with what it is sorted by."""
 
     def percent(value: float) -> str:
         return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
-    def place(e: Entry) -> tuple[bool, float, str]:
+    def place(e: LeaderboardRow) -> tuple[bool, float, str]:
         unknown = math.isnan(e.mean_iu)
         return unknown, 0.0 if unknown else -e.mean_iu, e.name
 
