@@ -28,6 +28,11 @@ def parts(count: int) -> bytes:
     return data[:2] + b"\xff\xfe\0\2" * count + data[2:]
 
 
+def exif(count: int) -> bytes:
+    part = b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)
+    return b"\xff\xd8" + part * count + encoded(GREY, "JPEG")[2:]
+
+
 def chunks(count: int, kind: bytes) -> bytes:
     data = encoded(GREY)
     return data[:33] + chunk(kind, b"") * count + data[33:]
@@ -40,6 +45,7 @@ def huge(more: dict[int, int]) -> bytes:
 BOMBS = {
     "16,000 scans": lambda: scans(16_000),
     "a million parts of a JPEG": lambda: parts(1_000_000),
+    "hundreds of parts of EXIF": lambda: exif(400),
     "a million empty chunks": lambda: chunks(1_000_000, b"teXt"),
     "a million empty IDAT": lambda: chunks(1_000_000, b"IDAT"),
     "tiles larger than the image": lambda: huge({322: 65_536, 323: 65_536, 324: 8, 325: 9}),
