@@ -135,6 +135,7 @@ EXTRAS: dict[str, str] = {
     "huggingface_hub": "hub",
     "onnx": "export",
     "onnxruntime": "runtime",
+    "openvino": "openvino",
     "starlette": "serve",
     "uvicorn": "serve",
     "h11": "serve",

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import fullyconv as fc
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, UnknownName, UsageError
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -316,3 +316,46 @@ def test_the_command_exports_verifies_and_never_replaces_what_is_not_its_own(mod
     assert isinstance(done.exception, UsageError)
     assert other.read_text() == "mine"
     assert isinstance(run.invoke(app, ["export", str(tmp_path / "model")]).exception, UsageError)
+
+
+# OpenVINO
+
+
+@pytest.fixture(scope="module")
+def intermediate(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino")
+    out = tmp_path_factory.mktemp("openvino") / "m.xml"
+    proof = fc.export(model, out, "openvino")
+    assert set(proof.engines) == {"openvino", "torch"}
+    assert proof.difference < 1e-5
+    return out
+
+
+def test_openvino_proves_its_own_files_and_again(intermediate: Path, model: Any) -> None:
+    assert sorted(p.name for p in intermediate.parent.iterdir()) == ["m.bin", "m.xml"]
+    assert exporting.verify(intermediate, model).difference < 1e-5
+    other = trained(classes=5)
+    with torch.no_grad():
+        next(other.head_parameters()).add_(1e-6)
+    with pytest.raises(DataError, match="other weights"):
+        exporting.verify(intermediate, other)
+
+
+def test_openvino_files_whose_weights_changed_are_refused(intermediate: Path, model: Any, tmp_path: Path) -> None:
+    weights = bytearray(intermediate.with_suffix(".bin").read_bytes())
+    np.frombuffer(weights, np.uint32)[1000] ^= 1 << 29  # an exponent's bit
+    (tmp_path / "m.xml").write_bytes(intermediate.read_bytes())
+    (tmp_path / "m.bin").write_bytes(weights)
+    with pytest.raises(DataError, match="not compute|labels otherwise"):
+        exporting.verify(tmp_path / "m.xml", model)
+    (tmp_path / "m.xml").write_bytes(b"<net/>")
+    with pytest.raises(DataError, match="no OpenVINO file of fullyconv's"):
+        exporting.verify(tmp_path / "m.xml", model)
+
+
+@pytest.mark.parametrize("how", [{"file": "m.onnx"}, {"file": "m.xml", "int8": "data"}])
+def test_openvino_takes_xml_in_fp32_alone(model: Any, tmp_path: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"FILE\.xml"):
+        fc.export(model, tmp_path / how.pop("file"), "openvino", **how)
+    with pytest.raises(UnknownName, match="tflite"):
+        fc.export(model, tmp_path / "m.tflite", "tflite")

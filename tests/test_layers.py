@@ -130,6 +130,7 @@ def test_a_torch_free_room_imports_no_torch_at_import_time(module: str) -> None:
         "h5py",
         "onnx",
         "onnxruntime",
+        "openvino",
         "rasterio",
         "tifffile",
         "shapely",

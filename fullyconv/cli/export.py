@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
-BEGINS = b"\x08\x08\x12\x09fullyconv"  # ONNX's IR version 8, then the producer: only our own files are replaced
+# What our own files begin with, which alone are replaced: ONNX's IR version 8 and the producer; OpenVINO's graph.
+BEGINS, BEGINS_XML = b"\x08\x08\x12\x09fullyconv", b'<?xml version="1.0"?>\n<net name="fullyconv"'
 MOST = 8  # images of the data that a proof looks at
 
 
@@ -21,7 +22,7 @@ def export_command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file to write, such as model.onnx.", show_default=False)
     ] = None,
-    to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
+    to: Annotated[str, typer.Option(help="Format: onnx or openvino (FILE.xml, FILE.bin).")] = "onnx",
     output: Annotated[str, typer.Option(help="What the file gives: labels, scores, coarse or confidence.")] = "labels",
     taken: Annotated[
         str, typer.Option("--input", help="uint8 (N H W C as stored) or float (N C H W, preprocessed).")
@@ -50,7 +51,7 @@ def export_command(
     """Write a model as ONNX for any runtime; no file appears that does not label as the model does."""
     import json
 
-    from fullyconv.errors import UsageError
+    from fullyconv.errors import UsageError, printable
 
     if example:
         print(_script(), end="")
@@ -67,7 +68,9 @@ def export_command(
         proof = verify(check, model, _images(data))
     else:
         assert out is not None
-        output_file(out, "an exported model", BEGINS)
+        output_file(out, "an exported model", BEGINS_XML if to == "openvino" else BEGINS)
+        if to == "openvino" and (weights := out.with_suffix(".bin")).exists() and not out.exists():
+            raise UsageError(f"{printable(weights)} is there already and is another file's; name another FILE.xml.")
         proof = export(model, out, to, output, taken, _images(data or int8), int8, max_loss, say)
     say(proof)
     print(json.dumps(proof.to_json()) if as_json else check or out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
-from fullyconv.errors import DataError, UsageError, printable
+from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
 from fullyconv.exporting.graph import OPSET
 from fullyconv.exporting.network import Values, build, output_names
-from fullyconv.exporting.proof import ExportProof, compare
+from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
@@ -25,6 +26,7 @@ from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, ch
 
 __all__ = ["ExportProof", "export", "verify"]
 
+FORMATS = ("onnx", "openvino")
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
@@ -50,6 +52,7 @@ def export(
 ) -> ExportProof:
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
+    to: "onnx", or "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself.
     output: "labels" N H W (uint8, uint16 above 255 classes), "scores" N K H W, "coarse" N K h w, or "confidence":
     labels and their probability. With several heads outputs are named OUTPUT_HEAD. input: "uint8", images N H W C as
     stored, or "float", float32 N C H W as the network's preprocessing makes it. images: H W C arrays in the stored
@@ -68,8 +71,10 @@ def export(
     >>> fc.Predictor("model.onnx")(image).shape
     (40, 48)
     """
-    if to != "onnx":
-        raise UsageError(f"Networks are exported to onnx, not to {to!r}; leave out --to.")
+    if to not in FORMATS:
+        raise UnknownName("format", to, FORMATS)
+    if to == "openvino" and (int8 or Path(file).suffix != ".xml"):
+        raise UsageError("OpenVINO's files are FILE.xml and FILE.bin in fp32; name FILE.xml, and leave out 8 bits.")
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
     if int8:
@@ -83,14 +88,41 @@ def export(
     bare = graph.model()
     if bare.ByteSize() > LARGEST - (1 << 20):
         raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
-    proof = compare(_written(bare, about), about, network, images, Path(file).name)
+    proof = _by_onnxruntime(_written(bare, about), about, network, images, Path(file).name)
     if int8:
         from fullyconv.exporting.int8 import quantise
 
         bare, measured = quantise(bare, about, values.trunk, data, max_loss, _written, say)
         about |= {"precision": "int8", "int8": measured.to_json()}
         proof = replace(proof, int8=measured)
-    atomic_write(Path(file), _written(bare, about | {"proof": proof.to_json()}))
+    written = _written(bare, about | {"proof": proof.to_json()})
+    if to == "openvino":
+        return _by_openvino(written, about, network, images, Path(file))
+    atomic_write(Path(file), written)
+    return proof
+
+
+def _by_onnxruntime(
+    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], source: object
+) -> ExportProof:
+    engines = by_onnxruntime(data, about, source)
+    return compare(engines, {"onnxruntime": _onnxruntime_version()}, about, model, images, source)
+
+
+def _by_openvino(
+    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: Path
+) -> ExportProof:
+    """Write FILE.bin, then FILE.xml, once OpenVINO gave the network's scores from both."""
+    from fullyconv.exporting import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder) / file.name
+        openvino.converted(data, about, there)
+        engines, by = openvino.opened(there, about["scores"]), {"openvino": openvino.version()}
+        proof = compare(engines, by, about, model, images, file.name)
+        openvino.converted(data, {**about, "proof": proof.to_json()}, there)
+        for part in (there.with_suffix(".bin"), there):
+            atomic_write(file.with_suffix(part.suffix), part.read_bytes())
     return proof
 
 
@@ -102,6 +134,14 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[A
     import onnx
 
     network = model if isinstance(model, FCN) else load(model)
+    if Path(file).suffix == ".xml":
+        from fullyconv.exporting import openvino
+
+        about = openvino.read(Path(file))[1]
+        with foreign_values(file, "export the model again"):
+            engines = openvino.opened(Path(file), about["scores"])
+            _refuse_other(about["weights_sha256"], network, file)
+        return compare(engines, {"openvino": openvino.version()}, about, network, images, file)
     data = read_file(file, LARGEST)
     try:
         metadata = {p.key: p.value for p in onnx.load_model_from_string(data).metadata_props}
@@ -114,9 +154,19 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[A
             f"fullyconv evaluate {printable(file)} DATA."
         )
     check_seal(data, metadata[SEAL], file)
-    if about["weights_sha256"] != digest(network):
+    _refuse_other(about["weights_sha256"], network, file)
+    return _by_onnxruntime(data, about, network, images, file)
+
+
+def _refuse_other(weights: str, model: FCN, file: object) -> None:
+    if weights != digest(model):
         raise DataError(f"{printable(file)} was made from other weights than this model's; export the model again.")
-    return compare(data, about, network, images, file)
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
 
 
 def _written(bare: Any, about: Mapping[str, Any]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
@@ -17,7 +17,19 @@ from fullyconv.models.tracer import shared_copy
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.session import OnnxSession
 
-__all__ = ["LIMIT", "SIZES", "TIMED", "ExportProof", "Measurement", "compare", "drawn", "window", "with_values"]
+__all__ = [
+    "LIMIT",
+    "SIZES",
+    "TIMED",
+    "Engine",
+    "ExportProof",
+    "Measurement",
+    "by_onnxruntime",
+    "compare",
+    "drawn",
+    "window",
+    "with_values",
+]  # fmt: skip
 
 TIMED = (480, 640)  # rows and columns of the image by which files are timed
 LIMIT = 1e-4  # of the largest score: what rounding may differ by
@@ -103,22 +115,42 @@ def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
         yield np.rint(255 * image).astype(np.uint8) if small else (top * image).astype(np.float32)
 
 
+class Engine(Protocol):
+    """What runs a file: onnxruntime (`runtime.session`), OpenVINO."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]: ...
+
+
+def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tuple[Engine, Engine]:
+    """(an ONNX file, the file giving its scores too)."""
+    with foreign_values(source, "export the model again"):
+        held = dict(about["scores"])
+    return OnnxSession(data, source, 1), OnnxSession(with_values(data, held), source, 1)
+
+
 def compare(
-    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]] = (), source: object = "The file"
+    engines: tuple[Engine, Engine],
+    by: Mapping[str, str],
+    about: Mapping[str, Any],
+    model: FCN,
+    images: Sequence[NDArray[Any]] = (),
+    source: object = "The file",
 ) -> ExportProof:
-    """Run `data` beside `model` on `images` (H W C as stored; none: drawn ones) at `SIZES`.
+    """Run a file beside `model` on `images` (H W C as stored; none: drawn ones) at `SIZES`. engines: the file, and the
+    file giving its scores too; by: the engine's name and version.
 
     Raises DataError where a score differs by more than `LIMIT` of the largest, or a label that is no tie.
     """
-    import onnxruntime
-
     model = shared_copy(model).eval().cpu()
     with foreign_values(source, "export the model again"):
         names, held = dict(about["names"]), dict(about["scores"])
         how = Preprocessing.from_json(about["preprocessing"])
         if set(names) != set(model.heads) or about["name"] != model.name:
             raise DataError(f"{printable(source)} holds {printable(about['name'])}, not {model.name}; name its model.")
-    plain, probing = OnnxSession(data, source, 1), OnnxSession(with_values(data, held), source, 1)
+    plain, probing = engines
     taken = plain.inputs[0]
     small = about["input"]["kind"] == "uint8"
     measured, total = _images(model, images, small), _Total()
@@ -133,7 +165,7 @@ def compare(
     proof = ExportProof(
         [list(s) for s in SIZES], total.difference, total.changed, total.pixels, total.margin,
         "given" if images else "drawn",
-        {"onnxruntime": onnxruntime.__version__, "torch": str(torch.__version__)},
+        {**by, "torch": str(torch.__version__)},
     )  # fmt: skip
     _judge(proof, total, source)
     return proof

@@ -1,0 +1,97 @@
+"""A proven ONNX graph as OpenVINO's own files (FILE.xml and FILE.bin), proved once more by OpenVINO.
+
+The files are read and written by OpenVINO's core alone: its converter, which is what reports usage, is never called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullyconv.errors import DataError, foreign_values, missing_extra, printable
+from fullyconv.files import read_file
+from fullyconv.runtime.checking import LARGEST
+from fullyconv.runtime.sealing import ABOUT
+
+__all__ = ["OpenVino", "converted", "opened", "read", "version"]
+
+PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO would by itself
+
+
+@final
+class OpenVino:
+    """A model that OpenVINO compiled for the CPU, in fp32: what `proof.Engine` asks."""
+
+    def __init__(self, model: Any, source: object) -> None:
+        try:
+            self._run: Any = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
+        except RuntimeError as error:
+            cause = printable(error)[:200]
+            raise DataError(f"{printable(source)} is refused by OpenVINO ({cause}); export it again.") from error
+        self.source = source
+        self.inputs = [i.get_any_name() for i in self._run.inputs]
+        self.outputs = [name for o in self._run.outputs for name in sorted(o.get_names())]  # one may bear several
+
+    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        try:
+            found = self._run(dict(fed))
+            return [np.array(found[name]) for name in wanted or self.outputs]
+        except (RuntimeError, KeyError) as error:
+            size = " x ".join(str(n) for n in np.shape(next(iter(fed.values()))))
+            raise DataError(f"{printable(self.source)} fails at {size}: {printable(error)[:200]}") from error
+
+
+def _core() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise (missing_extra(error, "OpenVINO's format") or error) from error
+    return openvino.Core()
+
+
+def version() -> str:
+    import openvino
+
+    return str(openvino.__version__)
+
+
+def converted(data: bytes, about: Mapping[str, Any], file: Path) -> None:
+    """Write ONNX bytes as FILE.xml and FILE.bin, in fp32, with what the model says of itself under "fullyconv"."""
+    import openvino
+
+    model = _core().read_model(data)
+    model.set_friendly_name("fullyconv")
+    model.set_rt_info(json.dumps(dict(about), allow_nan=False), [ABOUT])
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def read(file: Path) -> tuple[Any, dict[str, Any]]:
+    """(model, what it says of itself) of FILE.xml and FILE.bin. DataError where they are damaged or not ours."""
+    import openvino
+
+    xml, weights = read_file(file, LARGEST), read_file(file.with_suffix(".bin"), LARGEST)
+    try:
+        model = _core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
+        text = model.get_rt_info([ABOUT]).astype(str)
+    except RuntimeError as error:
+        cause = printable(error)[:160]
+        raise DataError(f"{printable(file)} is no OpenVINO file of fullyconv's ({cause}); export it again.") from error
+    with foreign_values(file, "export the model again"):
+        return model, dict(json.loads(text))
+
+
+def opened(file: Path, held: Mapping[str, str]) -> tuple[OpenVino, OpenVino]:
+    """(the file, the file giving the values that `held` names too)."""
+    plain, probing = read(file)[0], read(file)[0]
+    known = {name for output in probing.outputs for name in output.get_names()}
+    if more := [name for name in held.values() if name not in known]:
+        try:
+            probing.add_outputs(more)
+        except RuntimeError as error:
+            raise DataError(f"{printable(file)} has no value named {printable(more[0])}; export it again.") from error
+    return OpenVino(plain, file.name), OpenVino(probing, file.name)
