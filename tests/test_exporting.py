@@ -346,7 +346,7 @@ def test_openvino_files_whose_weights_changed_are_refused(intermediate: Path, mo
     np.frombuffer(weights, np.uint32)[1000] ^= 1 << 29  # an exponent's bit
     (tmp_path / "m.xml").write_bytes(intermediate.read_bytes())
     (tmp_path / "m.bin").write_bytes(weights)
-    with pytest.raises(DataError, match="not compute|labels otherwise"):
+    with pytest.raises(DataError, match=r"not compute|labels otherwise"):
         exporting.verify(tmp_path / "m.xml", model)
     (tmp_path / "m.xml").write_bytes(b"<net/>")
     with pytest.raises(DataError, match="no OpenVINO file of fullyconv's"):
