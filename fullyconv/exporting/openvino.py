@@ -25,11 +25,11 @@ PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO w
 
 @final
 class OpenVino:
-    """A model that OpenVINO compiled for the CPU, in fp32: what `proof.Engine` asks."""
+    """A model that OpenVINO compiled for the CPU, in fp32: what `proof.ProofEngine` asks."""
 
-    def __init__(self, model: Any, source: object) -> None:
+    def __init__(self, graph: Any, source: object) -> None:
         try:
-            self._run: Any = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
+            self._run: Any = _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
         except RuntimeError as error:
             cause = printable(error)[:200]
             raise DataError(f"{printable(source)} is refused by OpenVINO ({cause}); export it again.") from error

@@ -21,9 +21,9 @@ __all__ = [
     "LIMIT",
     "SIZES",
     "TIMED",
-    "Engine",
     "ExportProof",
     "Measurement",
+    "ProofEngine",
     "by_onnxruntime",
     "compare",
     "drawn",
@@ -115,7 +115,7 @@ def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
         yield np.rint(255 * image).astype(np.uint8) if small else (top * image).astype(np.float32)
 
 
-class Engine(Protocol):
+class ProofEngine(Protocol):
     """What runs a file: onnxruntime (`runtime.session`), OpenVINO."""
 
     inputs: list[str]
@@ -124,7 +124,7 @@ class Engine(Protocol):
     def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]: ...
 
 
-def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tuple[Engine, Engine]:
+def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tuple[ProofEngine, ProofEngine]:
     """(an ONNX file, the file giving its scores too)."""
     with foreign_values(source, "export the model again"):
         held = dict(about["scores"])
@@ -132,7 +132,7 @@ def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tup
 
 
 def compare(
-    engines: tuple[Engine, Engine],
+    engines: tuple[ProofEngine, ProofEngine],
     by: Mapping[str, str],
     about: Mapping[str, Any],
     model: FCN,
