@@ -6,23 +6,27 @@ Every line is a class, a heading that is recognised, or an error that names it: 
 from __future__ import annotations
 
 import csv
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, final
 
+from fullyconv.data.corpora.class_entries import json_rows, yaml_rows
+from fullyconv.data.corpora.class_rows import (
+    HEX,
+    MEANS,
+    ClassRow,
+    bare_name,
+    colour_of,
+    rows_coding,
+    table_text,
+    value_of,
+)
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.errors import DataError, printable
-from fullyconv.files import read_file
 from fullyconv.taxonomy import Colour, Taxonomy
 
-__all__ = ["class_table", "classes_text", "entries_coding", "find_tables", "read_classes", "table_rank"]
+__all__ = ["class_table", "classes_text", "find_tables", "read_classes", "table_rank"]
 
-_LARGEST = 2**22  # bytes of a table of classes
 _PLAIN = ("classes", "classnames", "classdict", "labelmap", "labelcolors", "labelcolours", "classname", "classlist")
 _OTHER = ("classcolors", "classcolours", "labels", "labelnames", "labelname", "labellist", "labelcolor", "labelcolour")
 _RARE = ("codes", "categories", "categorynames", "colormap", "colourmap", "colors", "colours", "legend", "names")
@@ -80,12 +84,12 @@ def class_table(file: Path) -> tuple[Coding, tuple[str, ...]]:
     """
     notes: list[str] = []
     if file.suffix.lower() == ".json":
-        rows = _json_rows(file)
+        rows = json_rows(file)
     elif file.suffix.lower() in (".yaml", ".yml"):
-        rows = _yaml_rows(file)
+        rows = yaml_rows(file)
     else:
         rows = _text_rows(file, notes)
-    return _coding(rows, file), tuple(notes)
+    return rows_coding(rows, file), tuple(notes)
 
 
 def classes_text(taxonomy: Taxonomy) -> str:
@@ -96,98 +100,23 @@ def classes_text(taxonomy: Taxonomy) -> str:
     return "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colours, strict=True))
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True)
-class _Row:
-    """One class as its line (or entry) gives it."""
-
-    name: str
-    colour: Colour | None = None
-    value: int | None = None
-    where: str = ""  # "line 3"
-    numbered: bool = False  # the value is a number of the table, whose order counts, not a "name = value"
-
-
-_VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "ignorelabel", "dontcare")
-
-
-def _coding(rows: Sequence[_Row], file: Path) -> Coding:
-    """The rows as a taxonomy with the values and colours that stand for it."""
-    rows = [r for r in rows if r.name != "__ignore__"]  # labelme's first line: its number is -1
-    if rows and all(r.numbered for r in rows):
-        rows = sorted(rows, key=lambda r: r.value or 0)
-    classes = [r for r in rows if not _ignored(r)]
-    if not classes:
-        raise DataError(f"{printable(file)} names no class; write one class name a line.")
-    for what in ("colour", "value"):
-        given = [v for r in rows if (v := getattr(r, what)) is not None]
-        if given and (lacking := next((r for r in rows if getattr(r, what) is None and not _ignored(r)), None)):
-            raise DataError(
-                f"{printable(file)} gives {'values (name = value)' if what == 'value' else 'colours'} to some classes "
-                f"only, {lacking.where} ({printable(lacking.name)!r}) has none; give one to each."
-            )
-        if twice := [v for v, n in Counter(given).items() if n > 1]:
-            places = " and ".join(r.where for r in rows if getattr(r, what) == twice[0])
-            raise DataError(
-                f"{printable(file)} gives the {what} {twice[0]} twice ({places}); every class needs its own."
-            )
-    palette = tuple(r.colour for r in classes if r.colour is not None)
-    try:
-        taxonomy = Taxonomy(tuple(r.name for r in classes), palette)
-    except DataError as error:
-        raise DataError(f"{printable(file)}: {error}") from error
-    ids = {id(r): k for k, r in enumerate(classes)}
-    ignore = taxonomy.ignore
-    values = {r.value: ids.get(id(r), ignore) for r in rows if r.value is not None}
-    colours = {r.colour: ids.get(id(r), ignore) for r in rows if r.colour} if palette else {}
-    plain = values == {k: k for k in range(len(classes))}
-    return Coding(taxonomy, {} if plain else values, colours, numbered=bool(values))
-
-
-def _ignored(row: _Row) -> bool:
-    """Whether a row is marked with "!", or gives the ignored value 255 (65535) a name that says so."""
-    plain = re.sub(r"[^a-z]", "", row.name.lower())
-    return row.name.startswith("!") or (row.value in (255, 65535) and plain in _VOID)
-
-
 # ---- text ------------------------------------------------------------------------------------------------------
 
 _Line = tuple[int, str]
-_HEX = re.compile(r"#?[0-9a-fA-F]{6}")
-_WORDS = {
-    "name": ("name", "names", "classname", "classnames", "labelname", "title", "categoryname"),
-    "named": ("class", "classes", "label", "labels", "category", "categories", "object", "description"),
-    "value": ("id", "classid", "labelid", "value", "pixelvalue", "index", "idx", "classindex", "number", "pixel",
-              "code", "classvalue", "labelvalue", "grayvalue", "greyvalue", "gray", "grey"),
-    "r": ("r", "red"), "g": ("g", "green"), "b": ("b", "blue"),
-    "colour": ("color", "colour", "rgb", "hex", "colorrgb", "hexcolor", "labelcolor", "rgbcolor", "rgbvalue", "colors"),
-    "": ("a", "alpha"),
-}  # fmt: skip
-_MEANS = {word: what for what, words in _WORDS.items() for word in words}
 
 
-def _text_rows(file: Path, notes: list[str]) -> list[_Row]:
-    text = _text(file)
+def _text_rows(file: Path, notes: list[str]) -> list[ClassRow]:
+    text = table_text(file)
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    lines = [(n, line) for n, line in lines if not line.startswith("#") or _HEX.match(line)]
+    lines = [(n, line) for n, line in lines if not line.startswith("#") or HEX.match(line)]
     if not lines:
         raise DataError(f"{printable(file)} names no class; write one class name a line.")
     if cells := _columns(lines, file):
         return _table_rows(cells, file, notes)
     if len(lines) == 1 and "," in lines[0][1] and not re.search(r"\d", lines[0][1]):
         notes.append(f"{printable(file.name)} is one line: its names are parted at the commas.")
-        return [_Row(name.strip(), None, None, "line 1") for name in lines[0][1].split(",") if name.strip()]
+        return [ClassRow(name.strip(), None, None, "line 1") for name in lines[0][1].split(",") if name.strip()]
     return _plain_rows(lines, file, notes)
-
-
-def _text(file: Path) -> str:
-    try:
-        return read_file(file, _LARGEST).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable(file)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
 
 
 def _columns(lines: Sequence[_Line], file: Path) -> list[tuple[int, list[str]]]:
@@ -213,12 +142,12 @@ def _is_table_row(cells: Sequence[str]) -> bool:
     """Whether cells are a name with a number of its own or a colour."""
     numbers = sum(c.isdecimal() for c in cells)
     names = sum(not c.isdecimal() and bool(c) for c in cells)
-    return names >= 1 and (numbers in (1, 3, 4) or any(_colour(c) is not None for c in cells))
+    return names >= 1 and (numbers in (1, 3, 4) or any(colour_of(c) is not None for c in cells))
 
 
 def _heading(cells: Sequence[Sequence[str]]) -> dict[str, int]:
     """{what: column} by a heading of known words (a name, and more than it unless it is the only column), else {}."""
-    words = [_MEANS.get(re.sub(r"[^a-z]", "", c.lower()) if not re.search(r"\d", c) else "?", "?") for c in cells[0]]
+    words = [MEANS.get(re.sub(r"[^a-z]", "", c.lower()) if not re.search(r"\d", c) else "?", "?") for c in cells[0]]
     columns: dict[str, int] = {}
     for k, what in enumerate(words):
         some = [row[k] for row in cells[1:] if k < len(row)]
@@ -234,7 +163,7 @@ def _heading(cells: Sequence[Sequence[str]]) -> dict[str, int]:
     return columns
 
 
-def _table_rows(cells: Sequence[tuple[int, list[str]]], file: Path, notes: list[str]) -> list[_Row]:
+def _table_rows(cells: Sequence[tuple[int, list[str]]], file: Path, notes: list[str]) -> list[ClassRow]:
     """The rows of a table of columns, by its heading or by what stands in them."""
     head = cells[0][1]
     if columns := _heading([c for _, c in cells]):
@@ -265,8 +194,8 @@ def _left_out(cells: Sequence[tuple[int, list[str]]], columns: Mapping[str, int]
     notes = []
     for k in sorted(set(range(max(len(row) for _, row in cells))) - set(columns.values())):
         column = [(n, row[k] if k < len(row) else "") for n, row in cells]
-        if any(c.startswith("#") and _colour(c) is not None for _, c in column):
-            n, wrong = next((n, c) for n, c in column if _colour(c) is None)
+        if any(c.startswith("#") and colour_of(c) is not None for _, c in column):
+            n, wrong = next((n, c) for n, c in column if colour_of(c) is None)
             raise DataError(
                 f"{printable(file)}, line {n}: {printable(wrong[:40])!r} stands where a colour is expected, such as "
                 "#804080; correct the line."
@@ -282,14 +211,14 @@ def _shown(cells: Sequence[str]) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return cell.isdecimal() or bool(_HEX.fullmatch(cell) and cell.startswith("#")) or _colour(cell) is not None
+    return cell.isdecimal() or bool(HEX.fullmatch(cell) and cell.startswith("#")) or colour_of(cell) is not None
 
 
 def _guessed(cells: Sequence[Sequence[str]], file: Path, line: int) -> dict[str, int]:
     """What the columns of a table without a heading are: one name, three bytes or a colour, one number."""
     width = max(map(len, cells))
     numbers = [k for k in range(width) if all(k < len(r) and r[k].isdecimal() for r in cells)]
-    colour = [k for k in range(width) if all(k < len(r) and _colour(r[k]) is not None for r in cells)]
+    colour = [k for k in range(width) if all(k < len(r) and colour_of(r[k]) is not None for r in cells)]
     colour = [k for k in colour if k not in numbers]
     names = [
         k for k in range(width) if k not in numbers and k not in colour and any(k < len(r) and r[k] for r in cells)
@@ -321,14 +250,14 @@ def _guessed(cells: Sequence[Sequence[str]], file: Path, line: int) -> dict[str,
     return columns
 
 
-def _table_row(n: int, row: Sequence[str], columns: Mapping[str, int], file: Path) -> _Row:
+def _table_row(n: int, row: Sequence[str], columns: Mapping[str, int], file: Path) -> ClassRow:
     """A row by its columns; DataError that names the line for a cell that is missing or no number."""
     cells = {what: row[k] if k < len(row) else "" for what, k in columns.items()}
     colour: Colour | None = None
     value: int | None = None
     wrong: list[str] = [w for w in ("r", "g", "b", "value") if w in cells and not cells[w].isdecimal()]
     if "colour" in cells:
-        colour = _colour(cells["colour"])
+        colour = colour_of(cells["colour"])
         wrong += ["colour"] if colour is None else []
     if wrong or not cells["name"]:
         what = f"{cells[wrong[0]]!r} where a {_KINDS[wrong[0]]} is expected" if wrong else "no name"
@@ -338,8 +267,8 @@ def _table_row(n: int, row: Sequence[str], columns: Mapping[str, int], file: Pat
     if "r" in cells and "g" in cells and "b" in cells:
         colour = _bytes([cells[c] for c in "rgb"], n, file)
     if "value" in cells:
-        value = _value(cells["value"], file)
-    return _Row(cells["name"].strip("\"'"), colour, value, f"line {n}", numbered=value is not None)
+        value = value_of(cells["value"], file)
+    return ClassRow(cells["name"].strip("\"'"), colour, value, f"line {n}", numbered=value is not None)
 
 
 _KINDS = {"r": "number 0..255", "g": "number 0..255", "b": "number 0..255", "value": "number", "colour": "colour"}
@@ -349,24 +278,6 @@ def _bytes(texts: Sequence[str], n: int, file: Path) -> Colour:
     if any(len(t) > 3 or int(t) > 255 for t in texts):
         raise DataError(f"{printable(file)}, line {n}: the colour {' '.join(texts)[:40]} is above 255; give bytes.")
     r, g, b = map(int, texts)
-    return r, g, b
-
-
-def _value(text: str, file: Path) -> int:
-    if len(text) > 5 or int(text) > 65535:
-        raise DataError(f"{printable(file)}: the value {text[:20]} is above 65535; labels hold 16 bits.")
-    return int(text)
-
-
-def _colour(cell: str) -> Colour | None:
-    """#804080, "128 64 128", (128, 64, 128) or [128, 64, 128]; None for anything else."""
-    if _HEX.fullmatch(cell) and (cell.startswith("#") or not cell.isdecimal()):
-        plain = cell.lstrip("#")
-        return int(plain[:2], 16), int(plain[2:4], 16), int(plain[4:], 16)
-    found = re.fullmatch(r"[(\[]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*[)\]]?", cell)
-    if not found or max(map(int, found.groups())) > 255:
-        return None
-    r, g, b = map(int, found.groups())
     return r, g, b
 
 
@@ -385,7 +296,7 @@ _BARE_LAST = re.compile(r"^(?P<name>[^:,;\t]*[^\d\s:,;\t])\s*[:,;\t]\s*(?P<value
 _EQUALS = re.compile(r"^(?P<name>.*\S)\s*=\s*(?P<value>\d+)$")  # road = 7
 
 
-def _plain_rows(lines: Sequence[_Line], file: Path, notes: list[str]) -> list[_Row]:
+def _plain_rows(lines: Sequence[_Line], file: Path, notes: list[str]) -> list[ClassRow]:
     """Lines without columns. If one gives a colour (or a value) all must; else each is a name."""
     if len(lines) > 1 and _is_heading(lines[0][1], lines[1][1]):
         notes.append(f"the first line of {printable(file.name)} is its heading ({printable(lines[0][1])[:80]}).")
@@ -398,7 +309,7 @@ def _plain_rows(lines: Sequence[_Line], file: Path, notes: list[str]) -> list[_R
     equal = [_EQUALS.match(line) for _, line in lines]
     if any(equal):
         rows = [
-            _Row(_bare(m["name"]), None, _value(m["value"], file), f"line {n}") if m else None
+            ClassRow(bare_name(m["name"]), None, value_of(m["value"], file), f"line {n}") if m else None
             for m, (n, _) in zip(equal, lines, strict=True)
         ]
         return _all_given(rows, lines, file, "values (name = value)")
@@ -406,40 +317,36 @@ def _plain_rows(lines: Sequence[_Line], file: Path, notes: list[str]) -> list[_R
         found = [m for _, line in lines if (m := pattern.match(line))]
         if len(found) == len(lines) and len({int(m["value"]) for m in found}) == len(found):
             return [
-                _Row(_bare(m["name"]), None, _value(m["value"], file), f"line {n}", numbered=True)
+                ClassRow(bare_name(m["name"]), None, value_of(m["value"], file), f"line {n}", numbered=True)
                 for m, (n, _) in zip(found, lines, strict=True)
             ]
-    return [_Row(_bare(line), None, None, f"line {n}") for n, line in lines]
-
-
-def _bare(name: str) -> str:
-    """A name without quotes around it."""
-    name = name.strip()
-    return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
+    return [ClassRow(bare_name(line), None, None, f"line {n}") for n, line in lines]
 
 
 def _is_heading(line: str, following: str) -> bool:
-    words = [_MEANS.get(re.sub(r"[^a-z]", "", w.lower()), "?") for w in re.split(r"[\s,;:|]+", line) if w]
-    whole = _MEANS.get(re.sub(r"[^a-z]", "", line.lower()), "?") == "name"
+    words = [MEANS.get(re.sub(r"[^a-z]", "", w.lower()), "?") for w in re.split(r"[\s,;:|]+", line) if w]
+    whole = MEANS.get(re.sub(r"[^a-z]", "", line.lower()), "?") == "name"
     several = len(words) > 1 and "?" not in words and bool(re.search(r"\d|#", following))
     return (whole and "name" in line.lower()) or (several and not re.search(r"\d", line))
 
 
-def _coloured(n: int, line: str, file: Path, *, numbered: bool) -> _Row | None:
+def _coloured(n: int, line: str, file: Path, *, numbered: bool) -> ClassRow | None:
     """A line that ends or begins with a colour; numbered: with a number before, "7 road 1 2 3" or "7 1 2 3 road"."""
     for pattern in (_NAME_HEX, _HEX_NAME):
         if m := pattern.match(line):
-            return _Row(_bare(m["name"]), _colour(m["hex"]), None, f"line {n}")
+            return ClassRow(bare_name(m["name"]), colour_of(m["hex"]), None, f"line {n}")
     number = _NUMBERED.match(line) if numbered and len(_NUMBERS.findall(line)) >= 4 else None
-    value = _value(number[1], file) if number else None
+    value = value_of(number[1], file) if number else None
     for pattern in (_CVAT, _NAME_RGB, _RGB_NAME):
         if (found := pattern.match(number[2] if number else line)) and not found["name"].strip().isdecimal():
             groups = [g for k, g in enumerate(found.groups(), 1) if k != pattern.groupindex["name"]]
-            return _Row(_bare(found["name"]), _bytes(groups, n, file), value, f"line {n}", numbered=bool(number))
+            return ClassRow(
+                bare_name(found["name"]), _bytes(groups, n, file), value, f"line {n}", numbered=bool(number)
+            )
     return None
 
 
-def _all_given(rows: Sequence[_Row | None], lines: Sequence[_Line], file: Path, what: str) -> list[_Row]:
+def _all_given(rows: Sequence[ClassRow | None], lines: Sequence[_Line], file: Path, what: str) -> list[ClassRow]:
     for row, (n, line) in zip(rows, lines, strict=True):
         if row is None:
             raise DataError(
@@ -447,94 +354,3 @@ def _all_given(rows: Sequence[_Row | None], lines: Sequence[_Line], file: Path, 
                 "give one to each, or correct the line."
             )
     return [r for r in rows if r is not None]
-
-
-# ---- JSON and YAML ---------------------------------------------------------------------------------------------
-
-
-def _json_rows(file: Path) -> list[_Row]:
-    try:
-        found = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{printable(file)} is no JSON ({printable(error)[:80]}); correct it.") from error
-    for key in ("classes", "names", "labels", "categories", "class_names", "label_names", "id2label"):
-        if isinstance(found, dict) and isinstance(found.get(key), list | dict):
-            found = found[key]
-            break
-    return _entries(found, file)
-
-
-def entries_coding(found: Any, file: Path) -> Coding:
-    """The classes that an entry of a JSON file (`labels` of a dataset.json) lists."""
-    return _coding(_entries(found, file), file)
-
-
-def _entries(found: Any, file: Path) -> list[_Row]:
-    """Rows of a list of names or of objects, or of a mapping name -> value or colour, or value -> name."""
-    if isinstance(found, dict):
-        return [_pair_row(key, entry, file) for key, entry in found.items()]
-    if isinstance(found, list) and all(isinstance(e, str) for e in found):
-        return [_Row(e, None, None, f"entry {k}") for k, e in enumerate(found)]
-    if isinstance(found, list) and all(isinstance(e, dict) for e in found):
-        return [_object_row(e, k, file) for k, e in enumerate(found)]
-    raise _no_entries(file)
-
-
-def _no_entries(file: Path) -> DataError:
-    return DataError(
-        f"{printable(file)} is no plain table of classes; write them in classes.txt, one name a line (or name r g b)."
-    )
-
-
-def _pair_row(key: str, entry: Any, file: Path) -> _Row:
-    where = f"entry {printable(key)!r}"
-    if isinstance(entry, str) and key.isdecimal():
-        return _Row(entry, None, _value(key, file), where, numbered=True)
-    if isinstance(entry, str) and (colour := _colour(entry)):
-        return _Row(key, colour, None, where)
-    if isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry <= 65535:
-        return _Row(key, None, entry, where, numbered=True)
-    if isinstance(entry, list) and len(entry) == 3 and (colour := _colour(" ".join(map(str, entry)))):
-        return _Row(key, colour, None, where)
-    raise _no_entries(file)
-
-
-def _object_row(entry: Mapping[str, Any], k: int, file: Path) -> _Row:
-    plain = {re.sub(r"[^a-z]", "", str(key).lower()): v for key, v in entry.items()}
-    by = {_MEANS[key]: v for key, v in reversed(plain.items()) if key in _MEANS}
-    name = by.get("name", by.get("named"))
-    value, colour = by.get("value"), by.get("colour")
-    colour = _colour(" ".join(map(str, colour)) if isinstance(colour, list) else str(colour)) if colour else None
-    if not isinstance(name, str):
-        raise _no_entries(file)
-    number = value if isinstance(value, int) and 0 <= value <= 65535 else None
-    return _Row(name, colour, number, f"entry {k}", numbered=number is not None)
-
-
-def _yaml_rows(file: Path) -> list[_Row]:
-    """`names` of a data.yaml: an inline or indented list or mapping; anything richer is refused."""
-    lines = [line.split(" #")[0].rstrip() for line in _text(file).splitlines() if line.strip()[:1] not in ("", "#")]
-    start = next((k for k, line in enumerate(lines) if re.match(r"(names|classes)\s*:", line)), None)
-    if start is None:
-        raise DataError(f"{printable(file)} has no list of names; write them in classes.txt, one name a line.")
-    inline = lines[start].partition(":")[2].strip()
-    below = list(takewhile(lambda line: line.startswith((" ", "-", "\t")), lines[start + 1 :]))
-    if inline[:1] in ("[", "{"):
-        whole = " ".join((inline, *map(str.strip, below))).strip()
-        if whole[-1] not in "]}":
-            raise _no_entries(file)
-        items = [i.strip() for i in next(csv.reader([whole[1:-1]], skipinitialspace=True)) if i.strip()]
-    else:
-        items = [line.strip() for line in below]
-    if not items:
-        raise _no_entries(file)
-    return [_yaml_row(item, k, file) for k, item in enumerate(items)]
-
-
-def _yaml_row(item: str, k: int, file: Path) -> _Row:
-    if found := re.fullmatch(r"(\d+)\s*:\s*(\S.*)", item):
-        return _Row(_bare(found[2]), None, _value(found[1], file), f"entry {found[1]}", numbered=True)
-    name = _bare(item.removeprefix("- ").strip())
-    if not name or name[0] in "[{&*|>" or item.endswith(":"):
-        raise _no_entries(file)
-    return _Row(name, None, None, f"entry {k}")
