@@ -216,3 +216,12 @@ def test_a_folder_without_images_and_an_exported_file_are_refused(network: Any, 
     bad.write_bytes(b"nothing")
     with pytest.raises(MissingInput, match="None of the images"):
         suggest(network, [bad], [], 1)
+
+
+def test_a_page_that_no_browser_would_show_as_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["next", "m", f"{tmp_path}", "-o", f"{tmp_path}/page"])
+    assert done.value.code == 2
+    assert "name it page.html" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def next_command(
     from fullyconv.cli.evaluate import device_for
     from fullyconv.curation.queue import suggest
     from fullyconv.data import open_dataset
-    from fullyconv.errors import MissingInput, printable
+    from fullyconv.errors import MissingInput, UsageError, printable
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
     from fullyconv.predict import open_network, refuse_untrained
@@ -49,6 +49,8 @@ def next_command(
     if not folder.is_dir():
         raise MissingInput(f"{printable(folder)} is no folder; give the folder of the images to choose from.")
     listed = images_in(folder, SUFFIXES, out.parent if out else Path("."))
+    if out and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{printable(out)} is to be a page for a browser; name it {printable(out.name)}.html.")
     if out:
         output_file(out, "a page of images", b"<!doctype html", listed.files)
     if (note := listed.note(folder)) and not quiet:
