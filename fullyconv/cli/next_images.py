@@ -48,9 +48,9 @@ def next_command(
 
     if not folder.is_dir():
         raise MissingInput(f"{printable(folder)} is no folder; give the folder of the images to choose from.")
-    listed = images_in(folder, SUFFIXES, out.parent if out else Path("."))
     if out and out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{printable(out)} is to be a page for a browser; name it {printable(out.name)}.html.")
+    listed = images_in(folder, SUFFIXES, out.parent if out else Path("."))
     if out:
         output_file(out, "a page of images", b"<!doctype html", listed.files)
     if (note := listed.note(folder)) and not quiet:
