@@ -20,10 +20,10 @@ ROUNDS = 15
 
 
 def by_openvino(file: str) -> Callable[[Any], Any]:
-    import openvino
+    from fullyconv.exporting.openvino import quiet_openvino
 
     threads = {"INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS", "0")), "INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(file, "CPU", threads)
+    model = quiet_openvino().Core().compile_model(file, "CPU", threads)
     return lambda image: model({"image": image[None]})
 
 

@@ -23,7 +23,7 @@ def export_command(
         Path | None, typer.Option("-o", "--out", help="The file to write, such as model.onnx.", show_default=False)
     ] = None,
     to: Annotated[str, typer.Option(help="Format: onnx or openvino (FILE.xml, FILE.bin).")] = "onnx",
-    output: Annotated[str, typer.Option(help="What the file gives: labels, scores, coarse or confidence.")] = "labels",
+    output: Annotated[str, typer.Option(help="labels, scores, probabilities, coarse or confidence.")] = "labels",
     taken: Annotated[
         str, typer.Option("--input", help="uint8 (N H W C as stored) or float (N C H W, preprocessed).")
     ] = "uint8",
@@ -46,6 +46,12 @@ def export_command(
     example: Annotated[
         bool, typer.Option("--example", help="Print a Python script that labels an image with the file alone.")
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Print the config.pbtxt by which Triton serves this file.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object.")] = False,
 ) -> None:
     """Write a model as ONNX for any runtime; no file appears that does not label as the model does."""
@@ -55,6 +61,12 @@ def export_command(
 
     if example:
         print(_script(), end="")
+        return
+    if triton is not None:
+        from fullyconv.runtime.exported import ExportedNetwork
+        from fullyconv.runtime.triton import triton_config
+
+        print(triton_config(ExportedNetwork(triton).about), end="")
         return
     if not model:
         raise UsageError("Name the model or run directory to export:  fullyconv export MODEL -o FILE.onnx.")

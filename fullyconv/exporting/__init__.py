@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
 from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
+from fullyconv.exporting.deepness import deepness
 from fullyconv.exporting.graph import OPSET
 from fullyconv.exporting.network import Values, build, output_names
 from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare
@@ -53,10 +54,10 @@ def export(
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
     to: "onnx", or "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself.
-    output: "labels" N H W (uint8, uint16 above 255 classes), "scores" N K H W, "coarse" N K h w, or "confidence":
-    labels and their probability. With several heads outputs are named OUTPUT_HEAD. input: "uint8", images N H W C as
-    stored, or "float", float32 N C H W as the network's preprocessing makes it. images: H W C arrays in the stored
-    range to prove the file on; without any they are drawn.
+    output: "labels" N H W (uint8, uint16 above 255 classes), "scores" or "probabilities" N K H W, "coarse" N K
+    h w, or "confidence": labels and their probability. With several heads outputs are named OUTPUT_HEAD. input:
+    "uint8", images N H W C as stored, or "float", float32 N C H W as the network's preprocessing makes it. images:
+    H W C arrays in the stored range to prove the file on; without any they are drawn.
 
     int8: labelled data (PATH or kind:PATH) by which the trunk is put into 8 bits: calibrated on its training images,
     the layers that cost most left in fp32, and measured on its validation images; max_loss: points of mean IU that
@@ -173,7 +174,8 @@ def _written(bare: Any, about: Mapping[str, Any]) -> bytes:
     """The file's bytes: the graph with what it says of itself, sealed."""
     from onnx import helper
 
-    helper.set_model_props(bare, {ABOUT: json.dumps(dict(about), allow_nan=False), SEAL: BLANK})
+    said = {ABOUT: json.dumps(dict(about), allow_nan=False), **deepness(about), SEAL: BLANK}
+    helper.set_model_props(bare, said)
     return sealed(bare.SerializeToString(deterministic=True))
 
 

@@ -19,7 +19,7 @@ from fullyconv.preprocessing import Preprocessing
 
 __all__ = ["INPUTS", "OUTPUTS", "Values", "build", "output_names"]
 
-OUTPUTS = ("labels", "scores", "coarse", "confidence")
+OUTPUTS = ("labels", "scores", "probabilities", "coarse", "confidence")
 INPUTS = ("uint8", "float")
 IMAGE = "image"
 # Sizes of maps repeat with the stride once no kernel is larger than its map; 8 strides of 64 are far beyond that.
@@ -195,8 +195,10 @@ def _last(graph: Graph, model: FCN, coarse: str, cells: Sizes, size: str) -> str
 
 def _answers(graph: Graph, output: str, scores: str, names: list[str], classes: int) -> None:
     """The outputs of one head, made of its scores."""
-    if output in ("scores", "coarse"):
-        rows, columns = ("H", "W") if output == "scores" else ("h", "w")
+    if output in ("scores", "coarse", "probabilities"):
+        rows, columns = ("h", "w") if output == "coarse" else ("H", "W")
+        if output == "probabilities":
+            scores = graph.add("Softmax", [scores], axis=1)
         graph.output(scores, names[0], np.float32, ["N", classes, rows, columns])
         return
     kind = np.uint8 if classes <= 255 else np.uint16

@@ -1,11 +1,12 @@
 """A proven ONNX graph as OpenVINO's own files (FILE.xml and FILE.bin), proved once more by OpenVINO.
 
-The files are read and written by OpenVINO's core alone: its converter, which is what reports usage, is never called.
+The files are read and written by OpenVINO's core alone: its converter, which reports usage, is never loaded.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -18,8 +19,9 @@ from fullyconv.files import read_file
 from fullyconv.runtime.checking import LARGEST
 from fullyconv.runtime.sealing import ABOUT
 
-__all__ = ["OpenVino", "converted", "opened", "read", "version"]
+__all__ = ["OpenVino", "converted", "opened", "quiet_openvino", "read", "version"]
 
+CONVERTER = "openvino.tools.ovc"
 PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO would by itself
 
 
@@ -29,7 +31,9 @@ class OpenVino:
 
     def __init__(self, graph: Any, source: object) -> None:
         try:
-            self._run: Any = _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
+            self._run: Any = (
+                quiet_openvino().Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
+            )
         except RuntimeError as error:
             cause = printable(error)[:200]
             raise DataError(f"{printable(source)} is refused by OpenVINO ({cause}); export it again.") from error
@@ -46,25 +50,30 @@ class OpenVino:
             raise DataError(f"{printable(self.source)} fails at {size}: {printable(error)[:200]}") from error
 
 
-def _core() -> Any:
+def quiet_openvino() -> Any:
+    """The module `openvino` without its converter: `import openvino` loads that where it can, and the converter's
+    import alone sends an event through `openvino_telemetry`, unasked. Elsewhere it can still be imported by name."""
+    hidden = "openvino" not in sys.modules
+    if hidden:
+        sys.modules[CONVERTER] = None  # type: ignore[assignment]  # what makes an import of it fail
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise (missing_extra(error, "OpenVINO's format") or error) from error
-    return openvino.Core()
+    finally:
+        if hidden:
+            del sys.modules[CONVERTER]
+    return openvino
 
 
 def version() -> str:
-    import openvino
-
-    return str(openvino.__version__)
+    return str(quiet_openvino().__version__)
 
 
 def converted(data: bytes, about: Mapping[str, Any], file: Path) -> None:
     """Write ONNX bytes as FILE.xml and FILE.bin, in fp32, with what the model says of itself under "fullyconv"."""
-    import openvino
-
-    model = _core().read_model(data)
+    openvino = quiet_openvino()
+    model = openvino.Core().read_model(data)
     model.set_friendly_name("fullyconv")
     model.set_rt_info(json.dumps(dict(about), allow_nan=False), [ABOUT])
     openvino.save_model(model, file, compress_to_fp16=False)
@@ -72,11 +81,10 @@ def converted(data: bytes, about: Mapping[str, Any], file: Path) -> None:
 
 def read(file: Path) -> tuple[Any, dict[str, Any]]:
     """(model, what it says of itself) of FILE.xml and FILE.bin. DataError where they are damaged or not ours."""
-    import openvino
-
+    openvino = quiet_openvino()
     xml, weights = read_file(file, LARGEST), read_file(file.with_suffix(".bin"), LARGEST)
     try:
-        model = _core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
+        model = openvino.Core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
         text = model.get_rt_info([ABOUT]).astype(str)
     except RuntimeError as error:
         cause = printable(error)[:160]

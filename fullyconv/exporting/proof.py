@@ -178,7 +178,7 @@ def _judge(proof: ExportProof, total: _Total, source: object) -> None:
             f"the largest, {LIMIT:g} is rounding; no proof, so do not use it."
         )
     if not total.sure <= LIMIT:
-        raise DataError(f"{printable(source)}: the confidence differs by {total.sure:.2g}; no proof, so do not use it.")
+        raise DataError(f"{printable(source)}: a probability differs by {total.sure:.2g}; no proof, so do not use it.")
     if proof.margin > max(2 * proof.difference, 1e-6):
         raise DataError(
             f"{printable(source)} labels otherwise than its network: {proof.changed} of {proof.pixels} labels, one by "
@@ -202,13 +202,18 @@ class _Total:
         self.difference = max(self.difference, _largest(truth - found) / largest)
         if output in ("labels", "confidence"):
             self._labels(truth, answers[0], largest)
+        elif output == "probabilities":
+            self._labels(truth, answers[0].argmax(1), largest)
+            self._sure(torch.from_numpy(truth).softmax(1).numpy(), answers[0], largest)
         else:
             self.difference = max(self.difference, _largest(truth - answers[0]) / largest)
             self.pixels += truth[:, 0].size
         if output == "confidence":
-            sure = torch.from_numpy(truth).softmax(1).amax(1).numpy()
-            # A confidence follows a score's own size: e to a difference of that of the scores.
-            self.sure = max(self.sure, _largest(sure - answers[1]) / max(1.0, largest))
+            self._sure(torch.from_numpy(truth).softmax(1).amax(1).numpy(), answers[1], largest)
+
+    def _sure(self, truth: NDArray[Any], said: NDArray[Any], largest: float) -> None:
+        # A probability follows a score's own size: e to a difference of that of the scores.
+        self.sure = max(self.sure, _largest(truth - said) / max(1.0, largest))
 
     def _labels(self, truth: NDArray[Any], said: NDArray[Any], largest: float) -> None:
         best = truth.argmax(1)
