@@ -125,6 +125,8 @@ EXTRAS: dict[str, str] = {
     "timm": "timm",
     "torchvision": "timm",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
     "scipy": "mat",
     "h5py": "mat",
     "rasterio": "geo",

@@ -34,6 +34,10 @@ def _or_auto(auto: object) -> BeforeValidator:
     return BeforeValidator(lambda value: auto if value == "auto" else value)
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 def _key(default: Any, description: str, **limits: Any) -> Any:
     """One key: its default, what it means (docs/train.md is made from this), and its limits."""
     if isinstance(default, dict):
@@ -191,6 +195,10 @@ class Recipe(BaseModel):
     seed: int = _key(0, "Seed of everything random.", ge=0)
     deterministic: bool = _key(False, "Same bits on a GPU too, or an error naming the operation that cannot.")
     tensorboard: bool = _key(False, "Write TensorBoard events into the run as well.")
+    loggers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = _key(
+        (),
+        "Tools that get the figures as well: tensorboard, wandb (offline unless WANDB_MODE says otherwise), mlflow.",
+    )
 
     def model_post_init(self, _context: Any) -> None:
         _check_together(self)

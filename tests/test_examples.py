@@ -56,6 +56,16 @@ def test_colour_and_depth_are_learned_together(capsys: pytest.CaptureFixture[str
     assert "HHA (96, 128, 3) uint8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_settings_are_searched_and_the_search_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    search = load("optuna_search").main
+    search(None, 1, 2, tmp_path / "search")
+    assert set(search(None, 1, 2, tmp_path / "search")) == {"lr", "head_lr", "weight_decay", "loss"}
+    assert (tmp_path / "search" / "trial-1" / "best" / "model.safetensors").is_file()
+    assert "of 2: mean IU" in capsys.readouterr().out
+
+
 def test_caffe_weights_become_a_model_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

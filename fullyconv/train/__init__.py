@@ -27,8 +27,9 @@ from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, optimisation, planning
 from fullyconv.train.batch_reader import BatchReader, read_ahead
-from fullyconv.train.context import CUBLAS, RunContext, held_out, prepare_run, tensorboard_writer, training_mode
+from fullyconv.train.context import CUBLAS, RunContext, held_out, prepare_run, training_mode
 from fullyconv.train.display import Display
+from fullyconv.train.loggers import refuse_missing
 from fullyconv.train.memory_advice import explained
 from fullyconv.train.process_group import device_for, join
 from fullyconv.train.signals import Stop
@@ -79,8 +80,7 @@ def fit(
     recipe = recipe if trunk is None else _with_own(recipe, trunk)
     data, val = _datasets(recipe, data, val, classes)
     refuse(recipe.precision, device_for(recipe.device))
-    if recipe.tensorboard:
-        tensorboard_writer()
+    refuse_missing(recipe)
     if recipe.transform:  # a file that cannot be run is told before anything starts
         find_transform(recipe.transform)
     if recipe.stages:

@@ -215,8 +215,6 @@ def end(c: RunContext, stop: Stop) -> None:
     c.state.finished = True
     save(c)
     _drop_cache(c)
-    if c.board:
-        c.board.close()
     measuring.keep_times(c)
     c.display.end(c.clock)
     if c.state.best >= 0 and c.state.best_at_floor:

@@ -27,7 +27,7 @@ from fullyconv.data.pipeline.matching import relabelled
 from fullyconv.data.splits import Division, divide, kept_in
 from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.doctor.summary import Summary
-from fullyconv.errors import DataError, FullyconvError, MissingExtra, StorageError, UnknownName, UsageError, printable
+from fullyconv.errors import DataError, FullyconvError, StorageError, UnknownName, UsageError, printable
 from fullyconv.files import atomic_write, read_json
 from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import TorchModule, TrainableModel
@@ -37,12 +37,13 @@ from fullyconv.train import caching, planning, training_state
 from fullyconv.train.batch_reader import crop_of, effects_of
 from fullyconv.train.chosen import choose
 from fullyconv.train.display import Clock, Display
+from fullyconv.train.loggers import Loggers, open_loggers
 from fullyconv.train.machine import settle
 from fullyconv.train.network import network, network_name, refuse_single_cells
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.process_group import ProcessGroup
 
-__all__ = ["CUBLAS", "TIMES", "RunContext", "prepare_run", "tensorboard_writer", "training_mode"]
+__all__ = ["CUBLAS", "TIMES", "RunContext", "prepare_run", "training_mode"]
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # what cuBLAS asks for to give the same bits again
 
@@ -75,17 +76,16 @@ class RunContext:
     clock: Clock = field(default_factory=Clock)
     unlogged: int = 0  # rows that the disk refused
     saved: int = -1  # step of the last checkpoint
-    board: Any = None  # TensorBoard's writer
+    loggers: Loggers | None = None  # the first process's alone
     floor_name: str = ""  # the class that occurs most in what was measured last, and its share of the pixels
     floor_share: float = 0.0
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl (and TensorBoard). A full disk costs rows, not the run."""
+        """A row of metrics.jsonl (and of the loggers). A full disk costs rows, not the run."""
         if self.run is None:
             return
-        for key, value in row.items() if self.board else ():
-            if isinstance(value, float):
-                self.board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+        if self.loggers is not None:
+            self.loggers.write(row)
         try:
             self.run.log(row)
         except StorageError as error:
@@ -166,10 +166,12 @@ def prepare_run(
         divided.write(out)
         atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
+    with world.together():
+        told = stack.enter_context(open_loggers(recipe, out, resume, display.note)) if run is not None else None
     return RunContext(
         recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about,
         machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
-        board=_board(recipe, out, world),
+        loggers=told,
     )  # fmt: skip
 
 
@@ -372,20 +374,6 @@ def _clock(device: torch.device, before: Path | None) -> Clock:
             spent = read_json(before / TIMES)
             clock.spent |= {k: float(spent[k]) for k in clock.spent if k in spent}
     return clock
-
-
-def _board(recipe: Recipe, out: Path, world: ProcessGroup) -> Any:
-    """TensorBoard's writer into the run, if the recipe wants it."""
-    return tensorboard_writer()(str(out / "tensorboard")) if recipe.tensorboard and not world.rank else None
-
-
-def tensorboard_writer() -> Any:
-    """TensorBoard's class; MissingExtra where it is not installed, for `fit` to ask before anything is written."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard = true", "tensorboard", "tensorboard") from error
-    return SummaryWriter
 
 
 def _class_weights(recipe: Recipe, train: Dataset, device: torch.device) -> dict[str, Tensor | None]:
