@@ -96,13 +96,15 @@ def test_a_missing_file_starts_no_child(tmp_path: Path) -> None:
 
 
 def test_only_the_converter_touches_torchs_unpickler() -> None:
-    """No pickle, no eval, no yaml anywhere else in the product."""
+    """No pickle, no eval, no yaml anywhere else in the product; `compiling` names the errors of numba's own index."""
     words = r"torch\.load|\bpickle\b|allow_pickle=True|yaml\.load|\beval\(|\bexec\(|trust_remote_code|torch\.hub\."
     found = {
         str(path.relative_to(ROOT)): re.findall(words, code(path))
         for path in (ROOT / "fullyconv").rglob("*.py")
         if re.search(words, code(path))
     }
+    assert set(found.pop("fullyconv/compiling.py")) == {"pickle"}
+    assert not re.search(r"pickle\.(load|Unpickler)", code(ROOT / "fullyconv" / "compiling.py"))
     assert found == {"fullyconv/sandbox/weight_files.py": ["torch.load"]}
 
 
