@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from fullyconv.drawing import encode_jpeg, overlay
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
-from fullyconv.files.outputs import Outputs, one_part
+from fullyconv.files.outputs import Outputs
 from fullyconv.images import encode_label, encode_png
 from fullyconv.predict import Predictor
 from fullyconv.predict.ensemble import Ensemble
-from fullyconv.predict.jobs import Finished, read_ahead
+from fullyconv.predict.jobs import Finished, claim_results, read_ahead
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
 from fullyconv.predict.sources import InputFiles, Sources, invalid_note
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
@@ -154,7 +154,7 @@ class _Work:
             return _Job(source, name, "video", dict(claim_video(self.plan, source, name, self.options.video)))
         if source in sources.rasters:
             return _Job(source, name, "raster", dict(claim_raster(self.plan, heads, name, self.options.raster)))
-        return _Job(source, name, "image", dict(_claim(self.plan, heads, name, self.options)))
+        return _Job(source, name, "image", dict(claim_results(self.plan, heads, name, self.options, (".png", ".npy"))))
 
     def holds(self, job: _Job) -> bool:
         files = [self.plan.folder / name for name in job.names.values()]
@@ -200,21 +200,6 @@ class _Work:
 def _settle(writing: list[Future[None]], most: int) -> None:
     while len(writing) > most:
         writing.pop(0).result()
-
-
-def _claim(plan: Outputs, heads: Sequence[str], name: str, options: LabelOptions) -> Files:
-    """The files of one image: the main head's label map under the image's own name, the others' in folders."""
-    found: Files = {}
-    for i, head in enumerate(heads):
-        folder = [] if i == 0 else [one_part(head, "The head")]
-        found["labels", head] = plan.claim(*folder, f"{name}.png")
-        if options.overlay and i == 0:
-            found["overlay", head] = plan.claim("overlay", f"{name}.jpg")
-        if options.confidence:
-            found["confidence", head] = plan.claim("confidence", *folder, f"{name}.png")
-        if options.probabilities:
-            found["probabilities", head] = plan.claim("probabilities", *folder, f"{name}.npy")
-    return found
 
 
 def _answers(

@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
-__all__ = ["Finished", "read_ahead"]
+from fullyconv.files.outputs import Outputs, one_part
+
+__all__ = ["Finished", "ResultOptions", "claim_results", "head_folder", "read_ahead"]
 
 RECORD = ".predicted.sha256"  # beside the results: a line a finished image
 MOST = 1 << 28
@@ -39,6 +41,39 @@ def read_ahead(
 
 def _given(item: Item, future: Future[Any] | None) -> tuple[Item, Callable[[], Any]]:
     return item, (lambda: None) if future is None else future.result
+
+
+class ResultOptions(Protocol):
+    """Which results are asked for beside the labels."""
+
+    @property
+    def overlay(self) -> bool: ...
+    @property
+    def confidence(self) -> bool: ...
+    @property
+    def probabilities(self) -> bool: ...
+
+
+def head_folder(index: int, head: str) -> list[str]:
+    """The main head's results lie in the folder itself, another's in one of its name."""
+    return [] if index == 0 else [one_part(head, "The head")]
+
+
+def claim_results(
+    plan: Outputs, heads: Sequence[str], name: str, options: ResultOptions, suffixes: tuple[str, str]
+) -> dict[tuple[str, str], str]:
+    """(what, head) -> the name claimed for it; suffixes: of label maps (and confidence) and of probabilities."""
+    found = {}
+    for i, head in enumerate(heads):
+        folder = head_folder(i, head)
+        found["labels", head] = plan.claim(*folder, name + suffixes[0])
+        if options.overlay and i == 0:
+            found["overlay", head] = plan.claim("overlay", f"{name}.jpg")
+        if options.confidence:
+            found["confidence", head] = plan.claim("confidence", *folder, name + suffixes[0])
+        if options.probabilities:
+            found["probabilities", head] = plan.claim("probabilities", *folder, name + suffixes[1])
+    return found
 
 
 @final

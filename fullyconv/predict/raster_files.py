@@ -16,8 +16,9 @@ import numpy as np
 from fullyconv.drawing import encode_jpeg, overlay
 from fullyconv.errors import printable
 from fullyconv.files.disk import PREFIX, make_directory, sync_file
-from fullyconv.files.outputs import Outputs, flat_name, one_part
+from fullyconv.files.outputs import Outputs, flat_name
 from fullyconv.predict import Predictor
+from fullyconv.predict.jobs import claim_results, head_folder
 from fullyconv.predict.scene import SceneJob, label_blocks
 from fullyconv.rasters.assembling import RasterLayer, write_geotiff
 from fullyconv.rasters.journal import BlockJournal
@@ -44,18 +45,10 @@ class RasterOptions:
 
 def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: RasterOptions) -> dict[tuple[str, str], str]:
     """(what, head) -> the name claimed for it."""
-    found = {}
-    for i, head in enumerate(heads):
-        folder = [] if i == 0 else [one_part(head, "The head")]
-        found["labels", head] = plan.claim(*folder, f"{name}.tif")
-        if options.overlay and i == 0:
-            found["overlay", head] = plan.claim("overlay", f"{name}.jpg")
-        if options.confidence:
-            found["confidence", head] = plan.claim("confidence", *folder, f"{name}.tif")
-        if options.probabilities:
-            found["probabilities", head] = plan.claim("probabilities", *folder, f"{name}.tif")
-        if options.polygons:
-            found["polygons", head] = plan.claim(*folder, f"{name}.{options.polygons}")
+    found = claim_results(plan, heads, name, options, (".tif", ".tif"))
+    if options.polygons:
+        for i, head in enumerate(heads):
+            found["polygons", head] = plan.claim(*head_folder(i, head), f"{name}.{options.polygons}")
     return found
 
 
