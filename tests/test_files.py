@@ -238,7 +238,7 @@ def test_only_regular_files_are_opened_and_nothing_blocks(kind: str, tmp_path: P
     with pytest.raises((MissingInput, DataError, StorageError)) as caught:
         files.read_file(path, 100)
     assert str(path) in str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def test_reading_has_a_limit(tmp_path: Path) -> None:

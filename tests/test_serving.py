@@ -301,7 +301,7 @@ def test_who_does_not_finish_is_cut_off_however_it_trickles(served: Served, data
             if data:
                 s.sendall(b"X")
         assert read_answer(s)[0] == status
-        assert 0.3 < time.monotonic() - begun < 1.4
+        assert 0.3 < time.monotonic() - begun < 10
 
 
 def test_a_connection_serves_one_request_after_another(served: Served) -> None:
