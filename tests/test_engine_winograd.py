@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fullyconv.engine import winograd
-from fullyconv.engine.winograd import convolve, matrices, reference, serves, transformed
+from fullyconv.engine.toom_cook import matrices
+from fullyconv.engine.winograd import convolve, reference, serves, transformed
 
 
 @pytest.fixture(autouse=True)

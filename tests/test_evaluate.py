@@ -14,7 +14,8 @@ from test_predict import Tiny
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, MissingInput, UsageError
-from fullyconv.evaluation import Result, evaluate, merge, resized
+from fullyconv.evaluation import Result, evaluate, merge
+from fullyconv.evaluation.protocols import resized
 from fullyconv.predict import Predictor
 from fullyconv.taxonomy import Taxonomy
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.terminal import progress_line
 
 if TYPE_CHECKING:
     from fullyconv.doctor import Checked
@@ -32,7 +33,6 @@ def check_command(
     from fullyconv.doctor.repair import repair
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
-    from fullyconv.terminal import progress_line
 
     if html:
         output_file(html, "a page of findings", b"<!doctype html")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import DataError, printable
+from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
     from fullyconv.doctor.summary import Summary
@@ -31,10 +33,8 @@ def new(
     """Write a recipe for your data with comments: what was chosen, why, and what else may help."""
     from fullyconv import doctor, recipes
     from fullyconv.cli.train import data_name
-    from fullyconv.errors import DataError, printable
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
-    from fullyconv.terminal import progress_line, say
 
     target = out or Path(f"{data_name(data)}.toml")
     output_file(target, "a recipe of fullyconv new", BEGINS.encode())
@@ -59,7 +59,6 @@ def recipe_text(data: str, target: Path, s: Summary) -> str:
 
 
 def _lines(data: str, target: Path, s: Summary) -> Iterator[str]:
-    from fullyconv.errors import printable
 
     sizes = ["x".join(map(str, size)) for size in (s.smallest, s.median, s.largest)]
     yield f"{BEGINS}{printable(data)}, written by `fullyconv new`; a # makes a line a comment."
@@ -98,7 +97,6 @@ def _lines(data: str, target: Path, s: Summary) -> Iterator[str]:
 
 def _classes(s: Summary) -> Iterator[str]:
     """Every class with its share of the labelled pixels, the rarest last."""
-    from fullyconv.errors import printable
 
     for head, table in s.heads.items():
         rows = sorted(zip(table.get("frequency", ()), table["classes"], strict=False), reverse=True)

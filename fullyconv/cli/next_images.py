@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import MissingInput, UsageError, printable
+from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
     from fullyconv.curation.queue import Suggestion
@@ -39,12 +41,10 @@ def next_command(
     from fullyconv.cli.evaluate import device_for
     from fullyconv.curation.queue import suggest
     from fullyconv.data import open_dataset
-    from fullyconv.errors import MissingInput, UsageError, printable
     from fullyconv.files import atomic_write
     from fullyconv.files.outputs import output_file
     from fullyconv.predict import open_network, refuse_untrained
     from fullyconv.predict.sources import SUFFIXES, images_in
-    from fullyconv.terminal import progress_line, say
 
     if not folder.is_dir():
         raise MissingInput(f"{printable(folder)} is no folder; give the folder of the images to choose from.")

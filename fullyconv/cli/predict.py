@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import DataError, UsageError, printable
+from fullyconv.terminal import say
 
 __all__ = ["predict"]
 
@@ -74,12 +76,10 @@ def predict(
     import json
 
     from fullyconv.cli.evaluate import predictor
-    from fullyconv.errors import DataError, UsageError, printable
     from fullyconv.predict.annotation_files import label_for_tool
     from fullyconv.predict.ensemble import Ensemble
     from fullyconv.predict.folder import LabelOptions, label_sources
     from fullyconv.predict.sources import InputFiles, find_sources
-    from fullyconv.terminal import say
 
     options = LabelOptions(
         overlay, confidence, probabilities, polygons, tolerance, least_area, frames, every, smooth, quiet
@@ -118,7 +118,6 @@ def predict(
 def _further_models(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """(runs, models and exported files that stand before the images, the images)."""
     from fullyconv.checkpoint import model_of
-    from fullyconv.errors import UsageError
 
     first = 0
     while first < len(paths) and (
@@ -134,7 +133,6 @@ def _further_models(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 def _refuse_with_tool(tool: str, *others: bool) -> None:
     """UsageError for options that are about label maps."""
     from fullyconv.annotating import require_format
-    from fullyconv.errors import UsageError
 
     require_format(tool)
     names = ("--confidence", "--probabilities", "--polygons", "--frames", "--resume")

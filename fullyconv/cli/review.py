@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import UsageError
+from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +48,8 @@ def review_command(
     from fullyconv.curation.review import doubts
     from fullyconv.curation.sheet import page
     from fullyconv.data import open_dataset
-    from fullyconv.errors import UsageError
     from fullyconv.files.outputs import Outputs
     from fullyconv.predict import Predictor, open_network
-    from fullyconv.terminal import progress_line, say
 
     if folds < 0 or folds == 1:
         raise UsageError(f"--folds {folds} leaves nothing to learn from; give 2 or more, or 0 to judge as it is.")

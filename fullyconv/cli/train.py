@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fullyconv.allocator import keep_freed
 from fullyconv.cli.options import MaxPixels
+from fullyconv.errors import StorageError, UsageError
 
 __all__ = ["data_name", "train"]
 
@@ -56,8 +58,6 @@ def train(
 ) -> None:
     """Train a network on labelled images; writes a run directory with `best` and `last` models."""
     from fullyconv import recipes
-    from fullyconv.allocator import keep_freed
-    from fullyconv.errors import UsageError
 
     changes = dict(recipes.setting(text) for text in settings or [])
     if time:
@@ -118,8 +118,6 @@ def _cross_validated(
     quiet: bool,
 ) -> None:
     """One run a fold, then the figures of all images."""
-    from fullyconv.allocator import keep_freed
-    from fullyconv.errors import UsageError
     from fullyconv.report import write
     from fullyconv.train.folds import cross_validate
 
@@ -137,7 +135,6 @@ def _cross_validated(
 def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
     """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
     from fullyconv.data.splits import kept_in
-    from fullyconv.errors import StorageError
     from fullyconv.evaluation import evaluate
     from fullyconv.models import load
     from fullyconv.predict import Predictor

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fullyconv.arguments import WHOLE
 from fullyconv.data.base import Dataset, Record
 from fullyconv.errors import DataError, FullyconvError, UsageError
+from fullyconv.images.labels import whole_ids
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["as_taxonomy", "from_pairs"]
@@ -111,7 +112,6 @@ class _Pairs:
         return np.ascontiguousarray(array)
 
     def label(self, index: int) -> NDArray[Any]:
-        from fullyconv.images.labels import whole_ids
 
         where = f"the label of image {index}"
         array = _array(self._pair(index)[1], where)

@@ -2,8 +2,9 @@
 
 A tile of 4 x 4 outputs is A' [ (G w G') * (B' d B) ] A of the 6 x 6 numbers d under it, where * goes place by place: of
 all tiles and channels together 36 matrix products are left, one for each of the 6 x 6 places. The three transforms
-evaluate and interpolate polynomials at `POINTS` and infinity: exact but for rounding. The points 0, +-3/4, +-3/2 lose
-half as much of it as the usual 0, +-1, +-2 (`tests/test_engine_winograd.py` holds both). `reference` is the slow twin.
+evaluate and interpolate polynomials at `toom_cook.POINTS` and infinity: exact but for rounding. The points 0, +-3/4,
++-3/2 lose half as much of it as the usual 0, +-1, +-2 (`tests/test_engine_winograd.py` holds both). `reference` is the
+slow twin.
 
 Sources: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1; on the points, Barabasz
 et al. 2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks".
@@ -17,18 +18,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullyconv.engine.toom_cook import PLACES, TILE, matrices
 from fullyconv.ops import threads
 
 __all__ = [
-    "POINTS",
     "convolve",
     "installed",
-    "matrices",
     "reference",
     "scratch_bytes",
     "serves",
@@ -36,8 +35,7 @@ __all__ = [
     "weight_gradient",
 ]
 
-TILE, PLACES, WIDTH = 4, 36, 16  # outputs a side, places in a tile, channels taken at a time
-POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
+WIDTH = 16  # channels taken at a time
 # Bytes of transformed numbers that are made at a time (by each thread, where it works alone): twice those of the
 # weights they meet, within these bounds. Fewer, and the weights are read too often; more, and the numbers have left the
 # caches when they are needed.
@@ -57,20 +55,6 @@ def serves(shape: Sequence[int]) -> bool:
     """Whether weights of this shape K C h w can be transformed, and gain by it (stride and dilation being 1)."""
     k, c, *kernel = shape
     return kernel == [3, 3] and k % WIDTH == c % WIDTH == 0 and min(k, c) >= 2 * WIDTH
-
-
-@functools.cache
-def matrices(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
-    """(A' 4 x 6, G 6 x 3, B' 6 x 6), float64, for five points and infinity (Toom and Cook's construction)."""
-    a, g, b = (torch.zeros(n, m, dtype=torch.float64) for n, m in ((TILE, 6), (6, 3), (6, 6)))
-    a[3, 5] = g[5, 2] = 1
-    b[5] = torch.from_numpy(np.poly(points)[::-1].copy())
-    for i, p in enumerate(points):
-        others = [q for q in points if q != p]
-        a[:, i] = torch.tensor([p**j for j in range(TILE)])
-        g[i] = torch.tensor([p**j for j in range(3)]) / float(np.prod([p - q for q in others]))
-        b[i, :5] = torch.from_numpy(np.poly(others)[::-1].copy())
-    return a, g, b
 
 
 def transformed(weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -96,7 +80,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
     x: N C H W float32 on the CPU; weight: `transformed`, 36 K C; bias: K float32. Returns N K H+2r-2 W+2c-2 float32,
     channels_last. K and C are multiples of 16.
     """
-    from fullyconv.engine import winograd_kernels as kernels  # compiled: only where it is used
+    import fullyconv.engine.winograd_kernels as kernels  # compiled: only where it is used
 
     (n, c, h, w), k = x.shape, weight.shape[1]
     size = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
@@ -133,7 +117,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tens
     """The gradient of a loss for the weights K C 3 3 float32, from the gradient for the results of convolving x with
     them; both as in `convolve`, where `gradient` stands for what it returns.
     """
-    from fullyconv.engine import winograd_kernels as kernels
+    import fullyconv.engine.winograd_kernels as kernels
 
     c, k, size = x.shape[1], gradient.shape[1], (gradient.shape[2], gradient.shape[3])
     numbers = _Places(x, size, (padding[0], padding[1]), kernels.spread_out)
@@ -201,7 +185,7 @@ class _Places:
         _shared(some, functools.partial(self._make, room, first), alone)
 
     def _make(self, room: _ScratchBuffer, first: int, begin: int, end: int) -> None:
-        from fullyconv.engine import winograd_kernels as kernels
+        import fullyconv.engine.winograd_kernels as kernels
 
         place = kernels.TileSpan(first, begin, end, self.map, self.grid, self.padding, self.channels)
         self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.scratch())

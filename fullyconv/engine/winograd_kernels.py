@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from fullyconv.engine.winograd import PLACES, POINTS, TILE
+from fullyconv.engine.toom_cook import PLACES, POINTS, TILE
 from fullyconv.interpolation.label_kernels import jit
 from fullyconv.interpolation.vectors import WIDTH, load, maximum, spread, store
 

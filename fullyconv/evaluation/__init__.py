@@ -18,6 +18,7 @@ from fullyconv import metrics, processor
 from fullyconv.arguments import CALL, NUMBER, PATH, TEXT, TEXTS, TILE, WHOLE, Kind, either, maybe, takes
 from fullyconv.errors import DataError, UsageError
 from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads
+from fullyconv.evaluation.protocols import resized, shorter_side
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
 
@@ -81,7 +82,7 @@ def evaluate(
     >>> int(result.tables["semantic"].sum()) == labels.size
     True
     """
-    side = _shorter_side(protocol)
+    side = shorter_side(protocol)
     predictor, dataset = _opened(predictor, dataset)
     tta = tuple(v for v in tta.split(",") if v) if isinstance(tta, str) else tuple(tta)
     _check(predictor, dataset, protocol, average, tta)
@@ -227,18 +228,6 @@ def _check(predictor: Predictor, dataset: Dataset, protocol: str, average: str, 
         raise DataError(f"{dataset.root.name} has no labels to score against; add them, or use fullyconv predict.")
 
 
-def _shorter_side(protocol: str) -> int | None:
-    """The side a protocol resizes to; None for the images' own size."""
-    kind, _, side = protocol.partition(":")
-    if protocol in ("native", "paper"):
-        return None
-    if kind == "resized" and side.isdecimal() and 1 <= int(side) <= 16384:
-        return int(side)
-    raise UsageError(
-        f"The protocol {protocol!r} is unknown; choose native, paper or resized:SIDE (such as resized:520)."
-    )
-
-
 def _samples(dataset: Dataset, indices: Iterable[int], side: int | None, timeout: float) -> Iterator[Sample]:
     """The samples in order, decoded a little ahead of the network."""
     from fullyconv.data.pipeline.loader import ordered_map
@@ -248,24 +237,6 @@ def _samples(dataset: Dataset, indices: Iterable[int], side: int | None, timeout
         return sample if side is None else resized(sample, side)
 
     return ordered_map(read, iter(indices), timeout=timeout, describe=lambda i: dataset.records[i].name)
-
-
-def resized(sample: Sample, side: int) -> Sample:
-    """`sample` with its shorter side `side` pixels: the image bilinear (antialiased), the labels nearest."""
-    from PIL import Image
-
-    from fullyconv.data.base import Sample as Resized
-    from fullyconv.predict import resize_image
-
-    height, width = sample.image.shape[:2]
-    factor = side / min(height, width)
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-
-    def nearest(label: NDArray[Any]) -> NDArray[Any]:
-        out = Image.fromarray(label.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
-        return np.asarray(out).astype(label.dtype)
-
-    return Resized(sample.name, resize_image(sample.image, size), {h: nearest(v) for h, v in sample.labels.items()})
 
 
 def _labeller(predictor: Predictor, tta: Sequence[str], confident: bool) -> Callable[[Any], dict[str, HeadPrediction]]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullyconv.data import open_dataset
 from fullyconv.data.corpora.derive import add_again
 from fullyconv.data.splits import Division, kept_in, not_learned, part
 from fullyconv.errors import UnknownName, printable
@@ -30,7 +31,6 @@ def images_to_measure(data: str | Path, split: str, predictor: Predictor, model:
 
 
 def _found(data: str | Path, split: str, inputs: tuple[str, ...] | None, kept: Division | None) -> Dataset:
-    from fullyconv.data import open_dataset
 
     if split == "held-out":
         return part(open_dataset(data, "all", inputs=inputs), kept, split)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fullyconv.drawing import encode_jpeg, shrunk, viewable
 from fullyconv.evaluation.pixel_statistics import PixelStatistics
+from fullyconv.evaluation.protocols import resized
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
 from fullyconv.files.outputs import Outputs, one_part
@@ -136,8 +137,6 @@ class EvaluationWriter:
 
     def _sample(self, image: ImageTables) -> Sample:
         """The sample as it was scored: resized where the protocol did so."""
-        from fullyconv.evaluation import resized
-
         sample = self.dataset[image.index]
         return sample if sample.image.shape[:2] == image.size else resized(sample, min(image.size))
 

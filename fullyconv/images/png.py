@@ -156,7 +156,7 @@ def _inflated(packed: bytes, wanted: int) -> NDArray[np.uint8] | None:
 
 
 def _unfiltered(rows: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
-    from fullyconv.images import png_kernels
+    import fullyconv.images.png_kernels as png_kernels
 
     samples = np.empty((shape[0], shape[1] * shape[2]), np.uint8)
     return samples.reshape(shape) if png_kernels.unfilter(rows, shape[2], samples) else None

@@ -89,7 +89,7 @@ def _by_numpy(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ig
 
 
 def _by_numba(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[np.int64]:
-    from fullyconv.metrics import counting_kernels
+    import fullyconv.metrics.counting_kernels as counting_kernels
 
     if truth.dtype == guess.dtype == np.uint8:
         width = min(classes + 1, 256)

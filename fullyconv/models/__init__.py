@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import fullyconv.models.store as store
 from fullyconv import checkpoint, hub
 from fullyconv.arguments import MAPPING, PATH, TEXT, WHOLE, Kind, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
-from fullyconv.models import store
 from fullyconv.models.fcn import FCN, Stream
 from fullyconv.models.names import NETWORKS, OWN, Network, own_name, parse
 from fullyconv.models.packaged import timm_names

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fullyconv import ops
 from fullyconv.errors import DataError, InternalError, UsageError, printable
 from fullyconv.geometry import Geometry, Skip, fuse, halo, kernel_width, last_upsampling, plain
+from fullyconv.models.store import save
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
@@ -237,6 +238,4 @@ class FCN(nn.Module):
 
     def save_pretrained(self, directory: str | Path, card: str = "") -> Path:
         """Write a model directory (safetensors, JSON, manifest) that `fullyconv.load` reads back, bit for bit."""
-        from fullyconv.models.store import save
-
         return save(self, Path(directory), card)

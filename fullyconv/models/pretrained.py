@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import fullyconv.models.imagenet as imagenet
 from fullyconv.errors import UsageError
 from fullyconv.files import sha256_file
-from fullyconv.models import imagenet
 from fullyconv.models.packaged import PACKAGES, Packaged, find
 
 __all__ = ["Located", "locate"]

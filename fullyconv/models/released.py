@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, UsageError, nearest, printable
+from fullyconv.models import create
 from fullyconv.models.caffe import read_caffemodel
 from fullyconv.models.fcn import FCN
 from fullyconv.models.names import Network, parse
@@ -268,7 +269,6 @@ def convert(
     path: a .caffemodel, a wkentaro/pytorch-fcn .pth (both BGR minus a mean, kept so) or a state dict with torchvision's
     names for the trunk (RGB; scores stay at zero). Errors: UsageError, MissingInput and DataError; see `load_layers`.
     """
-    from fullyconv.models import create
 
     path, network = Path(path), parse(name)
     caffe = path.suffix == ".caffemodel"

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fullyconv import checkpoint
-from fullyconv.models.fcn import FCN
+from fullyconv.models.interface import TrainableModel
 from fullyconv.models.tracer import shared_copy
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["canary", "model_card", "save"]
 
+M = TypeVar("M", bound=TrainableModel)
 
-def canary(model: FCN) -> tuple[Tensor, dict[str, Tensor]]:
+
+def canary(model: TrainableModel) -> tuple[Tensor, dict[str, Tensor]]:
     """A small fixed image (1 C 37 41) and the coarse scores that this network gives it: re-checked at load."""
     generator = torch.Generator().manual_seed(20150607)
     x = torch.randn(1, model.preprocessing.channels, 37, 41, generator=generator)
-    ready: FCN = shared_copy(model).eval()
+    ready = shared_copy(model).eval()
     with torch.inference_mode():
         scores = {head: s.float().cpu() for head, s in ready.coarse(x.to(next(model.parameters()).device)).items()}
     return x, scores
 
 
-def model_card(model: FCN) -> str:
+def model_card(model: TrainableModel) -> str:
     """The README of a model directory: what it is, its classes, its input."""
     heads = "\n".join(
         f"- **{head}** ({len(t)} classes, ignore {t.ignore}): {', '.join(t.names)}"
@@ -43,7 +45,7 @@ def model_card(model: FCN) -> str:
     )
 
 
-def preprocessor_json(model: FCN) -> dict[str, Any]:
+def preprocessor_json(model: TrainableModel) -> dict[str, Any]:
     """preprocessor_config.json: Hugging Face's keys beside our own."""
     pre = model.preprocessing
     return {
@@ -57,12 +59,12 @@ def preprocessor_json(model: FCN) -> dict[str, Any]:
     }
 
 
-def config_json(model: FCN) -> dict[str, Any]:
+def config_json(model: TrainableModel) -> dict[str, Any]:
     """config.json: what re-creates the network, and how it was learned (`checkpoint` adds Hugging Face's keys)."""
     return {**model.config(), **({"training": model.origin} if model.origin else {})}
 
 
-def save(model: FCN, directory: Path, text: str = "") -> Path:
+def save(model: TrainableModel, directory: Path, text: str = "") -> Path:
     """Write the model directory and return it."""
     x, scores = canary(model)
     checkpoint.write_model(
@@ -76,7 +78,7 @@ def save(model: FCN, directory: Path, text: str = "") -> Path:
     return directory
 
 
-def restore(model: FCN, stored: checkpoint.Stored) -> FCN:
+def restore(model: M, stored: checkpoint.Stored) -> M:
     """Put stored tensors into `model` (strict: names, shapes, dtypes, before any is read) and check the canary."""
     stored.match(model.state_dict())
     model.load_state_dict(stored.tensors, strict=True, assign=True)

@@ -26,8 +26,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import fullyconv.ops.fused as fused
+import fullyconv.ops.reference as reference
 from fullyconv.errors import UnknownName, UsageError
-from fullyconv.ops import fused, reference
 from fullyconv.ops.loss import Loss, Reduction, check_values, weight_of
 from fullyconv.ops.sampling import Border, NotFinite, Sampling
 
@@ -44,7 +45,12 @@ __all__ = [
     "upsample_tversky",
 ]
 
-IMPLEMENTATIONS = ("chunked", "numba", "reference", "triton")
+IMPLEMENTATIONS = {  # each a module with the same functions, imported when it is asked for
+    "chunked": "fullyconv.ops.chunked",
+    "numba": "fullyconv.ops.numba",
+    "reference": "fullyconv.ops.reference",
+    "triton": "fullyconv.ops.triton",
+}
 OPERATIONS = ("upsample", "upsample_argmax", "upsample_cross_entropy", "upsample_softmax_max")
 Offset = float | Fraction | tuple[float | Fraction, float | Fraction]
 
@@ -118,9 +124,8 @@ def _obstacle(impl: str, scores: Tensor) -> str | None:
     if scores.shape[1] > 65535:
         return f"{scores.shape[1]} classes do not fit 16-bit labels"
     if impl == "triton":
-        from fullyconv.ops import triton
-
-        return triton.obstacle(scores)
+        found: str | None = _module(impl).obstacle(scores)
+        return found
     if scores.device.type != "cpu":
         return f"it runs on the CPU and the scores are on {scores.device}"
     return None if _installed("numba") else "the package numba is not installed"
@@ -133,7 +138,7 @@ def _installed(package: str) -> bool:
 
 @functools.cache
 def _module(impl: str) -> Any:
-    return importlib.import_module(f"fullyconv.ops.{impl}")
+    return importlib.import_module(IMPLEMENTATIONS[impl])
 
 
 def label_dtype(classes: int) -> torch.dtype:

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fullyconv.ops import resize
+import fullyconv.ops.resize as resize
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss
 from fullyconv.ops.sampling import Axis, Sampling, fold, matrix, window

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import fullyconv.ops.loss_kernels as loss_kernels
+import fullyconv.ops.resize as resize
+import fullyconv.ops.threads as threads
 from fullyconv.interpolation import label_kernels
 from fullyconv.interpolation.kernel_plan import lay_out
 from fullyconv.interpolation.label_kernels import KernelPlan
-from fullyconv.ops import loss_kernels, resize, threads
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss, bad_label
 from fullyconv.ops.loss_kernels import WantedLosses

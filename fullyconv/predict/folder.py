@@ -30,6 +30,7 @@ from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_ra
 from fullyconv.predict.sources import InputFiles, Sources, invalid_note
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
 from fullyconv.rasters.journal import job_key
+from fullyconv.rasters.polygons import require_polygons
 from fullyconv.regions import sieved
 from fullyconv.terminal import progress_line, say
 
@@ -63,8 +64,6 @@ class LabelOptions:
 
     def __post_init__(self) -> None:
         if self.polygons:
-            from fullyconv.rasters.polygons import require_polygons
-
             require_polygons(self.polygons)
         elif self.tolerance:
             raise UsageError("--tolerance is about polygons; add --polygons gpkg.")

@@ -11,7 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
+from fullyconv.errors import MissingInput
+from fullyconv.files.disk import sha256_file, storage_errors
 from fullyconv.files.outputs import Outputs, one_part
+from fullyconv.files.reading import open_append, read_file
 
 __all__ = ["Finished", "ResultOptions", "claim_results", "head_folder", "read_ahead"]
 
@@ -86,15 +89,12 @@ class Finished:
 
     def line(self, sources: Sequence[Path], name: str) -> str:
         """What stands in the record for an image: sha256 of the job, of its files' bytes and of its name."""
-        from fullyconv.files.disk import sha256_file
 
         text = json.dumps([self._job, [sha256_file(s) for s in sources], name])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def holds(self, sources: Sequence[Path], name: str, results: Sequence[Path]) -> bool:
         """Whether it is done, and all its results are there."""
-        from fullyconv.errors import MissingInput
-        from fullyconv.files.reading import read_file
 
         if self._known is None:
             try:
@@ -105,8 +105,6 @@ class Finished:
 
     def add(self, sources: Sequence[Path], name: str) -> None:
         """After its results are whole."""
-        from fullyconv.files.disk import storage_errors
-        from fullyconv.files.reading import open_append
 
         with storage_errors("Writing", self._path):
             fd = open_append(self._path, follow=False)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
+from fullyconv.predict import Predictor
 from fullyconv.predict.tiling import plan_tiles
 from fullyconv.runtime.exported import ExportedNetwork
 
@@ -127,6 +128,5 @@ def _peak() -> int:
 
 def _read(model: SegmentationModel | ExportedNetwork, side: int) -> None:
     """Label an image of side x side pixels."""
-    from fullyconv.predict import Predictor
 
     Predictor(model)(np.zeros((side, side, model.preprocessing.channels), np.uint8))

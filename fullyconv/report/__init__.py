@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fullyconv.report.sentences as sentences
 from fullyconv.errors import MissingInput, foreign_values, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report import sentences
 from fullyconv.report.collect import Run, read_evaluation, read_run
 from fullyconv.report.evaluation import evaluation
 from fullyconv.report.leaderboard import leaderboard

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import fullyconv.report.charts as charts
+import fullyconv.report.sentences as sentences
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
-from fullyconv.report import charts, sentences
 from fullyconv.report.collect import address, error_map, label_address, named_image, outline
 from fullyconv.report.heads import heads, learned
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fullyconv.report.charts as charts
 from fullyconv.evaluation.result import Result, class_figures
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
-from fullyconv.report import charts
 from fullyconv.report.collect import label_address, named_image
 
 __all__ = ["heads", "learned"]

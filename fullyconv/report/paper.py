@@ -12,6 +12,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
+from fullyconv.report import fill
 from fullyconv.report.collect import address, named_image, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
 from fullyconv.report.replication import GEOMETRIC, StandIn, stand_ins
@@ -268,7 +269,6 @@ def write_paper(paths: Sequence[Path], out: Path, images: Sequence[str] = ()) ->
 
 
 def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
-    from fullyconv.report import fill
 
     tables: list[dict[str, Any]] = [
         {

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fullyconv.report import charts, sentences
+import fullyconv.report.charts as charts
+import fullyconv.report.sentences as sentences
 from fullyconv.report.collect import Run, spaced
 
 __all__ = ["training"]

@@ -16,6 +16,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.interpolation import strips
 from fullyconv.interpolation.axes import Sampling
 from fullyconv.runtime.exported import ExportedNetwork
+from fullyconv.runtime.session import threads
 
 __all__ = ["RuntimeBackend"]
 
@@ -51,7 +52,6 @@ class RuntimeBackend:
         return self.network.seal
 
     def threads(self) -> int:
-        from fullyconv.runtime.session import threads
 
         return threads()
 

@@ -24,9 +24,12 @@ from array import array
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import fullyconv.sandbox.given as given
+import fullyconv.sandbox.guardian as guardian
+import fullyconv.sandbox.landlock as landlock
+import fullyconv.sandbox.seccomp as seccomp
 from fullyconv import tensorfile
 from fullyconv.errors import FullyconvError, InternalError
-from fullyconv.sandbox import given, guardian, landlock, seccomp
 
 __all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main", "walls"]
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fullyconv.sandbox.seccomp as seccomp
 from fullyconv import errors, tensorfile
 from fullyconv.errors import DataError, FullyconvError, MissingInput, TryAgain, UsageError, printable
 from fullyconv.files import open_regular
-from fullyconv.sandbox import seccomp
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import fullyconv.sandbox.guardian as guardian
+import fullyconv.sandbox.seccomp as seccomp
 from fullyconv.errors import DataError, printable
-from fullyconv.sandbox import guardian, seccomp
 from fullyconv.sandbox.child import DONE, REFUSED
 from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, result_of, start, told_error
 

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+import fullyconv.train.checkpointing as checkpointing
+import fullyconv.train.optimisation as optimisation
+import fullyconv.train.planning as planning
 from fullyconv.arguments import PATH, TEXTS, Kind, either, maybe, takes
 from fullyconv.data.base import Dataset
 from fullyconv.data.pairs import from_pairs
@@ -25,7 +28,6 @@ from fullyconv.errors import Interrupted, Terminated, UsageError, printable
 from fullyconv.models.names import own_name
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train import checkpointing, optimisation, planning
 from fullyconv.train.batch_reader import BatchReader, read_ahead
 from fullyconv.train.context import CUBLAS, RunContext, held_out, prepare_run, training_mode
 from fullyconv.train.display import Display

@@ -11,12 +11,16 @@ from contextlib import contextmanager, nullcontext
 
 from torch import Tensor
 
+import fullyconv.models.store as store
+import fullyconv.train.advice as advice
+import fullyconv.train.caching as caching
+import fullyconv.train.measuring as measuring
+import fullyconv.train.planning as planning
+import fullyconv.train.training_state as training_state
 from fullyconv.checkpoint import RunDirectory
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_append
-from fullyconv.models import store
 from fullyconv.models.interface import TorchModule
-from fullyconv.train import advice, caching, measuring, planning, training_state
 from fullyconv.train.advice import not_finite
 from fullyconv.train.batch_reader import ReadStep, refuse_many
 from fullyconv.train.context import RunContext, training_mode

@@ -18,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import fullyconv.train.caching as caching
+import fullyconv.train.planning as planning
+import fullyconv.train.training_state as training_state
 from fullyconv import doctor, models
 from fullyconv.checkpoint import RunDirectory, read_model
 from fullyconv.data import open_dataset
@@ -33,7 +36,6 @@ from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import TorchModule, TrainableModel
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
-from fullyconv.train import caching, planning, training_state
 from fullyconv.train.batch_reader import crop_of, effects_of
 from fullyconv.train.chosen import choose
 from fullyconv.train.display import Clock, Display

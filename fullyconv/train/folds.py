@@ -29,6 +29,7 @@ from fullyconv.models import load
 from fullyconv.predict import Predictor
 from fullyconv.recipes import Recipe
 from fullyconv.terminal import say
+from fullyconv.train import fit
 from fullyconv.train.context import HELD_OUT, open_both
 
 __all__ = ["CrossValidation", "cross_validate", "fold_datasets", "fold_numbers"]
@@ -126,7 +127,6 @@ def cross_validate(
     Writes evaluation/result.json and folds.json into `out`. `resume`: finished folds are passed over, a begun one is
     gone on with. Raises UsageError for stages, several processes, early stopping and too many folds.
     """
-    from fullyconv.train import fit
 
     _refuse(recipe)
     dataset, _ = open_both(recipe.replace(val_split=""), data, None)

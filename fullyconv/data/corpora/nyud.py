@@ -19,7 +19,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.data import hha
+import fullyconv.data.hha as hha
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.corpus import Labels, apply_values, existing, no_layout, read_mat, records, unlabelled

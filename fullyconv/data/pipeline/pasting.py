@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
+from fullyconv.errors import FullyconvError
 from fullyconv.regions import box, components
 
 __all__ = ["Rare", "donor", "pasted", "rare_classes"]
@@ -34,7 +35,6 @@ class Rare:
 
 def rare_classes(dataset: Dataset) -> Rare:
     """One pass over the labels of the main head. Records that cannot be read are left to the trainer."""
-    from fullyconv.errors import FullyconvError
 
     head = next(iter(dataset.taxonomies))
     taxonomy = dataset.taxonomies[head]

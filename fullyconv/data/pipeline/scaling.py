@@ -35,7 +35,7 @@ class ScaledAxis:
 
 def scaled_axis(size: int, scaled: int, corner: int, length: int, mirrored: bool) -> ScaledAxis:
     """`size` stored lines scaled to `scaled`, of which the `length` from `corner` on (negative: padding) are seen."""
-    from fullyconv.data.pipeline import scaling_kernels
+    import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
     at = np.arange(max(corner, 0), min(corner + length, scaled))
     start = max(-corner, 0)
@@ -58,7 +58,7 @@ def can_scale() -> bool:
 
 def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis, fill: Any) -> NDArray[np.uint8]:
     """What the axes show of `image` H W C uint8, and `fill` around it."""
-    from fullyconv.data.pipeline import scaling_kernels
+    import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
     out = _empty(rows, columns, fill, image)
     if len(rows.first) and len(columns.first):
@@ -70,7 +70,7 @@ def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis
 
 def scaled_label(label: NDArray[Any], rows: ScaledAxis, columns: ScaledAxis, ignore: int) -> NDArray[Any]:
     """What the axes show of `label` H W, each pixel the nearest one's value, and `ignore` around it."""
-    from fullyconv.data.pipeline import scaling_kernels
+    import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
     out = _empty(rows, columns, ignore, label)
     scaling_kernels.pick(np.ascontiguousarray(label), rows.nearest, columns.nearest, out, rows.start, columns.start)
