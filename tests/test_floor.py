@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fullyconv.data import Dataset
 from fullyconv.errors import DataError
 from fullyconv.evaluation.result import ImageTables, Result, floor_of
 from fullyconv.evaluation.statistics import Interval
+from fullyconv.report.records import Analysis
 from fullyconv.report.sentences import summary
 from fullyconv.taxonomy import Taxonomy
 
@@ -73,13 +74,13 @@ def test_the_result_and_its_text_hold_the_floor() -> None:
 
 
 def test_the_reports_sentences_follow_from_the_distance_to_the_floor() -> None:
-    nothing, barely, good = (" ".join(summary(r, Interval(None, None))) for r in (CONSTANT, BARELY, GOOD))
+    nothing, barely, good = (" ".join(summary(r, Analysis(), Interval(None, None))) for r in (CONSTANT, BARELY, GOOD))
     assert "no better than always answering Quartz" in nothing
     assert "solved" not in nothing
     assert "Quartz is solved" not in barely  # an IU of 91 % where calling everything so gives 90 %
     assert "Quartz is solved" in good
     assert "Always answering Quartz would give 30.0" in good
-    assert "solved" in " ".join(summary(result(0.97), Interval(None, None)))
+    assert "solved" in " ".join(summary(result(0.97), Analysis(), Interval(None, None)))
 
 
 def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any) -> None:
@@ -137,12 +138,12 @@ def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp
 
 def test_the_curves_of_a_run_show_the_floor_beside_what_was_measured() -> None:
     from fullyconv.report.collect import Run
+    from fullyconv.report.records import Measurement
     from fullyconv.report.training import training
 
     rows = [{"step": s, "mean_iu": 0.1 * s, "floor": {"class": "Quartz", "mean_iu": 0.3}} for s in (1, 2)]
-    known = {f.name: {} for f in fields(Run)} | {"name": "run", "steps": [], "measurements": rows}
-    shown = training(Run(**known))  # type: ignore[arg-type]
-    assert shown["measured_names"][-1] == ("floor: mean IU of one class everywhere", "s6 dashed")
-    assert str(shown["measured"]).count('class="curve') == 2
-    without = training(Run(**known | {"measurements": [{"step": 1, "mean_iu": 0.1}]}))  # type: ignore[arg-type]
-    assert len(without["measured_names"]) == 1
+    shown = training(Run("run", measurements=[Measurement.of(row) for row in rows]))
+    assert shown.measured_names[-1] == ("floor: mean IU of one class everywhere", "s6 dashed")
+    assert str(shown.measured).count('class="curve') == 2
+    without = training(Run("run", measurements=[Measurement.of({"step": 1, "mean_iu": 0.1})]))
+    assert len(without.measured_names) == 1

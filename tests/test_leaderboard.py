@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_report import about
 
 from fullyconv.errors import MissingInput
 from fullyconv.evaluation.result import ImageTables, Result
@@ -21,11 +22,11 @@ def evaluated(place: Path, share: float, split: str = "val", name: str = "fcn8s-
     each = np.clip(share + np.random.default_rng(0).normal(0, 0.1, 12), 0, 1)
     tables = [np.array([[100, 0], [round(100 * (1 - s)), round(100 * s)]]) for s in each]
     images = [ImageTables.of(i, f"i{i}", (10, 20), {"semantic": t}) for i, t in enumerate(tables)]
-    about = {
+    known = {
         "data": {"kind": "folder", "name": "mine", "split": split, "fingerprint": "abcdef123", "of": 12},
-        "model": {"name": name, "sha256": "0"}, "protocol": "native", "average": "present", "tta": [],
+        **about(), "model": {"name": name, "sha256": "0"}, "protocol": "native", "average": "present",
     }  # fmt: skip
-    result = Result({"semantic": Taxonomy(("a", "b"))}, {"semantic": np.sum(tables, 0)}, images, about)
+    result = Result({"semantic": Taxonomy(("a", "b"))}, {"semantic": np.sum(tables, 0)}, images, known)
     (place / "result.json").write_text(json.dumps(result.to_json()))
     return result
 
@@ -34,9 +35,9 @@ def test_the_best_comes_first_with_its_interval(tmp_path: Path) -> None:
     low, high = evaluated(tmp_path / "a", 0.4), evaluated(tmp_path / "deep" / "b", 0.8)
     found = leaderboard(tmp_path)
     assert found is not None
-    assert [r["name"] for r in found["rows"]] == ["deep/b", "a"]
-    for row, result in zip(found["rows"], (high, low), strict=True):
-        cells = [text for text, _ in row["cells"]]
+    assert [r.name for r in found.rows] == ["deep/b", "a"]
+    for row, result in zip(found.rows, (high, low), strict=True):
+        cells = [text for text, _ in row.cells]
         assert cells[3] == f"{100 * result.mean_iu:.1f}"
         ends = [float(v) for v in cells[4].split(" to ")]
         assert ends[0] < 100 * result.mean_iu < ends[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.report import charts, render, sentences, write
 from fullyconv.report.collect import Run, label_address, outline, read_run
+from fullyconv.report.records import About, Analysis, Measurement, StepRecord, checked
 from fullyconv.report.training import training
 from fullyconv.taxonomy import Taxonomy
 
@@ -171,9 +173,10 @@ def test_classes_are_shown_at_every_measurement_and_the_worst_are_kept_when_ther
         {"kind": "measurement", "step": s, "mean_iu": 0.1, "per_class_iu": {f"c{k}": k / 100 for k in range(60)}}
         for s in range(1, 31)
     ]
-    found = training(Run("many", measurements=rows))["classes"]
-    assert (len(found["rows"]), found["left_out"], len(found["steps"])) == (40, 20, 12)
-    assert (found["rows"][-1][0], found["steps"][0], found["steps"][-1]) == ("c0", 1, 30)
+    found = training(Run("many", measurements=[Measurement.of(row) for row in rows])).classes
+    assert found is not None
+    assert (len(found.rows), found.left_out, len(found.steps)) == (40, 20, 12)
+    assert (found.rows[-1][0], found.steps[0], found.steps[-1]) == ("c0", 1, 30)
 
 
 def test_an_evaluation_kept_by_a_run_that_goes_on_says_that_it_is_older(run: Path, tmp_path: Path) -> None:
@@ -232,6 +235,44 @@ def test_the_outline_goes_around_what_is_labelled_one_class_and_called_the_other
     assert shown.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (StepRecord, {"loss": 1.0}, "step: field required"),
+        (StepRecord, {"step": 3, "loss": "many"}, "loss: input should be a valid number"),
+        (StepRecord, {"step": 10**400}, "step: input should be less than"),
+        (StepRecord, [], "StepRecord: input should be a dictionary"),
+        (About, {"data": {"kind": 3}}, "data.kind: input should be a valid string"),
+        (Analysis, {"suspects": [{"name": "x", "window": [1, 2]}]}, "suspects.0.files: field required"),
+        (Analysis, {"calibration": {"bins": [[1, -1]], "confidence": []}}, "calibration.bins.0.1: input should be"),
+        (Analysis, {"border": {"half_width": math.nan, "pixels": []}}, "border.half_width: input should be a finite"),
+    ],
+)
+def test_a_record_that_is_not_what_fullyconv_writes_is_refused_with_its_place(
+    kind: Any, value: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        checked(kind, value)
+
+
+def test_records_hold_what_the_files_say_and_pass_over_what_no_page_shows() -> None:
+    assert checked(StepRecord, {"step": 3, "loss": None, "order": "x", "lr": 1}) == StepRecord(3, lr=1.0)
+    row = {"step": 7, "mean_iu": 0.5, "heads.b.mean_iu": None, "seconds": 3, "floor": {"class": "x", "mean_iu": 0.1}}
+    found = Measurement.of(row)
+    assert (found.mean_iu, found.floor, found.classes, list(found.figures)) == (
+        0.5, 0.1, None, ["mean_iu", "heads.b.mean_iu"],
+    )  # fmt: skip
+    assert found.pixel_accuracy is None
+
+
+def test_the_refusal_of_a_strangers_result_names_the_file_the_place_and_the_remedy(tmp_path: Path) -> None:
+    value = {**result(0.7).to_json(), **about()}
+    del value["data"]["fingerprint"]
+    (tmp_path / "result.json").write_text(json.dumps(value))
+    with pytest.raises(DataError, match=r"fullyconv does not write \(.*data.fingerprint: .*\); evaluate again"):
+        render(tmp_path)
+
+
 def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="neither a run"):
         render(tmp_path)
@@ -264,7 +305,7 @@ def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
     table = np.array([[950, 50, 0, 0], [20, 900, 0, 80], [30, 620, 350, 0], [0, 0, 0, 0]], np.int64)
     taxonomy = Taxonomy(("road", "building", "pole", "bus"))
     base = result(0.7, names=taxonomy.names)
-    said = " ".join(sentences.summary(replace(base, tables={"semantic": table}), Interval(0.4, 0.6)))
+    said = " ".join(sentences.summary(replace(base, tables={"semantic": table}), Analysis(), Interval(0.4, 0.6)))
     assert "Road is solved" in said
     assert "Pole (35\u202f%) is lost mostly to building: 62\u202f% of pole pixels." in said
     assert "The costliest mistake is to call pole “building”" in said
@@ -278,7 +319,9 @@ def test_classes_that_are_lost_to_one_class_share_a_sentence_and_mostly_means_mo
         [[900, 0, 0, 0, 0], [0, 900, 0, 0, 0], [0, 62, 38, 0, 0], [0, 55, 0, 45, 0], [30, 29, 28, 0, 13]], np.int64
     )
     said = " ".join(
-        sentences.summary(replace(result(0.7, names=names), tables={"semantic": table}), Interval(None, None))
+        sentences.summary(
+            replace(result(0.7, names=names), tables={"semantic": table}), Analysis(), Interval(None, None)
+        )
     )
     assert "Pole (30\u202f%) and sign (45\u202f%) are lost mostly to building: 62\u202f% and 55\u202f% of their" in said
     assert "Fence (13\u202f%) is lost most often to road: 30\u202f% of fence pixels." in said
@@ -288,9 +331,8 @@ def test_further_heads_have_a_sentence_of_their_own() -> None:
     base = result(0.7)
     tables = {**base.tables, "geometric": np.array([[98, 2], [0, 100]], np.int64)}
     both = replace(base, tables=tables, taxonomies={**base.taxonomies, "geometric": Taxonomy(("sky", "ground"))})
-    assert any(
-        "Its geometric head is right on 99.0\u202f% of the pixels" in s for s in sentences.summary(both, Interval(0, 1))
-    )
+    said = " ".join(sentences.summary(both, Analysis(), Interval(0, 1)))
+    assert "Its geometric head is right on 99.0\u202f% of the pixels" in said
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (750, "12 min 30 s"), (3899.6, "1 h 05 min")])

@@ -18,6 +18,7 @@ from fullyconv.cli import main
 from fullyconv.errors import MissingInput, UnknownName, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.predict import Predictor
+from fullyconv.report.collect import KeptEvaluation
 from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role_of, unmeasured, write_paper
 from fullyconv.report.published import TABLES
 
@@ -30,7 +31,7 @@ def measured(
     found = result(0.7, images=images)
     data = {**found.about["data"], "kind": kind, "split": split, "name": "D"}
     known = {**found.about, **about(), "data": data, "model": {"name": network, "sha256": "1" * 64}, **more}
-    return Measured(replace(found, about=known), Path())
+    return Measured(KeptEvaluation.of(replace(found, about=known), Path()))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_report_paper import NYUD, VOC, measured
 
+from fullyconv.report.collect import KeptEvaluation
 from fullyconv.report.paper import Measured, lines, markdown, write_paper
 from fullyconv.report.published import TABLES
 from fullyconv.report.replication import IDEAS, stand_ins
@@ -34,7 +35,7 @@ def learned(
     two = replace(names, names=names.names[:2], palette=names.palette[:2])
     result = replace(found.result, about=about, per_image=images, tables=dict.fromkeys(heads, table),
                      taxonomies=dict.fromkeys(heads, two))  # fmt: skip
-    return Measured(result, Path())
+    return Measured(KeptEvaluation.of(result, Path()))
 
 
 CELLS = np.arange(4)
@@ -92,7 +93,7 @@ def test_a_difference_within_the_images_chance_is_undecided() -> None:
     noisy = [replace(i, counts={"semantic": np.abs(i.counts["semantic"] + n * np.array([1, -1, -1, 1]))})
              for i, n in zip(b.result.per_image, rng.integers(-40, 41, 30), strict=True)]  # fmt: skip
     table = np.stack([i.table("semantic", 2) for i in noisy]).sum(0)
-    b = Measured(replace(b.result, per_image=noisy, tables={"semantic": table}), Path())
+    b = Measured(replace(b.kept, result=replace(b.result, per_image=noisy, tables={"semantic": table})))
     (found,) = stand_ins(VOC, [a, b])
     assert found.verdicts[0].startswith("Undecided: FCN-16s, from 32s and FCN-32s")
 
@@ -142,20 +143,19 @@ def test_results_that_do_not_say_how_they_were_learned_or_are_the_tables_own_are
     unknown = [measured("fcn32s-tiny", kind="camvid"), measured("fcn8s-tiny", kind="camvid")]
     assert stand_ins(VOC, unknown) == []
     assert stand_ins(VOC, [learned("fcn32s-tiny", 0.5, kind="voc"), learned("fcn8s-tiny", 0.7, kind="voc")]) == []
-    other = learned("fcn16s-tiny", 0.8, ("fcn32s-tiny",))
-    other.result.about["data"]["split"] = "train"
+    other = with_data(learned("fcn16s-tiny", 0.8, ("fcn32s-tiny",)), split="train")
     assert stand_ins(VOC, [learned("fcn32s-tiny", 0.7), other]) == []
 
 
 def test_skips_learned_at_once_do_not_count_as_the_papers_stages() -> None:
-    (line,) = (x for x in lines(VOC, [replace_kind(learned("fcn8s-tiny", 0.7))]) if x.measured)
-    at = [x.system for x in lines(VOC, [replace_kind(learned("fcn8s-tiny", 0.7))])]
+    (line,) = (x for x in lines(VOC, [with_data(learned("fcn8s-tiny", 0.7), kind="voc")]) if x.measured)
+    at = [x.system for x in lines(VOC, [with_data(learned("fcn8s-tiny", 0.7), kind="voc")])]
     assert at[at.index(line.system) - 1] == "FCN-8s at-once"
 
 
-def replace_kind(m: Measured) -> Measured:
-    data = {**m.result.about["data"], "kind": "voc"}
-    return Measured(replace(m.result, about={**m.result.about, "data": data}), m.place)
+def with_data(m: Measured, **changed: Any) -> Measured:
+    about = {**m.result.about, "data": {**m.result.about["data"], **changed}}
+    return Measured(KeptEvaluation.of(replace(m.result, about=about), m.kept.place))
 
 
 @pytest.mark.parametrize("suffix", [".md", ".html"])

@@ -665,5 +665,7 @@ def test_times_are_kept_at_every_measurement_and_add_up_over_a_run_that_goes_on(
     assert json.loads((tmp_path / "run/times.json").read_text())["backward"] > 0
     found = read_run(tmp_path / "run")
     assert found is not None
-    assert found.state["finished"]
-    assert found.state["step"] == found.last["step"]  # type: ignore[index]
+    assert not found.unfinished
+    state = json.loads((tmp_path / "run/last/state.json").read_text())["state"]["train"]
+    assert found.last is not None
+    assert (state["finished"], state["step"]) == (True, found.last.step)

@@ -13,6 +13,7 @@ from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
+    from fullyconv.evaluation.result import ClassFigures
     from fullyconv.predict import Predictor
 
 __all__ = ["device_for", "evaluate_command", "predictor", "table"]
@@ -134,6 +135,8 @@ def device_for(model: str, name: str) -> str:
 
 def table(result: Result) -> str:
     """A result as text: the figures of every head, its classes, and how it was measured."""
+    from fullyconv.evaluation import class_figures
+
     lines = []
     for head in result.tables:
         figures = result.figures(head)
@@ -144,11 +147,11 @@ def table(result: Result) -> str:
         ]
         lines += _floor(result, head)
         lines += ["", f"{'class':24}{'IU':>7}{'accuracy':>10}{'precision':>11}{'F1':>7}{'pixels':>14}"]
-        lines += [_row(c) for c in _classes(result, head)]
+        lines += [_row(c) for c in class_figures(result.tables[head], result.taxonomies[head])]
         lines.append("")
     about, data = result.about, result.about["data"]
     means = "present in the truth" if about["average"] == "present" else about["average"]
-    absent = [c["name"] for c in result.per_class if not c["pixels"]]
+    absent = [c.name for c in result.classes if not c.pixels]
     lines.append(
         f"{result.images} images of {data['name']}, split {data['split'] or 'all'}; protocol {about['protocol']}"
         f"{_ways(about)}, means over classes {means}; "
@@ -182,15 +185,9 @@ def _ways(about: Any) -> str:
     return "".join(f", {way}" for way in ways)
 
 
-def _classes(result: Result, head: str) -> Any:
-    from fullyconv.evaluation import class_figures
-
-    return class_figures(result.tables[head], result.taxonomies[head])
-
-
-def _row(c: dict[str, Any]) -> str:
-    figures = [_percent(c[k]) for k in ("iu", "accuracy", "precision", "f1")]
-    return f"{c['name'][:23]:24}{figures[0]:>7}{figures[1]:>10}{figures[2]:>11}{figures[3]:>7}{c['pixels']:>14,}"
+def _row(c: ClassFigures) -> str:
+    figures = [_percent(value) for value in (c.iu, c.accuracy, c.precision, c.f1)]
+    return f"{c.name[:23]:24}{figures[0]:>7}{figures[1]:>10}{figures[2]:>11}{figures[3]:>7}{c.pixels:>14,}"
 
 
 def _percent(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,28 @@ class Card:
     lines: Sequence[str] = field(default=())
 
 
+@final
+@dataclass(frozen=True)
+class ShownCard:
+    """A card as the page shows it: images are (caption, data: address)."""
+
+    title: str
+    images: Sequence[tuple[str, str]]
+    lines: Sequence[str]
+
+
+@final
+@dataclass(frozen=True)
+class ContactSheet:
+    """What contacts.html shows; legend: (class, "#rrggbb")."""
+
+    title: str
+    lines: Sequence[str]
+    cards: Sequence[ShownCard]
+    legend: Sequence[tuple[str, str]]
+    width: str
+
+
 def page(
     title: str,
     lines: Sequence[str],
@@ -36,16 +58,16 @@ def page(
 ) -> bytes:
     """The page. width: the least of a card, in CSS."""
     shown = [
-        {
-            "title": printable(card.title),
-            "images": [(printable(caption), _address(image)) for caption, image in card.images],
-            "lines": [printable(line) for line in card.lines],
-        }
+        ShownCard(
+            printable(card.title),
+            [(printable(caption), _address(image)) for caption, image in card.images],
+            [printable(line) for line in card.lines],
+        )
         for card in cards
     ]
     colours = [(printable(name), "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
-    values: dict[str, Any] = {"title": printable(title), "lines": [printable(line) for line in lines]}
-    return fill("contacts.html", {**values, "cards": shown, "legend": colours, "width": width}).encode()
+    said = [printable(line) for line in lines]
+    return fill("contacts.html", ContactSheet(printable(title), said, shown, colours, width)).encode()
 
 
 def _address(image: NDArray[np.uint8]) -> str:

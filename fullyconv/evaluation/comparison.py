@@ -90,9 +90,9 @@ def compare(a: Result, b: Result) -> Comparison:
     a, b = _in_common_classes(a, b)
     one, two = resample([counts(a), counts(b)], a.average)
     classes = [
-        Change(x["name"], x["iu"], y["iu"], interval(two.iu[:, k] - one.iu[:, k]))
-        for k, (x, y) in enumerate(zip(a.per_class, b.per_class, strict=True))
-        if x["pixels"]
+        Change(x.name, x.iu, y.iu, interval(two.iu[:, k] - one.iu[:, k]))
+        for k, (x, y) in enumerate(zip(a.classes, b.classes, strict=True))
+        if x.pixels
     ]
     return Comparison(
         Change("mean IU", json_number(a.mean_iu), json_number(b.mean_iu), interval(two.mean_iu - one.mean_iu)),

@@ -17,7 +17,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError, foreign_values
 from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["AVERAGES", "Floor", "ImageTables", "Result", "class_figures", "floor_of", "merge"]
+__all__ = ["AVERAGES", "ClassFigures", "Floor", "ImageTables", "Result", "class_figures", "floor_of", "merge"]
 
 FORMAT = 1
 MOST_PIXELS = 1 << 50  # in a cell of a table: sums over all of them stay within 64 bits
@@ -71,8 +71,8 @@ class Result:
     def _repr_html_(self) -> str:
         """A notebook's: the line, then IU and accuracy of every class of the main head."""
         rows = "".join(
-            f"<tr><td>{escape(printable(c['name']))}</td><td>{_shown(c['iu'])}</td><td>{_shown(c['accuracy'])}</td></tr>"
-            for c in self.per_class
+            f"<tr><td>{escape(printable(c.name))}</td><td>{_shown(c.iu)}</td><td>{_shown(c.accuracy)}</td></tr>"
+            for c in self.classes
         )
         head = "<tr><th>class</th><th>IU</th><th>accuracy</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
@@ -119,7 +119,12 @@ class Result:
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """The main head's classes, in order of id: see `class_figures`."""
+        """The main head's classes, in order of id, as JSON holds them: see `ClassFigures`."""
+        return [c.to_json() for c in self.classes]
+
+    @property
+    def classes(self) -> list[ClassFigures]:
+        """The main head's classes, in order of id."""
         return class_figures(self.confusion, self.taxonomy)
 
     def figure(self, name: str, head: str | None = None) -> float:
@@ -153,8 +158,8 @@ class Result:
         return {
             **{k: json_number(v) for k, v in self.figures(head).items()},
             "floor": self.floor(head).to_json(),
-            "per_class": classes,
-            "absent": [c["name"] for c in classes if not c["pixels"]],
+            "per_class": [c.to_json() for c in classes],
+            "absent": [c.name for c in classes if not c.pixels],
             "taxonomy": self.taxonomies[head].to_json(),
             "confusion": self.tables[head].tolist(),
         }
@@ -229,23 +234,35 @@ def floor_of(table: Table, taxonomy: Taxonomy, average: str = "present") -> Floo
     return Floor(name, FIGURES["pixel_accuracy"](constant, average), FIGURES["mean_iu"](constant, average))
 
 
-def class_figures(table: Table, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    """Each class of a table: id, name, pixels (in the truth), predicted (pixels), iu, accuracy (recall), precision, f1.
+@final
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class of a table: its pixels in the truth, the pixels predicted as it, and its figures 0..1.
 
     With n_ij pixels of class i called j and t_i = sum_j n_ij: iu = n_ii / (t_i + sum_j n_ji - n_ii), accuracy =
     n_ii / t_i, precision = n_ii / sum_j n_ji, f1 = 2 n_ii / (t_i + sum_j n_ji); None where 0 / 0.
     """
+
+    id: int
+    name: str
+    pixels: int
+    predicted: int
+    iu: float | None
+    accuracy: float | None
+    precision: float | None
+    f1: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def class_figures(table: Table, taxonomy: Taxonomy) -> list[ClassFigures]:
+    """Each class of a table, in order of id."""
     own, truth, said = metrics.per_class(table), table.sum(1), table.sum(0)
-    columns = {"iu": own.iu, "accuracy": own.accuracy, "precision": own.precision, "f1": own.f1}
+    columns = zip(own.iu, own.accuracy, own.precision, own.f1, strict=True)
     return [
-        {
-            "id": k,
-            "name": name,
-            "pixels": int(truth[k]),
-            "predicted": int(said[k]),
-            **{c: json_number(v[k]) for c, v in columns.items()},
-        }
-        for k, name in enumerate(taxonomy.names)
+        ClassFigures(k, name, int(truth[k]), int(said[k]), *map(json_number, figures))
+        for k, (name, figures) in enumerate(zip(taxonomy.names, columns, strict=True))
     ]
 
 

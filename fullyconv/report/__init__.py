@@ -5,22 +5,36 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
 
 import fullyconv.report.sentences as sentences
 from fullyconv.errors import MissingInput, foreign_values, printable
-from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report.collect import Run, read_evaluation, read_run
-from fullyconv.report.evaluation import evaluation
+from fullyconv.report.collect import KeptEvaluation, Run, read_evaluation, read_run
+from fullyconv.report.evaluation import EvaluationPage, evaluation
 from fullyconv.report.leaderboard import leaderboard
-from fullyconv.report.training import training
+from fullyconv.report.training import TrainingPage, training
 from fullyconv.terminal import plain
 
-__all__ = ["fill", "render", "write"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["ReportPage", "fill", "render", "write"]
+
+
+@final
+@dataclass(frozen=True)
+class ReportPage:
+    """A page on a run (`run`), an evaluation (`result`) or both; summary: sentences, the most important first."""
+
+    title: str
+    summary: Sequence[str]
+    run: TrainingPage | None
+    result: EvaluationPage | None
 
 
 def write(source: str | Path, out: str | Path | None = None) -> Path:
@@ -56,21 +70,21 @@ def _rendered(source: Path) -> str:
             f"{printable(source)} holds neither a run (metrics.jsonl) nor an evaluation (result.json); "
             "write one with fullyconv train, or fullyconv evaluate --keep DIR."
         )
-    values: dict[str, Any] = {"title": _title(run, found), "run": training(run) if run else None, "result": None}
+    said, shown = evaluation(found) if found else ([], None)
     if found:
-        values |= evaluation(*found)
-        values["summary"] += sentences.evaluated(run)
+        said += sentences.evaluated(run)
     elif run:
-        values["summary"] = sentences.under_way(run, source)
-    return fill("page.html", values)
+        said = sentences.under_way(run, source)
+    return fill("page.html", ReportPage(_title(run, found), said, training(run) if run else None, shown))
 
 
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """One of this package's pages with its values, style and script inside; every value is escaped, and
+def fill(template: str, page: DataclassInstance) -> str:
+    """One of this package's pages with the fields of `page`, style and script inside; every value is escaped, and
     characters that turn the direction of writing are shown as their escapes. ValueError where a value is missing."""
     import jinja2
     import markupsafe
 
+    values = {f.name: getattr(page, f.name) for f in fields(page)}
     style, script = (markupsafe.Markup(_part(name)) for name in ("page.css", "page.js"))
     try:
         return plain(str(_template(template).render(values, style=style, script=script)))
@@ -97,8 +111,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-def _title(run: Run | None, found: tuple[Result, Path] | None) -> str:
+def _title(run: Run | None, found: KeptEvaluation | None) -> str:
     if found:
-        about = found[0].about
-        return f"{about['model']['name']} on {about['data']['name']}"
+        return f"{found.about.model.name} on {found.about.data.name}"
     return run.name if run else "report"

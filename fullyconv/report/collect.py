@@ -1,4 +1,4 @@
-"""From a run or evaluation directory to what the page shows: plain values and images as data addresses."""
+"""From a run or evaluation directory to typed records, and from image files to data addresses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from fullyconv.checkpoint.log import parse_log
 from fullyconv.drawing import Palette, colours, error_marks, inner_line
@@ -19,10 +20,13 @@ from fullyconv.files import read_file, read_json, read_toml
 from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import encode_png, read_label
+from fullyconv.report.records import About, Analysis, Measurement, StepRecord, checked
 
 __all__ = [
     "ImageStrip",
+    "KeptEvaluation",
     "Run",
+    "RunRecipe",
     "address",
     "error_map",
     "file_within",
@@ -36,7 +40,7 @@ __all__ = [
 
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 BEGINS = {".png": b"\x89PNG\r\n", ".jpg": b"\xff\xd8\xff"}
-SHOWN = ("gallery", "pairs", "suspects")  # the parts of an analysis that name image files
+LENGTHS = ("time", "epochs", "steps")  # keys of a recipe that say how long it is to last
 FRAMES = 8  # of a strip
 
 
@@ -51,28 +55,58 @@ class ImageStrip:
 
 @final
 @dataclass(frozen=True)
+class RunRecipe:
+    """settings: (key, value as text) of what is set; lasts: "6m" or "10 epochs"; measured: has a validation split."""
+
+    settings: Sequence[tuple[str, str]] = ()
+    model: str = "?"
+    lasts: str = ""
+    measured: bool = True
+
+
+@final
+@dataclass(frozen=True)
 class Run:
     """A training run as its directory tells it; everything may be missing while it is under way."""
 
     name: str
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    steps: Sequence[Mapping[str, Any]] = ()
-    measurements: Sequence[Mapping[str, Any]] = ()
-    times: Mapping[str, float] = field(default_factory=dict)
+    recipe: RunRecipe = field(default_factory=RunRecipe)
+    steps: Sequence[StepRecord] = ()
+    measurements: Sequence[Measurement] = ()
+    times: Mapping[str, float] = field(default_factory=dict)  # seconds of each part of the work
     strips: Sequence[ImageStrip] = ()
-    state: Mapping[str, Any] = field(default_factory=dict)  # of the last checkpoint; empty before it
+    unfinished: bool = False  # its last checkpoint says so
     damaged: int = 0  # lines of the log that are no rows
 
     @property
-    def last(self) -> Mapping[str, Any] | None:
+    def last(self) -> StepRecord | None:
         """The last step."""
         return self.steps[-1] if self.steps else None
 
     @property
-    def best(self) -> Mapping[str, Any] | None:
+    def best(self) -> Measurement | None:
         """The measurement with the highest mean IU."""
-        known = [m for m in self.measurements if isinstance(m.get("mean_iu"), int | float)]
-        return max(known, key=lambda m: float(m["mean_iu"]), default=None)
+        return max((m for m in self.measurements if m.mean_iu is not None), key=_mean_iu, default=None)
+
+
+@final
+@dataclass(frozen=True)
+class KeptEvaluation:
+    """A result, and `place`, the folder in which its images lie."""
+
+    result: Result
+    place: Path
+    about: About
+    analysis: Analysis
+
+    @classmethod
+    def of(cls, result: Result, place: Path) -> KeptEvaluation:
+        """ValueError where what the result says of itself is not what fullyconv writes."""
+        return cls(result, place, checked(About, result.about), checked(Analysis, result.analysis))
+
+
+def _mean_iu(m: Measurement) -> float:
+    return -1.0 if m.mean_iu is None else m.mean_iu
 
 
 def read_run(directory: Path) -> Run | None:
@@ -81,17 +115,23 @@ def read_run(directory: Path) -> Run | None:
     if not (log.is_file() or recipe.is_file()):
         return None
     rows, damaged = _rows(file_within(directory, log))
-    state = _mapping(file_within(directory, directory / "last" / "state.json")).get("state", {})
     return Run(
         directory.resolve().name,
         _recipe(file_within(directory, recipe)),
-        [r for r in rows if r.get("kind") == "step"],
-        [r for r in rows if r.get("kind") == "measurement"],
-        _mapping(file_within(directory, directory / "times.json")),
+        [checked(StepRecord, r) for r in rows if r.get("kind") == "step"],
+        [Measurement.of(r) for r in rows if r.get("kind") == "measurement"],
+        checked(dict[str, FiniteFloat], _mapping(file_within(directory, directory / "times.json"))),
         _strips(file_within(directory, directory / "progress")),
-        state.get("train", {}) if isinstance(state, dict) else {},
+        _unfinished(_mapping(file_within(directory, directory / "last" / "state.json"))),
         damaged,
     )
+
+
+def _unfinished(value: Mapping[str, Any]) -> bool:
+    """Whether the state of the last checkpoint says that the run is to go on."""
+    state = value.get("state", {})
+    train = state.get("train", {}) if isinstance(state, dict) else {}
+    return isinstance(train, dict) and not train.get("finished", True)
 
 
 def file_within(folder: Path, file: Path) -> Path:
@@ -111,22 +151,23 @@ def named_image(place: Path, name: object) -> Path:
     return file_within(place, place / str(name))
 
 
-def read_evaluation(source: Path) -> tuple[Result, Path] | None:
-    """The kept evaluation in the directory `source` or its evaluation/ -> (result, where its images lie), or None.
-    Of a result file that was moved away from its images, what needs none."""
+def read_evaluation(source: Path) -> KeptEvaluation | None:
+    """The evaluation in the directory `source` or its evaluation/, or None. Of a result file that was moved away from
+    its images, what needs none."""
     if source.is_file():
-        return _without_lost_images(Result.load(source), source.parent), source.parent
+        return _without_lost_images(KeptEvaluation.of(Result.load(source), source.parent))
     for place in (source, source / "evaluation"):
         if (place / "result.json").is_file():
-            return Result.load(place / "result.json"), place
+            return KeptEvaluation.of(Result.load(place / "result.json"), place)
     return None
 
 
-def _without_lost_images(result: Result, place: Path) -> Result:
-    shown = [entry for part in SHOWN for entry in result.analysis.get(part, ())]
-    if any(named_image(place, file).is_file() for entry in shown for file in entry["files"].values()):
-        return result
-    return replace(result, analysis={k: v for k, v in result.analysis.items() if k not in SHOWN})
+def _without_lost_images(found: KeptEvaluation) -> KeptEvaluation:
+    analysis = found.analysis
+    shown = [entry.files for entry in (*analysis.gallery, *analysis.pairs, *analysis.suspects)]
+    if any(named_image(found.place, name).is_file() for files in shown for name in files.all):
+        return found
+    return replace(found, analysis=replace(analysis, gallery=(), pairs=(), suspects=()))
 
 
 def _rows(log: Path) -> tuple[list[dict[str, Any]], int]:
@@ -137,8 +178,14 @@ def _rows(log: Path) -> tuple[list[dict[str, Any]], int]:
     return [row for _, row in found], damaged
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    return read_toml(path) if os.path.lexists(path) else {}
+def _recipe(path: Path) -> RunRecipe:
+    """What recipe.toml sets; all as it is by default where there is no such file."""
+    if not os.path.lexists(path):
+        return RunRecipe()
+    values = read_toml(path)
+    lasts = next((f"{values[k]} {k}".removesuffix(" time") for k in LENGTHS if values.get(k)), "")
+    settings = [(k, str(v)) for k, v in values.items() if v not in ("", [], {}, ())]
+    return RunRecipe(settings, str(values.get("model", "?")), lasts, not values or bool(values.get("val_split")))
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from fullyconv.errors import FullyconvError, foreign_values, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.report.collect import file_within, read_evaluation, read_run
 
-__all__ = ["LeaderboardRow", "leaderboard", "runs_below"]
+__all__ = ["Leaderboard", "LeaderboardRow", "ShownRow", "leaderboard", "runs_below"]
 
 DEPTH = 2  # folders below the one that is named in which runs are looked for
 MOST = 1000  # runs on a page
@@ -38,6 +38,27 @@ class LeaderboardRow:
     measured: bool
 
 
+@final
+@dataclass(frozen=True)
+class ShownRow:
+    """A run's cells in the order of the page's columns: (text, what it is sorted by)."""
+
+    name: str
+    cells: Sequence[tuple[str, str | float]]
+    measured: bool
+
+
+@final
+@dataclass(frozen=True)
+class Leaderboard:
+    """unread: what could not be read, and why; protocols: the ways in which the runs were measured."""
+
+    title: str
+    rows: Sequence[ShownRow]
+    unread: Sequence[str]
+    protocols: Sequence[str]
+
+
 def runs_below(folder: Path) -> list[Path]:
     """Directories of runs and evaluations in `folder`, at most two levels down, by name; none inside another one."""
     found: list[Path] = []
@@ -54,8 +75,8 @@ def _holds(place: Path) -> bool:
     return any((place / name).is_file() for name in ("metrics.jsonl", "result.json", "evaluation/result.json"))
 
 
-def leaderboard(folder: Path) -> dict[str, Any] | None:
-    """The page's values, or None where `folder` holds no runs. Those that cannot be read are named, not passed over."""
+def leaderboard(folder: Path) -> Leaderboard | None:
+    """The page, or None where `folder` holds no runs. Those that cannot be read are named, not passed over."""
     places = runs_below(folder)
     if not places:
         return None
@@ -73,32 +94,29 @@ def leaderboard(folder: Path) -> dict[str, Any] | None:
             entries.append(entry)
     if len(places) > MOST:
         unread.append(f"{len(places) - MOST} more runs: a page holds {MOST}")
-    return {"title": f"Runs in {folder.resolve().name}", "rows": _rows(entries), "unread": unread,
-            "protocols": sorted({e.protocol for e in entries})}  # fmt: skip
+    protocols = sorted({e.protocol for e in entries})
+    return Leaderboard(f"Runs in {folder.resolve().name}", _rows(entries), unread, protocols)
 
 
 def _entry(place: Path, name: str) -> LeaderboardRow | None:
     file_within(place, place)
     run, found = read_run(place), read_evaluation(place)
-    steps = int(run.last["step"]) if run and run.last else None
+    steps = run.last.step if run and run.last else None
     minutes = sum(run.times.values()) / 60 if run and run.times else None
     if found is not None:
-        result = found[0]
-        about = result.about
-        data = about["data"]
+        result, about, data = found.result, found.about, found.about.data
         return LeaderboardRow(
-            name, str(about["model"]["name"]), f"{data['name']}, {data['split'] or 'all'}, {about['protocol']}"
-            + (f", averaged over {' and '.join(about['tta'])}" if about["tta"] else "")
-            + f" [{str(data['fingerprint'])[:6]}]",
+            name, about.model.name, f"{data.name}, {data.split or 'all'}, {about.protocol}"
+            + (f", averaged over {' and '.join(about.tta)}" if about.tta else "")
+            + f" [{data.fingerprint[:6]}]",
             result.images, result.mean_iu, _interval(result), result.pixel_accuracy, steps, minutes, True,
         )  # fmt: skip
     best = run.best if run else None
-    if run is None or best is None:
+    if run is None or best is None or best.mean_iu is None:
         return None
-    accuracy = best.get("pixel_accuracy")
     return LeaderboardRow(
-        name, str(run.recipe.get("model", "?")), f"{best.get('split') or 'val'} while training", None,
-        float(best["mean_iu"]), NOTHING, float(accuracy) if isinstance(accuracy, int | float) else math.nan,
+        name, run.recipe.model, f"{best.split or 'val'} while training", None,
+        best.mean_iu, NOTHING, math.nan if best.pixel_accuracy is None else best.pixel_accuracy,
         steps, minutes, False,
     )  # fmt: skip
 
@@ -108,7 +126,7 @@ def _interval(result: Result) -> Interval:
     return interval(resample([counts(result)], result.average)[0].mean_iu) if result.images > 1 else NOTHING
 
 
-def _rows(entries: Sequence[LeaderboardRow]) -> list[Mapping[str, Any]]:
+def _rows(entries: Sequence[LeaderboardRow]) -> list[ShownRow]:
     """Best first; figures in percent, each cell with what it is sorted by."""
 
     def percent(value: float) -> str:
@@ -118,17 +136,17 @@ def _rows(entries: Sequence[LeaderboardRow]) -> list[Mapping[str, Any]]:
         unknown = math.isnan(e.mean_iu)
         return unknown, 0.0 if unknown else -e.mean_iu, e.name
 
-    rows: list[Mapping[str, Any]] = []
+    rows = []
     for e in sorted(entries, key=place):
         low, high = e.interval.low, e.interval.high
         between = "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
-        cells = [
+        cells: list[tuple[str, str | float]] = [
             (e.network, e.network), (e.protocol, e.protocol), (_text(e.images), e.images or 0),
             (percent(e.mean_iu), _key(e.mean_iu)), (between, _key(low)),
             (percent(e.pixel_accuracy), _key(e.pixel_accuracy)), (_text(e.steps), e.steps or 0),
             ("–" if e.minutes is None else f"{e.minutes:.1f}", e.minutes or 0),
         ]  # fmt: skip
-        rows.append({"name": e.name, "cells": cells, "measured": e.measured})
+        rows.append(ShownRow(e.name, cells, e.measured))
     return rows
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
 from fullyconv.report import fill
-from fullyconv.report.collect import address, named_image, read_evaluation
+from fullyconv.report.collect import KeptEvaluation, address, named_image, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
+from fullyconv.report.records import ImageFiles, MeasuredData, Training
 from fullyconv.report.replication import GEOMETRIC, StandIn, stand_ins
 from fullyconv.terminal import plain
 
@@ -33,36 +34,42 @@ TRIED = (
 @final
 @dataclass(frozen=True)
 class Measured:
-    """A result with the directory it came from (its predictions may lie there) and, of a file, its name."""
+    """An evaluation to be set beside the paper's (its predictions may lie in its place) and, of a file, its name."""
 
-    result: Result
-    place: Path
+    kept: KeptEvaluation
     file: str = ""
 
     @property
-    def network(self) -> str:
-        return str(self.result.about["model"]["name"])
+    def result(self) -> Result:
+        return self.kept.result
 
     @property
-    def training(self) -> Mapping[str, Any]:
-        """How it was learned, as its run wrote it down; empty for other models."""
-        found: Mapping[str, Any] = self.result.about["model"].get("training") or {}
-        return found
+    def data(self) -> MeasuredData:
+        return self.kept.about.data
+
+    @property
+    def network(self) -> str:
+        return self.kept.about.model.name
+
+    @property
+    def training(self) -> Training | None:
+        """How it was learned, as its run wrote it down; None for other models."""
+        return self.kept.about.model.training
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(self.result.about["data"].get("inputs", ()))
+        return self.data.inputs
 
     @property
     def started(self) -> tuple[str, ...]:
         """The networks that it was started from, first to last."""
-        return tuple(self.training.get("from", ()))
+        return self.training.stages if self.training else ()
 
     @property
     def role(self) -> str:
         """Its network's role, with what the run knows: a fixed trunk, or skips learned at once instead of in stages."""
         found = role_of(self.network)
-        if self.training.get("frozen_trunk") and "fixed" not in found:
+        if self.training and self.training.frozen_trunk and "fixed" not in found:
             return found.replace("32s", "32s fixed")
         atonce = bool(self.training) and not self.started and self.inputs == ("rgb",) and found in ("16s", "8s")
         return f"{found} atonce" if atonce else found
@@ -78,11 +85,11 @@ class Measured:
             return f"{self.network} ({self.file})" if self.file else self.network
         stages = ", then ".join(s for name in self.started if (s := role_of(name)))
         how = [
-            "trunk fixed" if self.training.get("frozen_trunk") else "",
+            "trunk fixed" if self.training.frozen_trunk else "",
             f"from {stages}" if self.started else "",
             "at once" if self.role.endswith("atonce") else "",
             " + ".join(self.result.tables) if len(self.result.tables) > 1 else "",
-            str(self.training.get("length", "")),
+            self.training.length,
         ]
         return f"{self.network} ({', '.join(part for part in how if part)})"
 
@@ -98,9 +105,8 @@ class Measured:
 
     def same_data(self, table: Table) -> bool:
         """Whether it was measured on the very images of a published table, at their own size."""
-        data = self.result.about["data"]
-        same = data["split"] in table.splits and table.images in (0, self.result.images)
-        return same and self.result.about["protocol"] in ("native", "paper") and self.result.average == "present"
+        same = self.data.split in table.splits and table.images in (0, self.result.images)
+        return same and self.kept.about.protocol in ("native", "paper") and self.result.average == "present"
 
 
 @final
@@ -113,6 +119,45 @@ class Line:
     source: str
     measured: bool = False
     comparable: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class ShownTable:
+    """A table of the page; missing: systems that were not measured on its images; tried: on other images."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    lines: Sequence[Line]
+    missing: Sequence[str]
+    tried: Sequence[StandIn]
+
+
+@final
+@dataclass(frozen=True)
+class FigureRow:
+    """An image's data: addresses, one a column of the figure."""
+
+    name: str
+    cells: Sequence[str]
+
+
+@final
+@dataclass(frozen=True)
+class PaperFigure:
+    head: Sequence[str]
+    rows: Sequence[FigureRow]
+
+
+@final
+@dataclass(frozen=True)
+class PaperPage:
+    """What paper.html shows."""
+
+    tables: Sequence[ShownTable]
+    about_tried: str
+    image: PaperFigure | None
 
 
 def role_of(network: str) -> str:
@@ -136,7 +181,7 @@ def read_results(paths: Iterable[Path]) -> list[Measured]:
     for path in paths:
         kept = read_evaluation(path)
         name = path.stem if path.is_file() else ""
-        found.append(Measured(*kept, name) if kept else Measured(Result.load(path), path, name))
+        found.append(Measured(kept or KeptEvaluation.of(Result.load(path), path), name))
     if not found:
         raise UsageError("Name the results to set beside the paper's: fullyconv report paper RESULT...")
     return sorted(found, key=lambda m: (ORDER.index(m.role) if m.role in ORDER else len(ORDER), m.network))
@@ -144,7 +189,7 @@ def read_results(paths: Iterable[Path]) -> list[Measured]:
 
 def lines(table: Table, measured: Sequence[Measured]) -> list[Line]:
     """The table's published rows, each followed by the measured networks of its role; then the others on such data."""
-    mine = [m for m in measured if table.kind and m.result.about["data"]["kind"] == table.kind]
+    mine = [m for m in measured if table.kind and m.data.kind == table.kind]
     if table.columns[:1] != FOUR[:1]:  # further tables on the same data show the networks they are about
         mine = [m for m in mine if m.role_in(table) in {row.role for row in table.rows}]
     last = {row.role: i for i, row in enumerate(table.rows) if row.role}
@@ -163,8 +208,8 @@ def _printed(row: Published) -> tuple[str, ...]:
 
 def _measured(m: Measured, table: Table) -> Line:
     values = tuple("–" if (v := m.column(c)) is None else f"{v:.1f}" for c in table.columns)
-    about, same = m.result.about, m.same_data(table)
-    data = f"{about['data']['name']} {about['data']['split']}, {m.result.images} images, {about['protocol']}"
+    same = m.same_data(table)
+    data = f"{m.data.name} {m.data.split}, {m.result.images} images, {m.kept.about.protocol}"
     return Line(m.label, values, f"measured here on {data}" + ("" if same else "; other images"), True, same)
 
 
@@ -173,9 +218,8 @@ def elsewhere(measured: Sequence[Measured]) -> list[Table]:
     known = {t.kind for t in TABLES}
     others: dict[tuple[str, str, str], list[Measured]] = {}
     for m in measured:
-        data = m.result.about["data"]
-        if data["kind"] not in known:
-            others.setdefault((data["kind"], data["name"], data["split"]), []).append(m)
+        if m.data.kind not in known:
+            others.setdefault((m.data.kind, m.data.name, m.data.split), []).append(m)
     return [
         Table(f"{name}, split {split}", kind, (split,), 0, _columns(found), ())
         for (kind, name, split), found in others.items()
@@ -189,7 +233,7 @@ def _columns(measured: Sequence[Measured]) -> tuple[str, ...]:
 
 def unmeasured(table: Table, measured: Sequence[Measured]) -> list[str]:
     """The systems of the table that fullyconv has a network for and that no result was measured on the table's data."""
-    done = {m.role_in(table) for m in measured if m.result.about["data"]["kind"] == table.kind and m.same_data(table)}
+    done = {m.role_in(table) for m in measured if m.data.kind == table.kind and m.same_data(table)}
     return list(dict.fromkeys(r.system for r in table.rows if r.role and r.role not in done))
 
 
@@ -241,19 +285,15 @@ def _tried(found: StandIn) -> list[str]:
 
 def _only(table: Table, measured: Sequence[Measured]) -> list[Line]:
     """The measured rows of a data set without published ones."""
-    rows = []
-    for m in measured:
-        data = m.result.about["data"]
-        if data["kind"] == table.kind and f"{data['name']}, split {data['split']}" == table.title:
-            rows.append(_measured(m, table))
-    return rows
+    mine = [m for m in measured if m.data.kind == table.kind and f"{m.data.name}, split {m.data.split}" == table.title]
+    return [_measured(m, table) for m in mine]
 
 
 def _method(m: Measured) -> str:
-    a = m.result.about
-    data, machine = a["data"], f"{a['machine']['processor']}, {a['machine']['device']}"
-    cells = [m.label, f"{data['name']} {data['split']}", data["fingerprint"][:12], a["model"]["sha256"][:12], machine]
-    return f"| {' | '.join(cells)} | {a['images_per_second']} |"
+    a, data = m.kept.about, m.data
+    machine = f"{a.machine.processor}, {a.machine.device}"
+    cells = [m.label, f"{data.name} {data.split}", data.fingerprint[:12], a.model.sha256[:12], machine]
+    return f"| {' | '.join(cells)} | {a.images_per_second} |"
 
 
 def write_paper(paths: Sequence[Path], out: Path, images: Sequence[str] = ()) -> Path:
@@ -269,30 +309,29 @@ def write_paper(paths: Sequence[Path], out: Path, images: Sequence[str] = ()) ->
 
 
 def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
-
-    tables: list[dict[str, Any]] = [
-        {
-            "title": t.title,
-            "note": t.note,
-            "columns": t.columns,
-            "lines": lines(t, measured) if t.rows else _only(t, measured),
-            "missing": unmeasured(t, measured) if t.rows else [],
-            "tried": stand_ins(t, measured),
-        }
+    tables = [
+        ShownTable(
+            title=t.title,
+            note=t.note,
+            columns=t.columns,
+            lines=lines(t, measured) if t.rows else _only(t, measured),
+            missing=unmeasured(t, measured) if t.rows else [],
+            tried=stand_ins(t, measured),
+        )
         for t in (*TABLES, *elsewhere(measured))
     ]
     # Tables with measured rows first: they are what the reader came for.
-    tables.sort(key=lambda t: not (t["tried"] or any(line.measured for line in t["lines"])))
-    return fill("paper.html", {"tables": tables, "about_tried": TRIED, "image": image(measured, images)})
+    tables.sort(key=lambda t: not (t.tried or any(line.measured for line in t.lines)))
+    return fill("paper.html", PaperPage(tables, TRIED, paper_figure(measured, images)))
 
 
-def image(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] | None:
+def paper_figure(measured: Sequence[Measured], names: Sequence[str]) -> PaperFigure | None:
     """The paper's figure: each image's predictions by every kept result, coarse to fine, then truth and input."""
-    kept = [m for m in measured if m.result.analysis.get("gallery")]
-    shown: dict[str, tuple[Measured, dict[str, Any]]] = {}
+    kept = [m for m in measured if m.kept.analysis.gallery]
+    shown: dict[str, tuple[Path, ImageFiles]] = {}
     for m in kept:
-        for entry in m.result.analysis["gallery"]:
-            shown.setdefault(entry["name"], (m, entry))
+        for entry in m.kept.analysis.gallery:
+            shown.setdefault(entry.name, (m.kept.place, entry.files))
     if not kept:
         return None
     for name in names:
@@ -301,13 +340,13 @@ def image(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Any] 
     chosen = list(names) or list(shown)
     rows = []
     for name in chosen:
-        files = [named_image(m.place, f"predictions/{name}.png") for m in kept]
+        files = [named_image(m.kept.place, f"predictions/{name}.png") for m in kept]
         if not all(f.is_file() for f in files):
             continue
-        m, entry = shown[name]
+        place, named = shown[name]
         cells = [address(f) for f in files]
-        cells += [address(named_image(m.place, entry["files"][what])) for what in ("label", "image")]
-        rows.append({"name": name, "cells": cells})
+        cells += [address(named_image(place, file)) for file in (named.label, named.image)]
+        rows.append(FigureRow(name, cells))
     if not rows:
         return None
-    return {"head": [m.label for m in kept] + ["truth", "image"], "rows": rows if names else rows[:4]}
+    return PaperFigure([*(m.label for m in kept), "truth", "image"], rows if names else rows[:4])

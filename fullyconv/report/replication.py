@@ -116,7 +116,7 @@ IDEAS = (
         (Claim("one", "two"),),
         (*FOUR, GEOMETRIC),
         {"two": ("FCN-16s", CVPR)},
-        lambda m: f"{m.network} {m.training.get('length')}",
+        lambda m: f"{m.network} {m.training.length if m.training else None}",
     ),
 )
 
@@ -128,9 +128,9 @@ def stand_ins(table: Table, measured: Sequence[Measured]) -> list[StandIn]:
         return []
     groups: dict[tuple[str, ...], dict[str, Measured]] = {}
     for m in measured:
-        data, key = m.result.about["data"], idea.key(m)
-        if key in idea.names and data["kind"] != table.kind:
-            place = (*(str(data[k]) for k in ("kind", "name", "split")), str(m.result.images), idea.alike(m))
+        data, key = m.data, idea.key(m)
+        if key in idea.names and data.kind != table.kind:
+            place = (data.kind, data.name, data.split, str(m.result.images), idea.alike(m))
             groups.setdefault(place, {}).setdefault(key, m)
     return [_stand_in(idea, table, found) for found in groups.values() if len(found) > 1]
 
@@ -147,9 +147,8 @@ def _stand_in(idea: Idea, table: Table, found: Mapping[str, Measured]) -> StandI
             values = tuple("–" if (v := m.column(c)) is None else f"{v:.1f}" for c in idea.columns)
             known = printed.get(key)
             rows.append((name, (*values, "–" if known is None else f"{known:.1f}"), m.label))
-    about = next(iter(found.values())).result
-    data = about.about["data"]
-    title = f"Tried on {data['name']} {data['split']}, {about.images} images: not the paper's data"
+    first = next(iter(found.values()))
+    title = f"Tried on {first.data.name} {first.data.split}, {first.result.images} images: not the paper's data"
     verdicts = [
         verdict(claim, idea, table, found[claim.worse], found[claim.better])
         for claim in idea.claims

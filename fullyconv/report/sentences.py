@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fullyconv.evaluation.result import Result
+from fullyconv.evaluation.result import ClassFigures, Result
 from fullyconv.evaluation.statistics import Interval, costly_pairs
 from fullyconv.report.collect import Run
+from fullyconv.report.records import Analysis, BorderErrors, Calibration, SizeErrors
 
 __all__ = ["duration", "evaluated", "listed", "percent", "summary", "under_way"]
 
 SOLVED, WEAK = 0.8, 0.5
-LENGTHS = ("time", "epochs", "steps")
 EXPLAINED = 4  # weak classes of which is said where they go
 
 
-def summary(result: Result, interval: Interval) -> list[str]:
+def summary(result: Result, analysis: Analysis, interval: Interval) -> list[str]:
     """Sentences, the most important first: the score, what is solved, what is lost to what, where errors lie."""
     if not result.confusion.any():
         return [f"None of the pixels of {_images(result)} is labelled, so there is nothing to score."]
-    said = [_score(result, interval), *_floor(result), *_classes(result), *_heads(result), *_borders(result.analysis)]
-    said += [*_sizes(result.analysis), *_confidence(result.analysis), *_absent(result)]
+    said = [_score(result, interval), *_floor(result), *_classes(result), *_heads(result), *_borders(analysis.border)]
+    said += [*_sizes(analysis.sizes), *_confidence(analysis.calibration), *_absent(result)]
     return [s for s in said if s]
 
 
@@ -73,28 +72,33 @@ def _floor(result: Result) -> list[str]:
     return [nothing]
 
 
-def _is_solved(c: Mapping[str, Any], labelled: int) -> bool:
+def _iu(c: ClassFigures) -> float:
+    """The IU of a class that occurs in the truth: it always has one."""
+    return c.iu or 0.0
+
+
+def _is_solved(c: ClassFigures, labelled: int) -> bool:
     """An IU of 0.8 or more that is at least half of the way from what calling everything so would give to 1."""
-    share = c["pixels"] / labelled
-    return bool(c["iu"] >= SOLVED and c["iu"] - share >= (1 - share) / 2)
+    share = c.pixels / labelled
+    return _iu(c) >= SOLVED and _iu(c) - share >= (1 - share) / 2
 
 
 def _classes(result: Result) -> list[str]:
     if result.floor().near(result.pixel_accuracy, result.mean_iu):
         return []
     labelled = int(result.confusion.sum())
-    present = [c for c in result.per_class if c["pixels"]]
-    solved = [c["name"] for c in sorted(present, key=lambda c: -c["iu"]) if _is_solved(c, labelled)]
-    weak = sorted((c for c in present if c["iu"] < WEAK), key=lambda c: float(c["iu"]))
+    present = [c for c in result.classes if c.pixels]
+    solved = [c.name for c in sorted(present, key=_iu, reverse=True) if _is_solved(c, labelled)]
+    weak = sorted((c for c in present if _iu(c) < WEAK), key=_iu)
     out = []
     if solved:
         out.append(f"{_capital(listed(solved))} {_are(solved)} solved (IU of {percent(SOLVED)} or more).")
     else:
-        best = max(present, key=lambda c: float(c["iu"]))
-        none = f"No class reaches {percent(SOLVED)}" if best["iu"] < SOLVED else "No class is solved"
-        out.append(f"{none}; {best['name']} is best with {percent(best['iu'])}.")
+        best = max(present, key=_iu)
+        none = f"No class reaches {percent(SOLVED)}" if _iu(best) < SOLVED else "No class is solved"
+        out.append(f"{none}; {best.name} is best with {percent(_iu(best))}.")
     out += _lost(result, weak[:EXPLAINED])
-    if rest := [c["name"] for c in weak[EXPLAINED:]]:
+    if rest := [c.name for c in weak[EXPLAINED:]]:
         out.append(f"{_capital(listed(rest))} also {'stay' if len(rest) > 1 else 'stays'} below {percent(WEAK)}.")
     pairs = costly_pairs(result.confusion, result.average)
     if pairs:
@@ -106,11 +110,11 @@ def _classes(result: Result) -> list[str]:
     return out
 
 
-def _lost(result: Result, weak: Sequence[Mapping[str, Any]]) -> list[str]:
+def _lost(result: Result, weak: Sequence[ClassFigures]) -> list[str]:
     """Where weak classes go, those that go to one class in one sentence: what they are called, or what is called so."""
-    groups: dict[tuple[bool, bool, int], list[tuple[Mapping[str, Any], float]]] = {}
+    groups: dict[tuple[bool, bool, int], list[tuple[ClassFigures, float]]] = {}
     for c in weak:
-        k, table = int(c["id"]), result.confusion.astype(float)
+        k, table = c.id, result.confusion.astype(float)
         row, column = np.delete(table[k], k), np.delete(table[:, k], k)
         missed = bool(row.sum() >= column.sum())
         line = row if missed else column
@@ -121,13 +125,11 @@ def _lost(result: Result, weak: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_lost_to(key, members, result.taxonomy.names) for key, members in groups.items()]
 
 
-def _lost_to(
-    key: tuple[bool, bool, int], members: Sequence[tuple[Mapping[str, Any], float]], names: Sequence[str]
-) -> str:
+def _lost_to(key: tuple[bool, bool, int], members: Sequence[tuple[ClassFigures, float]], names: Sequence[str]) -> str:
     missed, mainly, other = key
-    heads = _capital(listed([f"{c['name']} ({percent(c['iu'])})" for c, _ in members]))
+    heads = _capital(listed([f"{c.name} ({percent(_iu(c))})" for c, _ in members]))
     shares, are = listed([percent(share) for _, share in members]), _are([""] * len(members))
-    pixels = f"{members[0][0]['name']} pixels" if len(members) == 1 else "their pixels"
+    pixels = f"{members[0][0].name} pixels" if len(members) == 1 else "their pixels"
     if missed:
         return f"{heads} {are} lost {'mostly' if mainly else 'most often'} to {names[other]}: {shares} of {pixels}."
     return f"{heads} {are} claimed too often: {shares} of what is called so is {names[other]}."
@@ -145,10 +147,10 @@ def _heads(result: Result) -> list[str]:
     return said
 
 
-def _borders(analysis: Mapping[str, Any]) -> list[str]:
-    if "border" not in analysis:
+def _borders(border: BorderErrors | None) -> list[str]:
+    if border is None:
         return []
-    table = np.asarray(analysis["border"]["pixels"]).sum(0)  # [near?, wrong?]
+    table = np.asarray(border.pixels).sum(0)  # [near?, wrong?]
     wrong, near = table[:, 1].sum(), table[1].sum()
     if not wrong or not near:
         return []
@@ -156,22 +158,22 @@ def _borders(analysis: Mapping[str, Any]) -> list[str]:
     return [f"{share}, which are {percent(near / table.sum())} of the image."]
 
 
-def _sizes(analysis: Mapping[str, Any]) -> list[str]:
-    if "sizes" not in analysis:
+def _sizes(sizes: SizeErrors | None) -> list[str]:
+    if sizes is None:
         return []
-    rows = np.asarray(analysis["sizes"]["regions"])
+    rows = np.asarray(sizes.regions)
     small, large = rows[:2].sum(0), rows[-2:].sum(0)
     if not small[0] or not large[0]:
         return []
-    limits = analysis["sizes"]["limits"]
+    limits = sizes.limits
     found = f"{percent(small[3] / small[0])} of the regions smaller than {percent(limits[2], 1)} of the image are found"
     return [f"{found}, {percent(large[3] / large[0])} of those larger than {percent(limits[-3])}."]
 
 
-def _confidence(analysis: Mapping[str, Any]) -> list[str]:
-    if "calibration" not in analysis:
+def _confidence(calibration: Calibration | None) -> list[str]:
+    if calibration is None:
         return []
-    bins, sure = np.asarray(analysis["calibration"]["bins"]), sum(analysis["calibration"]["confidence"])
+    bins, sure = np.asarray(calibration.bins), sum(calibration.confidence)
     pixels, right = bins.sum(0)
     if not pixels:
         return []
@@ -185,7 +187,7 @@ def _confidence(analysis: Mapping[str, Any]) -> list[str]:
 
 
 def _absent(result: Result) -> list[str]:
-    absent = [c["name"] for c in result.per_class if not c["pixels"]]
+    absent = [c.name for c in result.classes if not c.pixels]
     if not absent:
         return []
     rule = "left out of the means" if result.average == "present" else "counted in the means where predicted"
@@ -198,7 +200,7 @@ def evaluated(run: Run | None) -> list[str]:
     if run is None:
         return []
     said = damaged(run)
-    if run.state and not run.state.get("finished", True):
+    if run.unfinished:
         said.append("The run is not finished: this evaluation is of the checkpoint that was best when it was made.")
     return said
 
@@ -216,9 +218,9 @@ def under_way(run: Run, source: Path) -> list[str]:
     """Words for a run without a kept evaluation."""
     said = [*damaged(run), _measured_so_far(run)]
     if run.last:
-        lasts = next((f"{run.recipe[k]} {k}".removesuffix(" time") for k in LENGTHS if run.recipe.get(k)), "")
-        epoch = f", epoch {run.last['epoch']:.3g}" if isinstance(run.last.get("epoch"), int | float) else ""
-        said.append(f"It has come to step {run.last['step']}{epoch}{f'; it is to last {lasts}' if lasts else ''}.")
+        lasts = f"; it is to last {run.recipe.lasts}" if run.recipe.lasts else ""
+        epoch = "" if run.last.epoch is None else f", epoch {run.last.epoch:.3g}"
+        said.append(f"It has come to step {run.last.step}{epoch}{lasts}.")
     place = shlex.quote(str(source))
     said.append(
         "No evaluation is kept in this run, so confusions and images are not shown; "
@@ -228,11 +230,11 @@ def under_way(run: Run, source: Path) -> list[str]:
 
 
 def _measured_so_far(run: Run) -> str:
-    if run.best:
-        return f"The best mean IU so far is {percent(run.best['mean_iu'], 1)}, at step {run.best['step']}."
+    if run.best and run.best.mean_iu is not None:
+        return f"The best mean IU so far is {percent(run.best.mean_iu, 1)}, at step {run.best.step}."
     if not run.last:
         return "The run has not taken its first step yet."
-    if run.recipe and not run.recipe.get("val_split"):
+    if not run.recipe.measured:
         return "Nothing is measured in this run: its recipe names no validation split."
     return "Nothing has been measured yet: the run has no validation split, or has not come to its first measurement."
 

@@ -94,7 +94,7 @@ def _note(c: RunContext, tables: dict[str, Any]) -> None:
         state.best_at_floor = state.at_floor
     c.floor_name, c.floor_share = floor.name, floor.pixel_accuracy
     row["floor"] = floor.to_json()
-    row["per_class_iu"] = {str(figure["name"]): figure["iu"] for figure in class_figures(tables[main], taxonomy)}
+    row["per_class_iu"] = {figure.name: figure.iu for figure in class_figures(tables[main], taxonomy)}
     c.write(row)
     c.display.note(f"step {state.step}: {_said(state, figures[main], floor)}")
 
