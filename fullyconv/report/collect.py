@@ -164,7 +164,8 @@ def read_evaluation(source: Path) -> KeptEvaluation | None:
 
 def _without_lost_images(found: KeptEvaluation) -> KeptEvaluation:
     analysis = found.analysis
-    shown = [entry.files for entry in (*analysis.gallery, *analysis.pairs, *analysis.suspects)]
+    shown = [e.files for e in analysis.gallery] + [e.files for e in analysis.pairs]
+    shown += [e.files for e in analysis.suspects]
     if any(named_image(found.place, name).is_file() for files in shown for name in files.all):
         return found
     return replace(found, analysis=replace(analysis, gallery=(), pairs=(), suspects=()))

@@ -46,7 +46,8 @@ def heads(found: KeptEvaluation) -> list[HeadRow]:
     result = found.result
     if len(result.tables) == 1:
         return []
-    rows = [HeadRow(h, **result.figures(h)) for h in result.tables]
+    order = ("mean_iu", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iu")
+    rows = [HeadRow(h, *(result.figure(name, h) for name in order)) for h in result.tables]
     return [rows[0], *(_further(row, found) for row in rows[1:])]
 
 

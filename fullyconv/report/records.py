@@ -7,8 +7,7 @@ makes one sentence of it).
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, final
 
@@ -37,18 +36,15 @@ __all__ = [
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Share = FiniteFloat | None
+_adapters: dict[Any, TypeAdapter[Any]] = {}  # by type: to make one takes longer than to use it
 Limits = Annotated[tuple[FiniteFloat, ...], Field(min_length=4)]
-
-
-@functools.cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def checked(kind: type[T], value: object) -> T:
     """`value`, as JSON holds it, as a record of `kind`; ValueError that says where it is not one and why."""
     try:
-        found: T = _adapter(kind).validate_python(value)
+        adapter = _adapters.get(kind) or _adapters.setdefault(kind, TypeAdapter(kind))
+        found: T = adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = printable(".".join(map(str, first["loc"])))[:80]
