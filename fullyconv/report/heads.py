@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -25,10 +25,7 @@ class HeadRow:
     """A head's figures, 0..1 or NaN; of a further head also its classes and some predictions."""
 
     name: str
-    mean_iu: float
-    pixel_accuracy: float
-    mean_accuracy: float
-    frequency_weighted_iu: float
+    figures: Mapping[str, float]
     bars: Markup | None = None
     images: Sequence[HeadImage] = ()
 
@@ -46,8 +43,7 @@ def heads(found: KeptEvaluation) -> list[HeadRow]:
     result = found.result
     if len(result.tables) == 1:
         return []
-    order = ("mean_iu", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iu")
-    rows = [HeadRow(h, *(result.figure(name, h) for name in order)) for h in result.tables]
+    rows = [HeadRow(h, result.figures(h)) for h in result.tables]
     return [rows[0], *(_further(row, found) for row in rows[1:])]
 
 
