@@ -20,9 +20,14 @@ MOST = 8  # images of the data that a proof looks at
 def export_command(
     model: Annotated[str, typer.Argument(help="Model or run directory.", show_default=False)] = "",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file to write, such as model.onnx.", show_default=False)
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="The file (web: the folder) to write, such as model.onnx.", show_default=False
+        ),
     ] = None,
-    to: Annotated[str, typer.Option(help="Format: onnx or openvino (FILE.xml, FILE.bin).")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="Format: onnx, openvino (FILE.xml, FILE.bin) or web (a page that labels).")
+    ] = "onnx",
     output: Annotated[str, typer.Option(help="labels, scores, probabilities, coarse or confidence.")] = "labels",
     taken: Annotated[
         str, typer.Option("--input", help="uint8 (N H W C as stored) or float (N C H W, preprocessed).")
@@ -40,6 +45,13 @@ def export_command(
         ),
     ] = "",
     max_loss: Annotated[float, typer.Option(min=0, max=100, help="Points of mean IU that 8 bits may lose.")] = 0.5,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--onnxruntime-web", metavar="PATH", help="web: a folder or .tgz that holds it.", show_default=False
+        ),
+    ] = "",
+    fetch: Annotated[bool, typer.Option("--fetch", help="web: have npm fetch onnxruntime-web (33 MB).")] = False,
     check: Annotated[
         Path | None, typer.Option("--verify", help="Prove this file against the model again.", show_default=False)
     ] = None,
@@ -80,10 +92,11 @@ def export_command(
         proof = verify(check, model, _images(data))
     else:
         assert out is not None
-        output_file(out, "an exported model", BEGINS_XML if to == "openvino" else BEGINS)
+        if to != "web":
+            output_file(out, "an exported model", BEGINS_XML if to == "openvino" else BEGINS)
         if to == "openvino" and (weights := out.with_suffix(".bin")).exists() and not out.exists():
             raise UsageError(f"{printable(weights)} is there already and is another file's; name another FILE.xml.")
-        proof = export(model, out, to, output, taken, _images(data or int8), int8, max_loss, say)
+        proof = export(model, out, to, output, taken, _images(data or int8), int8, max_loss, engine, fetch, say)
     say(proof)
     print(json.dumps(proof.to_json()) if as_json else check or out)
 

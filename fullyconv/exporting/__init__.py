@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
 from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
+from fullyconv.exporting import web
 from fullyconv.exporting.deepness import deepness
 from fullyconv.exporting.graph import OPSET
 from fullyconv.exporting.network import Values, build, output_names
@@ -27,7 +28,7 @@ from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, ch
 
 __all__ = ["ExportProof", "export", "verify"]
 
-FORMATS = ("onnx", "openvino")
+FORMATS = ("onnx", "openvino", "web")
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
@@ -39,6 +40,7 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
     max_loss=NUMBER,
     output=TEXT,
     input=TEXT,
+    onnxruntime_web=either(TEXT, PATH),
 )
 def export(
     model: FCN | str | Path,
@@ -49,11 +51,15 @@ def export(
     images: Sequence[NDArray[Any]] = (),
     int8: str | Path = "",
     max_loss: float = 0.5,
+    onnxruntime_web: str | Path = "",
+    fetch: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> ExportProof:
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
-    to: "onnx", or "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself.
+    to: "onnx"; "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself; "web": a folder with
+    the file and a page that labels images in the browser, for which onnxruntime-web is taken from `onnxruntime_web`
+    (a folder that holds it, or its .tgz) or, with `fetch`, fetched by npm.
     output: "labels" N H W (uint8, uint16 above 255 classes), "scores" or "probabilities" N K H W, "coarse" N K
     h w, or "confidence": labels and their probability. With several heads outputs are named OUTPUT_HEAD. input:
     "uint8", images N H W C as stored, or "float", float32 N C H W as the network's preprocessing makes it. images:
@@ -76,8 +82,14 @@ def export(
         raise UnknownName("format", to, FORMATS)
     if to == "openvino" and (int8 or Path(file).suffix != ".xml"):
         raise UsageError("OpenVINO's files are FILE.xml and FILE.bin in fp32; name FILE.xml, and leave out 8 bits.")
+    if to != "web" and (onnxruntime_web or fetch):
+        raise UsageError(f"onnxruntime-web is for the page alone, not for {to}; leave it out, or export to web.")
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
+    if to == "web":
+        web.check_network(parse(network.name).inputs, network.preprocessing.channels, output, input)
+        plan = web.claimed(Path(file))
+        engine = web.engine_files(onnxruntime_web, fetch)
     if int8:
         from fullyconv.exporting.int8 import open_images
 
@@ -99,7 +111,10 @@ def export(
     written = _written(bare, about | {"proof": proof.to_json()})
     if to == "openvino":
         return _by_openvino(written, about, network, images, Path(file))
-    atomic_write(Path(file), written)
+    if to == "web":
+        web.write_page(written, about, plan, engine)
+    else:
+        atomic_write(Path(file), written)
     return proof
 
 
