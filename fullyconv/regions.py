@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["border_band", "box", "components", "outlines", "sieved"]
+__all__ = ["border_band", "box", "components", "outlines", "region_runs", "sieved"]
 
 Ring = NDArray[np.int64]  # N x 2 corners (x, y), the last one joined to the first
 
@@ -25,17 +25,43 @@ def components(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     # Two runs touch along one stretch of columns: its first is where one of them starts.
     touching = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])
     pairs = np.stack([run[:-1][touching], run[1:][touching]], axis=1)
-    root = np.arange(int(run[-1, -1]) + 1)
+    root = _joined(pairs, int(run[-1, -1]) + 1)
+    names, number = np.unique(root, return_inverse=True)
+    return number[run], len(names)
+
+
+def _joined(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The smallest of those that each of `count` runs is joined to by pairs N x 2."""
+    root = np.arange(count)
     while True:
         a, b = root[pairs[:, 0]], root[pairs[:, 1]]
         apart = a != b
         if not apart.any():
-            break
+            return root
         np.minimum.at(root, np.maximum(a, b)[apart], np.minimum(a, b)[apart])
         while (root[root] != root).any():
             root = root[root]
-    names, number = np.unique(root, return_inverse=True)
-    return number[run], len(names)
+
+
+def region_runs(alike: NDArray[np.bool_], row: int, column: int) -> NDArray[np.int64]:
+    """The 4-connected region of True pixels that holds the pixel row, column (which is one): N x 3, the row, first and
+    past-the-last column of each of its runs, in reading order. Memory follows the runs, not the pixels."""
+    width = alike.shape[1] + 1
+    padded = np.pad(alike, ((0, 0), (0, 1))).ravel()  # no run goes on in the next row
+    steps = np.flatnonzero(padded[1:] != padded[:-1]) + 1
+    bounds = np.concatenate([[0], steps] if padded[0] else [steps])  # the last column is False: it ends every run
+    start, end = bounds[::2], bounds[1::2]
+    # Runs of one row and the next touch where they overlap; of each run, those form one stretch.
+    first = np.searchsorted(end, start + width, "right")
+    last = np.searchsorted(start, end + width, "left")
+    count = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(start)), count)
+    offset = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    root = _joined(np.stack([upper, first[upper] + offset], 1), len(start))
+    own = root[np.searchsorted(start, row * width + column, "right") - 1]
+    chosen = root == own
+    rows = start[chosen] // width
+    return np.stack([rows, start[chosen] - rows * width, end[chosen] - rows * width], 1)
 
 
 def sieved(labels: NDArray[Any], least: int) -> NDArray[Any]:

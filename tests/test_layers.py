@@ -52,12 +52,13 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "exporting": (4, True),
     "curation": (4, True),
     "serving": (5, False),
+    "labelling": (5, False),
     "cli": (5, False),
     "__main__": (6, False),
 }
 ORDER = list(LAYERS)
 # Modules that need torch in rooms that do not: only ever imported inside functions.
-EAGER = {"fullyconv.predict.eager"}
+EAGER = {"fullyconv.predict.eager", "fullyconv.labelling.network"}
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
     "fullyconv.compiling",
