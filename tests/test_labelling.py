@@ -239,7 +239,13 @@ def test_one_process_at_a_time_and_the_same_classes(tmp_path: Path) -> None:
 
 def test_an_edit_of_what_is_not_there_is_refused_and_not_written(tmp_path: Path) -> None:
     held = project(tmp_path)
-    for bad in (stroke(1, 1, 3), stroke(1, 1, 1, 3), edit("undo"), edit("redo"), edit("region", point=[60, 0], paint=1)):
+    for bad in (
+        stroke(1, 1, 3),
+        stroke(1, 1, 1, 3),
+        edit("undo"),
+        edit("redo"),
+        edit("region", point=[60, 0], paint=1),
+    ):
         with pytest.raises(BadEdit):
             held.edit(bad)
     assert (tmp_path / "out/.labelling/journal").read_bytes() == b""
@@ -276,5 +282,3 @@ def test_a_process_killed_at_any_time_loses_no_acknowledged_stroke(tmp_path: Pat
         assert held.edits(0) >= said
         said = held.edits(0)
         held.close()
-
-

@@ -205,7 +205,7 @@ def test_no_two_public_classes_have_one_name() -> None:
 
 
 # Derived from and used themselves: what says more about the same thing.
-BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol"}
+BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "_Asked"}
 
 
 def test_a_class_is_abstract_or_final() -> None:

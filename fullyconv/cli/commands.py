@@ -17,6 +17,7 @@ from fullyconv.cli.evaluate import evaluate_command
 from fullyconv.cli.experiment import experiment
 from fullyconv.cli.export import export_command
 from fullyconv.cli.hha import hha
+from fullyconv.cli.label import label_command
 from fullyconv.cli.models import info, models
 from fullyconv.cli.new import new
 from fullyconv.cli.next_images import next_command
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any] | typer.Typer] = {
     "evaluate": evaluate_command,
     "predict": predict,
     "next": next_command,
+    "label": label_command,
     "review": review_command,
     "report": report,
     "compare": compare_command,

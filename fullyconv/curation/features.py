@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from fullyconv.predict.inputs import Image, as_array, fitted
 
 __all__ = [
     "FeatureStore",
+    "Features",
+    "KeptFeatures",
     "Look",
     "kept_heads",
     "learn_heads",
@@ -111,6 +114,14 @@ def probability_of(
     return np.where(labels == ignore, np.float32(0), torch.exp(-loss)[0].numpy())
 
 
+class KeptFeatures(Protocol):
+    """Features of images by number, and the `sizes` H W of these images."""
+
+    sizes: list[tuple[int, int]]
+
+    def __getitem__(self, index: int) -> Features: ...
+
+
 @final
 class FeatureStore:
     """Features of many images in one temporary file without a name, float16."""
@@ -168,7 +179,7 @@ def kept_heads(model: FCN) -> Iterator[None]:
 
 def learn_heads(
     model: FCN,
-    store: FeatureStore,
+    store: KeptFeatures,
     indices: Sequence[int],
     labels: Callable[[int], NDArray[Any]],
     *,
@@ -179,21 +190,33 @@ def learn_heads(
     lr: float = 2e-3,
     seed: int = 0,
     weight: Tensor | None = None,
-) -> None:
-    """Learn the score layers anew, from zeros, on kept features of the images `indices`; the trunk stays as it is.
+    anew: bool = True,
+    seconds: float = math.inf,
+    progress: Callable[[float], None] | None = None,
+) -> int:
+    """Learn the score layers on kept features of the images `indices`, from zeros where `anew`; the trunk stays as it
+    is.
 
-    labels(i): H W ids of image i. AdamW with a cosine schedule; the same arguments give the same layers.
+    labels(i): H W ids of image i. AdamW with a cosine schedule; the same arguments give the same layers, unless
+    `seconds` end it first: the schedule then follows the clock. progress: told the share that is done, 0..1. Returns
+    how many steps were taken.
     """
     parameters = list(model.head_parameters())
     draw = np.random.default_rng(seed)
     with torch.no_grad():
-        for stream in model.streams.values():
+        for stream in model.streams.values() if anew else ():
             for p in stream.score[head].parameters():  # type: ignore[index,union-attr]
                 p.zero_()
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     order: list[int] = []
-    for step in range(steps):
-        rate = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    begun, done = time.monotonic(), 0
+    while done < steps:
+        share = max(done / steps, (time.monotonic() - begun) / seconds)
+        if share >= 1:
+            break
+        if progress is not None:
+            progress(share)
+        rate = lr * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = rate
         for _ in range(batch):
@@ -209,3 +232,5 @@ def learn_heads(
             (loss / batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        done += 1
+    return done

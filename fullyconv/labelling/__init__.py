@@ -1,9 +1,9 @@
-"""`fullyconv label`: a local page on which a network's proposals become labels; every stroke is on the disk before it is
-acknowledged.
+"""`fullyconv label`: a local page on which a network's proposals become labels; every stroke is on the disk before it
+is acknowledged.
 
-browser -> `serving.protocol` and `serving.gate` -> `app` (starlette) -> `project` (what is labelled, where it is written)
-  strokes   which pixels a stroke covers           edits     what a page may ask for, and what is written down of it
-  journal   the edits, one after another, durable  canvas    one image's layers: what the edits make of it
+browser -> `serving.protocol` and `serving.gate` -> `app` (starlette) -> `project` (what is labelled, where it is
+  written) strokes   which pixels a stroke covers           edits     what a page may ask for, and what is written down
+  of it journal   the edits, one after another, durable  canvas    one image's layers: what the edits make of it
   pyramid   images of any size as tiles            network   proposals and score layers learned on kept features
   worker    the processes in which networks run    rounds    their keeper: propose, rank, learn, train
 

@@ -1,7 +1,7 @@
 """One image's layers: what is painted lies over a base (what was accepted, existing labels, or the proposal).
 
-Planes hold codes: 0 nothing, k + 1 class k, the type's largest number "ignored". Edits are a list; undo takes the last one
-off it, so the painting is a function of the list, and `replayed` is its slow definition.
+Planes hold codes: 0 nothing, k + 1 class k, the type's largest number "ignored". Edits are a list; undo takes the last
+one off it, so the painting is a function of the list, and `replayed` is its slow definition.
 """
 
 from __future__ import annotations
@@ -70,9 +70,6 @@ class Codes:
         kind = np.uint8 if self.taxonomy.ignore <= 255 else np.uint16
         known = (codes > 0) & (codes < self.ignored)
         return np.where(known, codes.astype(np.int64) - 1, self.taxonomy.ignore).astype(kind)
-
-
-
 
 
 def cover_of(record: Record, size: tuple[int, int]) -> Cover:

@@ -88,7 +88,9 @@ def parse_edit(body: bytes) -> Edit:
         return edit
     except ValidationError as error:
         where = ".".join(str(p) for p in error.errors()[0]["loc"][1:2])
-        raise BadEdit(f"This is no edit that is known{f' (see {where})' if where in Brushed.model_fields else ''}.") from None
+        raise BadEdit(
+            f"This is no edit that is known{f' (see {where})' if where in Brushed.model_fields else ''}."
+        ) from None
     except (ValueError, RecursionError):
         raise BadEdit("The body is no JSON.") from None
 

@@ -86,7 +86,9 @@ def open_images(spec: str, out: Path) -> Collection:
         photos = [Photo(name, file) for file, name in pairs] or [Photo(r.name, r.inputs["rgb"]) for r in data.records]
         return Collection(photos, None, notes)
     head = next(iter(data.taxonomies))
-    photos = [Photo(r.name, r.inputs["rgb"], r if head in r.labels else None) for r in data.records if "rgb" in r.inputs]
+    photos = [
+        Photo(r.name, r.inputs["rgb"], r if head in r.labels else None) for r in data.records if "rgb" in r.inputs
+    ]
     if not photos:
         raise DataError(f"{printable(spec)} holds no image files to label; give a folder of images.")
     have = sum(p.record is not None for p in photos)

@@ -1,8 +1,8 @@
 """Edits one after another on the disk: what was appended is there after a kill and after a power cut, or was never
 acknowledged.
 
-A line a record: 16 hex digits, a blank, JSON. The digits begin the sha256 of the digits before and the JSON, so a line that
-was changed, moved or left out is noticed, not only one that was torn.
+A line a record: 16 hex digits, a blank, JSON. The digits begin the sha256 of the digits before and the JSON, so a line
+that was changed, moved or left out is noticed, not only one that was torn.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _START = "0" * _DIGITS
 
 @final
 class Journal:
-    """The records of the file `path`, made if it is missing. `records` are those that stood there; `note` says what of a
-    torn last line was cut off (it was never acknowledged).
+    """The records of the file `path`, made if it is missing. `records` are those that stood there; `note` says what of
+    a torn last line was cut off (it was never acknowledged).
 
     Raises DataError for a file whose records do not follow each other.
     """
@@ -71,8 +71,8 @@ class Journal:
         rest = content[at:]
         if end >= 0 and end + 1 < len(content) and rest.strip(b"\0"):
             raise DataError(
-                f"{printable(self.path)} is damaged at line {len(self.records) + 1}: what follows does not belong to what "
-                "stands before. Restore it from a copy, or move it away to go on from the label maps written so far."
+                f"{printable(self.path)} is damaged at line {len(self.records) + 1}: what follows does not belong to "
+                "what stands before. Restore it from a copy, or move it away to begin anew."
             )
         os.ftruncate(self._file, at)
         os.fsync(self._file)

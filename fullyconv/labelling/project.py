@@ -1,8 +1,8 @@
 """What is labelled and where it is written: the journal, one canvas an image, label maps with their provenance.
 
-    OUT/images/NAME.jpg OUT/labels/NAME.png OUT/classes.txt     what `fullyconv train OUT` reads
-    OUT/provenance/NAME.json                                    model, pixels accepted and painted, time, versions
-    OUT/.labelling/journal                                      every edit; also bases/, proposals/, features/, models/
+OUT/images/NAME.jpg OUT/labels/NAME.png OUT/classes.txt     what `fullyconv train OUT` reads
+OUT/provenance/NAME.json                                    model, pixels accepted and painted, time, versions
+OUT/.labelling/journal                                      every edit; also bases/, proposals/, features/, models/
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fullyconv.checkpoint import model_of, read_model
 from fullyconv.data.corpora.class_tables import classes_text, read_classes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.files import Lock, atomic_write, make_directory, read_json
@@ -24,12 +25,12 @@ from fullyconv.files.outputs import Outputs
 from fullyconv.images import encode_label, image_size, read_label
 from fullyconv.labelling.canvas import Box, Canvas, Codes, standing
 from fullyconv.labelling.edits import BadEdit, Edit, Filled, packed_runs
-from fullyconv.labelling.images import Collection, Photo
+from fullyconv.labelling.images import Collection
 from fullyconv.labelling.journal import Journal
 from fullyconv.labelling.strokes import MOST_SIDE
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["Project", "Proposal", "classes_before"]
+__all__ = ["Layers", "Project", "Proposal", "chosen_classes"]
 
 HIDDEN = ".labelling"
 _OPEN = 4  # images whose layers are held at once
@@ -39,6 +40,26 @@ def classes_before(out: Path) -> Taxonomy | None:
     """The classes that an earlier session in `out` labelled; None where there was none."""
     file = out / "classes.txt"
     return read_classes(file).taxonomy if (out / HIDDEN).is_dir() and file.is_file() else None
+
+
+def chosen_classes(named: tuple[str, ...], out: Path, labelled: Taxonomy | None, model: str) -> tuple[Taxonomy, str]:
+    """(the classes to label, whose they are): those `named`, of an earlier session in `out`, of the labels that are
+    there, or of the network `model`. UsageError where none of these says any."""
+    before = classes_before(out)
+    if named:
+        if before is not None and before.names == named:
+            return before, f"classes: {_few(named)}, as before."
+        return Taxonomy(named), f"classes: {_few(named)}, as told."
+    if before is not None:
+        return before, f"classes: {_few(before.names)}, as before in {printable(out)}."
+    if labelled is not None:
+        return labelled, f"classes: {_few(labelled.names)}, those of the labels that are there."
+    config = read_model(model_of(Path(model))).config if Path(model).is_dir() else {}
+    try:
+        known = Taxonomy.from_json(next(iter(config["taxonomies"].values())))
+    except (KeyError, StopIteration, TypeError, ValueError):
+        raise UsageError("Neither labels nor the network name classes; name them: --classes background,leaf.") from None
+    return known, f"classes: {_few(known.names)}, the network's."
 
 
 @final
@@ -63,8 +84,8 @@ class Layers:
 class Project:
     """One folder `out` and the images of a collection in it; held by one process at a time (`Lock`).
 
-    Raises TryAgain where another process holds it, DataError for a damaged journal, UsageError for a folder whose classes
-    are others or that holds files of somebody else.
+    Raises TryAgain where another process holds it, DataError for a damaged journal, UsageError for a folder whose
+    classes are others or that holds files of somebody else.
     """
 
     def __init__(self, collection: Collection, out: Path, taxonomy: Taxonomy) -> None:
@@ -76,8 +97,8 @@ class Project:
         before = classes_before(out)
         if before is not None and before.names != taxonomy.names:
             raise UsageError(
-                f"{printable(out)} was labelled with the classes {_few(before.names)}, not {_few(taxonomy.names)}; name "
-                "another folder by -o."
+                f"{printable(out)} was labelled with the classes {_few(before.names)}, not {_few(taxonomy.names)}; "
+                "name another folder by -o."
             )
         fresh = not self.home.is_dir()
         if fresh and out.is_dir() and any(out.iterdir()):
@@ -114,7 +135,9 @@ class Project:
         if index not in self._sizes:
             size = image_size(self.photos[index].file)
             if max(size) > MOST_SIDE:
-                raise DataError(f"{printable(self.photos[index].file)} is longer than {MOST_SIDE} pixels; cut it first.")
+                raise DataError(
+                    f"{printable(self.photos[index].file)} is longer than {MOST_SIDE} pixels; cut it first."
+                )
             self._sizes[index] = size
         return self._sizes[index]
 
@@ -129,6 +152,11 @@ class Project:
 
     def seconds(self, index: int) -> float:
         return float(sum(r.get("spent", 0) for r in self._records.get(self.photos[index].name, [])))
+
+    @property
+    def count(self) -> int:
+        """Of all edits."""
+        return len(self._known)
 
     def edits(self, index: int) -> int:
         return len(self._records.get(self.photos[index].name, []))
@@ -158,6 +186,13 @@ class Project:
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return found
+
+    def opened(self, index: int) -> Layers | None:
+        """An image's layers where they are held."""
+        return self._open.get(index)
+
+    def open_layers(self) -> list[Layers]:
+        return list(self._open.values())
 
     def base(self, index: int) -> NDArray[Any] | None:
         """What lies below the painting: what was accepted, else labels that came with the image, else the proposal."""
@@ -189,7 +224,10 @@ class Project:
         if edit.image >= len(self.photos):
             raise BadEdit("There is no image of that number.")
         layers = self.layers(edit.image)
-        record = edit.model_dump(exclude={"image"}) | {"image": self.photos[edit.image].name, "time": round(time.time(), 3)}
+        record = edit.model_dump(exclude={"image"}) | {
+            "image": self.photos[edit.image].name,
+            "time": round(time.time(), 3),
+        }
         if "paint" in record and isinstance(record["paint"], int) and record["paint"] >= len(self.taxonomy):
             raise BadEdit("There is no class of that number.")
         if isinstance(edit, Filled):
@@ -241,9 +279,14 @@ class Project:
         value = read_json(file) if file.is_file() else {}
         return value if isinstance(value, dict) else {}
 
+    def written_image(self, index: int) -> Path:
+        """The copy of an image beside its label map."""
+        name = self._written(index)["file"]
+        return self.out / "images" / str(name)
+
     def write(self, index: int) -> Path:
         """Write an image's label map, its image and provenance. Raises UsageError where somebody changed them since."""
-        photo, layers = self.photos[index], self.layers(index)
+        photo = self.photos[index]
         data, suffix = self.collection.copied(photo)
         labels = encode_label(self.labels(index), self.taxonomy.palette)
         before = self._written(index)
@@ -255,16 +298,15 @@ class Project:
         if not (self.out / image).is_file():
             plan.write(image, data)
         written = plan.write(label, labels)
-        value = self._provenance(index, photo, data, labels, layers)
+        value = self._provenance(index, image.partition("/")[2], data, labels)
         former = {k: before[k] for k in ("label_sha256", "edits", "written") if k in before}
         value["versions"] = [*before.get("versions", []), *([former] if former else [])]
         plan.write(about, json.dumps(value, ensure_ascii=False, indent=1).encode())
         return written
 
-    def _provenance(
-        self, index: int, photo: Photo, image: bytes, labels: bytes, layers: Layers
-    ) -> dict[str, Any]:
+    def _provenance(self, index: int, image_name: str, image: bytes, labels: bytes) -> dict[str, Any]:
         """Where each pixel of the label map comes from."""
+        photo, layers = self.photos[index], self.layers(index)
         painted = layers.canvas.painted > 0
         kept = [r for r, _ in layers.canvas.kept]
         accept = next((r for r in reversed(kept) if r["op"] == "accept"), None) if layers.canvas.accepted else None
@@ -272,7 +314,7 @@ class Project:
         below = int(((base > 0) & ~painted).sum()) if base is not None else 0
         source = accept["source"] if accept else "existing"
         return {
-            "format": 1, "image": photo.name, "image_sha256": hashlib.sha256(image).hexdigest(),
+            "format": 1, "image": photo.name, "file": image_name, "image_sha256": hashlib.sha256(image).hexdigest(),
             "label_sha256": hashlib.sha256(labels).hexdigest(), "size": list(layers.canvas.size),
             "state": self.state(index), "model": accept["model"] if accept else "",
             "pixels": {

@@ -155,7 +155,7 @@ class _Answers:
         async for part in request.stream():
             size += len(part)
             if size > self.gate.limits.body:
-                return Refusal(413, "body", "The image file is too large.")
+                return Refusal(413, "body", "The body is too large.")
             parts.append(part)
         return b"".join(parts) or Refusal(400, "empty", "Send an image as the body.")
 

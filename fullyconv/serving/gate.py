@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import final
@@ -86,13 +86,15 @@ class Refusal:
 class Gate:
     """hosts: names by which the server may be called besides the loopback's; any_address: whether also by any bare IP
     address (which no foreign name can be made to point to). keys: sha256 of the accepted keys, none: no key needed.
-    busy: says why no image can be taken now, or None."""
+    busy: says why no image can be taken now, or None. routes: what there is; media: what a POST may carry."""
 
     limits: Limits = field(default_factory=Limits)
     hosts: frozenset[str] = frozenset()
     any_address: bool = False
     keys: tuple[bytes, ...] = ()
     busy: Callable[[], Refusal | None] = lambda: None
+    routes: Mapping[str, tuple[str, bool]] = field(default_factory=lambda: ROUTES)
+    media: Sequence[str] = tuple(MEDIA)
 
     def refusal(self, method: str, path: str, headers: Headers) -> Refusal | None:
         """Why a request is not let in, or None. The order is fixed: strangers learn nothing but that they are."""
@@ -100,7 +102,7 @@ class Gate:
             self._stranger(method, headers)
             or self._route(method, path)
             or self._key(path, headers)
-            or (self._image(headers) or self.busy() if path == "/v1/predict" else None)
+            or (self._body(headers) or self.busy() if method == "POST" else None)
         )
 
     def _stranger(self, method: str, headers: Headers) -> Refusal | None:
@@ -128,16 +130,16 @@ class Gate:
         return self.any_address and _is_address(bare)
 
     def _route(self, method: str, path: str) -> Refusal | None:
-        if path not in ROUTES:
+        if path not in self.routes:
             return Refusal(404, "not_found", "There is nothing here; /openapi.json says what there is.")
-        allowed = ROUTES[path][0]
+        allowed = self.routes[path][0]
         if method == allowed or (method == "HEAD" and allowed == "GET"):
             return None
         allow = "GET, HEAD" if allowed == "GET" else allowed
         return Refusal(405, "method", f"This answers {allow}.", allow=allow)
 
     def _key(self, path: str, headers: Headers) -> Refusal | None:
-        if not self.keys or not ROUTES[path][1]:
+        if not self.keys or not self.routes[path][1]:
             return None
         given = _every(headers, b"authorization")
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
@@ -147,19 +149,19 @@ class Gate:
             return None
         return Refusal(401, "key", "Give the key as  Authorization: Bearer KEY.")
 
-    def _image(self, headers: Headers) -> Refusal | None:
-        """What the headers of an image must be."""
+    def _body(self, headers: Headers) -> Refusal | None:
+        """What the headers of a body must be."""
         types = _every(headers, b"content-type")
         kind = types[0].partition(b";")[0].strip().lower().decode("latin-1") if len(types) == 1 else ""
-        if kind not in MEDIA:
-            return Refusal(415, "media_type", f"Send the image itself, as {', '.join(MEDIA)}.")
+        if kind not in self.media:
+            return Refusal(415, "media_type", f"Send the body itself, as {', '.join(self.media)}.")
         if _every(headers, b"content-encoding"):
-            return Refusal(415, "content_encoding", "Send the image as it is, without Content-Encoding.")
+            return Refusal(415, "content_encoding", "Send the body as it is, without Content-Encoding.")
         lengths = _every(headers, b"content-length")
         if lengths and int(lengths[0]) > self.limits.body:  # h11 let nothing but digits through
-            return Refusal(413, "body", f"An image file has at most {self.limits.body} bytes.")
+            return Refusal(413, "body", f"A body has at most {self.limits.body} bytes.")
         if not _every(headers, b"transfer-encoding") and (not lengths or int(lengths[0]) == 0):
-            return Refusal(411 if not lengths else 400, "empty", "Send an image as the body.")
+            return Refusal(411 if not lengths else 400, "empty", "The body is empty.")
         return None
 
 

@@ -27,9 +27,9 @@ FULL = Refusal(503, "connections", "Too many connections; come back in a moment.
 LATE = Refusal(408, "slow", "The request did not arrive in time.")
 MALFORMED = Refusal(400, "http", "This is no HTTP request that can be read.")
 LARGE_HEADERS = Refusal(431, "headers", "The request's headers are too large or too many.")
-LARGE_BODY = Refusal(413, "body", "The image file is too large.")
+LARGE_BODY = Refusal(413, "body", "The body is too large.")
 TINY_CHUNKS = Refusal(400, "chunks", "The body comes in too many tiny chunks; send it in larger ones.")
-HELD = Refusal(429, "memory", "Too many images are being sent at once.", retry_after=1)
+HELD = Refusal(429, "memory", "Too much is being sent at once.", retry_after=1)
 UPGRADE = Refusal(400, "upgrade", "Connections are not upgraded.")
 
 

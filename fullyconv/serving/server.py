@@ -23,7 +23,7 @@ from fullyconv.serving.gate import Gate
 from fullyconv.serving.pool import WORKER, Pool, Settings
 from fullyconv.serving.protocol import Connections, guarded
 
-__all__ = ["is_loopback", "read_keys", "run"]
+__all__ = ["bind", "is_loopback", "read_keys", "run"]
 
 SHORTEST = 20  # characters of a key
 
@@ -56,14 +56,15 @@ def run(
     listening: called with the address once it is bound. Raises the error that the network cannot be loaded for, and
     FullyconvError when the worker dies again and again.
     """
-    bound = _bind(host, port)
+    bound = bind(host, port)
     name = f"[{host}]" if ":" in host else host
     listening(f"http://{name}:{bound.getsockname()[1]}/")
     with bound:
         asyncio.run(_run(settings, bound, gate, worker))
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there; StorageError where the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family[0], family[1], family[2])

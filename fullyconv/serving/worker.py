@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fullyconv.predict import Predictor
 
-__all__ = ["HEAD", "Refused", "decoded", "main", "receive", "send"]
+__all__ = ["HEAD", "Refused", "decoded", "end_with_parent", "main", "receive", "send"]
 
 HEAD = struct.Struct(">II")
 WARM = (96, 128)  # rows and columns of the image that is labelled before any other
@@ -47,7 +47,7 @@ class Late(Exception):
 
 def main() -> None:
     """Serve the socket whose descriptor is the first argument."""
-    _end_with_parent()
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):  # the server drains, then closes the socket
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
@@ -66,7 +66,8 @@ def main() -> None:
         send(channel, answer, body)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Be killed when the process that started this one ends, however it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 

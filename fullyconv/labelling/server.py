@@ -1,0 +1,83 @@
+"""The page's server: uvicorn with `serving`'s protocol and gate, on this machine alone, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import signal
+import webbrowser
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import uvicorn
+
+from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, application
+from fullyconv.labelling.project import Project
+from fullyconv.labelling.rounds import Settings
+from fullyconv.serving.gate import Gate
+from fullyconv.serving.limits import Limits
+from fullyconv.serving.protocol import Connections, guarded
+from fullyconv.serving.server import bind
+
+__all__ = ["run"]
+
+LIMITS = Limits(body=1 << 20, bodies=1 << 26, per_address=64, write_seconds=60.0)
+
+
+def run(
+    project: Project, settings: Settings, port: int, listening: Callable[[str], None], browse: bool = False
+) -> None:
+    """Serve the page until SIGTERM or SIGINT; label maps are written before it returns.
+
+    listening: called with the address, which holds the key (after #) without which nobody is answered: other users of
+    the machine reach 127.0.0.1 too.
+    """
+    key = secrets.token_urlsafe(24)
+    gate = Gate(LIMITS, keys=(hashlib.sha256(key.encode()).digest(),), routes=ROUTES, media=MEDIA)
+    bound = bind("127.0.0.1", port)
+    address = f"http://127.0.0.1:{bound.getsockname()[1]}/#{key}"
+    listening(address)
+    if browse:
+        webbrowser.open(address)
+    with bound:
+        asyncio.run(_run(project, settings, bound, gate))
+
+
+async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> None:
+    labelling = Labelling(project, settings)
+    config = uvicorn.Config(
+        application(labelling, gate), http=guarded(Connections(gate)), ws="none", lifespan="off", loop="asyncio",
+        interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
+        server_header=False, timeout_keep_alive=gate.limits.idle_seconds, timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=gate.limits.headers,
+    )  # fmt: skip
+    labelling.start()
+    try:
+        await _Server(config, labelling).serve(sockets=[bound])
+    finally:
+        await labelling.close()
+
+
+@final
+class _Server(uvicorn.Server):
+    """Pages that wait for news are answered when it ends; ending as told is no failure."""
+
+    def __init__(self, config: uvicorn.Config, labelling: Labelling) -> None:
+        super().__init__(config)
+        self.labelling = labelling
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self.labelling.end_waiting()
+        await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before: dict[int, Any] = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
