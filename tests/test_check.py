@@ -321,7 +321,7 @@ def test_the_summary_counts_pixels_and_measures_channels(clean: Path) -> None:
     assert summary is not None
     train = open_dataset(clean)
     labels = np.stack([s.labels["semantic"] for s in train])
-    assert summary.heads["semantic"]["pixels"] == [int((labels == k).sum()) for k in range(4)]
+    assert summary.heads["semantic"].pixels == [int((labels == k).sum()) for k in range(4)]
     pixels = np.stack([s.image for s in train]).reshape(-1, 3).astype(float)
     np.testing.assert_allclose(summary.mean, pixels.mean(axis=0), atol=1)
     np.testing.assert_allclose(summary.std, pixels.std(axis=0), rtol=0.05)

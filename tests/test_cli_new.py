@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fullyconv import recipes
 from fullyconv.cli import _register, app
 from fullyconv.cli.new import recipe_text
-from fullyconv.doctor.summary import Summary
+from fullyconv.doctor.summary import HeadSummary, Summary
 
 
 def data(folder: Path, count: int = 6) -> Path:
@@ -67,7 +67,7 @@ def test_a_file_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ['a\nlr = 9 "', "\x1b[31mred", "\u202eevil", "é" * 300])
 def test_names_from_the_data_stay_inside_the_comments(name: str, tmp_path: Path) -> None:
-    heads = {name: {"classes": [name, "b"], "frequency": [0.9, 0.0]}}
+    heads = {name: HeadSummary([name, "b"], frequency=[0.9, 0.0])}
     chosen = {"crop": [32, 32], "batch_size": 1, "class_weights": "none"}
     s = Summary({name: 3}, (40, 50), (40, 50), (40, 50), None, None, heads, chosen)
     (tmp_path / "r.toml").write_text(recipe_text(name, Path(f"{name}.toml"), s))

@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
     "regions": (0, False),
     "files": (0, False),
     "tensorfile": (0, False),
+    "pages": (0, False),
     "images": (0, False),
     "drawing": (0, False),
     "sandbox": (0, False),

@@ -12,6 +12,7 @@ from fullyconv.terminal import progress_line
 
 if TYPE_CHECKING:
     from fullyconv.doctor import Checked
+    from fullyconv.doctor.summary import Summary
 
 __all__ = ["check_command"]
 
@@ -77,19 +78,19 @@ def text(found: Checked) -> str:
 _CLASSES = 50  # shown at most
 
 
-def summary_lines(s: Any) -> list[str]:
+def summary_lines(s: Summary) -> list[str]:
     """What training will meet, as lines."""
     size = [f"{h}x{w}" for h, w in (s.smallest, s.median, s.largest)]
     lines = [
         f"images: {', '.join(f'{n} in {split}' for split, n in s.images.items())}",
         f"sizes (HxW): {size[0]} to {size[2]}, median {size[1]}",
     ]
-    if s.mean:
+    if s.mean and s.std:
         lines.append(f"channel mean {[round(v, 1) for v in s.mean]}, std {[round(v, 1) for v in s.std]}")
     for head, table in s.heads.items():
-        if "pixels" in table:
-            lines.append(f"{head}: {len(table['classes'])} classes, {table['ignored']:.2%} of the pixels ignored")
-            rows = list(zip(table["frequency"], table["median_frequency_weights"], table["classes"], strict=True))
+        if table.pixels:
+            lines.append(f"{head}: {len(table.classes)} classes, {table.ignored:.2%} of the pixels ignored")
+            rows = list(zip(table.frequency, table.median_frequency_weights, table.classes, strict=True))
             shown = rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: -row[0])[: _CLASSES - 10]
             lines += [f"  {share:8.3%}  weight {weight:7.3f}  {name}" for share, weight, name in shown]
             lines += [f"  ... and {len(rows) - len(shown)} rarer ones (--json lists all)"] if shown != rows else []

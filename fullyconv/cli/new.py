@@ -99,8 +99,8 @@ def _classes(s: Summary) -> Iterator[str]:
     """Every class with its share of the labelled pixels, the rarest last."""
 
     for head, table in s.heads.items():
-        rows = sorted(zip(table.get("frequency", ()), table["classes"], strict=False), reverse=True)
-        yield f"# {printable(head)}: {len(table['classes'])} classes; share of the labelled pixels:"
+        rows = sorted(zip(table.frequency, table.classes, strict=False), reverse=True)
+        yield f"# {printable(head)}: {len(table.classes)} classes; share of the labelled pixels:"
         for share, name in rows[:CLASSES]:
             never = "  (never occurs: it cannot be learned)" if share == 0 else ""
             yield f"#   {share:8.3%}  {printable(name)}{never}"
@@ -109,7 +109,7 @@ def _classes(s: Summary) -> Iterator[str]:
 
 
 def _loss(s: Summary) -> Iterator[str]:
-    shares = [f for table in s.heads.values() for f in table.get("frequency", ()) if f > 0]
+    shares = [f for table in s.heads.values() for f in table.frequency if f > 0]
     weights: Any = s.recipe["class_weights"]
     if len(shares) > 1:
         times = max(shares) / min(shares)

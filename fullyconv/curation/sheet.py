@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from fullyconv.drawing import encode_jpeg
 from fullyconv.errors import printable
-from fullyconv.report import fill
+from fullyconv.pages import data_address, fill
 
 __all__ = ["Card", "page"]
 
@@ -60,15 +59,16 @@ def page(
     shown = [
         ShownCard(
             printable(card.title),
-            [(printable(caption), _address(image)) for caption, image in card.images],
+            [
+                (printable(caption), data_address(encode_jpeg(image, 85), "image/jpeg"))
+                for caption, image in card.images
+            ],
             [printable(line) for line in card.lines],
         )
         for card in cards
     ]
     colours = [(printable(name), "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
     said = [printable(line) for line in lines]
-    return fill("contacts.html", ContactSheet(printable(title), said, shown, colours, width)).encode()
-
-
-def _address(image: NDArray[np.uint8]) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, 85)).decode("ascii")
+    return fill(
+        "fullyconv.curation", "contacts.html", ContactSheet(printable(title), said, shown, colours, width)
+    ).encode()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +17,73 @@ from fullyconv.doctor.findings import Finding
 from fullyconv.doctor.summary import Summary
 from fullyconv.drawing import colours, shrunk
 from fullyconv.errors import FullyconvError, printable
+from fullyconv.pages import data_address, fill
 from fullyconv.taxonomy import voc_palette
-from fullyconv.terminal import plain
 
 __all__ = ["sheet"]
 
 _SIDE = 160  # pixels of a crop
-_IMAGES = 8  # per kind
+_IMAGES, _LISTED = 8, 200  # findings of a kind shown with images, and at all
 
-_STYLE = """
-:root{color-scheme:light dark;--error:#a40000;--warning:#8a5a00}
-@media(prefers-color-scheme:dark){:root{--error:#ff8a80;--warning:#ffc460}}
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
-h1,li,.facts td{overflow-wrap:anywhere}
-h2 small{font-weight:normal;opacity:.7} .error{color:var(--error)} .warning{color:var(--warning)}
-figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top;width:22rem;max-width:100%}
-img{image-rendering:pixelated;margin-right:4px;max-width:47%;height:auto}
-figcaption{font-size:13px;overflow-wrap:anywhere} table{border-collapse:collapse}
-td,th{padding:.2rem .8rem;text-align:right}
-td:first-child,th:first-child,.facts td{text-align:left} td:first-child{padding-left:0}
-"""
+
+@final
+@dataclass(frozen=True)
+class ShownCrop:
+    """An image or part of one, with its size in pixels."""
+
+    width: int
+    height: int
+    address: str
+
+
+@final
+@dataclass(frozen=True)
+class ShownFinding:
+    images: Sequence[ShownCrop]
+    message: str
+
+
+@final
+@dataclass(frozen=True)
+class FindingKind:
+    """All findings of a kind: some with images, of `more` only what they say, beyond these only how many."""
+
+    kind: str
+    level: str
+    count: int
+    remedy: str
+    shown: Sequence[ShownFinding]
+    more: Sequence[str]
+
+
+@final
+@dataclass(frozen=True)
+class ClassShare:
+    """share: of the labelled pixels, 0..1; weight: by median frequency."""
+
+    name: str
+    pixels: int
+    share: float
+    weight: float
+
+
+@final
+@dataclass(frozen=True)
+class HeadClasses:
+    name: str
+    ignored: float
+    classes: Sequence[ClassShare]
+
+
+@final
+@dataclass(frozen=True)
+class CheckPage:
+    """What sheet.html shows: findings, then what training will meet, as (term, words) and classes by head."""
+
+    title: str
+    kinds: Sequence[FindingKind]
+    facts: Sequence[tuple[str, str]]
+    heads: Sequence[HeadClasses]
 
 
 def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> str:
@@ -46,43 +92,34 @@ def sheet(findings: Sequence[Finding], summary: Summary | None, title: str) -> s
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for f in findings:
         kinds[f.kind].append(f)
-    parts = [_section(kind, some) for kind, some in kinds.items()] or ["<p>Nothing is wrong with this data.</p>"]
-    if summary:
-        parts.append(_summary(summary))
-    name = html.escape(printable(title))
-    return plain(
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>Check of {name}</title><style>{_STYLE}</style>'
-        f"<h1>Check of {name}</h1>{''.join(parts)}</html>\n"
+    shown = [_kind(kind, some) for kind, some in kinds.items()]
+    facts, heads = (_facts(summary), _heads(summary)) if summary else ([], [])
+    return fill("fullyconv.doctor", "sheet.html", CheckPage(f"Check of {printable(title)}", shown, facts, heads))
+
+
+def _kind(kind: str, some: Sequence[Finding]) -> FindingKind:
+    shown = [
+        ShownFinding([crop for file in f.files[:2] if (crop := _crop(file, f.place))], f.message)
+        for f in some[:_IMAGES]
+    ]
+    return FindingKind(
+        kind, some[0].level, len(some), some[0].remedy, shown, [f.message for f in some[_IMAGES:_LISTED]]
     )
 
 
-def _section(kind: str, some: Sequence[Finding]) -> str:
-    first = some[0]
-    heading = f'<h2 class="{first.level}">{html.escape(kind)} <small>{first.level}, {len(some)} x</small></h2>'
-    figures = "".join(_figure(f) for f in some[:_IMAGES])
-    rest = [f"<li>{html.escape(f.message)}</li>" for f in some[_IMAGES:200]]
-    more = f"<details><summary>{len(some) - _IMAGES} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
-    return f"{heading}<p>{html.escape(first.remedy)}</p>{figures}{more}"
-
-
-def _figure(f: Finding) -> str:
-    images = "".join(_image(file, f.place) for file in f.files[:2] if file.suffix.lower() in SUFFIXES)
-    return f"<figure>{images}<figcaption>{html.escape(f.message)}</figcaption></figure>"
-
-
-def _image(file: Path, place: tuple[int, int] | None) -> str:
-    """An <img> of the file: the whole made small, or the surroundings of `place`; "" if it cannot be read."""
+def _crop(file: Path, place: tuple[int, int] | None) -> ShownCrop | None:
+    """The file made small, or the surroundings of `place`; None if it is no image or cannot be read."""
+    if file.suffix.lower() not in SUFFIXES:
+        return None
     try:
         pixels = _pixels(file)
     except (FullyconvError, OSError):
-        return ""
+        return None
     if place:
         top, left = (max(0, p - _SIDE // 2) for p in place)
         pixels = pixels[top : top + _SIDE, left : left + _SIDE]
     small = shrunk(pixels, _SIDE)
-    data = base64.b64encode(images.encode_png(small)).decode("ascii")
-    return f'<img alt="" width="{small.shape[1]}" height="{small.shape[0]}" src="data:image/png;base64,{data}">'
+    return ShownCrop(small.shape[1], small.shape[0], data_address(images.encode_png(small), "image/png"))
 
 
 def _pixels(file: Path) -> NDArray[Any]:
@@ -95,33 +132,33 @@ def _pixels(file: Path) -> NDArray[Any]:
     return images.read_image(file)
 
 
-def _summary(s: Summary) -> str:
-    rows = [
+def _facts(s: Summary) -> list[tuple[str, str]]:
+    return [
         ("images", ", ".join(f"{n} in {split}" for split, n in s.images.items())),
         ("size (HxW)", f"{_size(s.smallest)} to {_size(s.largest)}, median {_size(s.median)}"),
         ("channel mean", ", ".join(f"{m:.1f}" for m in s.mean) if s.mean else "not measured"),
         ("channel std", ", ".join(f"{m:.1f}" for m in s.std) if s.std else "not measured"),
         ("what train takes", ", ".join(f"{k} = {v}" for k, v in s.recipe.items())),
     ]
-    facts = "".join(f"<tr><td>{html.escape(a)}<td>{html.escape(b)}" for a, b in rows)
-    heads = "".join(_head(*h) for h in s.heads.items())
-    return f'<h2>What training will meet</h2><table class="facts">{facts}</table>{heads}'
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _head(head: str, table: Any) -> str:
-    if "pixels" not in table:
-        return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{pixels}<td>{share:.3%}<td>{weight:.3f}"
-        for name, pixels, share, weight in zip(
-            table["classes"], table["pixels"], table["frequency"], table["median_frequency_weights"], strict=True
+def _heads(s: Summary) -> list[HeadClasses]:
+    """The heads whose pixels were counted."""
+    return [
+        HeadClasses(
+            head,
+            found.ignored,
+            [
+                ClassShare(*row)
+                for row in zip(
+                    found.classes, found.pixels, found.frequency, found.median_frequency_weights, strict=True
+                )
+            ],
         )
-    )
-    return (
-        f"<h3>{html.escape(head)}</h3><p>{table['ignored']:.2%} of the pixels are ignored.</p>"
-        f"<table><tr><th>class<th>pixels<th>share<th>median-frequency weight{rows}</table>"
-    )
+        for head, found in s.heads.items()
+        if found.pixels
+    ]

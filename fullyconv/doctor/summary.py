@@ -13,9 +13,25 @@ from fullyconv.data.base import Dataset
 from fullyconv.data.class_weights import median_frequency_weights
 from fullyconv.doctor.scan import LabelFacts, RecordFacts
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["HeadSummary", "Summary", "summarise"]
 
 SKEWED = 20  # pixels of the largest class by those of the smallest, above which classes are weighted
+
+
+@final
+@dataclass(frozen=True)
+class HeadSummary:
+    """A head's classes and, where labels were counted, each one's pixels, share of the labelled pixels (0..1) and
+    median-frequency weight; ignored: share of all pixels."""
+
+    classes: Sequence[str]
+    pixels: Sequence[int] = ()
+    frequency: Sequence[float] = ()
+    median_frequency_weights: Sequence[float] = ()
+    ignored: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self)) if self.pixels else {"classes": self.classes}
 
 
 @final
@@ -30,7 +46,7 @@ class Summary:
     largest: tuple[int, int]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    heads: Mapping[str, Mapping[str, Any]]
+    heads: Mapping[str, HeadSummary]
     recipe: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +55,7 @@ class Summary:
             "sizes": {k: list(getattr(self, k)) for k in ("smallest", "median", "largest")},
             "mean": self.mean and list(self.mean),
             "std": self.std and list(self.std),
-            "heads": {k: dict(v) for k, v in self.heads.items()},
+            "heads": {k: v.to_json() for k, v in self.heads.items()},
             "recipe": dict(self.recipe),
         }
 
@@ -85,27 +101,27 @@ def _moments(facts: Sequence[RecordFacts]) -> tuple[tuple[float, ...] | None, tu
     return tuple(mean.round(4).tolist()), tuple(np.sqrt(variance).round(4).tolist())
 
 
-def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> dict[str, Any]:
+def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> HeadSummary:
     counts = [la.counts for la in labels if la.counts is not None and len(la.counts) == len(names) + 1]
     if not counts:
-        return {"classes": list(names)}
+        return HeadSummary(list(names))
     total = np.sum(counts, axis=0)
     labelled = max(int(total[:-1].sum()), 1)
-    return {
-        "classes": list(names),
-        "pixels": total[:-1].tolist(),
-        "frequency": (total[:-1] / labelled).round(6).tolist(),
-        "median_frequency_weights": median_frequency_weights([c[:-1] for c in counts]).round(4).tolist(),
-        "ignored": round(float(total[-1] / max(total.sum(), 1)), 6),
-    }
+    return HeadSummary(
+        classes=list(names),
+        pixels=total[:-1].tolist(),
+        frequency=(total[:-1] / labelled).round(6).tolist(),
+        median_frequency_weights=median_frequency_weights([c[:-1] for c in counts]).round(4).tolist(),
+        ignored=round(float(total[-1] / max(total.sum(), 1)), 6),
+    )
 
 
-def _recipe(sizes: NDArray[Any], heads: Mapping[str, Mapping[str, Any]], images: Mapping[str, int]) -> dict[str, Any]:
+def _recipe(sizes: NDArray[Any], heads: Mapping[str, HeadSummary], images: Mapping[str, int]) -> dict[str, Any]:
     """What training takes where a recipe says "auto": a crop that fits most images, weights where classes are very
     unequal (`fullyconv.train.chosen` lowers the batch to what memory holds)."""
     low = np.percentile(sizes, 10, axis=0)
     crop = [int(max(32, min(512, side // 32 * 32))) for side in low]
-    shares = [f for h in heads.values() for f in h.get("frequency", ()) if f > 0]
+    shares = [f for h in heads.values() for f in h.frequency if f > 0]
     skewed = bool(shares) and max(shares) > SKEWED * min(shares)
     count = next(iter(images.values()))
     return {

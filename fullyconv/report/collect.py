@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from fullyconv.files import read_file, read_json, read_toml
 from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import encode_png, read_label
+from fullyconv.pages import data_address
 from fullyconv.report.records import About, Analysis, Measurement, StepRecord, checked
 
 __all__ = [
@@ -231,24 +231,23 @@ def address(file: Path) -> str:
         raise MissingInput(f"{printable(file)} is missing; evaluate again with --keep.") from error
     if not data.startswith(BEGINS[file.suffix]):
         raise DataError(f"{printable(file)} is no {file.suffix[1:].upper()} image; evaluate again with --keep.")
-    return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(data).decode()}"
+    return data_address(data, TYPES[file.suffix])
 
 
 def label_address(file: Path, palette: Palette) -> str:
     """A label map as a data: address that shows its colours, also where ids above 255 keep a palette out of the PNG."""
     labels = read_label(file)
-    return address(file) if labels.dtype == np.uint8 else _png_address(encode_png(colours(labels, palette)))
+    if labels.dtype == np.uint8:
+        return address(file)
+    return data_address(encode_png(colours(labels, palette)), TYPES[".png"])
 
 
 def error_map(label: Path, prediction: Path, ignore: int) -> str:
     """Wrong pixels red, unlabelled ones grey, right ones clear: a data: address."""
-    return _png_address(error_marks(read_label(label), read_label(prediction), ignore))
+    return data_address(error_marks(read_label(label), read_label(prediction), ignore), TYPES[".png"])
 
 
 def outline(label: Path, prediction: Path, labelled: int, said: int) -> str:
     """A red line just inside what is labelled one class and called the other, all else clear: a data: address."""
-    return _png_address(inner_line((read_label(label) == labelled) & (read_label(prediction) == said)))
-
-
-def _png_address(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    doubted = (read_label(label) == labelled) & (read_label(prediction) == said)
+    return data_address(inner_line(doubted), TYPES[".png"])

@@ -12,7 +12,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.evaluation.result import Result
 from fullyconv.files import atomic_write
 from fullyconv.files.outputs import output_file
-from fullyconv.report import fill
+from fullyconv.pages import fill
 from fullyconv.report.collect import KeptEvaluation, address, named_image, read_evaluation
 from fullyconv.report.published import FOUR, TABLES, Published, Table
 from fullyconv.report.records import ImageFiles, MeasuredData, Training
@@ -155,6 +155,7 @@ class PaperFigure:
 class PaperPage:
     """What paper.html shows."""
 
+    title: str
     tables: Sequence[ShownTable]
     about_tried: str
     image: PaperFigure | None
@@ -322,7 +323,11 @@ def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
     ]
     # Tables with measured rows first: they are what the reader came for.
     tables.sort(key=lambda t: not (t.tried or any(line.measured for line in t.lines)))
-    return fill("paper.html", PaperPage(tables, TRIED, paper_figure(measured, images)))
+    return fill(
+        "fullyconv.report",
+        "paper.html",
+        PaperPage("Measured beside the paper", tables, TRIED, paper_figure(measured, images)),
+    )
 
 
 def paper_figure(measured: Sequence[Measured], names: Sequence[str]) -> PaperFigure | None:

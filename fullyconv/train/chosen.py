@@ -106,8 +106,8 @@ def _sizes(summary: Summary) -> str:
 def _imbalance(train: Dataset, summary: Summary | None) -> str:
     """The rarest and the most frequent class of the main head."""
     head = next(iter(train.taxonomies), "")
-    table = summary.heads.get(head, {}) if summary else {}
-    shares = [(f, n) for f, n in zip(table.get("frequency", ()), table.get("classes", ()), strict=True) if f > 0]
+    found = summary.heads.get(head) if summary else None
+    shares = [(f, n) for f, n in zip(found.frequency, found.classes, strict=False) if f > 0] if found else []
     if len(shares) < 2:
         return ""
     (low, rare), (high, _) = min(shares), max(shares)
