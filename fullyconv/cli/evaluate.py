@@ -14,7 +14,9 @@ from fullyconv.terminal import progress_line, say
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
     from fullyconv.evaluation.result import ClassFigures
+    from fullyconv.models import FCN
     from fullyconv.predict import Predictor
+    from fullyconv.runtime.exported import ExportedNetwork
 
 __all__ = ["device_for", "evaluate_command", "predictor", "table"]
 
@@ -80,16 +82,24 @@ def evaluate_command(
 
 
 def predictor(
-    model: str, *, device: str, tile: int, max_memory: str, precision: str = "auto", quiet: bool = False
+    model: str,
+    *,
+    device: str,
+    tile: int,
+    max_memory: str,
+    precision: str = "auto",
+    engine: str = "torch",
+    quiet: bool = False,
 ) -> Predictor:
-    """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit."""
+    """The predictor for a model or run directory, on a device, its tile given or chosen for a memory limit. engine:
+    what computes a network (exported files are onnxruntime's)."""
     import sys
 
     from fullyconv import processor
     from fullyconv.errors import UsageError
     from fullyconv.predict import Predictor, open_network
     from fullyconv.predict.memory_limit import parse_size, tile_for
-    from fullyconv.runtime.exported import is_exported
+    from fullyconv.runtime.exported import ExportedNetwork, is_exported
 
     if tile < 0 or (tile and max_memory):
         raise UsageError("Give either --tile PIXELS or --max-memory, not both, and no negative tile.")
@@ -99,6 +109,8 @@ def predictor(
             if note and not quiet:
                 say(note)
     network = open_network(model, where)
+    if engine != "torch" and not isinstance(network, ExportedNetwork):
+        network = _by_engine(network, engine, precision, quiet)
     budget = parse_size(max_memory) if max_memory else 0
     size = tile_for(network, budget) if budget else tile
     ready = Predictor(network, tile=size or None, precision=precision)
@@ -109,6 +121,16 @@ def predictor(
     if ready.tiling["blended"]:
         print("this network's context is unbounded: overlapping tiles are blended, an approximation", file=sys.stderr)
     return ready
+
+
+def _by_engine(network: FCN, engine: str, precision: str, quiet: bool) -> FCN | ExportedNetwork:
+    """The network, or a file made of it, by what computes it sooner here; one line says which."""
+    from fullyconv.exporting.quickest import choose_engine
+
+    chosen, why = choose_engine(network, engine, precision, say=say)
+    if not quiet:
+        say(f"engine {why.engine}: {why.reason}")
+    return chosen
 
 
 def device_for(model: str, name: str) -> str:

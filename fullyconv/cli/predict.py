@@ -13,6 +13,8 @@ from fullyconv.terminal import say
 
 __all__ = ["predict"]
 
+MANY = 16  # images for which it pays to find out which engine is quicker
+
 
 def predict(
     model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
@@ -64,6 +66,12 @@ def predict(
     precision: Annotated[
         str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="torch, onnxruntime, or auto: for 16 photos or more, or a video, what is measured to be quicker here."
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_pixels: MaxPixels = 0,
     resume: Annotated[
@@ -98,6 +106,7 @@ def predict(
             f"and --as {tool} is for photos; label it without --as."
         )
     how: dict[str, Any] = {"device": device, "tile": tile, "max_memory": max_memory, "precision": precision}
+    how["engine"] = _engine(engine, len(sources.pairs), bool(sources.videos), bool(sources.rasters or max_memory))
     ready = predictor(model, **how, quiet=quiet)
     together = Ensemble([ready, *(predictor(str(m), **how, quiet=quiet) for m in more)]) if more else ready
     further = {name: Path(folder) for name, _, folder in (g.partition("=") for g in inputs or [])}
@@ -113,6 +122,16 @@ def predict(
     if done.failed:
         first = printable(done.failed[0])
         raise DataError(f"{len(done.failed)} of {done.images} images could not be labelled ({first}); see above.")
+
+
+def _engine(asked: str, images: int, videos: bool, by_windows: bool) -> str:
+    """ "auto" as torch where measuring engines would take longer than it can save, and for rasters, whose labels do not
+    depend on where a window lies to the last bit."""
+    from fullyconv.errors import UnknownName
+
+    if asked not in ("auto", "torch", "onnxruntime"):
+        raise UnknownName("engine", asked, ("auto", "torch", "onnxruntime"))
+    return "torch" if asked == "auto" and (by_windows or (images < MANY and not videos)) else asked
 
 
 def _further_models(paths: list[Path]) -> tuple[list[Path], list[Path]]:

@@ -26,7 +26,7 @@ from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
-__all__ = ["ExportProof", "export", "verify"]
+__all__ = ["ExportProof", "export", "exported_bytes", "verify"]
 
 FORMATS = ("onnx", "openvino", "web")
 LARGEST = 2**31 - 1  # bytes of one protobuf message
@@ -96,11 +96,7 @@ def export(
         if not 0 <= max_loss <= 100:
             raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
         data = open_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
-    graph, values = build(network, output, input)
-    about = _about(network, output, input, values)
-    bare = graph.model()
-    if bare.ByteSize() > LARGEST - (1 << 20):
-        raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
+    bare, about, values = _graph(network, output, input)
     proof = _by_onnxruntime(_written(bare, about), about, network, images, Path(file).name)
     if int8:
         from fullyconv.exporting.int8 import quantise
@@ -116,6 +112,24 @@ def export(
     else:
         atomic_write(Path(file), written)
     return proof
+
+
+def exported_bytes(
+    network: FCN, output: str, input: str, images: Sequence[NDArray[Any]], source: object
+) -> tuple[bytes, ExportProof]:
+    """What `export` would write as an ONNX file, proved; `source`: what messages call it."""
+    bare, about, _ = _graph(network, output, input)
+    proof = _by_onnxruntime(_written(bare, about), about, network, images, source)
+    return _written(bare, about | {"proof": proof.to_json()}), proof
+
+
+def _graph(network: FCN, output: str, input: str) -> tuple[Any, dict[str, Any], Values]:
+    """(the network as an ONNX graph, what it says of itself, names of its values)."""
+    graph, values = build(network, output, input)
+    bare = graph.model()
+    if bare.ByteSize() > LARGEST - (1 << 20):
+        raise UsageError(f"This network takes {bare.ByteSize() / 1e9:.1f} GB and an ONNX file holds 2; export another.")
+    return bare, _about(network, output, input, values), values
 
 
 def _by_onnxruntime(
