@@ -138,12 +138,12 @@ def test_class_weights_that_are_0_for_all_that_occurs_are_named_as_the_cause(tmp
 
 def test_the_curves_of_a_run_show_the_floor_beside_what_was_measured() -> None:
     from fullyconv.report.collect import Run
-    from fullyconv.report.records import Measurement
+    from fullyconv.report.records import MeasurementRecord
     from fullyconv.report.training import training
 
     rows = [{"step": s, "mean_iu": 0.1 * s, "floor": {"class": "Quartz", "mean_iu": 0.3}} for s in (1, 2)]
-    shown = training(Run("run", measurements=[Measurement.of(row) for row in rows]))
+    shown = training(Run("run", measurements=[MeasurementRecord.of(row) for row in rows]))
     assert shown.measured_names[-1] == ("floor: mean IU of one class everywhere", "s6 dashed")
     assert str(shown.measured).count('class="curve') == 2
-    without = training(Run("run", measurements=[Measurement.of({"step": 1, "mean_iu": 0.1})]))
+    without = training(Run("run", measurements=[MeasurementRecord.of({"step": 1, "mean_iu": 0.1})]))
     assert len(without.measured_names) == 1

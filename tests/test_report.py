@@ -33,7 +33,7 @@ from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.report import charts, render, sentences, write
 from fullyconv.report.collect import Run, label_address, outline, read_run
-from fullyconv.report.records import About, Analysis, Measurement, StepRecord, checked
+from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, checked
 from fullyconv.report.training import training
 from fullyconv.taxonomy import Taxonomy
 
@@ -173,7 +173,7 @@ def test_classes_are_shown_at_every_measurement_and_the_worst_are_kept_when_ther
         {"kind": "measurement", "step": s, "mean_iu": 0.1, "per_class_iu": {f"c{k}": k / 100 for k in range(60)}}
         for s in range(1, 31)
     ]
-    found = training(Run("many", measurements=[Measurement.of(row) for row in rows])).classes
+    found = training(Run("many", measurements=[MeasurementRecord.of(row) for row in rows])).classes
     assert found is not None
     assert (len(found.rows), found.left_out, len(found.steps)) == (40, 20, 12)
     assert (found.rows[-1][0], found.steps[0], found.steps[-1]) == ("c0", 1, 30)
@@ -258,7 +258,7 @@ def test_a_record_that_is_not_what_fullyconv_writes_is_refused_with_its_place(
 def test_records_hold_what_the_files_say_and_pass_over_what_no_page_shows() -> None:
     assert checked(StepRecord, {"step": 3, "loss": None, "order": "x", "lr": 1}) == StepRecord(3, lr=1.0)
     row = {"step": 7, "mean_iu": 0.5, "heads.b.mean_iu": None, "seconds": 3, "floor": {"class": "x", "mean_iu": 0.1}}
-    found = Measurement.of(row)
+    found = MeasurementRecord.of(row)
     assert (found.mean_iu, found.floor, found.classes, list(found.figures)) == (
         0.5, 0.1, None, ["mean_iu", "heads.b.mean_iu"],
     )  # fmt: skip

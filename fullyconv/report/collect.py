@@ -20,7 +20,7 @@ from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import encode_png, read_label
 from fullyconv.pages import data_address
-from fullyconv.report.records import About, Analysis, Measurement, StepRecord, checked
+from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, checked
 
 __all__ = [
     "ImageStrip",
@@ -72,7 +72,7 @@ class Run:
     name: str
     recipe: RunRecipe = field(default_factory=RunRecipe)
     steps: Sequence[StepRecord] = ()
-    measurements: Sequence[Measurement] = ()
+    measurements: Sequence[MeasurementRecord] = ()
     times: Mapping[str, float] = field(default_factory=dict)  # seconds of each part of the work
     strips: Sequence[ImageStrip] = ()
     unfinished: bool = False  # its last checkpoint says so
@@ -84,7 +84,7 @@ class Run:
         return self.steps[-1] if self.steps else None
 
     @property
-    def best(self) -> Measurement | None:
+    def best(self) -> MeasurementRecord | None:
         """The measurement with the highest mean IU."""
         return max((m for m in self.measurements if m.mean_iu is not None), key=_mean_iu, default=None)
 
@@ -105,7 +105,7 @@ class KeptEvaluation:
         return cls(result, place, checked(About, result.about), checked(Analysis, result.analysis))
 
 
-def _mean_iu(m: Measurement) -> float:
+def _mean_iu(m: MeasurementRecord) -> float:
     return -1.0 if m.mean_iu is None else m.mean_iu
 
 
@@ -119,7 +119,7 @@ def read_run(directory: Path) -> Run | None:
         directory.resolve().name,
         _recipe(file_within(directory, recipe)),
         [checked(StepRecord, r) for r in rows if r.get("kind") == "step"],
-        [Measurement.of(r) for r in rows if r.get("kind") == "measurement"],
+        [MeasurementRecord.of(r) for r in rows if r.get("kind") == "measurement"],
         checked(dict[str, FiniteFloat], _mapping(file_within(directory, directory / "times.json"))),
         _strips(file_within(directory, directory / "progress")),
         _unfinished(_mapping(file_within(directory, directory / "last" / "state.json"))),

@@ -20,9 +20,9 @@ from fullyconv.report.heads import HeadRow, heads, learned
 from fullyconv.report.records import (
     Analysis,
     BorderErrors,
+    BorderRings,
     GalleryEntry,
     ImageFiles,
-    Rings,
     SizeErrors,
     SuspectEntry,
     Tiling,
@@ -63,7 +63,7 @@ class NamedColour:
 
 @final
 @dataclass(frozen=True)
-class ClassRow:
+class ShownClass:
     """A class with the 95 % interval of its IU, its share of the labelled pixels and, where kept, boundary figures."""
 
     figures: ClassFigures
@@ -150,7 +150,7 @@ class SuspectCard:
 
 @final
 @dataclass(frozen=True)
-class Scene:
+class GalleryCard:
     """An image whole; further: its inputs besides the first, by name; errors: wrong pixels, to lie over the image."""
 
     why: str
@@ -208,13 +208,13 @@ class EvaluationPage:
 
     figures: Sequence[FigureTile]
     bars: Markup
-    classes: Sequence[ClassRow]
+    classes: Sequence[ShownClass]
     borders: bool  # whether any class has boundary figures
     matrix: ConfusionMatrix
     pairs: Sequence[PairCard]
     where: ErrorCharts | None
     images: ImageTable | None
-    gallery: Sequence[Scene]
+    gallery: Sequence[GalleryCard]
     suspects: Sequence[SuspectCard]
     about: Sequence[tuple[str, str]]
     heads: Sequence[HeadRow]
@@ -245,11 +245,11 @@ def evaluation(found: KeptEvaluation) -> tuple[list[str], EvaluationPage]:
     return sentences.summary(result, analysis, intervals["mean_iu"]), page
 
 
-def _class_rows(result: Result, border: BorderErrors | None, drawn: Resampled | None) -> list[ClassRow]:
+def _class_rows(result: Result, border: BorderErrors | None, drawn: Resampled | None) -> list[ShownClass]:
     labelled, unknown = max(int(result.confusion.sum()), 1), (None,) * len(result.taxonomy)
     f_scores, ious = (border.f_scores, border.ious) if border else (None, None)
     return [
-        ClassRow(
+        ShownClass(
             c,
             interval(drawn.iu[:, c.id]) if drawn is not None else Interval(None, None),
             c.pixels / labelled,
@@ -261,7 +261,7 @@ def _class_rows(result: Result, border: BorderErrors | None, drawn: Resampled | 
     ]
 
 
-def _class_bars(rows: Sequence[ClassRow]) -> Markup:
+def _class_bars(rows: Sequence[ShownClass]) -> Markup:
     """The classes of the truth, best first."""
     items = []
     for iu, r in sorted(((r.figures.iu or 0.0, r) for r in rows if r.figures.pixels), key=lambda pair: -pair[0]):
@@ -340,13 +340,13 @@ def _crop(name: str, files: ImageFiles, found: KeptEvaluation, labelled: int, sa
     return Crop(name, shown.image, shown.label, shown.prediction, outline(label, prediction, labelled, said))
 
 
-def _scene(entry: GalleryEntry, found: KeptEvaluation) -> Scene:
+def _scene(entry: GalleryEntry, found: KeptEvaluation) -> GalleryCard:
     """One image as it was given, labelled, and as it is true, with the errors and the inputs besides the first."""
     label, prediction = (named_image(found.place, file) for file in (entry.files.label, entry.files.prediction))
     shown = _shown(entry.name, entry.files, found)
     further = {modality: address(named_image(found.place, file)) for modality, file in entry.inputs.items()}
     errors = error_map(label, prediction, found.result.taxonomy.ignore)
-    return Scene(entry.why, entry.name, entry.iu, shown.image, shown.label, shown.prediction, further, errors)
+    return GalleryCard(entry.why, entry.name, entry.iu, shown.image, shown.label, shown.prediction, further, errors)
 
 
 def _shown(name: str, files: ImageFiles, found: KeptEvaluation) -> ShownImage:
@@ -395,7 +395,7 @@ def _where(analysis: Analysis) -> ErrorCharts | None:
     )
 
 
-def _rings(rings: Rings) -> Markup:
+def _rings(rings: BorderRings) -> Markup:
     """Share of wrong pixels by distance from the nearest border."""
     names = [f"{low:g}–{high:g} px" for low, high in itertools.pairwise((0, *rings.limits))]
     total = sum(n for n, _ in rings.pixels) or 1

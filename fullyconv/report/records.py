@@ -19,12 +19,12 @@ __all__ = [
     "About",
     "Analysis",
     "BorderErrors",
+    "BorderRings",
     "Calibration",
     "GalleryEntry",
     "ImageFiles",
-    "Measurement",
+    "MeasurementRecord",
     "PairEntry",
-    "Rings",
     "SizeErrors",
     "StepRecord",
     "SuspectEntry",
@@ -69,7 +69,7 @@ class StepRecord:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class MeasurementRecord:
     """One measurement on the validation images. figures: mean IU and pixel accuracy, 0..1, of every head, by the log's
     key; floor: the mean IU of one class everywhere; classes: each class's IU, None where the truth lacks it."""
 
@@ -80,7 +80,7 @@ class Measurement:
     classes: Mapping[str, Share] | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Measurement:
+    def of(cls, row: Mapping[str, Any]) -> MeasurementRecord:
         """From a row of the log."""
         figures = {k: v for k, v in row.items() if k.endswith(("mean_iu", "pixel_accuracy"))}
         floor = row.get("floor")
@@ -157,7 +157,7 @@ class Tiling:
 
 @final
 @dataclass(frozen=True)
-class Machine:
+class MachineRecord:
     processor: str
     cores: Count
     device: str
@@ -176,7 +176,7 @@ class About:
     tiling: Tiling
     precision: str
     versions: Mapping[str, str]
-    machine: Machine
+    machine: MachineRecord
     seconds: FiniteFloat
     images_per_second: Share
     classes: Mapping[str, str] = field(default_factory=dict)
@@ -239,7 +239,7 @@ class SuspectEntry:
 
 @final
 @dataclass(frozen=True)
-class Rings:
+class BorderRings:
     """[pixels, wrong pixels] by distance from the nearest border; one row more than limits."""
 
     limits: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
@@ -258,7 +258,7 @@ class BorderErrors:
     iou: Share = None
     ious: tuple[Share, ...] | None = None
     thickness: Share = None
-    rings: Rings | None = None
+    rings: BorderRings | None = None
 
 
 @final

@@ -12,7 +12,7 @@ from markupsafe import Markup
 import fullyconv.report.charts as charts
 import fullyconv.report.sentences as sentences
 from fullyconv.report.collect import ImageStrip, Run, spaced
-from fullyconv.report.records import Measurement, StepRecord
+from fullyconv.report.records import MeasurementRecord, StepRecord
 
 __all__ = ["ClassTimes", "TrainingPage", "training"]
 
@@ -45,7 +45,7 @@ class TrainingPage:
     times: Markup | None
     spent: str
     strips: Sequence[ImageStrip]
-    best: Measurement | None
+    best: MeasurementRecord | None
     last: StepRecord | None
     recipe: Sequence[tuple[str, str]]
 
@@ -92,7 +92,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> Points:
     return [(round(x, 6), float(f"{y:.6g}")) for x, y in points[::every]]
 
 
-def _measured(rows: Sequence[Measurement]) -> list[tuple[str, Points]]:
+def _measured(rows: Sequence[MeasurementRecord]) -> list[tuple[str, Points]]:
     """Every validation figure that is 0..1, over steps: mean IU and pixel accuracy of every head."""
     curves = []
     for key in rows[-1].figures if rows else ():
@@ -102,13 +102,13 @@ def _measured(rows: Sequence[Measurement]) -> list[tuple[str, Points]]:
     return curves
 
 
-def _floor(rows: Sequence[Measurement]) -> list[charts.Series]:
+def _floor(rows: Sequence[MeasurementRecord]) -> list[charts.Series]:
     """Mean IU of always answering the most frequent class: what a network that has learned nothing reaches."""
     points = [(float(r.step), r.floor) for r in rows if r.floor is not None]
     return [charts.Series("floor: mean IU of one class everywhere", points, "s6 dashed")] if points else []
 
 
-def _classes(rows: Sequence[Measurement]) -> ClassTimes | None:
+def _classes(rows: Sequence[MeasurementRecord]) -> ClassTimes | None:
     """IU of every class at measurement after measurement, the class that is best now first."""
     known = [(r.step, r.classes) for r in rows if r.classes is not None]
     if not known:
