@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from fullyconv import models, recipes
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset
+from fullyconv.data.pairs import from_pairs
 from fullyconv.errors import UsageError
 from fullyconv.train import chosen, fit
 
@@ -49,6 +51,17 @@ def test_what_the_data_decide_is_taken_and_said(tmp_path: Path) -> None:
     assert recipe.class_weights == "root-median-frequency"  # 16 of 7,000 pixels
     assert "crop 64x96 (images are 70x100)" in said[0]
     assert "1/436 of the pixels" in said[0]
+
+
+@pytest.mark.parametrize("rare", [4, 12])
+def test_images_without_files_are_looked_at_as_those_in_files(tmp_path: Path, rare: int) -> None:
+    files = open_dataset(folder(tmp_path / "d", count=5, size=(70, 100), rare=rare), "train")
+    pairs = [(files.image(i), files[i].labels["semantic"]) for i in range(len(files))]
+    assert taken(from_pairs(pairs, 2))[0] == taken(files)[0]
+    broken = [*pairs, (np.zeros(3), np.zeros((3, 3), np.uint8))]  # for training to judge
+    assert taken(from_pairs(broken, 2))[0].crop == (64, 96)
+    last = from_pairs(broken, 2)
+    assert chosen.looked_at(replace(last, records=last.records[5:])) is None
 
 
 def test_even_classes_are_not_weighted(tmp_path: Path) -> None:

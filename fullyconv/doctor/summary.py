@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset
 from fullyconv.data.class_weights import median_frequency_weights
-from fullyconv.doctor.scan import LabelFacts, RecordFacts
+from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts
+from fullyconv.errors import DataError
 
-__all__ = ["HeadSummary", "Summary", "summarise"]
+__all__ = ["HeadSummary", "Summary", "summarise", "summarise_samples"]
 
 SKEWED = 20  # pixels of the largest class by those of the smallest, above which classes are weighted
 
@@ -84,6 +86,29 @@ def summarise(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Summ
         heads,
         _recipe(sizes, heads, images),
     )
+
+
+def summarise_samples(dataset: Dataset) -> Summary | None:
+    """The summary of images and labels that lie in no files (a sequence of one's own), by reading all of them; what
+    cannot be read is left to training, which has a rule for it."""
+    facts = []
+    for i, record in enumerate(dataset.records):
+        try:
+            sample = dataset[i]
+        except DataError:
+            continue
+        counts = {
+            head: np.append(_counts(sample.labels[head], len(taxonomy)), (sample.labels[head] == taxonomy.ignore).sum())
+            for head, taxonomy in dataset.taxonomies.items()
+        }
+        size = (int(sample.image.shape[0]), int(sample.image.shape[1]))
+        labels = [LabelFacts(head, Path(), Path(), counts=found) for head, found in counts.items()]
+        facts.append(RecordFacts(dataset.split, record, [InputFacts(dataset.inputs[0], Path(), size=size)], labels))
+    return summarise([dataset], facts)
+
+
+def _counts(label: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    return np.bincount(label[label < classes].ravel(), minlength=classes)[:classes]
 
 
 def _pair(size: NDArray[Any]) -> tuple[int, int]:

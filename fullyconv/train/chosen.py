@@ -15,7 +15,7 @@ import torch
 
 from fullyconv import cost, doctor, processor
 from fullyconv.data.base import Dataset
-from fullyconv.doctor.summary import Summary
+from fullyconv.doctor.summary import Summary, summarise_samples
 from fullyconv.errors import printable
 from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
@@ -69,9 +69,12 @@ def choose(
 
 
 def looked_at(train: Dataset) -> Summary | None:
-    """The doctor's summary of at most `LOOKED_AT` images at even distances."""
+    """The doctor's summary of at most `LOOKED_AT` images at even distances, whether they lie in files or not."""
     few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
-    return doctor.examine(replace(train, records=[train.records[i] for i in few]), fast=True).summary
+    some = replace(train, records=[train.records[i] for i in few])
+    if any(record.inputs for record in some.records):
+        return doctor.examine(some, fast=True).summary
+    return summarise_samples(some)
 
 
 def fitting_batch(recipe: Recipe, model: TrainableModel, train: Dataset, device: torch.device) -> tuple[int, str]:
