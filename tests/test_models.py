@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fullyconv as fc
 from fullyconv import ops
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError
 from fullyconv.models import NETWORKS, TRUNKS, parse
-from fullyconv.models.fcn import FCN, LearnedUpsampling
+from fullyconv.models.fcn import FCN
+from fullyconv.models.score_layers import LearnedUpsampling
 from fullyconv.models.trace import CannotTrace, probe, trace
 from fullyconv.models.trunks import create_trunk
 from fullyconv.models.weight_loading import load_into
@@ -198,7 +201,7 @@ def test_learned_upsampling_starts_as_bilinear_and_is_trained() -> None:
     plain, learned = (scored(fc.create(f"fcn8s{flag}-resnet18", 3)) for flag in ("", "-learned"))
     for module in learned.modules():
         if isinstance(module, LearnedUpsampling):
-            fresh = LearnedUpsampling(3, next(iter(learned.skips.values())))
+            fresh = LearnedUpsampling(3, next(iter(learned.skips.values())), learned.border)
             module.weight.data.copy_(fresh.weight)
     learned.streams.load_state_dict(plain.streams.state_dict())
     x = torch.randn(1, 3, 96, 96)
@@ -217,7 +220,7 @@ def test_late_fusion_averages_two_streams_of_their_own_channels() -> None:
         both = model.coarse(x)["semantic"]
         first = model.streams["rgb"]
         features = {key: s.trunk(x[:, s.channels]) for key, s in model.streams.items()}
-        score32 = [s(x, "semantic", features[k], 32) for k, s in model.streams.items()]
+        score32 = [s(features[k], "semantic", 32) for k, s in model.streams.items()]
     assert both.shape[1] == 4
     assert torch.allclose((score32[0] + score32[1]) / 2, torch.stack(score32).mean(0))
     assert first.channels == slice(0, 3)
@@ -239,14 +242,21 @@ def test_scores_and_their_gradients_are_float32_in_a_bfloat16_forward() -> None:
     """oneDNN's bfloat16 gradient of 4,096 channels to a few writes past its memory (torch 2.15, with AMX)."""
     model = fc.create("fcn16s-mobilenet_v2", 5)
     seen: list[torch.dtype] = []
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and layer.out_channels == 5:
-            layer.register_forward_hook(lambda _, given, made: seen.extend((given[0].dtype, made.dtype)))
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = model.coarse(torch.randn(1, 3, 64, 64))["semantic"]
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "convolution" in str(func):
+                tensors = [a for a in args if isinstance(a, torch.Tensor)]
+                seen.extend(a.dtype for a in tensors if any(t.ndim == 4 and t.shape[0] == 5 for t in tensors))
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model.coarse(torch.randn(1, 3, 64, 64))["semantic"]
+        scores.sum().backward()
     assert scores.dtype == torch.float32
-    assert seen == [torch.float32] * 4
-    scores.sum().backward()
+    assert len(seen) == 2 * 2 * 3  # two score layers, there and back; each takes three tensors
+    assert set(seen) == {torch.float32}
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 

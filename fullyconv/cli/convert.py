@@ -42,6 +42,7 @@ def convert_command(
     if network.untrained:
         print("note: the file holds no scores, so they start at zero; train before use.", file=sys.stderr)
     if as_json:
+        assert network.report is not None
         print(json.dumps({**asdict(network.report), "directory": str(out), "untrained": network.untrained}))
     else:
         print(network.report, f"{out}", sep="\n")

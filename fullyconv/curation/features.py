@@ -79,17 +79,15 @@ def look(model: FCN, image: Image) -> Look:
     return Look((array.shape[0], array.shape[1]), found, torch.cat(pooled).cpu().numpy())
 
 
-def scores(model: FCN, features: Features, size: tuple[int, int], head: str) -> Tensor:
+def scores(model: FCN, features: Features, head: str) -> Tensor:
     """Coarse scores 1 K h w of features that were kept."""
-    some = next(iter(next(iter(features.values())).values()))
-    x = some.new_zeros(1).expand(1, model.preprocessing.channels, *size)
-    return model.coarse(x, {key: lambda _, f=f: f for key, f in features.items()})[head]  # type: ignore[misc]
+    return model.fuse(features, head)
 
 
 @torch.inference_mode()
 def read_out(model: FCN, features: Features, size: tuple[int, int], head: str) -> Any:
     """(labels H W, their probability H W, coarse scores) of features; nothing of K x H x W is held."""
-    coarse = scores(model, features, size, head)
+    coarse = scores(model, features, head)
     return *read_scores(model, coarse, size), coarse
 
 
@@ -226,7 +224,7 @@ def learn_heads(
             g = model.geometry(*size)
             wanted = torch.from_numpy(labels(i).astype(np.int64))[None]
             loss = ops.upsample_cross_entropy(
-                scores(model, store[i], size, head), wanted, g.stride, g.offset,
+                scores(model, store[i], head), wanted, g.stride, g.offset,
                 border=g.border, ignore=ignore, weight=weight,
             )  # fmt: skip
             (loss / batch).backward()  # type: ignore[no-untyped-call]

@@ -142,7 +142,7 @@ class _Judged:
         size = self._store.sizes[i]
         labels = self.labels(i)
         if coarse is None:
-            coarse = features.scores(self._network, self._store[i], size, self._head).detach()
+            coarse = features.scores(self._network, self._store[i], self._head).detach()
         predicted, sure = features.read_scores(self._network, coarse, size)
         own = features.probability_of(self._network, coarse, labels, size, self._ignore)
         return labels, predicted, sure, own, coarse

@@ -120,10 +120,16 @@ class Prepared:
         held = list(networks.values())
         if not self.window or model.border != "fade":
             plain = {key: _features(n, dtype) for key, n in networks.items()}
-            return _Made(state, partial(model.coarse, trunks=plain), False, held)
+            return _Made(state, partial(_coarse, model, plain), False, held)
         windows = {key: Windowed(n) for key, n in networks.items()}
         trunks = {key: _features(w, dtype) for key, w in windows.items()}
-        return _Made(state, partial(model.coarse, trunks=trunks), False, held, list(windows.values()))
+        return _Made(state, partial(_coarse, model, trunks), False, held, list(windows.values()))
+
+
+def _coarse(model: FCN, trunks: Mapping[str, Features], x: Tensor) -> dict[str, Tensor]:
+    """`model.coarse` with its streams' prepared trunks in the place of their own."""
+    features = {key: trunks[key](part) for key, part in model.inputs(x).items()}
+    return {head: model.fuse(features, head) for head in model.heads}
 
 
 def _evaluating(model: SegmentationModel) -> SegmentationModel:

@@ -174,7 +174,7 @@ class _Fusion:
         return reading.write(self.graph, scores, self._size(finer))
 
     def _learned(self, layer: Any, skip: Any, scores: str, finer: str) -> str:
-        """`FCN._up` and `FCN._learned_same` with trained kernels."""
+        """`LearnedUpsampling` as nodes."""
         graph, factor = self.graph, skip.factor
         same = self.model.border != "fade"
         x = graph.add("Pad", [scores, graph.whole(0, 0, 1, 1, 0, 0, 1, 1)], mode="edge") if same else scores

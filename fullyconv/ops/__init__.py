@@ -14,7 +14,6 @@ Source of the definition: Long, Shelhamer, Darrell, "Fully Convolutional Network
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -29,6 +28,7 @@ from torch import Tensor
 import fullyconv.ops.fused as fused
 import fullyconv.ops.reference as reference
 from fullyconv.errors import UnknownName, UsageError
+from fullyconv.ops.autocast import without_autocast
 from fullyconv.ops.loss import Loss, Reduction, check_values, weight_of
 from fullyconv.ops.sampling import Border, NotFinite, Sampling
 
@@ -107,7 +107,7 @@ def _labels_by(operation: str, impl: str | None, scores: Tensor, size: Sequence[
             return getattr(_module(name), function)(scores, sampling, dtype)
         except NotFinite:
             name = _instead(impl)
-    with _full_precision(scores):
+    with without_autocast(scores):
         return getattr(_module(name), function)(scores, sampling, dtype)
 
 
@@ -157,7 +157,7 @@ def upsample(
     """Coarse scores N K h w -> full scores N K H W (float32, or float64 as given), differentiable."""
     scores = _checked(scores)
     upsampled = _module(choose("upsample", scores, impl)).upsample
-    with _full_precision(scores):
+    with without_autocast(scores):
         full: Tensor = upsampled(scores, _sampling(scores, size, stride, offset, border))
     return full
 
@@ -223,7 +223,7 @@ def upsample_cross_entropy(
     sampling = _sampling(scores, labels.shape[1:], stride, offset, border)
     if name != "numba":  # whose kernel looks at every label anyway
         check_values(labels, scores.shape[1], ignore)
-    with _full_precision(scores):
+    with without_autocast(scores):
         if name == "reference":
             return reference.cross_entropy(scores, labels.to(torch.int64), sampling, loss)
         return fused.fused_cross_entropy(scores, labels, sampling, loss, _module(name).ENGINE)
@@ -343,7 +343,7 @@ def _by_strips(
     sampling = _sampling(scores, labels.shape[1:], stride, offset, border)
     module = importlib.import_module(f"fullyconv.ops.{'reference' if impl == 'reference' else 'strip'}_losses")
     # int64: torch cannot compare uint16, and a negative ignore value would wrap around in uint8.
-    with _full_precision(scores):
+    with without_autocast(scores):
         loss: Tensor = getattr(module, name)(scores, labels.to(torch.int64), sampling, ignore, weight, *options)
     return loss
 
@@ -359,13 +359,6 @@ def _checked(scores: Tensor) -> Tensor:
 
 def _detached(scores: Tensor) -> Tensor:
     return scores.detach() if scores.requires_grad else scores
-
-
-def _full_precision(scores: Tensor) -> Any:
-    device = scores.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # meta: shapes alone, as `cost` runs a network
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def _sampling(scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Sampling:
