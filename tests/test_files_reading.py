@@ -109,7 +109,7 @@ def put(kind: str, path: Path) -> None:
     elif kind == "itself":
         path.symlink_to(path)
     elif kind == "no text":
-        path.write_bytes(b"\xff\xfe\x00{")
+        path.write_bytes(b"\xff\xff\x00{")
     else:
         path.write_text("{}")
         path.chmod(0)

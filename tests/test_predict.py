@@ -237,6 +237,78 @@ def test_a_path_a_grey_array_and_a_tensor_are_labelled_like_the_array(tmp_path: 
         np.testing.assert_array_equal(predictor(other), want)
 
 
+@pytest.mark.parametrize("name", ["fcn16s-mobilenet_v2", pytest.param("fcn32s-alexnet", marks=pytest.mark.slow)])
+def test_a_list_of_images_of_any_sizes_is_labelled_as_one_by_one(name: str) -> None:
+    import fullyconv as fc
+
+    model = fc.create(name, classes=5, weights=None, seed=3)
+    for parameter in model.head_parameters():
+        nn.init.normal_(parameter, std=0.1)
+    predictor = Predictor(model)
+    rng = np.random.default_rng(0)
+    sizes = [(40, 48), (33, 20), (40, 48), (40, 48), (64, 64), (33, 20), (48, 40)]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    for image, labels in zip(images, predictor(images), strict=True):
+        differ = labels != predictor(image)
+        if differ.any():  # by rounding alone: both classes have the same score
+            two = np.sort(predictor.scores(image), axis=0)[-2:, differ]
+            np.testing.assert_allclose(two[0], two[1], atol=1e-4)
+        assert differ.mean() < 0.001
+
+
+def _given(predictor: Predictor) -> list[int]:
+    """How many images the network is given at a time from now on."""
+    given: list[int] = []
+    coarse_of = predictor.backend.coarse_of
+
+    def spy(x: Any) -> Any:
+        given.append(len(x))
+        return coarse_of(x)
+
+    predictor.backend.coarse_of = spy  # type: ignore[method-assign]
+    return given
+
+
+def test_small_images_of_one_size_go_through_the_network_together_and_the_answers_keep_their_order() -> None:
+    predictor = Predictor(Tiny({"semantic": 3, "geometric": 2}))
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (h, 24, 3), np.uint8) for h in [20, 28] * 20]
+    expected = [predictor(image) for image in images]
+    given = _given(predictor)
+    found = predictor(images)
+    assert sorted(given) == [4, 4, 16, 16]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_equal(a, b)
+
+
+def test_what_waits_for_its_like_is_bounded_and_large_or_cut_images_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    predictor = Predictor(Tiny())
+    monkeypatch.setattr(type(predictor.backend), "batch_pixels", 4 * 20 * 24)
+    given = _given(predictor)
+    predictor([rng.integers(0, 256, (h, 24, 3), np.uint8) for h in range(4, 40)])
+    assert given == [1] * 36  # no two of one size
+    given.clear()
+    predictor([rng.integers(0, 256, (20, 24, 3), np.uint8)] * 5)
+    predictor([rng.integers(0, 256, (80, 24, 3), np.uint8)] * 2)
+    assert given == [4, 1, 1, 1]
+    cut = Predictor(Tiny(), tile=16)
+    given = _given(cut)
+    cut([rng.integers(0, 256, (20, 24, 3), np.uint8)] * 2 + [rng.integers(0, 256, (12, 16, 3), np.uint8)] * 2)
+    assert (given.count(2), given[-1]) == (1, 2)
+    assert set(given) == {1, 2}
+
+
+def test_one_wrong_image_of_a_list_is_refused_and_lists_may_hold_lists_and_be_empty() -> None:
+    predictor = Predictor(Tiny())
+    image = np.zeros((20, 24, 3), np.uint8)
+    with pytest.raises(DataError, match=r"H x W x 3"):
+        predictor([image, np.zeros((20, 24, 5), np.uint8)])
+    assert predictor([]) == []
+    (inner,), single = predictor([[image], image])
+    np.testing.assert_array_equal(inner, single)
+
+
 def test_a_list_gives_a_list_and_an_iterator_a_generator_that_reads_on_as_it_is_asked() -> None:
     predictor, images = Predictor(Tiny()), [photo(8, 9), photo(5, 4)]
     want = [predictor(i) for i in images]

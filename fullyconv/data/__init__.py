@@ -79,7 +79,7 @@ def open_dataset(
         raise MissingInput(f"{printable(root)} does not exist; give the folder (or list file) of the data set.")
     notes: tuple[str, ...] = ()
     if kind is None:
-        kind = _recognise(root)
+        kind, root = _recognise(root)
         notes = (f"{printable(root)} is read as {kind!r} data; write {kind}:PATH to say so yourself.",)
     dataset: Dataset = _function(kind)(root, split, **_known(kind, options))
     from fullyconv.data.corpora.derive import choose_heads, choose_inputs
@@ -141,12 +141,20 @@ def _present(module: str) -> bool:
         return False
 
 
-def _recognise(root: Path) -> str:
-    for kind, target in KINDS.items():
-        module = target.partition(":")[0]
-        if _present(module) and importlib.import_module(module).recognise(root):
-            return kind
-    from fullyconv.data.corpora.layout import looked_at
+def _recognise(root: Path) -> tuple[str, Path]:
+    """The kind of data at `root`, and where it begins: in its one folder, and the one in it, as archives unpack."""
+    from fullyconv.data.corpora.layout import looked_at, only_folder
+
+    places = [root]
+    while len(places) < 3 and places[-1].is_dir() and (inner := only_folder(places[-1])):
+        places.append(inner)
+    for at in places:
+        for kind, target in KINDS.items():
+            module = target.partition(":")[0]
+            if kind != "folder" and _present(module) and importlib.import_module(module).recognise(at):
+                return kind, at
+    if importlib.import_module(KINDS["folder"].partition(":")[0]).recognise(root):
+        return "folder", root
 
     raise DataError(
         f"{printable(root)} holds no layout that is known ({looked_at(root)}); put images into images/ and label "

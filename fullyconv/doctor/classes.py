@@ -28,6 +28,12 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         return
     total: NDArray[np.int64] = np.sum(list(totals.values()), axis=0)
     where = [datasets[0].root]
+    if total.sum() == 0:
+        ignored = sum(int(la.counts.sum()) for la in _all(labels) if la.counts is not None)
+        if ignored and not _foreground_ignored(datasets, labels, head):
+            message = f"all {ignored} pixels of the {head} labels are ignored"
+            yield finding("nothing-labelled", where, message, ignored)
+        return
     if (total > 0).sum() == 1 and not _foreground_ignored(datasets, labels, head):
         yield finding(
             "one-class",
@@ -46,6 +52,11 @@ def class_findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts], he
         if len(total) < 2:
             return
     used = np.flatnonzero(total).tolist()
+    if levels := _grey_levels(datasets, labels, head):
+        shown = ", ".join(map(str, levels[:12])) + (" ..." if len(levels) > 12 else "")
+        message = f"the {head} labels hold {shown}, spread evenly up to 255, and 255 would be ignored"
+        yield finding("grey-levels", where, message, len(levels), shown)
+        return
     if taxonomy.names[0] == "class 0" and 2 * len(used) < len(total) > 8:
         values = ", ".join(map(str, used[:12])) + (" ..." if len(used) > 12 else "")
         message = f"the {head} labels hold {len(used)} values, {values}; the ids between them mean nothing"
@@ -68,6 +79,16 @@ def _foreground_ignored(datasets: Sequence[Dataset], labels: Mapping[str, Sequen
     stored = {value for some in labels.values() for la in some for value in la.stored}
     as_stored = all(la.as_stored for some in labels.values() for la in some)
     return stored == {0, 255} and as_stored and not (coding and coding.values)
+
+
+def _grey_levels(datasets: Sequence[Dataset], labels: Mapping[str, Sequence[LabelFacts]], head: str) -> list[int]:
+    """The values of labels whose ids were spread over the grey levels for eyes (0, 128, 255), else []."""
+    coding = next(coding_of(d, head) for d in datasets if head in d.taxonomies)
+    stored = sorted({value for some in labels.values() for la in some for value in la.stored})
+    if len(stored) < 3 or stored[-1] != 255 or stored[1] < 5 or (coding and coding.values):
+        return []
+    even = all(abs(v - k * 255 / (len(stored) - 1)) <= 1 for k, v in enumerate(stored))
+    return stored if even and all(la.as_stored for some in labels.values() for la in some) else []
 
 
 def _counted(facts: Sequence[RecordFacts], split: str, head: str, classes: int) -> list[LabelFacts]:

@@ -34,7 +34,7 @@ def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> It
                 continue
             kind = "duplicate-in-split" if a.split == b.split else "duplicate-across-splits"
             where = "" if a.split == b.split else f", which is in {b.split}, this one in {a.split}"
-            twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label"
+            twist = "" if [x.digest for x in a.labels] == [x.digest for x in b.labels] else ", with another label file"
             message = f"it is the same image as {printable(files[1])}{where}{twist}"
             if files[0] == files[1]:
                 message = f"the image {printable(a.record.name)} is both in {a.split} and in {b.split}"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fullyconv.data.base import Dataset
-from fullyconv.data.corpora.foreign import foreign_labels
+from fullyconv.data.corpora.coding import OWN_TABLES
+from fullyconv.data.corpora.foreign import MAPS, foreign_labels
 from fullyconv.doctor.findings import KINDS, Finding, finding
 from fullyconv.doctor.scan import RecordFacts
 from fullyconv.errors import printable
@@ -29,6 +30,8 @@ def suited(found: Iterable[Finding], datasets: Sequence[Dataset]) -> list[Findin
 def _remedy(one: Finding, kind: str) -> str:
     if one.kind == "unused-class":
         return f"Add images of it; the classes are those that {kind} data list."
+    if kind in OWN_TABLES:
+        return f"Correct the labels, or list their classes in {OWN_TABLES[kind]}."
     if kind in _AS_FOLDER:
         return f"Correct the labels, or, if they are no {kind} labels, read them as folder:PATH with a classes.txt."
     return f"Correct the labels: {kind} data have classes of their own, and no classes.txt is read there."
@@ -59,6 +62,8 @@ def no_labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Find
     if there := foreign_labels(_root(datasets)):
         said += "; " + "; ".join(f"{len(t.files)} {t.what} ({printable(t.files[0].name)})" for t in there)
         remedy = " ".join(dict.fromkeys(t.remedy for t in there))
+    if lost and len(lost) >= 2 * len(facts):
+        remedy = f"If each image has several masks (of an object, or a class), draw them into one: {MAPS}"
     return replace(finding("no-labels", [datasets[0].root], said, len(facts)), remedy=remedy)
 
 

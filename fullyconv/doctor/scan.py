@@ -205,6 +205,8 @@ def _problem(error: Exception, data: bytes | None) -> tuple[str, str]:
         return "empty-file", reason
     if "does not exist" in reason:
         return "missing-file", reason
+    if "no class ids" in reason or "label values outside" in reason:
+        return "label-numbers", reason
     return "unreadable-file", reason
 
 
@@ -280,7 +282,8 @@ def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
 
 def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[Any] | None) -> LabelFacts:
     file = record.labels[head]
-    facts = LabelFacts(head, file, file if _is_image(file) else next(iter(record.inputs.values()), file))
+    own = _is_image(file) or _is_array(file)
+    facts = LabelFacts(head, file, file if own else next(iter(record.inputs.values()), file))
     coding = coding_of(dataset, head)
     if (_is_image(facts.file) or _is_array(facts.file)) and not _raw_facts(
         facts, by_colour=bool(coding and coding.colours)

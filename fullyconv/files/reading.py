@@ -125,12 +125,16 @@ def read_ends(path: Name, head: int, tail: int = 0) -> bytes:
 
 
 def read_text(path: Name, limit: int = MOST_TEXT) -> str:
-    """A UTF-8 text file, without its byte order mark; DataError for one that is none."""
+    """A text file in UTF-8, or in UTF-16 as Windows marks it, without its byte order mark; DataError for another."""
     data = read_file(path, limit)
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{printable(path)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    if "\0" in text:
+        raise DataError(f"{printable(path)} is not UTF-8 text (it holds zero bytes, as UTF-16 does); save it as UTF-8.")
+    return text
 
 
 def read_json(path: Name, limit: int = MOST_JSON) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fullyconv.arguments import TEXT, TILE, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.predict.inputs import Image, as_array, fitted, refuse_scaled, refuse_unlike, resize_image
-from fullyconv.predict.tiling import Backend, Readout, plan_tiles, read_tiles
+from fullyconv.predict.tiling import Backend, Readout, plan_tiles, read_tiles, read_whole
 from fullyconv.runtime.exported import ExportedNetwork, is_exported
 from fullyconv.taxonomy import Taxonomy
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Predictor", "as_array", "open_network", "refuse_untrained", "resize_image"]
 
 SCALES = (0.75, 1.0, 1.25)
+MOST_AT_ONCE = 16  # images of a list that go through the network together
 
 
 @final
@@ -112,11 +113,12 @@ class Predictor:
 
         image: the path of an image; an H W C uint8, uint16 or float array in the range of the training images (8-bit
         ones: 0..255), grey ones H W too; a PIL image; or {modality: image}, concatenated along C in the order of the
-        network's inputs. A list or tuple of images gives a list, an iterator of them a generator that reads on as it
-        is asked; they are labelled one after another, whatever their sizes.
+        network's inputs. A list or tuple of images of any sizes gives a list; small ones of one size go through the
+        network together, which may round scores otherwise (about 1e-5) than one by one. An iterator of images gives a
+        generator that reads on as it is asked, one by one.
         """
         if isinstance(image, list | tuple):
-            return [self(one) for one in image]
+            return self._list(image)
         if isinstance(image, Iterator):
             return (self(one) for one in image)
         return self._one_or_all(self.labels(image))
@@ -165,13 +167,64 @@ class Predictor:
         read = self._read(variant, "scores")
         return {h: self._backend.probabilities(scores, mirrored, (height, width)) for h, (scores,) in read.items()}
 
+    def _list(self, images: Sequence[Image]) -> list[Any]:
+        """Labels of each; images of one size wait for each other, of all sizes together no more than `held` pixels."""
+        answers: list[Any] = [None] * len(images)
+        waiting: dict[tuple[int, int], list[tuple[int, NDArray[Any]]]] = {}
+
+        def label(some: list[tuple[int, NDArray[Any]]]) -> None:
+            for (i, _), labels in zip(some, self._read_together([array for _, array in some]), strict=True):
+                answers[i] = self._one_or_all(labels)
+
+        for i, image in enumerate(images):
+            if isinstance(image, list | tuple | Iterator):
+                answers[i] = self(image)
+                continue
+            array = self._checked(image)
+            size = (array.shape[0], array.shape[1])
+            group = waiting.setdefault(size, [])
+            group.append((i, array))
+            if len(group) >= self._at_once(size):
+                label(waiting.pop(size))
+            elif sum(len(g) * h * w for (h, w), g in waiting.items()) > 4 * self._backend.batch_pixels:
+                label(waiting.pop(max(waiting, key=lambda s: len(waiting[s]) * s[0] * s[1])))
+        for group in waiting.values():
+            label(group)
+        return answers
+
+    def _at_once(self, size: tuple[int, int]) -> int:
+        """How many images of a size the network is given together: those it would otherwise cut or that fill it, 1."""
+        core = self._plan.core
+        whole = core is None or (size[0] <= core[0] and size[1] <= core[1])
+        return max(1, min(MOST_AT_ONCE, self._backend.batch_pixels // (size[0] * size[1]))) if whole else 1
+
+    def _read_together(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+        """{head: labels} of checked images of one size."""
+        if len(arrays) == 1:
+            return [{h: labels for h, (labels,) in self._read_checked(arrays[0], "labels").items()}]
+        if self.before_window:
+            self.before_window()
+        with self._backend.computing():
+            coarse = self._backend.coarse_of(np.stack([self.model.preprocessing(array) for array in arrays]))
+            return [
+                {h: labels for h, (labels,) in read_whole(self._backend, arrays[0].shape, scores, "labels").items()}
+                for scores in ({h: s[i : i + 1] for h, s in coarse.items()} for i in range(len(arrays)))
+            ]
+
     def _read(self, image: Image, readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
+        return self._read_checked(self._checked(image), readout)
+
+    def _checked(self, image: Image) -> NDArray[Any]:
+        """Any accepted image as an H W C array in the range that the network takes; else `DataError`."""
         array = self._array(image)
         mean = float(self.model.preprocessing.mean_pixel().max())
         colours = self.inputs is None or set(self.inputs) <= {"rgb", "hha"}
         refuse_scaled(array, mean, 255 if colours and 2 < mean <= 255 and not self.model.preprocessing.log else 0)
         if self.inputs == ("bands",):
             refuse_unlike(array, self.model.preprocessing)
+        return array
+
+    def _read_checked(self, array: NDArray[Any], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         with self._backend.computing():
             if self._plan.core is None and (found := self._backend.whole(array, readout)) is not None:
                 return found

@@ -38,6 +38,11 @@ class EagerBackend:
         self.inputs = parse(model.name).inputs if isinstance(model, FCN) else None
 
     @property
+    def batch_pixels(self) -> int:
+        # measured: on a CPU 8 images of 128x128 together take half the time, of 256x320 no less than one by one
+        return 1 << 17 if self.device.type == "cpu" else 1 << 22
+
+    @property
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
 

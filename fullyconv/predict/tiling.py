@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fullyconv.models.interface import SegmentationModel
     from fullyconv.runtime.exported import ExportedNetwork
 
-__all__ = ["Backend", "InferenceModel", "Readout", "Scores", "TilePlan", "plan_tiles", "read_tiles"]
+__all__ = ["Backend", "InferenceModel", "Readout", "Scores", "TilePlan", "plan_tiles", "read_tiles", "read_whole"]
 
 Readout = Literal["labels", "scores", "confident labels"]  # what is wanted of the scores
 Scores = Any  # a backend's own arrays: torch's tensors, numpy's
@@ -62,6 +62,10 @@ class Backend(Protocol):
     def precision(self) -> str: ...
     @property
     def chosen(self) -> str: ...
+    @property
+    def batch_pixels(self) -> int:
+        """How many pixels of small images are computed at once where that is quicker than one by one; 0: never."""
+
     @property
     def versions(self) -> dict[str, str]: ...
     def digest(self) -> str:
@@ -162,6 +166,15 @@ def read_tiles(
             else _exact(coarse, backend, rows, columns, readout)
         )
     return _pasted(pieces, size)
+
+
+def read_whole(
+    backend: Backend, shape: tuple[int, ...], scores: Mapping[str, Scores], readout: Readout
+) -> dict[str, tuple[NDArray[Any], ...]]:
+    """What `readout` takes of the coarse scores {head: 1 K h w} of a whole image of H x W (x C) = `shape`."""
+    rows, columns = (Tile(0, length, 0, length) for length in shape[:2])
+    at = _at(backend.network, rows, columns, (0, shape[0]), (0, shape[1]))
+    return {head: backend.read(readout, s, **at) for head, s in scores.items()}
 
 
 def _giving_back(coarse: Coarse) -> Coarse:

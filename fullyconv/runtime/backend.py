@@ -29,6 +29,7 @@ class RuntimeBackend:
     """See `predict.tiling.Backend`, which this is without torch."""
 
     chosen, device = "", "cpu"
+    batch_pixels = 0  # exported files take one image at a time
 
     def __init__(self, network: ExportedNetwork, precision: str) -> None:
         if precision not in ("auto", "fp32", "bf16"):

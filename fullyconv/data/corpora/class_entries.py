@@ -53,7 +53,9 @@ def _pair_row(key: str, entry: Any, file: Path) -> ClassRow:
         return ClassRow(key, colour, None, where)
     if isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry <= 65535:
         return ClassRow(key, None, entry, where, numbered=True)
-    if isinstance(entry, list) and len(entry) == 3 and (colour := colour_of(" ".join(map(str, entry)))):
+    if isinstance(entry, str) and (colour := colour_of(key)):
+        return ClassRow(entry, colour, None, where)
+    if isinstance(entry, list) and len(entry) in (3, 4) and (colour := colour_of(" ".join(map(str, entry)))):
         return ClassRow(key, colour, None, where)
     raise _no_entries(file)
 
@@ -79,7 +81,7 @@ def yaml_rows(file: Path) -> list[ClassRow]:
     if start is None:
         raise DataError(f"{printable(file)} has no list of names; write them in classes.txt, one name a line.")
     inline = lines[start].partition(":")[2].strip()
-    below = list(takewhile(lambda line: line.startswith((" ", "-", "\t")), lines[start + 1 :]))
+    below = list(takewhile(lambda line: line.startswith((" ", "-", "\t", "]", "}")), lines[start + 1 :]))
     if inline[:1] in ("[", "{"):
         whole = " ".join((inline, *map(str.strip, below))).strip()
         if whole[-1] not in "]}":

@@ -11,7 +11,7 @@ from typing import final
 
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.errors import DataError, printable
-from fullyconv.files import read_file
+from fullyconv.files import read_text
 from fullyconv.taxonomy import Colour, Taxonomy
 
 __all__ = ["HEX", "MEANS", "ClassRow", "bare_name", "colour_of", "rows_coding", "table_text", "value_of"]
@@ -85,10 +85,7 @@ def _ignored(row: ClassRow) -> bool:
 
 
 def table_text(file: Path) -> str:
-    try:
-        return read_file(file, _LARGEST).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable(file)} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    return read_text(file, _LARGEST)
 
 
 def value_of(text: str, file: Path) -> int:
@@ -98,11 +95,11 @@ def value_of(text: str, file: Path) -> int:
 
 
 def colour_of(cell: str) -> Colour | None:
-    """#804080, "128 64 128", (128, 64, 128) or [128, 64, 128]; None for anything else."""
+    """#804080, "128 64 128", (128, 64, 128) or [128, 64, 128], alpha behind it or not; None for anything else."""
     if HEX.fullmatch(cell) and (cell.startswith("#") or not cell.isdecimal()):
         plain = cell.lstrip("#")
         return int(plain[:2], 16), int(plain[2:4], 16), int(plain[4:], 16)
-    found = re.fullmatch(r"[(\[]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*[)\]]?", cell)
+    found = re.fullmatch(r"[(\[]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?:[\s,;]+\d{1,3})?\s*[)\]]?", cell)
     if not found or max(map(int, found.groups())) > 255:
         return None
     r, g, b = map(int, found.groups())

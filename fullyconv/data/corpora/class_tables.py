@@ -33,7 +33,7 @@ _RARE = ("codes", "categories", "categorynames", "colormap", "colourmap", "color
 _IDS = ("id2label", "label2id", "idtolabel", "labeltoid", "id2class", "class2id", "idtoclass", "classtoid")
 _INDICES = ("idx2label", "label2idx", "idx2class", "class2idx", "idxtoclass", "classtoidx", "id2name", "name2id")
 _STEMS = (*_PLAIN, *_OTHER, *_RARE, *_IDS, *_INDICES)
-_SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".json", ".yaml", ".yml")
+_SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".json", ".yaml", ".yml", ".clr")
 _YAML = ("data", "dataset")  # data.yaml is a table of classes among other things
 
 
@@ -111,12 +111,46 @@ def _text_rows(file: Path, notes: list[str]) -> list[ClassRow]:
     lines = [(n, line) for n, line in lines if not line.startswith("#") or HEX.match(line)]
     if not lines:
         raise DataError(f"{printable(file)} names no class; write one class name a line.")
+    if rows := _tools_rows(lines, file):
+        return rows
+    lines = _without_frame(lines)
     if cells := _columns(lines, file):
         return _table_rows(cells, file, notes)
     if len(lines) == 1 and "," in lines[0][1] and not re.search(r"\d", lines[0][1]):
         notes.append(f"{printable(file.name)} is one line: its names are parted at the commas.")
-        return [ClassRow(name.strip(), None, None, "line 1") for name in lines[0][1].split(",") if name.strip()]
-    return _plain_rows(lines, file, notes)
+        names = lines[0][1].strip("[]{}() ").split(",")
+        return [ClassRow(bare_name(name), None, None, "line 1") for name in names if name.strip()]
+    return _plain_rows([(n, re.sub(r"\s#\s.*", "", line)) for n, line in lines], file, notes)
+
+
+_NUMBERS_NAME = re.compile(r'^(\d{1,5}(?:[\s,;]+\d+(?:\.\d+)?)+)[\s,;]+"?([^\d\s"].*?)"?$')
+
+
+def _tools_rows(lines: Sequence[_Line], file: Path) -> list[ClassRow]:
+    """Numbers before every name: value r g b alpha (QGIS, GDAL, .clr) and index r g b alpha visible mesh (ITK-SNAP).
+    [] for others that are read; DataError for numbers that nobody knows the meaning of."""
+    lines = [(n, line) for n, line in lines if not line.startswith("INTERPOLATION:")]
+    found = [_NUMBERS_NAME.match(line) for _, line in lines]
+    rows = [(m, re.split(r"[\s,;]+", m[1])) for m in found if m]
+    counts = {len(numbers) for _, numbers in rows}
+    if len(rows) < len(lines) or not rows or counts <= {3, 4}:
+        return []
+    if len(counts) > 1 or not counts <= {5, 7}:
+        raise DataError(
+            f"{printable(file)}, line {lines[0][0]}: {printable(lines[0][1][:60])!r} has {len(rows[0][1])} numbers "
+            "before the name, which may mean anything; write name r g b, or value name."
+        )
+    return [
+        ClassRow(bare_name(m[2]), _bytes(numbers[1:4], n, file), value_of(numbers[0], file), f"line {n}", numbered=True)
+        for (n, _), (m, numbers) in zip(lines, rows, strict=True)
+    ]
+
+
+def _without_frame(lines: Sequence[_Line]) -> list[_Line]:
+    """Lines without the strokes that frame a table (| id | name |, |---|---|)."""
+    if not all("|" in line for _, line in lines):
+        return list(lines)
+    return [(n, line.strip("| ")) for n, line in lines if not re.fullmatch(r"[\s|:+-]+", line)]
 
 
 def _columns(lines: Sequence[_Line], file: Path) -> list[tuple[int, list[str]]]:
@@ -124,7 +158,7 @@ def _columns(lines: Sequence[_Line], file: Path) -> list[tuple[int, list[str]]]:
     csv_named = file.suffix.lower() in (".csv", ".tsv")
     if all(_CVAT.match(line) for _, line in lines):
         return []
-    for sign in "\t;,":
+    for sign in "\t;|,":
         try:
             cells = [(n, [c.strip() for c in next(csv.reader([line], delimiter=sign))]) for n, line in lines]
         except csv.Error as error:
@@ -291,7 +325,7 @@ _NAME_HEX = re.compile(r"^(?P<name>\S.*?)[\s,;:]+(?P<hex>#[0-9a-fA-F]{6})$")
 _HEX_NAME = re.compile(r"^(?P<hex>#[0-9a-fA-F]{6})[\s,;:]+(?P<name>\S.*)$")
 _NUMBERED = re.compile(r"^(\d{1,5})[\s,;:]+(\S.*)$")
 _NUMBERS = re.compile(r"(?<![\w#])\d+(?!\w)")
-_BARE = re.compile(r"^(?P<value>\d{1,5})\s*[\s:,;=\t]\s*(?P<name>[^\d\s].*)$")  # 7 road, 7: road
+_BARE = re.compile(r"^(?P<value>\d{1,5})\s*[\s:,;=\t.)]\s*(?P<name>[^\d\s].*)$")  # 7 road, 7: road, 7. road
 _BARE_LAST = re.compile(r"^(?P<name>[^:,;\t]*[^\d\s:,;\t])\s*[:,;\t]\s*(?P<value>\d{1,5})$")  # road: 7
 _EQUALS = re.compile(r"^(?P<name>.*\S)\s*=\s*(?P<value>\d+)$")  # road = 7
 
@@ -327,7 +361,12 @@ def _is_heading(line: str, following: str) -> bool:
     words = [MEANS.get(re.sub(r"[^a-z]", "", w.lower()), "?") for w in re.split(r"[\s,;:|]+", line) if w]
     whole = MEANS.get(re.sub(r"[^a-z]", "", line.lower()), "?") == "name"
     several = len(words) > 1 and "?" not in words and bool(re.search(r"\d|#", following))
-    return (whole and "name" in line.lower()) or (several and not re.search(r"\d", line))
+    plain = re.sub(r"[^a-z]", "", line.lower())
+    alone = (plain in _HEADINGS and not re.search(r"\d", line)) or (line.endswith(":") and not following.endswith(":"))
+    return (whole and "name" in line.lower()) or alone or (several and not re.search(r"\d", line))
+
+
+_HEADINGS = ("class", "classes", "label", "labels", "category", "categories", "names", "classlabels")
 
 
 def _coloured(n: int, line: str, file: Path, *, numbered: bool) -> ClassRow | None:

@@ -22,6 +22,9 @@ Colour = tuple[int, int, int]
 _PACK = np.array([65536, 256, 1], np.float32)  # (r, g, b) -> one number; below 2^24 every integer is a float32
 
 
+OWN_TABLES = {"nnunet": "dataset.json", "cvat": "labelmap.txt"}  # where a kind's users list their classes
+
+
 @final
 @dataclass(frozen=True)
 class Coding:
@@ -44,8 +47,8 @@ class Coding:
     @property
     def remedy(self) -> str:
         """What to do about a value or colour that is no class."""
-        if not self.kind:
-            return "correct it, or list it in classes.txt"
+        if not self.kind or self.kind in OWN_TABLES:
+            return f"correct it, or list it in {OWN_TABLES.get(self.kind, 'classes.txt')}"
         return f"correct it, or, if it is no {self.kind} label, read your own classes as folder:PATH with a classes.txt"
 
     def lists(self, value: int) -> bool:

@@ -82,7 +82,7 @@ def _coding(classes: int) -> Coding:
     first = classes - 59
     values = dict.fromkeys(range(460), 0 if classes == 60 else 255)
     values |= {value: k + first for k, (_, value) in enumerate(CONTEXT_IDS.values())}
-    return Coding(_taxonomy(classes), values)
+    return Coding(_taxonomy(classes), values, kind="context")
 
 
 def _taxonomy(classes: int) -> Taxonomy:

@@ -28,9 +28,18 @@ from fullyconv.data.corpora.folder_classes import head_coding, not_read
 from fullyconv.data.corpora.folder_lists import listed_parts, parts_by_lists
 from fullyconv.data.corpora.folder_parts import Part, alone_parts, coupled_part, joined, read_part, unused
 from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, by_content, images_of, named, sides_of
-from fullyconv.data.corpora.layout import SUFFIXES, choose_split, holds_images, is_split, looked_at, merge_splits
+from fullyconv.data.corpora.layout import (
+    SUFFIXES,
+    choose_split,
+    holds_images,
+    is_fold,
+    is_split,
+    looked_at,
+    merge_splits,
+    only_folder,
+)
 from fullyconv.data.corpora.pairing import couples
-from fullyconv.errors import DataError, printable
+from fullyconv.errors import DataError, UnknownName, printable
 
 __all__ = ["open_folder", "read_modality", "recognise"]
 
@@ -38,7 +47,7 @@ __all__ = ["open_folder", "read_modality", "recognise"]
 def recognise(root: Path) -> bool:
     """Whether `root` is laid out as one of the folders above."""
     if root.is_file():
-        return root.suffix.lower() in (".csv", ".tsv", ".txt")
+        return root.suffix.lower() in (".csv", ".tsv", ".txt", ".lst")
     return bool(images_of(root) or couples(root, IMAGES, LABELS)) or holds_images(root, 4)
 
 
@@ -148,7 +157,7 @@ def _laid_out(root: Path, fold: str | None) -> tuple[dict[str, Part], list[str]]
         if not parts:
             parts = {s: read_part(root, top / s, s, labels) for s in splits} if splits != [""] else {"": whole}
         return parts, notes + ([note] if note else [])
-    parts = _parts_below(root)
+    parts = _parts_below(root, fold)
     parts |= {s: coupled_part(*folders) for s, folders in couples(root, IMAGES, LABELS).items() if s not in parts}
     parts = parts or _coupled_by_content(root)
     if parts:
@@ -156,7 +165,7 @@ def _laid_out(root: Path, fold: str | None) -> tuple[dict[str, Part], list[str]]
             if holds_images(folder) and not any(folder in (f, *f.parents) for p in parts.values() for f in p.files()):
                 parts |= {f"{folder.name}/{s}" if s else folder.name: p for s, p in alone_parts(folder).items()}
         return parts, []
-    if inner := _only_folder(root):
+    if inner := only_folder(root):
         parts, notes = _laid_out(inner, fold)
         if set(parts) != {""} or parts[""].labels:
             return parts, notes
@@ -167,19 +176,55 @@ def _laid_out(root: Path, fold: str | None) -> tuple[dict[str, Part], list[str]]
     return listed or parts, notes
 
 
-def _parts_below(root: Path, levels: int = 3) -> dict[str, Part]:
+def _parts_below(root: Path, fold: str | None, levels: int = 3) -> dict[str, Part]:
     """Parts of the folders below `root` in which images and labels lie, by the folders named as splits on the way to
     them (else by the first folder): Train/Urban/images and Train/Rural/images are one split."""
     found: dict[str, dict[str, Part]] = {}
-    for folder in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
-        for at in _sided(folder, levels):
-            names = at.relative_to(root).parts
-            k = next((k for k, n in enumerate(names) if is_split(n)), 0)
-            top, labels, note = sides_of(at) or (at, None, "")
-            part = read_part(at, top, "", labels)
-            part.notes += [note] if note else []
-            found.setdefault(names[k], {})["/".join((*names[:k], *names[k + 1 :]))] = part
+    ways = [(at, s) for d in _plain_folders(root) for at in _sided(d, levels) for s in _named_splits(at)]
+    for at, split in _of_one_fold(root, ways, fold):
+        names = (*at.relative_to(root).parts, *([split] if split else []))
+        k = next((k for of in (_is_usual, is_split) for k, n in enumerate(names) if of(n)), 0)
+        top, labels, note = sides_of(at) or (at, None, "")
+        part = read_part(at, top / split if split else top, split, labels)
+        part.notes += [note] if note else []
+        found.setdefault(names[k], {})["/".join((*names[:k], *names[k + 1 :]))] = part
     return {split: joined(parts) for split, parts in found.items()}
+
+
+def _plain_folders(root: Path) -> list[Path]:
+    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def _is_usual(name: str) -> bool:
+    """Whether a name is that of a split and no fold's."""
+    return is_split(name) and not is_fold(name)
+
+
+def _named_splits(at: Path) -> list[str]:
+    """The splits below the images of a folder (fold0/images/train); "" where it is one whole."""
+    top, labels, _ = sides_of(at) or (at, None, "")
+    return [s for s in _splits_below(at, top, labels) if is_split(s)] or [""]
+
+
+def _of_one_fold(root: Path, ways: Sequence[tuple[Path, str]], fold: str | None) -> list[tuple[Path, str]]:
+    """`ways` to parts, those of one fold where each fold has splits of its own (fold0/train, fold0/val)."""
+    folds: dict[str, list[tuple[Path, str]]] = {}
+    for at, split in ways:
+        names = (*at.relative_to(root).parts, split)
+        if any(map(_is_usual, names)) and (name := next(filter(is_fold, names), "")):
+            folds.setdefault(name, []).append((at, split))
+    if not folds:
+        return list(ways)
+    if fold is None:
+        shown = ", ".join(map(printable, list(folds)[:4])) + (" ..." if len(folds) > 4 else "")
+        raise DataError(
+            f"{printable(root)} holds {len(folds)} folds with splits of their own ({shown}); choose one, as in "
+            f"folder,fold={printable(next(iter(folds)))}:{printable(root)}."
+        )
+    chosen = next((n for n in folds if n == fold or n.lower().strip("fold_- ") == fold.strip("fold_- ")), None)
+    if chosen is None:
+        raise UnknownName("fold", fold, list(folds))
+    return folds[chosen]
 
 
 def _sided(folder: Path, levels: int) -> list[Path]:
@@ -207,14 +252,6 @@ def _split_in(name: str) -> str:
     """The split that a name begins or ends with; "" for none."""
     cuts = [name[:k] for k in range(len(name), 2, -1)] + [name[k:] for k in range(1, len(name) - 2)]
     return next((c for c in cuts if is_split(c)), "")
-
-
-def _only_folder(root: Path) -> Path | None:
-    """The one folder in `root` that everything lies in, as an archive unpacks."""
-    if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
-        return None
-    inner = [d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".") and holds_images(d, 4)]
-    return inner[0] if len(inner) == 1 and not is_split(inner[0].name) and not inner[0].is_symlink() else None
 
 
 def _splits_below(root: Path, top: Path, labels: Path | None) -> list[str]:

@@ -45,7 +45,8 @@ def head_coding(
     return replace(coding, colours={}), tuple(notes)  # beside index labels colours tell what a palette's index is
 
 
-_TEXTS = (".json", ".yaml", ".yml", ".csv", ".tsv", ".names", ".toml", ".xml", ".ini")
+_TEXTS = (".json", ".yaml", ".yml", ".csv", ".tsv", ".names", ".toml", ".xml", ".ini", ".xls", ".xlsx", ".ods",
+          ".pbtxt", ".qml", ".lut", ".clr", ".md")  # fmt: skip
 
 
 def not_read(folders: Sequence[Path]) -> list[str]:

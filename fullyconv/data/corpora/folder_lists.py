@@ -29,8 +29,14 @@ def parts_by_lists(
 
     folders   the splits are folders: lists that name images otherwise are left out, not refused.
     """
-    found, notes = _lists(root, whole) if fold is None else (_fold_lists(root, fold), [])
+    found, notes = _lists(root, whole)
+    table = next((p for p in found if _fold_column(read_table(p))), None)
+    if fold is not None and table is None:
+        found, notes = _fold_lists(root, fold), []
     try:
+        if table is not None:
+            listed, said = _by_fold_column(table, fold, root)
+            return {s: _listed_part(root, top, table, rows, whole) for s, rows in listed.items()}, notes + said
         parts = {s: _listed_part(root, top, p, rows, whole) for p in found for s, rows in _split_rows(p).items()}
     except (MissingInput, DataError) as error:
         if not folders:
@@ -45,7 +51,7 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
     notes: list[str] = []
     for place in _PLACES:
         folder = root / place
-        files = sorted(f for e in ("*.txt", "*.csv", "*.tsv") for f in folder.glob(e)) if folder.is_dir() else []
+        files = _texts(folder)
         good: list[Path] = []
         for file in (f for f in files if not f.is_dir() and _may_be_list(f)):
             if not file.is_file() and not is_split(file.stem):
@@ -59,6 +65,7 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
         if good and lists:
             notes.append(_not_used(good, root))
         lists = lists or good
+    notes += _elsewhere(root, whole)
     if folds := _folds(root):
         shown = ", ".join(map(printable, list(folds)[:4])) + (" ..." if len(folds) > 4 else "")
         notes.append(
@@ -68,12 +75,53 @@ def _lists(root: Path, whole: Part) -> tuple[list[Path], list[str]]:
     return lists, notes
 
 
+_ENDINGS = ("*.txt", "*.csv", "*.tsv", "*.lst")
+
+
+def _texts(folder: Path) -> list[Path]:
+    return sorted(f for e in _ENDINGS for f in folder.glob(e)) if folder.is_dir() else []
+
+
+def _elsewhere(root: Path, whole: Part) -> list[str]:
+    """Notes of the lists in folders where none are looked for (kfold/train_fold0.txt); a few texts of each are read."""
+    known = {(root / p).resolve() for p in _PLACES}
+    found: list[Path] = []
+    for folder in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
+        if folder.resolve() not in known and not _has_role(folder) and not is_split(folder.name):
+            texts = [f for f in _texts(folder)[:20] if f.is_file() and _may_be_list(f)]
+            found += [f for f in texts if _names_images(root, f, whole)]
+    return [_not_used(found, root)] if found else []
+
+
+def _fold_column(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The folds of a table with a column of them and none of splits."""
+    if not rows or "fold" not in rows[0] or "split" in rows[0]:
+        return []
+    return sorted({row.get("fold", "") for row in rows}, key=lambda f: (len(f), f))
+
+
+def _by_fold_column(file: Path, fold: str | None, root: Path) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
+    """{"val": rows of the fold, "train": the others}; all as one where no fold is chosen, which a note says."""
+    rows = read_table(file)
+    folds = _fold_column(rows)
+    if fold is None:
+        shown = ", ".join(map(printable, folds[:4])) + (" ..." if len(folds) > 4 else "")
+        note = f"the column fold of {printable(file.name)} is not used ({shown}); measure on one of them with "
+        return {"": rows}, [note + f"folder,fold={printable(folds[0])}:{printable(root)}"]
+    if fold not in folds:
+        raise UnknownName("fold", fold, folds)
+    return {
+        "train": [r for r in rows if r.get("fold", "") != fold],
+        "val": [r for r in rows if r.get("fold", "") == fold],
+    }, []
+
+
 def _folds(root: Path) -> dict[str, list[Path]]:
     """The lists of splits that lie in a folder of their own (splits/fold0/train.txt), by its name."""
     found: dict[str, list[Path]] = {}
     for place in _PLACES[:5]:
-        for ending in ("txt", "csv", "tsv"):
-            for file in sorted((root / place).glob(f"*/*.{ending}")):
+        for ending in _ENDINGS:
+            for file in sorted((root / place).glob(f"*/{ending}")):
                 if is_split(file.stem) and (place or is_split(file.parent.name)) and not _has_role(file.parent):
                     found.setdefault(file.parent.name, []).append(file)
     return dict(sorted(found.items()))

@@ -13,7 +13,7 @@ from fullyconv.data.corpora.layout import SUFFIXES, list_files
 from fullyconv.errors import FullyconvError
 from fullyconv.files import open_regular
 
-__all__ = ["Foreign", "foreign_labels", "head_of", "is_map", "is_outline"]
+__all__ = ["MAPS", "Foreign", "foreign_labels", "head_of", "is_map", "is_outline"]
 
 _PART = 65536  # bytes of a file that are looked at
 
@@ -32,7 +32,7 @@ def head_of(file: Path, size: int = _PART) -> bytes:
     """The first bytes of a regular file; b"" for anything else."""
     try:
         with os.fdopen(open_regular(file), "rb") as handle:
-            return handle.read(size)
+            return handle.read(size).removeprefix(b"\xef\xbb\xbf")
     except (FullyconvError, OSError):
         return b""
 
@@ -53,7 +53,7 @@ def _ending(*suffixes: str) -> Callable[[Path], bool]:
 _OUTLINE = re.compile(rb"\s*\d+( +-?\d*\.?\d+(e-?\d+)?){6,}\s*(\n|$)")
 _BOX = re.compile(rb"\s*\d+( +-?\d*\.?\d+(e-?\d+)?){4}\s*(\n|$)")
 _COCO = "Export them as COCO, put the JSON beside the images, and read it as coco:PATH."
-_MAPS = "Write them as label maps (PNG of class ids, 0, 1, 2, ...) of the images' names into labels/."
+MAPS = "Write them as label maps (PNG of class ids, 0, 1, 2, ...) of the images' names into labels/."
 _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
     ("VIA projects", _json_of("_via_img_metadata"), f"VGG Image Annotator exports COCO: {_COCO}"),
     ("VIA regions", _json_of("regions", "shape_attributes"), f"VGG Image Annotator exports COCO: {_COCO}"),
@@ -64,6 +64,10 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
         _json_of("image", "annotations", "segmentation", "predicted_iou"),
         "They say where something is and not what: give each a class in a labelling tool, and export COCO.",
     ),
+    ("Label Studio tasks", _json_of("data", "annotations", "result"),
+     "Export the project as JSON (one list of all tasks), and read it as labelstudio:PATH."),
+    ("Label Studio annotations", _json_of("task", "result", "completed_by"),
+     "Export the project as JSON (one list of all tasks), and read it as labelstudio:PATH."),
     ("Labelbox rows", _ending(".ndjson"), f"Labelbox exports COCO: {_COCO}"),
     ("lines of YOLO outlines", is_outline,
      "Put the images into images/, these into labels/, and the names into data.yaml: read it as yolo:PATH."),
@@ -72,11 +76,11 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], str], ...] = (
     ("Pascal VOC boxes", lambda f: f.suffix == ".xml" and b"<bndbox>" in head_of(f),
      "Boxes are no labels of pixels: outline the objects in a labelling tool."),
     ("ADE20K masks in colour", _ending("_seg.png"),
-     f"The full ADE20K codes classes in red and green: take the scene parsing benchmark (ade20k:PATH). Or: {_MAPS}"),
+     f"The full ADE20K codes classes in red and green: take the scene parsing benchmark (ade20k:PATH). Or: {MAPS}"),
     ("JSON files", _ending(".json"), f"If their tool exports COCO or labelme: {_COCO}"),
     ("NumPy arrays", _ending(".npy"), "Put them, H x W of class ids each, under the images' names into labels/.", ),
-    ("NumPy archives", _ending(".npz"), _MAPS),
-    ("MATLAB files", _ending(".mat"), _MAPS),
+    ("NumPy archives", _ending(".npz"), MAPS),
+    ("MATLAB files", _ending(".mat"), MAPS),
     ("volumes", _ending(".nii", ".nii.gz", ".nrrd", ".mha"), "Write their slices as PNG: images and label maps."),
     ("XML files", _ending(".xml"), f"If their tool exports COCO: {_COCO}"),
 )  # fmt: skip

@@ -21,10 +21,12 @@ __all__ = [
     "LeftOut",
     "choose_split",
     "holds_images",
+    "is_fold",
     "is_split",
     "list_files",
     "looked_at",
     "merge_splits",
+    "only_folder",
     "paths_meant",
     "read_lines",
     "read_table",
@@ -181,13 +183,18 @@ class NoSplits(UnknownName):
 def role(split: str) -> str:
     """ "train", "val" or "test" for every usual name of it (Training, valid, val2017, test_set, ...); any other name
     itself."""
-    plain = re.sub(r"[-_ ]?(set|data|split|20\d\d)$", "", split.lower())
+    plain = re.sub(r"[-_ ]?(set|data|split|list|files|ids|20\d\d)$", "", split.lower())
     return next((names[0] for names in _ALIASES if plain in names), split)
 
 
 def is_split(name: str) -> bool:
     """Whether a folder or list of this name is a split: one of the usual names, or a fold's."""
-    return role(name) in ("train", "val", "test", "trainval") or bool(_FOLD.fullmatch(name))
+    return role(name) in ("train", "val", "test", "trainval") or is_fold(name)
+
+
+def is_fold(name: str) -> bool:
+    """Whether a folder or list of this name is a fold: fold_0, split1, cv-2."""
+    return bool(_FOLD.fullmatch(name))
 
 
 def choose_split(found: Sequence[str], split: str | None, root: Path) -> tuple[str, ...]:
@@ -275,6 +282,15 @@ def _two_paths(line: str) -> list[str]:
 
 _ENDING = "|".join(re.escape(s) for s in SUFFIXES)
 _TWO_IMAGES = re.compile(rf"^(.*?(?:{_ENDING}))\s+(\S.*(?:{_ENDING}))$", re.IGNORECASE)
+
+
+def only_folder(root: Path) -> Path | None:
+    """The one folder in `root` that all images lie in, as an archive unpacks; None where images lie beside it, or it is
+    named as a split or linked."""
+    if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
+        return None
+    inner = [d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".") and holds_images(d, 4)]
+    return inner[0] if len(inner) == 1 and not is_split(inner[0].name) and not inner[0].is_symlink() else None
 
 
 def looked_at(root: Path, most: int = 8) -> str:

@@ -86,7 +86,7 @@ def _coding(stated: Any, file: Path) -> Coding:
     names = [values[v] for v in sorted(values) if values[v] != "ignore"]
     taxonomy = Taxonomy(tuple(names))
     ids = {n: k for k, n in enumerate(names)} | {"ignore": taxonomy.ignore}
-    return Coding(taxonomy, {v: ids[n] for v, n in values.items()})
+    return Coding(taxonomy, {v: ids[n] for v, n in values.items()}, kind="nnunet")
 
 
 def _cases(root: Path, part: str) -> tuple[dict[str, dict[str, Path]], list[str]]:

@@ -82,7 +82,7 @@ def _open_folders(base: Path, split: str | None, root: Path) -> Dataset:
     for s in (c for c in chosen if c in splits):
         for r in _folder_records(base, splits[s], s):
             rows.append(Record(record_name(s, r.name), r.inputs, r.labels))
-    coding = Coding(NYUD40, {0: 255, **{k + 1: k for k in range(40)}})
+    coding = Coding(NYUD40, {0: 255, **{k + 1: k for k in range(40)}}, kind="nyud")
     reader = Labels({"semantic": coding}, {"semantic": "segmentation"})
     taxonomies = unlabelled(rows, {"semantic": NYUD40})
     return Dataset("nyud", base, name, rows, taxonomies, _Modalities(), reader)
@@ -145,7 +145,7 @@ def _open_file(file: Path, split: str | None, root: Path, mapping: str | Path | 
         for s in chosen
         for n in (splits or every)[s]
     ]
-    reader = _Frames(file, Coding(NYUD40, values))
+    reader = _Frames(file, Coding(NYUD40, values, kind="nyud"))
     return Dataset("nyud", file.parent, name or "all", rows, {"semantic": NYUD40}, reader, reader.labels)
 
 

@@ -70,8 +70,8 @@ def _reader() -> Labels:
     """Stored 1.. become 0..; 0 and the geometric -1 are void."""
     return Labels(
         {
-            "semantic": Coding(SIFTFLOW, {0: 255, **{k + 1: k for k in range(33)}}),
-            "geometric": Coding(SIFTFLOW_GEOMETRIC, {0: 255, 1: 255, **{k + 2: k for k in range(3)}}),
+            "semantic": Coding(SIFTFLOW, {0: 255, **{k + 1: k for k in range(33)}}, kind="siftflow"),
+            "geometric": Coding(SIFTFLOW_GEOMETRIC, {0: 255, 1: 255, **{k + 2: k for k in range(3)}}, kind="siftflow"),
         },
         {"semantic": "S", "geometric": "S"},
         {"geometric": 1},

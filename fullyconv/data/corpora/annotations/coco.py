@@ -22,6 +22,7 @@ from fullyconv.data.corpora.annotations.paint import (
     classes_of,
     find_image,
     image_folder,
+    listed_name,
     one_of,
     read_json,
     read_rgb,
@@ -93,7 +94,7 @@ def open_coco(
     notes = (f"overlaps: {covers}; crowds: {said}; what no annotation covers is background.", *unused.notes())
     entries = {p.name: Entry(p.size, tuple(p.shapes), order == "area") for p in of_image.values()}
     if bare := sum(not p.shapes for p in entries.values()):
-        notes += (f"images without an annotation, all background: {bare} of {len(entries)}.",)
+        notes += (f"images without an annotation that is used, all background: {bare} of {len(entries)}.",)
     painter = Painter(taxonomy, entries, draw_shapes, ids)
     return Dataset("coco", _base(root), chosen[0], rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 
@@ -139,7 +140,7 @@ def _categories(found: Any, file: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for category in found["categories"]:
         k, name = _id(category, "id"), category.get("name") if isinstance(category, Mapping) else None
-        said = name if isinstance(name, str) else short(name)
+        said = name.strip() if isinstance(name, str) else short(name)
         if not isinstance(k, int) or not isinstance(name, str | int) or categories.setdefault(k, said) != said:
             raise DataError(
                 f"{printable(file)}: the category {short(k if k is not None else said)} has no whole number as its id, "
@@ -150,9 +151,11 @@ def _categories(found: Any, file: Path) -> dict[int, str]:
 
 
 def _id(value: Any, key: str) -> int | str | None:
-    """A whole number or a text under `key`, else None: NaN and lists identify nothing. 3.0 is 3."""
+    """A whole number or a text under `key`, else None: NaN and lists identify nothing. 3.0 and "3" (VIA's) are 3."""
     found = value.get(key) if isinstance(value, Mapping) else None
     if isinstance(found, float) and found.is_integer():
+        return int(found)
+    if isinstance(found, str) and re.fullmatch(r"0|[1-9]\d{0,17}", found):
         return int(found)
     return found if isinstance(found, int | str) and not isinstance(found, bool) else None
 
@@ -174,7 +177,7 @@ def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tup
     refuse_shared(((n.replace("\\", "/"), p) for n, p in paths.items()), file)
     rows: list[Record] = []
     of_image: dict[Any, _Image] = {}
-    for name, key in zip(listed, unique_names(list(listed)), strict=True):
+    for name, key in zip(listed, unique_names([listed_name(n, paths[n]) for n in listed]), strict=True):
         sizes = {_size(image, paths[name], file) for image in listed[name]}
         if len(sizes) > 1:
             raise DataError(f"{printable(file)} lists {short(name)!r} with sizes that differ; correct it there.")
@@ -201,6 +204,9 @@ def _listed(images: list[Any], file: Path) -> dict[str, list[Any]]:
     listed: dict[str, list[Any]] = {}
     for image in images:
         key = _id(image, "id")
+        address = image.get("coco_url") if isinstance(image, Mapping) else None  # LVIS names files so alone
+        if key is not None and isinstance(address, str) and image.get("file_name") is None:
+            image["file_name"] = address
         if key is None or not isinstance(image.get("file_name"), str):
             who = short(key if key is not None else image)
             raise DataError(f"{printable(file)}: the image {who} lacks an id or a file_name; correct it there.")

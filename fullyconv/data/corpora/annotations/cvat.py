@@ -36,7 +36,7 @@ from fullyconv.data.corpora.annotations.shapes import Entry, Runs, Unused, draw_
 from fullyconv.data.corpora.class_tables import read_classes
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.corpus import Labels, choose_kind
-from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits, read_lines
+from fullyconv.data.corpora.layout import SUFFIXES, list_files, looked_at, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.files import read_ends, read_file
 from fullyconv.taxonomy import Colour
@@ -91,6 +91,7 @@ def _open_masks(root: Path, split: str | None, folder: Path) -> Dataset:
     everything = set(unlisted)
     for s in chosen:
         for n in read_lines(lists[s]) if s else sorted(everything):
+            n = str(Path(n).with_suffix("")) if Path(n).suffix.lower() in SUFFIXES and n not in exact else n
             found = exact.get(n) or bare.get(Path(n).name, [])
             label = labels / f"{n}.png"
             if len(found) != 1 or not os.path.isfile(label):
@@ -126,7 +127,7 @@ def _label_map(file: Path) -> Coding:
     codes = {colours[n]: ids[n] for n in names}
     codes.setdefault((0, 0, 0), 0)
     codes.setdefault(_BORDER, taxonomy.ignore)
-    return Coding(taxonomy, {}, codes)
+    return Coding(taxonomy, {}, codes, "cvat")
 
 
 # ---- CVAT for images 1.1 ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ without one (skipped, never opened, only predicted) is no image to learn from. W
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,11 +102,16 @@ def open_labelstudio(
     for (task, place), path, key in zip(wanted, paths, keys, strict=True):
         rows.append(Record(key, {"rgb": path}, {"semantic": file}))
         of_task.setdefault(id(task), {})[place] = key
+    faulty: set[str] = set()
     for task in tasks:
         by_key: dict[str, tuple[Path, list[Any]]] = {k: (path_of[k], []) for k in of_task.get(id(task), {}).values()}
         for region in task.regions:
-            _place(region, task, of_task.get(id(task), {}), bound, by_key, ids, unused)
+            faulty |= _place(region, task, of_task.get(id(task), {}), bound, by_key, ids, unused)
         entries |= {key: Entry(path, tuple(shapes)) for key, (path, shapes) in by_key.items()}
+    for key in sorted(key for key in faulty if not entries[key].shapes):  # no image of background alone
+        unused.add("images none of whose regions can be painted", key)
+        rows = [row for row in rows if row.name != key]
+        del entries[key]
     notes = ("later regions cover earlier ones; what no region covers is background.", *unused.notes())
     if bare := sum(not e.shapes for e in entries.values()):
         notes += (f"images submitted without a region, all background: {bare} of {len(entries)}.",)
@@ -138,8 +144,8 @@ def _place(
     by_key: Mapping[str, tuple[Path, list[Any]]],
     ids: Mapping[str, int],
     unused: Unused,
-) -> None:
-    """The region's shape to the image that it names, or counted."""
+) -> set[str]:
+    """The region's shape to the image that it names, or counted; the image whose region cannot be painted."""
     who = f"{short(region.who)} of task {task.who}"
     fields = bound.get(region.to_name, sorted({key for key, _ in keys}))
     places = [place for place in keys if place[0] in fields and place[1] == region.item]
@@ -152,6 +158,8 @@ def _place(
         shapes.append((ids[region.label], shape_of(region, image_size(path))))
     except BadShape as error:
         unused.add(f"regions {error.reason}", who)
+        return {keys[place] for place in places} if region.label else set()
+    return set()
 
 
 def _tasks(found: Any, file: Path, unused: Unused, proposed: bool) -> list[_Task]:
@@ -299,6 +307,8 @@ class _Finder:
         """What identifies the image in the task."""
         try:
             parts = urlsplit(name)
+            if stored := parse_qs(parts.query).get("fileuri"):  # /tasks/1/resolve/?fileuri=, the address in base64
+                return unquote(urlsplit(base64.urlsafe_b64decode(stored[0] + "===").decode()).path)
             return parse_qs(parts.query).get("d", [unquote(parts.path)])[0].replace("\\", "/")
         except ValueError:  # http://[bad
             return name.replace("\\", "/")

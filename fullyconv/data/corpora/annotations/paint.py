@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +87,14 @@ class Painter:
             ) from error
 
 
+def listed_name(name: str, file: Path) -> str:
+    """What a listed image is called: as it is listed, or by its file where it is listed by an address or by a path of
+    another machine."""
+    plain = name.replace("\\", "/")
+    away = PurePosixPath(plain).is_absolute() or PureWindowsPath(plain).drive or "://" in plain
+    return file.name if away or file.suffix != PurePosixPath(plain).suffix else name
+
+
 def unique_names(listed: Sequence[str]) -> list[str]:
     """A record name for each image: its path without suffix, or (a/1_jpg, a/1_png) with it where stems are shared."""
     plain = [PurePosixPath(safe_name(n.replace("\\", "/"))) for n in listed]
@@ -134,22 +144,26 @@ def read_json(file: Path, what: str) -> Any:
 
 def inside(folder: Path, name: str) -> Path:
     """`folder`/`name` for a name from a foreign file; DataError if it leads out of the folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+    plain = name.replace("\\", "/")
+    if _leads_out(plain):
         raise DataError(
             f"The image {printable(name)[:200]!r} lies outside {printable(folder)}; put it inside and export again."
         )
-    return folder / path
+    return folder / plain
 
 
 def find_image(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], source: Path) -> Path:
-    """The image a foreign file names: below one of `folders`, else the one file of that name."""
-    for folder in folders:
-        path = inside(folder, name)
-        if os.path.isfile(path):  # False for names that no file can have
-            return path
-    found = by_name.get(PurePosixPath(name.replace("\\", "/")).name)
+    """The image a foreign file names: below one of `folders`, else the one file of that name, however the path before
+    it was written on another machine (a drive, an address, %20 for a blank, capitals)."""
+    meant = _names_meant(name)
+    for plain in meant:
+        for folder in folders:
+            if not _leads_out(plain) and os.path.isfile(folder / plain):  # False for names that no file can have
+                return folder / plain
+    bare = [PurePosixPath(plain).name for plain in meant]
+    found = next((by_name[n] for of in (str, str.lower) for n in map(of, bare) if n in by_name), None)
     if found is None:
+        inside(folders[0], name)
         raise MissingInput(
             f"{printable(source)} names the image {printable(name)[:200]!r}, which is not in "
             f"{printable(folders[0])}; put it there, or say where the images are (KIND,images=PATH:EXPORT)."
@@ -157,15 +171,27 @@ def find_image(name: str, folders: Sequence[Path], by_name: Mapping[str, Path], 
     return found
 
 
+def _names_meant(name: str) -> list[str]:
+    """A name as it stands with / for \\, then as the path of an address, then with its %20 as blanks."""
+    plain = name.replace("\\", "/")
+    path = re.sub(r"[?#].*", "", plain) if re.match(r"\w{2,}://", plain) else plain
+    return list(dict.fromkeys((plain, path, unquote(path))))
+
+
+def _leads_out(plain: str) -> bool:
+    path = PurePosixPath(plain)
+    drive = PureWindowsPath(plain).drive
+    return not plain or path.is_absolute() or bool(drive) or ".." in path.parts or "\0" in plain
+
+
 def by_name(files: Iterable[Path]) -> dict[str, Path]:
-    """file name -> file, for the names that only one file has."""
-    found: dict[str, Path] = {}
-    twice: set[str] = set()
+    """file name -> file, for the names that only one file has; in small letters too, where only one has it so."""
+    exact: dict[str, list[Path]] = {}
+    small: dict[str, list[Path]] = {}
     for file in files:
-        if file.name in found:
-            twice.add(file.name)
-        found[file.name] = file
-    return {n: f for n, f in found.items() if n not in twice}
+        exact.setdefault(file.name, []).append(file)
+        small.setdefault(file.name.lower(), []).append(file)
+    return {n: some[0] for found in (small, exact) for n, some in found.items() if len(some) == 1}
 
 
 def image_folder(root: Path, images_option: str | Path | None) -> Path:

@@ -18,7 +18,8 @@ import numpy as np
 
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
-from fullyconv.data.corpora.annotations.raster import Patch, Size, coco_patch, coco_union
+from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size, coco_patch, coco_union
+from fullyconv.data.corpora.annotations.shapes import Unused, ring
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
 from fullyconv.errors import DataError, printable
@@ -57,6 +58,7 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
     entries: dict[str, Any] = {}
     notes = ["later objects cover earlier ones; what no object covers is background."]
     left: Counter[str] = Counter()
+    unused = Unused()
     for s in chosen:
         images = {p.relative_to(parts[s] / "img").as_posix(): p for p in list_files(parts[s] / "img")}
         stems = Counter(Path(n).with_suffix("").as_posix() for n in images)
@@ -65,10 +67,11 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
             key = record_name(s, stem if stems[stem] == 1 else listed.replace(".", "-"))
             file, value = found[s].get(listed, (None, None))
             rows.append(Record(key, {"rgb": image}, {"semantic": file} if file else {}))
-            entries[key] = value
             left.update(str(o.get("geometryType")) for o in (value or {}).get("objects", ()) if not _has_area(o))
+            entries[key] = value and {**value, "objects": _painted(value, key, unused)}
         lost = [f for n, (f, _) in found[s].items() if n not in images]
         notes += [f"{len(lost)} annotations have no image ({printable(lost[0].name)}): left out."] if lost else []
+    notes += unused.notes()
     if left:
         said = ", ".join(f"{n} {printable(what)}" for what, n in sorted(left.items()))
         notes.append(f"objects without an area are left out: {said}.")
@@ -79,16 +82,24 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
 
 
 def _parts(root: Path) -> dict[str, Path]:
+    """{data set: its folder}; those in another's datasets/ are called OUTER/INNER."""
+
     def good(folder: Path) -> bool:
         return (folder / "img").is_dir() and (folder / "ann").is_dir()
 
-    if good(root):
-        return {"": root}
-    return {d.name: d for d in sorted(root.iterdir()) if d.is_dir() and good(d)}
+    def below(folder: Path, outer: str, levels: int) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for d in sorted(d for d in folder.iterdir() if d.is_dir() and not d.is_symlink()):
+            found |= {f"{outer}{d.name}": d} if good(d) else {}
+            inner = d / "datasets"
+            found |= below(inner, f"{outer}{d.name}/", levels - 1) if levels and inner.is_dir() else {}
+        return found
+
+    return {"": root} if good(root) else below(root, "", 4)
 
 
 def _annotations(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """{image's name: (file, contents)} of ann/: X.jpg.json belongs to X.jpg."""
+    """{image's name: (file, contents)} of ann/: X.jpg.json belongs to X.jpg, or X.json."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in list_files(folder / "ann", (".json",)):
         value = read_json(file, "Supervisely annotation")
@@ -96,6 +107,13 @@ def _annotations(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             raise DataError(f"{printable(file)} lists no objects; it is no annotation of Supervisely's.")
         value["objects"] = [o for o in value["objects"] if isinstance(o, dict)]
         found[file.relative_to(folder / "ann").as_posix().removesuffix(".json")] = file, value
+    images = {p.relative_to(folder / "img").as_posix() for p in list_files(folder / "img")}
+    stems: dict[str, list[str]] = {}
+    for name in images - found.keys():
+        stems.setdefault(name.rpartition(".")[0], []).append(name)
+    for stem, names in stems.items():  # X.json belongs to X.jpg, of old
+        if stem in found and len(names) == 1:
+            found[names[0]] = found.pop(stem)
     return found
 
 
@@ -125,6 +143,30 @@ def _title(thing: Mapping[str, Any]) -> str:
 
 def _has_area(thing: Mapping[str, Any]) -> bool:
     return thing.get("geometryType") in _AREAS
+
+
+def _painted(value: Mapping[str, Any], name: str, unused: Unused) -> list[Mapping[str, Any]]:
+    """The objects that have an area; those whose outline is none are counted."""
+    try:
+        size = checked_size(value["size"]["height"], value["size"]["width"])
+    except (DataError, KeyError, TypeError):
+        return list(value["objects"])  # said when it is read
+    good = []
+    for k, thing in enumerate(value["objects"], 1):
+        try:
+            if _has_area(thing) and thing["geometryType"] != "bitmap":
+                points = thing.get("points")
+                outline = points.get("exterior") if isinstance(points, Mapping) else None
+                if thing["geometryType"] == "polygon":
+                    ring(outline, size)
+                elif np.asarray(outline, np.float64).shape != (2, 2):
+                    raise BadShape("of other than two corners")
+        except (BadShape, TypeError, ValueError, OverflowError) as error:
+            reason = error.reason if isinstance(error, BadShape) else "with points that are no numbers"
+            unused.add(f"{thing['geometryType']}s {reason}", f"object {k} of {name}")
+        else:
+            good.append(thing)
+    return good
 
 
 def _draw(entry: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Patch]]]:

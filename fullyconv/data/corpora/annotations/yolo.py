@@ -24,7 +24,7 @@ from fullyconv.data.corpora.folder_roles import images_of
 from fullyconv.data.corpora.foreign import is_outline
 from fullyconv.data.corpora.layout import choose_split, list_files, looked_at, merge_splits, stems
 from fullyconv.errors import DataError, printable
-from fullyconv.files import read_file
+from fullyconv.files import read_text
 from fullyconv.images import image_size
 
 __all__ = ["open_yolo", "recognise"]
@@ -126,10 +126,7 @@ def _texts(folder: Path, left: Counter[str]) -> dict[str, tuple[Path, list[_Shap
 
 def _shapes(file: Path, left: Counter[str]) -> list[_Shape]:
     found: list[_Shape] = []
-    try:
-        lines = read_file(file, _LARGEST).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable(file)} is no text; export the labels again.") from error
+    lines = read_text(file, _LARGEST).splitlines()
     for n, line in enumerate(lines, 1):
         words = line.split()
         if not words:
@@ -143,6 +140,11 @@ def _shapes(file: Path, left: Counter[str]) -> list[_Shape]:
             raise DataError(
                 f"{printable(file)}, line {n}: {printable(line[:60])!r} is no class and outline (class x y x y x y, "
                 "in shares of the image); correct it."
+            )
+        if len(values) and (values.min() < -1 or values.max() > 2):
+            raise DataError(
+                f"{printable(file)}, line {n}: its points reach {values.min():g}..{values.max():g}, and YOLO writes "
+                "shares of the image's sides, 0..1; divide them by its width and height."
             )
         if len(values) == 4:
             left["boxes"] += 1
