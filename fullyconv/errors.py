@@ -133,6 +133,7 @@ EXTRAS: dict[str, str] = {
     "shapely": "geo",
     "pyogrio": "geo",
     "av": "video",
+    "ray": "ray",
     "pycocotools": "coco",
     "huggingface_hub": "hub",
     "onnx": "export",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fullyconv.cli.options import MaxPixels
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.terminal import say
+
+if TYPE_CHECKING:
+    from fullyconv.predict import Predictor
+    from fullyconv.predict.machines import Machines
 
 __all__ = ["predict"]
 
@@ -69,7 +73,8 @@ def predict(
     engine: Annotated[
         str,
         typer.Option(
-            help="torch, onnxruntime, or auto: for 16 photos or more, or a video, what is measured to be quicker here."
+            help="torch, onnxruntime, or auto: for 16 photos or more, or a video, what is measured to be quicker here. "
+            "ray: torch on the machines of a cluster."
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
@@ -77,6 +82,12 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out what an earlier run finished, unchanged since.")
     ] = (False),
+    address: Annotated[
+        str,
+        typer.Option(help="Ray: a running cluster, HOST:PORT or auto; else this machine.", show_default=False),
+    ] = "",
+    workers: Annotated[int, typer.Option(min=0, help="Ray: processes that label; 0: as many as fit.")] = 0,
+    cores: Annotated[int, typer.Option(min=1, help="Ray: cores of each worker.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line a file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -92,6 +103,8 @@ def predict(
     options = LabelOptions(
         overlay, confidence, probabilities, polygons, tolerance, least_area, frames, every, smooth, quiet
     )
+    if tool and engine == "ray":
+        raise UsageError(f"--as {tool} works in this process; leave out --engine ray.")
     if tool:
         _refuse_with_tool(tool, confidence, probabilities, bool(polygons), frames, resume)
     more, images = _further_models(images)
@@ -114,7 +127,8 @@ def predict(
         reading = InputFiles(ready.inputs or ("rgb",), further)
         label_for_tool(tool, ready, sources.pairs, out, reading, as_json=as_json, quiet=quiet)
         return
-    done = label_sources(together, sources, out, options, inputs=further, resume=resume)
+    machines = _machines(engine, [model, *map(str, more)], ready, device, address, workers, cores)
+    done = label_sources(together, sources, out, options, inputs=further, resume=resume, machines=machines)
     if as_json:
         print(json.dumps({"files": [str(p) for _, p in done.written], "failed": [printable(p) for p in done.failed]}))
     else:
@@ -129,9 +143,31 @@ def _engine(asked: str, images: int, videos: bool, by_windows: bool) -> str:
     depend on where a window lies to the last bit."""
     from fullyconv.errors import UnknownName
 
-    if asked not in ("auto", "torch", "onnxruntime"):
-        raise UnknownName("engine", asked, ("auto", "torch", "onnxruntime"))
+    if asked not in ("auto", "torch", "onnxruntime", "ray"):
+        raise UnknownName("engine", asked, ("auto", "torch", "onnxruntime", "ray"))
+    if asked == "ray":
+        return "torch"
     return "torch" if asked == "auto" and (by_windows or (images < MANY and not videos)) else asked
+
+
+def _machines(
+    engine: str, models: list[str], ready: Predictor, device: str, address: str, workers: int, cores: int
+) -> Machines | None:
+    """The machines to work on; UsageError for options without an engine, MissingExtra where it is not installed."""
+    if engine != "ray":
+        if address or workers or cores > 1:
+            raise UsageError("--address, --workers and --cores are about --engine ray; add it, or leave them out.")
+        return None
+    from functools import partial
+
+    from fullyconv.predict.machines import Machines
+    from fullyconv.predict.ray_pool import RayPool, ray_or_missing
+
+    ray_or_missing()
+    tile = ready.tiling["tile"]
+    start = partial(RayPool, address=address, workers=workers, cores=cores)
+    where = device if device != "auto" else str(ready.device).partition(":")[0]
+    return Machines(tuple(models), where, tuple(tile) if tile else None, start)
 
 
 def _further_models(paths: list[Path]) -> tuple[list[Path], list[Path]]:

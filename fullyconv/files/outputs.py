@@ -15,13 +15,16 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from fullyconv.errors import DataError, InternalError, UsageError, printable
 from fullyconv.files.disk import atomic_write, make_directory, sha256_file, storage_errors, sync_directory
 from fullyconv.files.written import WrittenBefore
+
+if TYPE_CHECKING:
+    from fullyconv.files.staged import StagedFile
 
 __all__ = ["Outputs", "flat_name", "folded_name", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
 
@@ -212,6 +215,21 @@ class Outputs:
             os.rename(made, path)
         sync_directory(path.parent)
         return path
+
+    def adopt(self, made: Sequence[StagedFile]) -> list[Path]:
+        """Give what a worker wrote its names, of which those not claimed yet are: the files. All are recorded at once
+        and each folder is synced once, so that one process keeps up with many workers."""
+        for name in (m.name for m in made if m.name not in self._open):
+            self.claim(name)
+        paths = [self.place(m.name) for m in made]
+        if self._before is not None:
+            self._before.add_sums([(m.name, m.sha256) for m in made])
+        for one, path in zip(made, paths, strict=True):
+            with storage_errors("Writing", path):
+                os.rename(one.path, path)
+        for folder in sorted({p.parent for p in paths}):
+            sync_directory(folder)
+        return paths
 
 
 def _above(name: str) -> list[str]:

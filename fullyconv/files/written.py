@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -64,9 +65,13 @@ class WrittenBefore:
 
     def add_sum(self, name: str, digest: str) -> None:
         """The same for bytes whose sha256 (hex) is known."""
-        line = digest.encode() + b"  " + os.fsencode(name) + b"\n"
+        self.add_sums([(name, digest)])
+
+    def add_sums(self, files: Sequence[tuple[str, str]]) -> None:
+        """The same for several files, (name, sha256 in hex), in one write."""
+        lines = b"".join(digest.encode() + b"  " + os.fsencode(name) + b"\n" for name, digest in files)
         record = self._folder / RECORD
         with storage_errors("Writing", record), os.fdopen(open_append(record, follow=False), "rb+", 0) as file:
             size = os.fstat(file.fileno()).st_size
             torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by a power cut
-            file.write(b"\n" + line if torn else line)
+            file.write(b"\n" + lines if torn else lines)

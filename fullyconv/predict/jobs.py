@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar, final
 
 from fullyconv.errors import MissingInput
 from fullyconv.files.disk import sha256_file, storage_errors
-from fullyconv.files.outputs import Outputs, one_part
+from fullyconv.files.outputs import one_part
 from fullyconv.files.reading import open_append, read_file
+from fullyconv.files.staged import ResultFiles
 
 __all__ = ["Finished", "ResultOptions", "claim_results", "head_folder", "read_ahead"]
 
@@ -63,7 +64,7 @@ def head_folder(index: int, head: str) -> list[str]:
 
 
 def claim_results(
-    plan: Outputs, heads: Sequence[str], name: str, options: ResultOptions, suffixes: tuple[str, str]
+    plan: ResultFiles, heads: Sequence[str], name: str, options: ResultOptions, suffixes: tuple[str, str]
 ) -> dict[tuple[str, str], str]:
     """(what, head) -> the name claimed for it; suffixes: of label maps (and confidence) and of probabilities."""
     found = {}
@@ -89,13 +90,11 @@ class Finished:
 
     def line(self, sources: Sequence[Path], name: str) -> str:
         """What stands in the record for an image: sha256 of the job, of its files' bytes and of its name."""
-
         text = json.dumps([self._job, [sha256_file(s) for s in sources], name])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def holds(self, sources: Sequence[Path], name: str, results: Sequence[Path]) -> bool:
         """Whether it is done, and all its results are there."""
-
         if self._known is None:
             try:
                 self._known = set(read_file(self._path, MOST).decode("ascii", "replace").split("\n"))
@@ -105,10 +104,13 @@ class Finished:
 
     def add(self, sources: Sequence[Path], name: str) -> None:
         """After its results are whole."""
+        self.add_lines([self.line(sources, name)])
 
+    def add_lines(self, lines: Sequence[str]) -> None:
+        """The same for images whose `line` is known."""
         with storage_errors("Writing", self._path):
             fd = open_append(self._path, follow=False)
-            try:
-                os.write(fd, f"\n{self.line(sources, name)}\n".encode())  # a line that a power cut tore stays alone
+            try:  # what a power cut tore stays alone
+                os.write(fd, "".join(f"\n{line}\n" for line in lines).encode())
             finally:
                 os.close(fd)

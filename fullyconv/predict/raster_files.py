@@ -16,7 +16,8 @@ import numpy as np
 from fullyconv.drawing import encode_jpeg, overlay
 from fullyconv.errors import printable
 from fullyconv.files.disk import PREFIX, make_directory, sync_file
-from fullyconv.files.outputs import Outputs, flat_name
+from fullyconv.files.outputs import flat_name
+from fullyconv.files.staged import ResultFiles
 from fullyconv.predict import Predictor
 from fullyconv.predict.jobs import claim_results, head_folder
 from fullyconv.predict.scene import SceneJob, label_blocks
@@ -26,7 +27,7 @@ from fullyconv.rasters.opening import open_source
 from fullyconv.rasters.polygons import draw_polygons, write_polygons
 from fullyconv.terminal import rewrite, say
 
-__all__ = ["RasterOptions", "claim_raster", "label_raster"]
+__all__ = ["BLOCKS", "RasterOptions", "RasterWork", "claim_raster", "journal_of", "label_raster"]
 
 BLOCKS = ".blocks"  # beside the results, until they are whole
 
@@ -43,7 +44,9 @@ class RasterOptions:
     quiet: bool = False
 
 
-def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: RasterOptions) -> dict[tuple[str, str], str]:
+def claim_raster(
+    plan: ResultFiles, heads: Sequence[str], name: str, options: RasterOptions
+) -> dict[tuple[str, str], str]:
     """(what, head) -> the name claimed for it."""
     found = claim_results(plan, heads, name, options, (".tif", ".tif"))
     if options.polygons:
@@ -52,27 +55,56 @@ def claim_raster(plan: Outputs, heads: Sequence[str], name: str, options: Raster
     return found
 
 
+@final
+class RasterWork:
+    """One raster, opened, with the plan of its blocks: `with` closes it."""
+
+    def __init__(self, ready: Predictor, source: Path, options: RasterOptions) -> None:
+        self.source, self.options, self.raster = source, options, open_source(source)
+        try:
+            tile = ready.tiling["tile"]
+            sure = options.confidence or bool(options.polygons)
+            self.job = SceneJob.plan(ready, self.raster, tile[0] if tile else 0, sure, options.probabilities)
+        except BaseException:
+            self.raster.close()
+            raise
+
+    def __enter__(self) -> RasterWork:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.raster.close()
+
+    def notes(self) -> list[str]:
+        return notes(self.job, self.source)
+
+    def assemble(
+        self, journal: BlockJournal, plan: ResultFiles, names: dict[tuple[str, str], str]
+    ) -> list[tuple[str, Path]]:
+        """Write what was claimed, from finished blocks."""
+        return _assemble(self.job, journal, plan, names, self.options)
+
+
+def journal_of(folder: Path, names: dict[tuple[str, str], str], key: str) -> BlockJournal:
+    """Where the blocks of a raster are kept until its results lie in `folder` under `names`."""
+    main = next(name for (what, _), name in names.items() if what == "labels")
+    return BlockJournal(folder / BLOCKS, flat_name(Path(main).stem), key)
+
+
 def label_raster(
-    ready: Predictor, source: Path, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
+    ready: Predictor, source: Path, plan: ResultFiles, names: dict[tuple[str, str], str], options: RasterOptions
 ) -> list[tuple[str, Path]]:
     """Label one raster and write what was claimed for it: (what, file). Finished blocks stay until all is written."""
-    raster = open_source(source)
-    try:
-        tile = ready.tiling["tile"]
-        sure = options.confidence or bool(options.polygons)
-        job = SceneJob.plan(ready, raster, tile[0] if tile else 0, sure, options.probabilities)
-        for note in () if options.quiet else notes(job, source):
+    with RasterWork(ready, source, options) as work:
+        for note in () if options.quiet else work.notes():
             say(f"note: {note}")
-        main = next(iter(ready.heads))
-        with BlockJournal(plan.folder / BLOCKS, flat_name(Path(names["labels", main]).stem), job.key()) as journal:
-            counts = label_blocks(job, journal, None if options.quiet else _progress(source, job))
+        with journal_of(plan.folder, names, work.job.key()) as journal:
+            counts = label_blocks(work.job, journal, None if options.quiet else _progress(source, work.job))
             if counts.found and not options.quiet:
                 say(f"{printable(source)}: {counts.found} of {counts.blocks} blocks were finished by an earlier run.")
-            written = _assemble(job, journal, plan, names, options)
+            written = work.assemble(journal, plan, names)
             journal.remove()
         return written
-    finally:
-        raster.close()
 
 
 def notes(job: SceneJob, source: Path) -> list[str]:
@@ -117,7 +149,7 @@ def _progress(source: Path, job: SceneJob) -> Any:
 
 
 def _assemble(
-    job: SceneJob, journal: BlockJournal, plan: Outputs, names: dict[tuple[str, str], str], options: RasterOptions
+    job: SceneJob, journal: BlockJournal, plan: ResultFiles, names: dict[tuple[str, str], str], options: RasterOptions
 ) -> list[tuple[str, Path]]:
     written: list[tuple[str, Path]] = []
     profile = job.source.profile
@@ -152,7 +184,7 @@ def _assemble(
 
 
 def _polygons(
-    job: SceneJob, head: str, made: dict[str, Path], plan: Outputs, name: str, options: RasterOptions
+    job: SceneJob, head: str, made: dict[str, Path], plan: ResultFiles, name: str, options: RasterOptions
 ) -> tuple[str, Path]:
     drawn = draw_polygons(made["labels"], made.get("confidence"), tolerance=options.tolerance, least=options.least)
     a, b, _, d, e, _ = job.source.profile.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

@@ -8,7 +8,7 @@ run a block ahead, writing a block behind.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -140,10 +140,17 @@ class _Read(NamedTuple):
     preview: NDArray[np.uint8]
 
 
-def label_blocks(job: SceneJob, journal: BlockJournal, progress: Progress | None = None) -> SceneCounts:
-    """Compute every block that `journal` does not hold whole, and keep it there."""
-    todo, total, found = [], len(job.grid), 0
+def label_blocks(
+    job: SceneJob,
+    journal: BlockJournal,
+    progress: Progress | None = None,
+    only: Collection[tuple[int, int]] | None = None,
+) -> SceneCounts:
+    """Compute every block that `journal` does not hold whole, and keep it there; of those at `only` (row, column)."""
+    todo, total, found = [], len(job.grid) if only is None else len(only), 0
     for block in job.grid.blocks():
+        if only is not None and (block.row, block.column) not in only:
+            continue
         if journal.is_whole(block.row, block.column):
             found += 1
         else:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fullyconv.drawing import overlay
 from fullyconv.errors import UsageError, printable
 from fullyconv.files.disk import PREFIX, make_directory, sync_file
-from fullyconv.files.outputs import Outputs
+from fullyconv.files.staged import ResultFiles
 from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.rasters.video import VideoFrames, write_video
@@ -35,7 +35,7 @@ class VideoOptions:
     quiet: bool = False
 
 
-def claim_video(plan: Outputs, source: Path, name: str, options: VideoOptions) -> dict[str, str]:
+def claim_video(plan: ResultFiles, source: Path, name: str, options: VideoOptions) -> dict[str, str]:
     if not (options.overlay or options.frames):
         raise UsageError(f"Nothing would be written for {printable(source)}; add --frames, or leave --no-overlay out.")
     suffix = source.suffix.lower() if source.suffix.lower() in KINDS else ".mkv"
@@ -77,7 +77,7 @@ class VideoLabeller:
 
 
 def label_video(
-    ready: Predictor, source: Path, name: str, plan: Outputs, names: dict[str, str], options: VideoOptions
+    ready: Predictor, source: Path, name: str, plan: ResultFiles, names: dict[str, str], options: VideoOptions
 ) -> list[tuple[str, Path]]:
     """Write what was claimed for one video, and its frames' label maps: (what, file)."""
     if (inputs := ready.inputs or ("rgb",)) != ("rgb",):
