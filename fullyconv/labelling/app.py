@@ -153,7 +153,13 @@ def application(labelling: Labelling, gate: Gate) -> ASGIApp:
     routes = [Route(path, _fixed(*_asset(*file))) for path, file in PAGE.items()]
     routes += [Route(f"/v1/{n}", getattr(answers, n)) for n in ("project", "image", "tile", "labels", "events")]
     routes += [Route(f"/v1/{n}", getattr(answers, n), methods=["POST"]) for n in ("edit", "learn")]
-    return _Closed(Starlette(routes=routes), gate)
+    return _Closed(Starlette(routes=routes, exception_handlers={FullyconvError: _told}), gate)
+
+
+def _told(request: Request, error: Exception) -> Response:
+    """What is wrong with an image or the disk is the user's to know: the page is theirs."""
+    status, code = (507, "disk") if isinstance(error, StorageError) else (422, "image")
+    return _response(Refusal(status, code, str(error)))
 
 
 def _asset(name: str, media: str) -> tuple[bytes, str]:
@@ -191,10 +197,6 @@ class _Closed:
                 await self.app(scope, receive, sending)
             else:
                 await _response(refusal)(scope, receive, send)
-        except StorageError as error:
-            await _response(Refusal(507, "disk", str(error)))(scope, receive, send)
-        except FullyconvError as error:
-            await _response(Refusal(422, "image", str(error)))(scope, receive, send)
         except Exception:
             if not begun:
                 await _response(MISTAKE)(scope, receive, send)
@@ -214,11 +216,11 @@ def _numbers(request: Request, *names: str) -> dict[str, int] | None:
     """The query's whole numbers, all of `names` and no others; None for another query."""
     query = request.scope["query_string"].decode("latin-1")
     try:
-        found = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=8))
+        found = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=8)
     except ValueError:
         return None
-    fits = set(found) == set(names) and all(v.isascii() and v.isdecimal() and len(v) < 10 for v in found.values())
-    return {k: int(v) for k, v in found.items()} if fits else None
+    whole = all(v.isascii() and v.isdecimal() and len(v) < 10 for _, v in found)
+    return {k: int(v) for k, v in found} if whole and sorted(k for k, _ in found) == sorted(names) else None
 
 
 @final
