@@ -36,7 +36,7 @@ def label_command(
 ) -> None:
     """Label images on a local page: correct what the network proposes, let it learn, label on."""
     from fullyconv.data import parse_spec
-    from fullyconv.errors import UsageError
+    from fullyconv.errors import MissingInput, UsageError, printable
     from fullyconv.files.outputs import safe_name
     from fullyconv.labelling.images import open_images
     from fullyconv.labelling.project import Project, chosen_classes
@@ -47,6 +47,12 @@ def label_command(
     names = tuple(n.strip() for n in classes.split(",")) if classes else ()
     if len(names) == 1 or "" in names:
         raise UsageError(f"--classes {classes!r} names no two classes; write --classes background,leaf.")
+    if not Path(model).is_dir():
+        if Path(model).exists() or "/" in model:
+            raise MissingInput(f"{printable(model)} is no run or model directory; give one, or the name of a network.")
+        from fullyconv.models.names import parse
+
+        parse(model)
     place = out or Path("labelled", safe_name(parse_spec(images)[1].resolve().name or "images"))
     found = open_images(images, place)
     taxonomy, why = chosen_classes(names, place, found.taxonomy, model)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import secrets
 import signal
+import stat
 import webbrowser
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, final
 
 import uvicorn
 
+from fullyconv.errors import FullyconvError
+from fullyconv.files import read_file, storage_errors
 from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, application
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Settings
@@ -23,6 +28,7 @@ from fullyconv.serving.server import bind
 
 __all__ = ["run"]
 
+_KEY = 32  # characters
 LIMITS = Limits(body=1 << 20, bodies=1 << 26, per_address=64, write_seconds=60.0)
 
 
@@ -34,7 +40,7 @@ def run(
     listening: called with the address, which holds the key (after #) without which nobody is answered: other users of
     the machine reach 127.0.0.1 too.
     """
-    key = secrets.token_urlsafe(24)
+    key = _key(project.home / "key")
     gate = Gate(LIMITS, keys=(hashlib.sha256(key.encode()).digest(),), routes=ROUTES, media=MEDIA)
     bound = bind("127.0.0.1", port)
     address = f"http://127.0.0.1:{bound.getsockname()[1]}/#{key}"
@@ -43,6 +49,22 @@ def run(
         webbrowser.open(address)
     with bound:
         asyncio.run(_run(project, settings, bound, gate))
+
+
+def _key(file: Path) -> str:
+    """The project's key, kept for its owner alone: a page that is open goes on with a server that was started again."""
+    with contextlib.suppress(FullyconvError, UnicodeDecodeError):
+        key = read_file(file, 1 << 10).decode("ascii")
+        if len(key) == _KEY and not stat.S_IMODE(os.stat(file).st_mode) & 0o077:
+            return key
+    key = secrets.token_urlsafe(24)
+    with storage_errors("Writing", file):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+        made = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.write(made, key.encode())
+        os.close(made)
+    return key
 
 
 async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> None:

@@ -321,12 +321,16 @@ async function load() {
   tiles.ignored = said.ignored;
   $("title").textContent = `Label ${said.folder}`;
   document.title = `${said.folder}: label`;
-  classes(said.palette);
+  if (!state.photo) classes(said.palette);
   list();
   status(said.status);
+  if (state.photo) { // the server was started again, or this page slept: what is seen stays where it is
+    told(state.photo.image, await json(`/v1/image?image=${state.photo.image}`));
+    tiles.stale();
+    return said.now;
+  }
   const last = Number(sessionStorage.getItem("image") ?? -1);
-  const first = state.photo ? state.photo.image : last >= 0 && last < state.images.length ? last : following();
-  await open(first);
+  await open(last >= 0 && last < state.images.length ? last : following());
   return said.now;
 }
 
