@@ -241,6 +241,20 @@ def test_a_file_that_cannot_be_run_is_told_before_the_run_begins(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_keeps_the_code_of_its_transform_and_goes_on_with_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    keys = {"transform": f"{file}:darker", "schedule": "constant", "crop": (32, 32), "batch_size": 2}
+    run = fit(small(steps=1, **keys), tmp_path / "run")
+    assert (run / "transform.py").read_text() == OWN
+    file.write_text(OWN.replace("0.5", "0.9"))
+    with pytest.raises(UsageError, match=r"transform is not .* transform\.py\); .*--allow-changed transform"):
+        fit(small(steps=2, **keys), run, resume=True)
+    assert (run / "transform.py").read_text() == OWN
+    fit(small(steps=2, **keys), run, resume=True, allow=["transform"])
+    assert (run / "transform.py").read_text() == file.read_text()
+
+
 @pytest.mark.slow
 def test_a_resumed_run_with_every_effect_is_the_uninterrupted_one(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)

@@ -65,6 +65,9 @@ def test_the_merged_result_is_the_sum_of_the_folds_and_a_resumed_one_is_the_same
     assert json.loads((tmp_path / "a" / "folds.json").read_text())["folds"][1]["images"] == 3
     assert "each by the network that had not seen it" in found.text()
 
+    recipes = [(tmp_path / "a" / f"fold-{k}" / "recipe.toml").read_text() for k in (1, 2)]
+    assert recipes[0] == recipes[1]  # what the first left to the data holds for all
+
     with pytest.raises(UsageError, match="holds folds"):
         cross_validate(small(**keys), data, tmp_path / "a", 2, check=False, quiet=True)
     learned: list[str] = []

@@ -47,6 +47,19 @@ def test_the_best_comes_first_with_its_interval(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"https?:", page)
 
 
+def test_a_cross_validation_shows_the_interval_that_it_kept(tmp_path: Path) -> None:
+    evaluated(tmp_path / "cv", 0.6)
+    (tmp_path / "cv" / "folds.json").write_text(json.dumps({"interval": [0.125, 0.875]}))
+    evaluated(tmp_path / "one", 0.5)
+    (tmp_path / "one" / "folds.json").write_text(json.dumps({"interval": [None, None]}))
+    evaluated(tmp_path / "torn", 0.5)
+    (tmp_path / "torn" / "folds.json").write_text(json.dumps({"interval": "wide"}))
+    found = leaderboard(tmp_path)
+    assert found is not None
+    assert {r.name: r.cells[4][0] for r in found.rows} == {"cv": "12.5 to 87.5", "one": "–"}
+    assert any("torn" in line for line in found.unread)
+
+
 def test_runs_under_way_unlike_data_and_what_cannot_be_read_are_said(tmp_path: Path) -> None:
     evaluated(tmp_path / "a", 0.4)
     evaluated(tmp_path / "b", 0.5, split="test")

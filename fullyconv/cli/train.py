@@ -41,7 +41,9 @@ def train(
     allow_changed: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-changed", metavar="WHAT", help="network, classes, data or threads that may differ on --resume."
+            "--allow-changed",
+            metavar="WHAT",
+            help="network, classes, data, transform or threads that may differ on --resume.",
         ),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,

@@ -11,6 +11,7 @@ from typing import final
 from fullyconv.errors import FullyconvError, foreign_values, printable
 from fullyconv.evaluation.result import Result
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
+from fullyconv.files import read_json
 from fullyconv.report.collect import file_within, read_evaluation, read_run
 
 __all__ = ["Leaderboard", "LeaderboardRow", "ShownRow", "leaderboard", "runs_below"]
@@ -18,6 +19,7 @@ __all__ = ["Leaderboard", "LeaderboardRow", "ShownRow", "leaderboard", "runs_bel
 DEPTH = 2  # folders below the one that is named in which runs are looked for
 MOST = 1000  # runs on a page
 NOTHING = Interval(None, None)
+FOLDS = "folds.json"  # what a cross-validation keeps beside its result
 
 
 @final
@@ -109,7 +111,7 @@ def _entry(place: Path, name: str) -> LeaderboardRow | None:
             name, about.model.name, f"{data.name}, {data.split or 'all'}, {about.protocol}"
             + (f", averaged over {' and '.join(about.tta)}" if about.tta else "")
             + f" [{data.fingerprint[:6]}]",
-            result.images, result.mean_iu, _interval(result), result.pixel_accuracy, steps, minutes, True,
+            result.images, result.mean_iu, _interval(place, result), result.pixel_accuracy, steps, minutes, True,
         )  # fmt: skip
     best = run.best if run else None
     if run is None or best is None or best.mean_iu is None:
@@ -121,8 +123,11 @@ def _entry(place: Path, name: str) -> LeaderboardRow | None:
     )  # fmt: skip
 
 
-def _interval(result: Result) -> Interval:
-    """95 % of the mean IU over images drawn anew."""
+def _interval(place: Path, result: Result) -> Interval:
+    """95 % of the mean IU over images drawn anew; of a cross-validation the one that it kept, over groups of images."""
+    if (place / FOLDS).is_file():
+        low, high = read_json(file_within(place, place / FOLDS))["interval"]
+        return NOTHING if low is None else Interval(float(low), float(high))
     return interval(resample([counts(result)], result.average)[0].mean_iu) if result.images > 1 else NOTHING
 
 

@@ -66,8 +66,8 @@ def fit(
     (`data.pairs`); without `val`, the recipe's `val_split` of `data`, of a sequence a fifth.
     trunk: a torch module of your own in place of the recipe's trunk (`create`); it is trained itself, no copy.
     classes: of a sequence, how many classes there are, their names, or a `Taxonomy`.
-    resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data" or
-    "threads" that may have changed since.
+    resume: go on from the newest checkpoint in `out`. allow: "network", "classes", "data",
+    "transform" or "threads" that may have changed since.
     check: look for everything that is wrong with the data first (`fullyconv check`, fast).
     Returns `out`, whose `best` and `last` are model directories and whose `metrics.jsonl` has a row a step.
     Raises UsageError for a recipe or run directory that cannot be used, DataError for data that cannot be learned,

@@ -27,6 +27,7 @@ from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.class_weights import median_frequency_weights
 from fullyconv.data.pipeline.matching import relabelled
+from fullyconv.data.pipeline.own import transform_source
 from fullyconv.data.splits import Division, divide, kept_in
 from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.doctor.summary import Summary
@@ -133,7 +134,10 @@ def prepare_run(
     for part, dataset in (("train", train), ("val", val)):
         if dataset is not None:
             contents.add(part, dataset, before, read, begun)
-    about = training_state.identity(model, train, contents.digest("train"))
+    own = transform_source(recipe.transform)
+    about = training_state.identity(
+        model, train, contents.digest("train"), hashlib.sha256(own).hexdigest() if own else ""
+    )
     stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
@@ -168,6 +172,8 @@ def prepare_run(
         divided.write(out)
         atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
+        if own:
+            atomic_write(out / "transform.py", own)
     with world.together():
         told = stack.enter_context(open_loggers(recipe, out, resume, display.note)) if run is not None else None
     return RunContext(

@@ -27,7 +27,7 @@ from fullyconv.files import atomic_write, make_directory
 from fullyconv.metrics import Interval
 from fullyconv.models import load
 from fullyconv.predict import Predictor
-from fullyconv.recipes import Recipe
+from fullyconv.recipes import Recipe, read
 from fullyconv.terminal import say
 from fullyconv.train import fit
 from fullyconv.train.context import HELD_OUT, open_both
@@ -142,6 +142,8 @@ def cross_validate(
             if not quiet:
                 say(f"fold {k} of {folds}: {len(train)} images to learn, {len(val)} to measure")
             once = check and k == 1  # the images of the other folds are the same
+            if k > 1:  # what the first left to the data holds for all, whether they are learned in one go or not
+                recipe = read(places[0] / "recipe.toml")
             fit(recipe, train, place, val=val, resume=begun, allow=allow, check=once, quiet=quiet)
         results.append(evaluate(Predictor(load(place / "last")), val))
     found = _merged(dataset, parts, results)

@@ -15,7 +15,7 @@ from fullyconv.models.interface import TrainableModel
 
 __all__ = ["CHANGES", "State", "identity", "pack_training", "refuse_changes", "restore_training"]
 
-CHANGES = ("network", "classes", "data")  # of a run's identity
+CHANGES = ("network", "classes", "data", "transform")  # of a run's identity
 ALLOWED = (*CHANGES, "threads")  # what `allow` may name
 
 
@@ -41,13 +41,15 @@ class State:
     finished: bool = False
 
 
-def identity(model: TrainableModel, train: Dataset, content: str) -> dict[str, Any]:
-    """The network, classes and data of a run, as JSON; content: a digest of everything that its files hold."""
+def identity(model: TrainableModel, train: Dataset, content: str, transform: str) -> dict[str, Any]:
+    """The network, classes, data and own transform of a run, as JSON; content: a digest of everything that its files
+    hold; transform: of the file that a transform of one's own lies in."""
     return {
         "network": {"name": model.name, "heads": dict(model.heads), "options": _plain(model.config())},
         "classes": {head: list(t.names) for head, t in train.taxonomies.items()},
         "data": train.fingerprint,
         "content": content,
+        "transform": transform,
     }
 
 
@@ -58,10 +60,11 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str], changed: str = ""
 ) -> None:
-    """UsageError when the network, classes or data are not those of the checkpoint and `allow` does not name them.
+    """UsageError when the network, classes, data or transform are not those of the checkpoint and `allow` does not name
+    them.
 
     changed: how the data's files differ, in words, where that is known. Checkpoints of earlier versions have no
-    "content": theirs is not compared.
+    "content" or "transform": theirs is not compared.
     """
     for name in allow:
         if name not in ALLOWED:
@@ -69,13 +72,15 @@ def refuse_changes(
     for head, names in (before.get("classes") or {}).items():
         _refuse_moved(head, names, now["classes"].get(head, []))
     for what in CHANGES:
-        other = before.get(what) != now[what]
+        other = before.get(what) != now[what] and (what != "transform" or what in before)
         if what == "data" and "content" in before:
             other = other or before["content"] != now["content"]
         if other and what not in allow:
             words = changed if what == "data" and changed else _difference(before.get(what), now[what])
             if what == "data" and not changed and before.get(what) == now[what]:
                 words = "some files hold something else"
+            if what == "transform":
+                words = "the code of its file is another; the run's is in transform.py"
             verb = "are" if what in ("classes", "data") else "is"
             raise UsageError(
                 f"The {what} {verb} not what this run was started with ({words}); "

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Sample
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, UsageError, printable
+from fullyconv.files import read_file
 
-__all__ = ["TRANSFORMS", "OwnTransform", "changed_by", "find_transform"]
+__all__ = ["TRANSFORMS", "OwnTransform", "changed_by", "find_transform", "transform_source"]
 
 Labels = dict[str, NDArray[Any]]
 OwnTransform = Callable[[NDArray[Any], Labels, np.random.Generator], tuple[NDArray[Any], Labels]]
+MOST = 1 << 24  # bytes of a file of one's own
 TRANSFORMS: dict[str, OwnTransform] = {}  # those that a program gives a name
 
 
@@ -46,6 +48,12 @@ def find_transform(name: str) -> OwnTransform:
         raise UnknownName(f"function in {file}", function, [n for n in vars(module) if not n.startswith("_")])
     transform: OwnTransform = found
     return transform
+
+
+def transform_source(name: str) -> bytes:
+    """The bytes of FILE of `FILE.py:FUNCTION`; none for a transform that a program has given a name."""
+    file, colon, _ = name.rpartition(":")
+    return read_file(Path(file), MOST) if colon else b""
 
 
 def changed_by(transform: OwnTransform, name: str, sample: Sample, rng: np.random.Generator) -> Sample:
