@@ -115,7 +115,7 @@ def test_without_its_table_of_files_a_run_still_notices(
 def test_a_checkpoint_of_an_earlier_version_goes_on_and_says_what_was_not_compared() -> None:
     from fullyconv.train.training_state import refuse_changes
 
-    now = {"network": {}, "classes": {}, "data": "a", "content": "b"}
+    now = {"network": {}, "classes": {}, "data": "a", "content": "b", "transform": ""}
     refuse_changes({"network": {}, "classes": {}, "data": "a"}, now, ())
     with pytest.raises(UsageError, match="hold something else"):
         refuse_changes({**now, "content": "c"}, now, ())
