@@ -209,6 +209,37 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert len(found) == len(set(found)), sorted(n for n in found if found.count(n) > 1)
 
 
+def test_no_object_changes_its_class() -> None:
+    trees = {m: ast.parse(path.read_text()) for m, path in modules().items()}
+    stored = [m for m, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+              and n.attr == "__class__" and isinstance(n.ctx, ast.Store)]  # fmt: skip
+    assert not stored
+
+
+# What other libraries read from there when they are loaded or begin; no option of this package travels so.
+ENVIRONMENT = {
+    "'THP_MEM_ALLOC_ENABLE'": "torch: huge pages",
+    "CUBLAS": "cuBLAS: the same bits again; put back afterwards",
+    "'WANDB_ERROR_REPORTING'": "wandb: sends nothing",
+    "'MLFLOW_ALLOW_FILE_STORE'": "MLflow: files without a server",
+    "'MLFLOW_DISABLE_TELEMETRY'": "MLflow: sends nothing",
+}
+
+
+def test_no_option_travels_by_an_environment_variable() -> None:
+    written = set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            target = ast.unparse(node)
+            called = isinstance(node, ast.Call) and target.startswith(("os.environ.", "os.putenv", "os.unsetenv"))
+            if called and not target.startswith(("os.environ.get(", "os.environ.items(")):
+                written.add(ast.unparse(node.args[0]))
+            stored = isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
+            if stored and target.startswith("os.environ["):
+                written.add(ast.unparse(node.slice))
+    assert written == set(ENVIRONMENT)
+
+
 # Derived from and used themselves: what says more about the same thing.
 BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "_Asked"}
 

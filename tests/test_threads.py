@@ -125,6 +125,35 @@ def test_a_module_that_refers_to_itself_is_traced_and_left_as_it_was() -> None:
     assert fx.GraphModule(odd, graph)(torch.ones(1, 3, 5, 5)).equal(odd(torch.ones(1, 3, 5, 5)))
 
 
+class Scaled(nn.Module):
+    """Uses parameters itself, holds a module that is followed and one that has hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.inner = nn.Parameter(torch.tensor(2.0)), Odd()
+        self.inner.register_forward_hook(lambda _, given, made: made + 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.register_forward_hook(lambda _, given, made: made * 3)  # a leaf's: when the graph runs, not before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(x)) * (self.gain * self.gain)
+
+
+def test_parameters_and_hooks_are_recorded_as_torch_records_them() -> None:
+    scaled = Scaled().eval()
+    graph = Leaves().trace(scaled)
+
+    class Theirs(Leaves):
+        trace = fx.Tracer.trace  # type: ignore[assignment]
+
+    assert nodes(graph) == nodes(Theirs().trace(scaled))
+    assert [n.target for n in graph.nodes if n.op == "get_attr"] == ["inner.scale", "gain"]
+    x = torch.ones(1, 3, 5, 5)
+    assert fx.GraphModule(scaled, graph)(x).equal(scaled(x))
+    assert [*map(type, scaled.modules())] == [Scaled, Odd, nn.Conv2d, nn.BatchNorm2d]
+    assert "forward" not in vars(scaled.inner)
+
+
 def test_a_shared_copy_has_the_same_tensors_and_its_own_mode() -> None:
     odd = Odd()
     twin = shared_copy(odd).eval()

@@ -9,8 +9,9 @@ libraries marked by `fx.wrap`, which are followed instead of recorded.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, TypeVar, final
 
 from torch import Tensor, fx, nn
 
@@ -33,16 +34,16 @@ def shared_copy(network: M) -> M:
 class QuietTracer(fx.Tracer):
     """`fx.Tracer` for modules, with `trace` as the module's docstring says."""
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """The graph of `root`, an nn.Module; raises whatever its forward does with a proxy."""
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """The graph of `root`; raises whatever its forward does with a proxy."""
         twin = shared_copy(root)
-        kinds: dict[type, type] = {}
         cache: dict[str, fx.Proxy] = {}
         for module in twin.modules():
-            kind = type(module)
-            kinds[kind] = kinds.get(kind) or self._listening(kind, cache)
-            module.__class__ = kinds[kind]
-        self.root, self.root_module_name = twin, root._get_name()
+            for name in ("_parameters", "_buffers"):
+                vars(module)[name] = _Recorded(vars(module)[name], self, cache)
+            if module is not twin:
+                self._listen(module)
+        self.root, self.root_module_name = twin, root._get_name()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph(tracer_cls=type(self))
         self.submodule_paths = {module: name for name, module in twin.named_modules()}
         self.tensor_attrs = {
@@ -56,16 +57,30 @@ class QuietTracer(fx.Tracer):
         self.submodule_paths = None
         return self.graph
 
-    def _listening(self, kind: type, cache: dict[str, fx.Proxy]) -> type:
-        """The class `kind` with calls and parameters recorded by this tracer."""
-        plain: Any = kind
+    def _listen(self, module: nn.Module) -> None:
+        """Calls of `module`, of the copy, go to this tracer; what it follows is a shallow copy, as the module was."""
+        inside = object.__new__(type(module))
+        vars(inside).update(vars(module))
 
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            forward: Callable[..., Any] = lambda *a, **k: plain.__call__(module, *a, **k)  # noqa: E731
-            return self.call_module(module, forward, args, kwargs)
+        def follow(*args: Any, **kwargs: Any) -> Any:
+            return nn.Module.__call__(inside, *args, **kwargs)
 
-        def attribute(module: nn.Module, name: str) -> Any:
-            return self.getattr(name, plain.__getattr__(module, name), cache)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.call_module(module, follow, args, kwargs)
 
-        members = {"__call__": call, "__getattr__": attribute, "__module__": kind.__module__, "__doc__": kind.__doc__}
-        return type(kind.__name__, (kind,), members)
+        hooks: dict[str, Any] = {
+            name: OrderedDict() for name in vars(module) if name.endswith(("_hooks", "_with_kwargs"))
+        }
+        vars(module).update(hooks, forward=forward)
+
+
+@final
+class _Recorded(dict[str, Any]):
+    """A module's parameters or buffers: those that its forward takes are recorded."""
+
+    def __init__(self, held: Mapping[str, Any], tracer: QuietTracer, cache: dict[str, fx.Proxy]) -> None:
+        super().__init__(held)
+        self._tracer, self._cache = tracer, cache
+
+    def __getitem__(self, name: str) -> Any:
+        return self._tracer.getattr(name, super().__getitem__(name), self._cache)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import os
 import resource
 import signal
 import socket
@@ -256,5 +255,4 @@ def _refused(status: int, code: str, detail: str) -> tuple[dict[str, Any], bytes
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()
