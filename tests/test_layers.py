@@ -241,7 +241,7 @@ def test_no_option_travels_by_an_environment_variable() -> None:
 
 
 # Derived from and used themselves: what says more about the same thing.
-BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "_Asked"}
+BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "SignalledServer", "_Asked"}
 
 
 def test_a_class_is_abstract_or_final() -> None:

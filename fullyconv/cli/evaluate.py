@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fullyconv.cli.options import MaxPixels
+from fullyconv.cli.options import Device, MaxMemory, MaxPixels, Precision, Tile
 from fullyconv.errors import printable
 from fullyconv.terminal import progress_line, say
 
@@ -36,14 +36,10 @@ def evaluate_command(
     ] = "native",
     average: Annotated[str, typer.Option(help="Mean over classes 'present' in the truth, or 'all'.")] = "present",
     tta: Annotated[str, typer.Option(help="Average over flip, scales, or both: flip,scales.", show_default=False)] = "",
-    tile: Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")] = 0,
-    max_memory: Annotated[
-        str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
-    ] = "",
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    tile: Tile = 0,
+    max_memory: MaxMemory = "",
+    precision: Precision = "auto",
+    device: Device = "auto",
     unknown_classes: Annotated[
         str, typer.Option(help="Classes that the network lacks: refuse, missed (count as wrong) or ignored.")
     ] = "refuse",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fullyconv.cli.options import MaxPixels
+from fullyconv.cli.options import Device, MaxPixels
 from fullyconv.errors import MissingInput, UsageError, printable
 from fullyconv.terminal import progress_line, say
 
@@ -30,7 +30,7 @@ def next_command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Page to write (HTML) with each image and the reason.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Device = "auto",
     max_pixels: MaxPixels = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The list with figures as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["MaxPixels"]
+__all__ = ["Device", "MaxMemory", "MaxPixels", "Precision", "Tile"]
 
 
 def _raise_cap(context: typer.Context, value: int) -> int:
@@ -26,3 +26,9 @@ MaxPixels = Annotated[
         help="Pixels of the largest image that is read (89 million by default).",
     ),
 ]  # fmt: skip
+Tile = Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")]
+MaxMemory = Annotated[str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)]
+Precision = Annotated[
+    str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fullyconv.cli.options import MaxPixels
+from fullyconv.cli.options import Device, MaxMemory, MaxPixels, Precision, Tile
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.terminal import say
 
@@ -63,13 +63,9 @@ def predict(
     smooth: Annotated[
         float, typer.Option(min=0, max=0.99, help="Videos: share of what earlier frames said, 0 to 0.99.")
     ] = 0,
-    tile: Annotated[int, typer.Option(help="Compute in tiles of this many pixels; 0: whole images.")] = 0,
-    max_memory: Annotated[
-        str, typer.Option(help="Choose the tile for this much, such as 2GiB.", show_default=False)
-    ] = "",
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32 or bf16: auto takes bf16 where the processor has it and it is quicker.")
-    ] = "auto",
+    tile: Tile = 0,
+    max_memory: MaxMemory = "",
+    precision: Precision = "auto",
     engine: Annotated[
         str,
         typer.Option(
@@ -77,7 +73,7 @@ def predict(
             "ray: torch on the machines of a cluster."
         ),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Device = "auto",
     max_pixels: MaxPixels = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out what an earlier run finished, unchanged since.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fullyconv.cli.options import Device
+
 __all__ = ["serve"]
 
 
@@ -31,7 +33,7 @@ def serve(
         int, typer.Option(min=0, help="Larger images are computed in tiles of this many pixels; 0: whole.")
     ] = 2048,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16, as for predict.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Label images that are sent over HTTP, and on a page to drop them on. Nothing is stored."""
     from fullyconv.cli.evaluate import device_for

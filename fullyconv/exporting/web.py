@@ -133,7 +133,13 @@ def write_page(data: bytes, about: Mapping[str, Any], plan: Outputs, engine: Map
     told = _told(data, about, sum(map(len, engine.values())))
     plan.write("model.json", json.dumps(told, allow_nan=False).encode())
     for name in reversed(PAGE):  # index.html last: with it the folder is whole
-        plan.write(name, page.joinpath(name).read_bytes())
+        plan.write(name, page_file(name))
+
+
+def page_file(name: str) -> bytes:
+    """One of the page's files; its style is the server's page's too."""
+    here = {"page.css": ("pages", "tool.css")}.get(name, ("exporting", "page", name))
+    return files("fullyconv").joinpath(*here).read_bytes()
 
 
 def _told(data: bytes, about: Mapping[str, Any], engine_bytes: int) -> dict[str, Any]:

@@ -164,11 +164,17 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace `path` by `data` (text as UTF-8): at every instant, also after power loss, it is the old or the new."""
-    path = Path(path)
+    with _in_its_place(Path(path), "Writing") as temporary:
+        _write_file(temporary, [data.encode() if isinstance(data, str) else data])
+
+
+@contextlib.contextmanager
+def _in_its_place(path: Path, doing: str) -> Iterator[Path]:
+    """A name beside `path` that takes its place in one rename, durably; what was made there is removed on failure."""
     temporary = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
     try:
-        with storage_errors("Writing", path):
-            _write_file(temporary, [data.encode() if isinstance(data, str) else data])
+        with storage_errors(doing, path):
+            yield temporary
             os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -182,16 +188,8 @@ def replace_link(link: str | os.PathLike[str], to: str) -> None:
     link = Path(link)
     if os.path.lexists(link) and not link.is_symlink():
         raise DataError(f"{printable(link)} is not a link, so it is left alone; move it away.")
-    temporary = link.parent / f"{PREFIX}{secrets.token_hex(8)}"
-    try:
-        with storage_errors("Linking", link):
-            os.symlink(to, temporary)
-            os.rename(temporary, link)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    sync_directory(link.parent)
+    with _in_its_place(link, "Linking") as temporary:
+        os.symlink(to, temporary)
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:

@@ -7,10 +7,12 @@ is accepted), JSON or TOML that is none: each is one error of ours that names th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "human",
     "open_append",
     "open_regular",
+    "read_anywhere",
     "read_ends",
     "read_file",
     "read_json",
@@ -122,6 +125,19 @@ def read_ends(path: Name, head: int, tail: int = 0) -> bytes:
             return data
         except OSError as error:
             raise StorageError(f"Reading {printable(path)} failed: {error.strerror}; check the disk.") from error
+
+
+@contextlib.contextmanager
+def read_anywhere(path: Name) -> Iterator[Callable[[int, int], bytes]]:
+    """A function (start, count) -> bytes of a regular file, fewer where it ends; it works while the block runs."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+
+        def at(start: int, count: int) -> bytes:
+            file.seek(min(start, length))
+            return file.read(min(count, length))
+
+        yield at
 
 
 def read_text(path: Name, limit: int = MOST_TEXT) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.files.reading import open_regular
+from fullyconv.files.reading import read_anywhere
 from fullyconv.images.limits import BadImage, Source, pixel_cap
 from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_samples, wide_grey_as_rgba
@@ -185,13 +185,7 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
     bands, as GDAL means it; in others in any band), an alpha of 0, or a 0 in its mask, a page of its own or the file
     beside it whose name ends in .msk. None where it declares nothing."""
     name, msk = name_of(source), f"{os.fspath(source)}.msk"
-    with os.fdopen(open_regular(source), "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-
-        def at(start: int, count: int) -> bytes:
-            file.seek(min(start, length))
-            return file.read(min(count, length))
-
+    with read_anywhere(source) as at:
         if not is_tiff(at(0, 4)):
             return None
         page, *others = pages(at, name)

@@ -10,8 +10,6 @@ import json
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, final
 from urllib.parse import parse_qsl
 
@@ -28,21 +26,22 @@ from fullyconv.labelling.edits import BadEdit, parse_edit
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.pyramid import TILE, Pyramid, level_count, tile_box
 from fullyconv.labelling.rounds import Rounds, Settings
+from fullyconv.serving.assets import page_routes
 from fullyconv.serving.gate import COMMON, Gate, Refusal
 from fullyconv.terminal import say
 
 __all__ = ["MEDIA", "PAGE", "ROUTES", "Labelling", "application"]
 
-TEXT = "; charset=utf-8"
+TEXT, HERE = "; charset=utf-8", "fullyconv.labelling"
 PAGE = {
-    "/": ("index.html", f"text/html{TEXT}"),
-    "/page.css": ("page.css", f"text/css{TEXT}"),
+    "/": (HERE, "page/index.html", f"text/html{TEXT}"),
+    "/page.css": (HERE, "page/page.css", f"text/css{TEXT}"),
     **{
-        f"/{name}": (name, f"text/javascript{TEXT}")
+        f"/{name}": (HERE, f"page/{name}", f"text/javascript{TEXT}")
         for name in ("main.js", "rule.js", "tiles.js", "tools.js", "talk.js")
     },
 }
-"""The page's files: a fixed table, read once from the package."""
+"""The page's files: see `page_routes`."""
 OPEN, KEYED = False, True
 ROUTES: dict[str, tuple[str, bool]] = {
     **dict.fromkeys(PAGE, ("GET", OPEN)),
@@ -150,7 +149,7 @@ class Labelling:
 def application(labelling: Labelling, gate: Gate) -> ASGIApp:
     """The ASGI application."""
     answers = _Answers(labelling)
-    routes = [Route(path, _fixed(*_asset(*file))) for path, file in PAGE.items()]
+    routes = page_routes(PAGE)
     routes += [Route(f"/v1/{n}", getattr(answers, n)) for n in ("project", "image", "tile", "labels", "events")]
     routes += [Route(f"/v1/{n}", getattr(answers, n), methods=["POST"]) for n in ("edit", "learn")]
     return _Closed(Starlette(routes=routes, exception_handlers={FullyconvError: _told}), gate)
@@ -160,17 +159,6 @@ def _told(request: Request, error: Exception) -> Response:
     """What is wrong with an image or the disk is the user's to know: the page is theirs."""
     status, code = (507, "disk") if isinstance(error, StorageError) else (422, "image")
     return _response(Refusal(status, code, str(error)))
-
-
-def _asset(name: str, media: str) -> tuple[bytes, str]:
-    return files("fullyconv.labelling").joinpath("page", name).read_bytes(), media
-
-
-def _fixed(content: bytes, media: str) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Response:
-        return Response(content, media_type=media)
-
-    return answer
 
 
 @final

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import secrets
-import signal
 import stat
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -24,7 +22,7 @@ from fullyconv.labelling.rounds import Settings
 from fullyconv.serving.gate import Gate
 from fullyconv.serving.limits import Limits
 from fullyconv.serving.protocol import Connections, guarded
-from fullyconv.serving.server import bind
+from fullyconv.serving.server import SignalledServer, bind
 
 __all__ = ["run"]
 
@@ -83,7 +81,7 @@ async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> 
 
 
 @final
-class _Server(uvicorn.Server):
+class _Server(SignalledServer):
     """Pages that wait for news are answered when it ends; ending as told is no failure."""
 
     def __init__(self, config: uvicorn.Config, labelling: Labelling) -> None:
@@ -94,12 +92,3 @@ class _Server(uvicorn.Server):
         self.labelling.end_waiting()
         await asyncio.sleep(0.05)
         await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before: dict[int, Any] = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

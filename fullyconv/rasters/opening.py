@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fullyconv.errors import DataError
-from fullyconv.files.reading import open_regular
+from fullyconv.files.reading import read_anywhere
 from fullyconv.images import pixel_cap
 from fullyconv.images.limits import BadImage
 from fullyconv.images.tiff import first_page, is_tiff
@@ -24,13 +24,7 @@ def read_by_windows(path: Path) -> tuple[bool, bool]:
         return True, False
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False, True
-    with os.fdopen(open_regular(path), "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-
-        def at(start: int, count: int) -> bytes:
-            file.seek(min(start, length))
-            return file.read(min(count, length))
-
+    with read_anywhere(path) as at:
         if not is_tiff(at(0, 4)):
             return False, True
         try:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, final
 
 from starlette.applications import Starlette
@@ -16,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fullyconv.serving.assets import page_routes
 from fullyconv.serving.figures import Figures
 from fullyconv.serving.gate import COMMON, Gate, Refusal
 from fullyconv.serving.openapi import description
@@ -26,17 +25,17 @@ __all__ = ["application"]
 
 MISTAKE = Refusal(500, "mistake", "The server made a mistake; its log says which.")
 PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/": ("fullyconv.serving", "page/index.html", "text/html; charset=utf-8"),
+    "/page.js": ("fullyconv.serving", "page/page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("fullyconv.pages", "tool.css", "text/css; charset=utf-8"),
 }
-"""The page's files: a fixed table, read once from the package. No name in a request is ever a file's."""
+"""The page's files: see `page_routes`."""
 
 
 def application(pool: Pool, gate: Gate, figures: Figures) -> ASGIApp:
     """The ASGI application over a pool."""
     answers = _Answers(pool, gate, figures)
-    routes = [Route(path, _fixed(*_asset(*file))) for path, file in PAGE.items()]
+    routes = page_routes(PAGE)
     routes += [
         Route("/healthz", answers.healthz),
         Route("/readyz", answers.readyz),
@@ -46,17 +45,6 @@ def application(pool: Pool, gate: Gate, figures: Figures) -> ASGIApp:
         Route("/v1/predict", answers.predict, methods=["POST"]),
     ]
     return _Closed(Starlette(routes=routes), gate, figures)
-
-
-def _asset(name: str, media: str) -> tuple[bytes, str]:
-    return files("fullyconv.serving").joinpath("page", name).read_bytes(), media
-
-
-def _fixed(content: bytes, media: str) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Response:
-        return Response(content, media_type=media)
-
-    return answer
 
 
 @final

@@ -23,7 +23,7 @@ from fullyconv.serving.gate import Gate
 from fullyconv.serving.pool import WORKER, Pool, Settings
 from fullyconv.serving.protocol import Connections, guarded
 
-__all__ = ["bind", "is_loopback", "read_keys", "run"]
+__all__ = ["SignalledServer", "bind", "is_loopback", "read_keys", "run"]
 
 SHORTEST = 20  # characters of a key
 
@@ -104,8 +104,21 @@ async def _run(settings: Settings, bound: socket.socket, gate: Gate, worker: Seq
         raise failures[0]
 
 
+class SignalledServer(uvicorn.Server):
+    """uvicorn's, but ending as a signal told it to is no failure: the signal is not raised again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before: dict[int, Any] = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 @final
-class Server(uvicorn.Server):
+class Server(SignalledServer):
     """Drains before it closes: meanwhile new images are answered with 503, and /readyz says so."""
 
     def __init__(self, config: uvicorn.Config, pool: Pool) -> None:
@@ -119,16 +132,6 @@ class Server(uvicorn.Server):
         drained.cancel()
         await asyncio.sleep(0.05)  # the last answers are written
         await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a drained server has done what it was told to: it ends with 0."""
-        before: dict[int, Any] = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit:

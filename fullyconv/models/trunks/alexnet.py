@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, he_init, run
+from fullyconv.models.trunks.base import Trunk, caffe_norm, caffe_pool, he_init, run
 
 __all__ = ["AlexNet", "AlexNetTV"]
 
@@ -36,28 +36,22 @@ class AlexNet(Trunk):
         super().__init__()
         paper = padding == "paper"
 
-        def pool() -> nn.MaxPool2d:
-            return nn.MaxPool2d(3, 2, padding=0 if paper else 1, ceil_mode=paper)
-
-        def norm() -> nn.LocalResponseNorm:
-            return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
         self.features = nn.Sequential(
             nn.Conv2d(channels_in, 96, 11, 4, padding=100 if paper else 5),
             nn.ReLU(inplace=True),
-            pool(),
-            norm(),
+            caffe_pool(paper),
+            caffe_norm(),
             nn.Conv2d(96, 256, 5, padding=2, groups=2),
             nn.ReLU(inplace=True),
-            pool(),
-            norm(),
+            caffe_pool(paper),
+            caffe_norm(),
             nn.Conv2d(256, 384, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(384, 384, 3, padding=1, groups=2),
             nn.ReLU(inplace=True),
             nn.Conv2d(384, 256, 3, padding=1, groups=2),
             nn.ReLU(inplace=True),
-            pool(),
+            caffe_pool(paper),
         )
         self.taps = {2: 8, 6: 16, 14: 32}
         self.channels = {8: 96, 16: 256, 32: 4096}

@@ -66,6 +66,16 @@ def he_init(module: nn.Module, generator: torch.Generator | None = None) -> None
             nn.init.zeros_(m.bias)
 
 
+def caffe_pool(paper: bool) -> nn.MaxPool2d:
+    """Caffe's 3x3 pool of stride 2: of the paper's padding it rounds up; else padded by 1."""
+    return nn.MaxPool2d(3, 2, padding=0 if paper else 1, ceil_mode=paper)
+
+
+def caffe_norm() -> nn.LocalResponseNorm:
+    """Local response normalisation as AlexNet's and GoogLeNet's prototxt set it."""
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+
 def run(layers: Iterable[nn.Module], x: Tensor, taps: Mapping[int, int]) -> dict[int, Tensor]:
     """Apply `layers` in order; `taps` maps a layer's index to the stride under which its output is kept."""
     found: dict[int, Tensor] = {}

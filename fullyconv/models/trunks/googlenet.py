@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, he_init
+from fullyconv.models.trunks.base import Trunk, caffe_norm, caffe_pool, he_init
 
 __all__ = ["GoogLeNet", "GoogLeNetTV"]
 
@@ -79,34 +80,19 @@ class GoogLeNet(Trunk):
         super().__init__()
         paper = padding == "paper"
 
-        def pool() -> nn.MaxPool2d:
-            return nn.MaxPool2d(3, 2, padding=0 if paper else 1, ceil_mode=paper)
-
-        def norm() -> nn.LocalResponseNorm:
-            return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
         stem = OrderedDict[str, nn.Module](
-            conv1=_conv(channels_in, 64, 7, 2, 100 if paper else 3), pool1=pool(), norm1=norm(),
-            conv2_reduce=_conv(64, 64, 1), conv2=_conv(64, 192, 3), norm2=norm(), pool2=pool(),
+            conv1=_conv(channels_in, 64, 7, 2, 100 if paper else 3), pool1=caffe_pool(paper), norm1=caffe_norm(),
+            conv2_reduce=_conv(64, 64, 1), conv2=_conv(64, 192, 3), norm2=caffe_norm(), pool2=caffe_pool(paper),
         )  # fmt: skip
         self.stem = nn.Sequential(stem)
         self.inception = nn.ModuleDict({name: Inception(widths, False) for name, widths in BLOCKS.items()})
-        self.pool3, self.pool4 = pool(), pool()
+        self.pool3, self.pool4 = caffe_pool(paper), caffe_pool(paper)
         self.channels = {8: 480, 16: 832, 32: 1024}
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        x, found = self.stem(x), {}
-        for name in BLOCKS:
-            x = self.inception[name](x)
-            if name == "3b":
-                found[8] = x
-                x = self.pool3(x)
-            elif name == "4e":
-                found[16] = x
-                x = self.pool4(x)
-        found[32] = x
-        return found
+        blocks = {name: self.inception[name] for name in BLOCKS}
+        return _taps(self.stem(x), blocks, {"3b": self.pool3, "4e": self.pool4})
 
 
 @final
@@ -137,14 +123,17 @@ class GoogLeNetTV(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        x, found = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x))))), {}
-        for name in BLOCKS:
-            x = getattr(self, f"inception{name}")(x)
-            if name == "3b":
-                found[8] = x
-                x = self.maxpool3(x)
-            elif name == "4e":
-                found[16] = x
-                x = self.maxpool4(x)
-        found[32] = x
-        return found
+        x = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x)))))
+        blocks = {name: getattr(self, f"inception{name}") for name in BLOCKS}
+        return _taps(x, blocks, {"3b": self.maxpool3, "4e": self.maxpool4})
+
+
+def _taps(x: Tensor, blocks: Mapping[str, nn.Module], pools: Mapping[str, nn.Module]) -> dict[int, Tensor]:
+    """The blocks in order, those of `pools` pooled afterwards; kept before each pool and at the end."""
+    found: dict[int, Tensor] = {}
+    for name, block in blocks.items():
+        x = block(x)
+        if name in pools:
+            found[8 << len(found)] = x
+            x = pools[name](x)
+    return {**found, 32: x}
