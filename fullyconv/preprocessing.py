@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,8 +10,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.arguments import NUMBER, Kind, require
-from fullyconv.errors import DataError
+from fullyconv.arguments import NUMBER, WHOLE, Kind, require
+from fullyconv.errors import DataError, printable
 
 __all__ = ["HHA_MEAN", "IMAGENET", "LOG_DEPTH_MEAN", "Preprocessing"]
 
@@ -51,8 +52,12 @@ class Preprocessing:
                 f"Preprocessing has {c} channels in order, {len(self.mean)} means and {len(self.std)} stds; "
                 "give one of each a channel."
             )
-        if any(s == 0 for s in self.std):
-            raise DataError("Preprocessing has a std of 0; give the spread of each channel, or 1.")
+        if not all(WHOLE.fits(o) and 0 <= o < c for o in (*self.order, *self.log)):
+            raise DataError(f"Preprocessing names a channel that is none of 0..{c - 1} in order or log; correct it.")
+        if not all(math.isfinite(v) for v in (self.scale, *self.mean, *self.std)):
+            raise DataError("Preprocessing holds a scale, mean or std that is not finite; give finite numbers.")
+        if any(s == 0 for s in (self.scale, *self.std)):
+            raise DataError("Preprocessing has a scale or std of 0; give the spread of each channel, or 1.")
 
     @property
     def channels(self) -> int:
@@ -109,9 +114,9 @@ class Preprocessing:
                 tuple(float(s) for s in value.get("std") or [1.0] * len(mean)),
                 tuple(int(c) for c in value.get("log", ())),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise DataError(
-                f"This preprocessing cannot be read ({error}); it needs channels, range, mean and std."
+                f"This preprocessing cannot be read ({printable(error)[:200]}); it needs channels, range, mean and std."
             ) from error
 
 

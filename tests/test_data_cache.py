@@ -139,8 +139,11 @@ def test_a_cache_without_a_sound_index_is_made_again(content: bytes | None, data
         content = index.read_bytes().replace(b'"input/rgb/p000": [0,', b'"input/rgb/p000": [64,')
         assert content != index.read_bytes()
     index.write_bytes(content)
-    equal(plain, cached(plain, tmp_path / "cache"))
+    again = cached(plain, tmp_path / "cache")
+    equal(plain, again)
     assert json.loads(index.read_bytes())["format"] == 2
+    assert sum("is made again" in note for note in again.notes) == 1  # said
+    assert not any("is made again" in note for note in cached(plain, tmp_path / "cache").notes)
 
 
 def test_files_changed_in_place_at_the_same_size_have_a_cache_of_their_own(data: Path, tmp_path: Path) -> None:

@@ -149,3 +149,22 @@ def test_everything_is_printed_through_one_place() -> None:
                 "__stderr__",
             ):
                 assert word not in text, f"{file}: {word}"
+
+
+def test_a_warning_of_ours_is_a_sentence_and_others_are_shown_as_ever(capsys: Any, monkeypatch: Any) -> None:
+    import warnings
+
+    from fullyconv import cli
+
+    def warn(*_: Any, **__: Any) -> None:
+        warnings.warn_explicit("a block is damaged", RuntimeWarning, cli.__file__, 1)
+        warnings.warn_explicit("something old", UserWarning, "elsewhere.py", 7)
+
+    others: list[str] = []
+    monkeypatch.setattr(cli, "app", warn)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli._run([], False)
+    assert capsys.readouterr().err == "warning: a block is damaged\n"
+    assert others == ["something old"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fullyconv.errors import DataError, InternalError
+from fullyconv.errors import DataError, InternalError, printable
 
 __all__ = ["pack", "unpack"]
 
@@ -62,8 +62,9 @@ def unpack(tree: Any, tensors: Mapping[str, Any]) -> Any:
     """The inverse of `pack`; `tensors` are torch tensors. Raises DataError when the two do not belong together."""
     try:
         return _unpack(tree, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"The stored state cannot be read ({error!r}); start from another checkpoint.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        cause = printable(f"{type(error).__name__}: {error}")[:200]
+        raise DataError(f"The stored state cannot be read ({cause}); start from another checkpoint.") from error
 
 
 def _unpack(node: Any, tensors: Mapping[str, Any]) -> Any:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -93,9 +95,23 @@ def main(arguments: list[str] | None = None) -> None:
         _run(arguments, debug)
 
 
+def _shown(stock: Any) -> Any:
+    """How warnings are shown: ours as a sentence without the line of code that gave it, all others as ever."""
+
+    def show(message: Any, category: Any, filename: str, *place: Any) -> None:
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            stock(message, category, filename, *place)
+
+    return show
+
+
 def _run(arguments: list[str], debug: bool) -> None:
     try:
-        app(args=arguments, standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = _shown(warnings.showwarning)
+            app(args=arguments, standalone_mode=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

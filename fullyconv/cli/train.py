@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,10 +70,11 @@ def train(
         changes["deterministic"] = True
     if resume and not out:
         raise UsageError("--resume needs the run's directory: name it with --out.")
-    if resume and not recipe:
-        before = Path(out) / ("fold-1" if folds else "") / "recipe.toml"
-        recipe = str(before) if before.is_file() else ""
-    resolved = recipes.read(recipe or None, changes)
+    kept = Path(out) / ("fold-1" if folds else "") / "recipe.toml"
+    of_the_run = resume and not recipe and kept.is_file()
+    resolved = recipes.read(kept if of_the_run else recipe or None, changes)
+    if of_the_run:
+        _refuse_code(resolved, changes, kept)
     if print_config:
         print(resolved.to_toml(), end="")
         return
@@ -105,6 +106,23 @@ def train(
     if report:
         _report(target, resolved, data, val, quiet)
     print(target)
+
+
+def _refuse_code(recipe: Any, changes: Mapping[str, Any], file: Path) -> None:
+    """UsageError where a run's own recipe, which may be a stranger's, has a file of Python run that nobody named."""
+    from fullyconv.errors import UsageError, printable
+
+    stages = [str(stage) for stage in recipe.stages if str(stage).endswith(".toml")]
+    if "transform" not in changes and ":" in recipe.transform:
+        raise UsageError(
+            f"{printable(file)} has the Python code of {printable(recipe.transform)[:200]!r} run; if it is yours, name "
+            "it again with --set transform=FILE.py:FUNCTION, or leave it out with --set transform=."
+        )
+    if stages and "stages" not in changes:
+        raise UsageError(
+            f"{printable(file)} takes its stages from files ({printable(stages[0])[:200]}); if they are yours, give "
+            "the recipe that was trained again with --recipe FILE.toml."
+        )
 
 
 def _cross_validated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
 from fullyconv.models.seeding import Seeded
 from fullyconv.models.trunks import PAPER, TRUNKS, Given, Trunk, create_trunk
+from fullyconv.models.trunks.timm import timm_parameters
 from fullyconv.models.weight_loading import LoadReport, load_into, read_tensors, sidecar
 from fullyconv.preprocessing import HHA_MEAN, LOG_DEPTH_MEAN, Preprocessing
 from fullyconv.taxonomy import Taxonomy
@@ -246,11 +248,13 @@ def _from_stored(stored: checkpoint.Stored, path: Path, own: nn.Module | None) -
         taxonomies = store.taxonomies(config)
         name, heads = str(config["name"]), {str(h): int(k) for h, k in config["heads"].items()}
         padding = config.get("options", {}).get("padding")
+        origin = dict(config.get("training") or {})
         network = parse(name)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise DataError(
-            f"{printable(path)}/config.json does not describe a network ({error}); save it again."
+            f"{printable(path)}/config.json does not describe a network ({printable(error)[:200]}); save it again."
         ) from error
+    _refuse_other_sizes(stored, network, heads, taxonomies, path)
     if own is not None and not network.trunk.startswith(OWN):
         raise UsageError(
             f"{printable(path)} has the trunk {network.trunk}, which is made by its name; leave trunk= out."
@@ -258,6 +262,44 @@ def _from_stored(stored: checkpoint.Stored, path: Path, own: nn.Module | None) -
     with Seeded(0), torch.device("cpu" if network.trunk.startswith(("timm:", OWN)) else "meta"):
         model = _build(name, network, heads, padding, own)
     model.taxonomies = taxonomies
-    model.origin = dict(config.get("training") or {})
-    model.preprocessing = Preprocessing.from_json(stored.preprocessor)
+    model.origin = origin
+    put_preprocessing(model, Preprocessing.from_json(stored.preprocessor), path)
     return store.restore(model, stored)
+
+
+def _refuse_other_sizes(
+    stored: checkpoint.Stored,
+    network: Network,
+    heads: Mapping[str, int],
+    taxonomies: Mapping[str, Taxonomy],
+    path: Path,
+) -> None:
+    """DataError before anything is made where the config asks for more than the weights hold: what is made on the CPU
+    (timm's networks) takes its memory at once."""
+    fault = ""
+    for head, k in heads.items():
+        if head in taxonomies and len(taxonomies[head]) != k:
+            fault = f"{k} classes and {len(taxonomies[head])} names for {printable(head)[:80]!r}"
+    if set(heads) != set(taxonomies):
+        fault = "other heads than it names the classes of"
+    elif len(heads) > len(stored.header):
+        fault = f"{len(heads)} heads for {len(stored.header)} tensors"
+    elif any(k > max((t.shape[0] for t in stored.header.values() if t.shape), default=0) for k in heads.values()):
+        fault = f"more classes ({max(heads.values())}) than any tensor has rows"
+    elif network.trunk.startswith("timm:"):
+        held = sum(math.prod(t.shape) for t in stored.header.values())
+        needed = timm_parameters(network.trunk.removeprefix("timm:"))
+        if needed > held:
+            fault = f"a trunk of {needed:,} weights, where {held:,} are stored"
+    if fault:
+        raise DataError(f"{printable(path)}/config.json does not fit its weights: it has {fault}; save it again.")
+
+
+def put_preprocessing(model: FCN, how: Preprocessing, directory: Path) -> None:
+    """Give `model` the stored preprocessing; DataError where it is for another number of channels."""
+    if how.channels != model.preprocessing.channels:
+        raise DataError(
+            f"{printable(directory)}/preprocessor_config.json is for {how.channels} channels, the network takes "
+            f"{model.preprocessing.channels}; save it again."
+        )
+    model.preprocessing = how

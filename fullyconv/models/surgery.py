@@ -10,13 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fullyconv import checkpoint
-from fullyconv.errors import DataError, UsageError, printable
+from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.models.fcn import FCN
 from fullyconv.models.weight_loading import LoadReport
 from fullyconv.preprocessing import Preprocessing
@@ -171,10 +170,10 @@ def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> Loa
         directories = directories.split(",")
     paths = [Path(directories)] if isinstance(directories, Path) else [Path(d) for d in directories]
     paths = [checkpoint.model_of(p) for p in paths]
-    stored = {str(p): checkpoint.following(p, lambda s: (s.tensors, s.preprocessor, _classes(s.config))) for p in paths}
+    stored = {str(p): checkpoint.following(p, _parts) for p in paths}
     weights = {name: tensors for name, (tensors, _, _) in stored.items()}
     report = transplant(model, weights, {name: classes for name, (_, _, classes) in stored.items()})
-    given = [Preprocessing.from_json(how) for _, how, _ in stored.values()]
+    given = [how for _, how, _ in stored.values()]
     have = sum(p.channels for p in given)
     if have < model.preprocessing.channels:
         given.append(_rest(model.preprocessing, have, given[0].scale))
@@ -183,8 +182,11 @@ def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> Loa
     return report
 
 
-def _classes(config: Mapping[str, Any]) -> dict[str, Taxonomy]:
-    return {head: Taxonomy.from_json(value) for head, value in config.get("taxonomies", {}).items()}
+def _parts(stored: checkpoint.Stored) -> tuple[dict[str, Tensor], Preprocessing, dict[str, Taxonomy]]:
+    """Weights, preprocessing and classes; DataError where the config is none of ours."""
+    with foreign_values(stored.directory / "config.json", "start from a model that fullyconv wrote"):
+        classes = {head: Taxonomy.from_json(v) for head, v in stored.config.get("taxonomies", {}).items()}
+        return dict(stored.tensors), Preprocessing.from_json(stored.preprocessor), classes
 
 
 def _rest(whole: Preprocessing, start: int, scale: float) -> Preprocessing:

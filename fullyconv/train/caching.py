@@ -28,7 +28,8 @@ def on_disk(recipe: Recipe, dataset: Dataset, out: Path, world: ProcessGroup, di
     with world.together():
         if world.rank == 0:
             quick = cached(dataset, out / FOLDER, skip=skip)
-            display.note(quick.notes[-1])
+            for note in quick.notes[len(dataset.notes) :]:
+                display.note(note)
     return quick if world.rank == 0 else cached(dataset, out / FOLDER, skip=skip)
 
 

@@ -21,7 +21,7 @@ from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
 from fullyconv.train.batch_reader import crop_of
 
-__all__ = ["choose", "fitting_batch", "looked_at"]
+__all__ = ["choose", "cut_to_the_data", "fitting_batch", "looked_at"]
 
 LOOKED_AT = 100  # images whose sizes and labels are read where the data were not checked
 SHARE = 0.6  # of the memory there is that a step may take: the rest is for reading, measuring, and other programs
@@ -66,6 +66,19 @@ def choose(
         chosen = chosen.replace(batch_size=fits)
     said = ", ".join(_said(chosen, key, why[key]) for key in open_keys)
     return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {said}."]
+
+
+def cut_to_the_data(recipe: Recipe, train: Dataset) -> list[str]:
+    """What is said where the recipe asks for larger steps or crops than these data have."""
+    said = []
+    if recipe.batch_size > len(train):
+        said.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
+    size = train.image(0).shape[:2]
+    crop = crop_of(recipe, size)
+    if crop is not None and crop != recipe.crop:
+        asked, taken, first = ("x".join(map(str, s)) for s in (recipe.crop, crop, size))
+        said.append(f"crop {asked} is larger than the first image ({first}) can be scaled to: {taken} is taken.")
+    return said
 
 
 def looked_at(train: Dataset) -> Summary | None:

@@ -22,7 +22,7 @@ import fullyconv.train.caching as caching
 import fullyconv.train.planning as planning
 import fullyconv.train.training_state as training_state
 from fullyconv import doctor, models
-from fullyconv.checkpoint import RunDirectory, read_model
+from fullyconv.checkpoint import RunDirectory, Stored, read_model
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.class_weights import median_frequency_weights
@@ -31,14 +31,15 @@ from fullyconv.data.pipeline.own import transform_source
 from fullyconv.data.splits import Division, divide, kept_in
 from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.doctor.summary import Summary
-from fullyconv.errors import DataError, FullyconvError, StorageError, UnknownName, UsageError, printable
+from fullyconv.errors import DataError, FullyconvError, StorageError, UnknownName, UsageError, foreign_values, printable
 from fullyconv.files import atomic_write, read_json
 from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import TorchModule, TrainableModel
+from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train.batch_reader import crop_of, effects_of
-from fullyconv.train.chosen import choose
+from fullyconv.train.chosen import choose, cut_to_the_data
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.loggers import Loggers, open_loggers
 from fullyconv.train.machine import settle
@@ -123,8 +124,8 @@ def prepare_run(
     )
     for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
         display.note(note)
-    model = network(recipe, train, quiet=display.quiet, trunk=trunk)
-    if recipe.weights == "auto" and "weights" not in model.origin:
+    model = network(recipe, train, quiet=display.quiet, trunk=trunk, resume=resume)
+    if not resume and recipe.weights == "auto" and "weights" not in model.origin:
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
     effects_of(train, recipe)
     if not resume:  # before anything is written
@@ -139,6 +140,8 @@ def prepare_run(
         model, train, contents.digest("train"), hashlib.sha256(own).hexdigest() if own else ""
     )
     stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
+    if stored is not None:
+        recipe = _as_begun(recipe, model, stored)
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
     divided = divide(train, val if val is not None and val.split == HELD_OUT else None)
@@ -150,10 +153,11 @@ def prepare_run(
         os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it when it starts
         torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
     model.to(world.device).to(memory_format=torch.channels_last)
-    kept = stored.state.get("machine", {}) if stored else {}
+    kept = training_state.kept_machine(stored) if stored else {}
     if resume:
         recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), world, display)
     recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
+    machine.notes += cut_to_the_data(recipe, train)
     machine.facts["chosen"] = {key: getattr(recipe, key) for key in ("crop", "batch_size", "class_weights")}
     for note in machine.notes:
         display.note(note)
@@ -181,6 +185,18 @@ def prepare_run(
         machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
         loggers=told,
     )  # fmt: skip
+
+
+def _as_begun(recipe: Recipe, model: FCN, stored: Stored) -> Recipe:
+    """Give the network the preprocessing and the beginnings that its checkpoint tells, for `weights` and `init_from`
+    are not read again; the recipe as the run that was begun has it."""
+    if not recipe.preprocessing:
+        models.put_preprocessing(model, Preprocessing.from_json(stored.preprocessor), stored.directory)
+    begun, training = ("from", "weights", "trunk_weights"), stored.config.get("training")
+    if isinstance(training, Mapping):
+        model.origin = {key: value for key, value in model.origin.items() if key not in begun}
+        model.origin |= {key: training[key] for key in begun if key in training}
+    return recipe.replace(weights="") if recipe.weights == "auto" and "weights" not in model.origin else recipe
 
 
 def _settled(
@@ -363,8 +379,10 @@ def _stored(
         display.note(note)
     if not isinstance(stored.state, Mapping) or "train" not in stored.state:
         raise DataError("The checkpoint holds a model but nothing to go on from; use it as init_from.")
-    training_state.refuse_changes(stored.state["identity"], about, allow, changed)
-    if "content" not in stored.state["identity"]:
+    identity: Any = stored.state.get("identity")
+    with foreign_values(stored.directory / "state.json", "start a new run with init_from"):
+        training_state.refuse_changes(identity, about, allow, changed)
+    if "content" not in identity:
         display.note("The run was begun by an earlier version: of its data only names and sizes could be compared.")
     return stored
 

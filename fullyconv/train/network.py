@@ -11,7 +11,7 @@ from torch import nn
 from fullyconv import models
 from fullyconv.checkpoint import model_of, read_model
 from fullyconv.data.base import Dataset
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, UsageError, foreign_values
 from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import TrainableModel
 from fullyconv.models.names import INPUTS
@@ -38,9 +38,14 @@ def _for_data(name: str, train: Dataset) -> str:
     return name
 
 
-def network(recipe: Recipe, train: Dataset, quiet: bool, trunk: nn.Module | None = None) -> FCN:
-    """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned."""
-    _refuse_sum_from_nothing(recipe, bool(recipe.weights or recipe.init_from))
+def network(
+    recipe: Recipe, train: Dataset, quiet: bool, trunk: nn.Module | None = None, *, resume: bool = False
+) -> FCN:
+    """The recipe's network with the data's classes, started as the recipe says; `origin` tells how it is learned.
+    resume: a checkpoint's weights are to come, so that neither `weights` nor `init_from` is read or fetched."""
+    if resume:
+        recipe = recipe.replace(weights="", init_from="")
+    _refuse_sum_from_nothing(recipe, resume or bool(recipe.weights or recipe.init_from))
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
     if preprocessing is None and train.inputs == ("bands",):
         preprocessing = measured(train)
@@ -56,7 +61,7 @@ def network(recipe: Recipe, train: Dataset, quiet: bool, trunk: nn.Module | None
         **recipe.options,
     )
     started = model.report is not None and bool(model.report.copied)
-    _refuse_sum_from_nothing(recipe, started or bool(recipe.init_from))
+    _refuse_sum_from_nothing(recipe, resume or started or bool(recipe.init_from))
     _refuse_other_channels(model, train)
     if recipe.init_from:
         report = init_from(model, recipe.init_from)
@@ -117,7 +122,8 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     before: list[str] = []
     for path in filter(None, recipe.init_from.split(",")):
         config = read_model(model_of(path)).config
-        before += [*(config.get("training") or {}).get("from", []), str(config.get("name"))]
+        with foreign_values(path, "start from a model that fullyconv wrote"):
+            before += [*map(str, (config.get("training") or {}).get("from", [])), str(config.get("name"))]
     length = f"{recipe.steps} steps" if recipe.steps else recipe.time or f"{recipe.epochs:g} epochs"
     return {
         "recipe": recipe.name,

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from fullyconv.data.base import Dataset
-from fullyconv.errors import UnknownName, UsageError
+from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
 from fullyconv.models.interface import TrainableModel
 
 __all__ = ["CHANGES", "State", "identity", "pack_training", "refuse_changes", "restore_training"]
 
 CHANGES = ("network", "classes", "data", "transform")  # of a run's identity
 ALLOWED = (*CHANGES, "threads")  # what `allow` may name
+MOST_THREADS = 1 << 16
+SLOTS = (frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"}), frozenset({"velocity"}))
 
 
 @final
@@ -143,15 +147,92 @@ def restore_training(
     """Put everything back from a checkpoint, to the bit; returns where the run was."""
     kept = stored.state
     tensors = stored.tensors
+    where = stored.directory / "state.json"
+    fresh = [dict(group) for group in optimizer.param_groups]
     try:
         model.load_state_dict(kept["weights"] if kept["weights"] is not None else tensors)
         if average is not None:
             average.load_state_dict(tensors)
         optimizer.load_state_dict(kept["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"The checkpoint does not fit this network or optimiser ({first}); use init_from.") from error
-    if kept["scaler"]:  # empty where the run was not in fp16
-        scaler.load_state_dict(kept["scaler"])
-    known = {f.name for f in fields(State)}
-    return State(**{key: value for key, value in kept["train"].items() if key in known})
+    except (RuntimeError, ValueError, LookupError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"The checkpoint does not fit this network or optimiser ({printable(first)[:200]}); use init_from."
+        ) from error
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a stranger's
+        raise _foreign(where, f"{type(error).__name__}: {error}") from error
+    _refuse_foreign_optimizer(optimizer, fresh, where)
+    with foreign_values(where, REMEDY):
+        if kept["scaler"]:  # empty where the run was not in fp16
+            scaler.load_state_dict(kept["scaler"])
+        return read_state(kept["train"], where)
+
+
+REMEDY = "start a new run with init_from"
+
+
+def _foreign(where: Path, what: str) -> DataError:
+    return DataError(f"{printable(where)} holds what fullyconv does not write ({printable(what)[:200]}); {REMEDY}.")
+
+
+def kept_machine(stored: Any) -> Mapping[str, Any]:
+    """What the checkpoint's run owes to its machine (`machine.Machine.facts`); DataError for what no run wrote."""
+    kept = stored.state.get("machine", {})
+    where = stored.directory / "state.json"
+    if not isinstance(kept, Mapping) or not isinstance(kept.get("chosen", {}), Mapping):
+        raise _foreign(where, "machine")
+    if type(kept.get("threads", 0)) is not int or not 0 <= kept.get("threads", 0) <= MOST_THREADS:
+        raise _foreign(where, f"threads = {str(kept['threads'])[:40]}")
+    if kept.get("precision", "") not in ("", "fp32", "bf16", "fp16"):
+        raise _foreign(where, f"precision = {str(kept['precision'])[:40]}")
+    return kept
+
+
+def _refuse_foreign_optimizer(
+    optimizer: torch.optim.Optimizer, fresh: Sequence[Mapping[str, Any]], where: Path
+) -> None:
+    """DataError unless the loaded optimiser holds what this one would: numbers of the same kinds, and for each
+    parameter tensors of its shape or single numbers."""
+    for group, own in zip(optimizer.param_groups, fresh, strict=True):
+        for key, value in own.items():
+            if key != "params" and not _like(group.get(key), value):
+                raise _foreign(where, f"{key} = {str(group.get(key))[:40]}")
+        for p in group["params"]:
+            kept = optimizer.state.get(p, {})  # empty where it never had a gradient
+            shapes = {key: v.shape if isinstance(v, torch.Tensor) else None for key, v in kept.items()}
+            wanted = {key: () if key == "step" else p.shape for key in kept}
+            if kept and (frozenset(kept) not in SLOTS or shapes != wanted):
+                raise _foreign(where, "the optimiser's state")
+
+
+def _like(value: Any, own: Any) -> bool:
+    """Whether a setting may stand in the place of `own`: a number for a number (finite), else of its very kind."""
+    if isinstance(own, bool) or own is None:
+        return value is own
+    if isinstance(own, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(own, tuple | list):
+        return type(value) is type(own) and len(value) == len(own) and all(map(_like, value, own))
+    return type(value) is type(own)
+
+
+def read_state(kept: Mapping[str, Any], where: Path) -> State:
+    """The state as stored; keys of other versions are passed over."""
+    if not isinstance(kept, Mapping) or "step" not in kept:
+        raise _foreign(where, "no step")
+    found = {f.name: kept[f.name] for f in fields(State) if f.name in kept}
+    for name, value in found.items():
+        if not _stands_for(getattr(State(), name), value) or (name != "best" and value == -1):
+            raise _foreign(where, f"{name} = {str(value)[:40]}")
+    return State(**found)
+
+
+def _stands_for(default: Any, value: Any) -> bool:
+    """Whether a field of `State` may hold `value`: of its default's kind, finite, and no less than -1."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(value, int):
+        return -1 <= value < 1 << 63
+    return isinstance(default, float) and isinstance(value, float) and (value == -1 or 0 <= value < math.inf)

@@ -53,6 +53,10 @@ def cached(
     base = Path(folder) / key(dataset)
     file, index_file = base.with_suffix(".bin"), base.with_suffix(".json")
     index = _index(index_file) if file.is_file() else None
+    notes: tuple[str, ...] = ()
+    if index is None and (file.exists() or index_file.exists()):  # made at once, the index last
+        what = printable(index_file if file.is_file() else file)
+        notes = (f"the cache was not whole ({what} is missing, damaged or never finished) and is made again.",)
     if index is None:
         try:
             index = _make(dataset, file, index_file, progress, skip)
@@ -64,7 +68,7 @@ def cached(
         dataset,
         read_input=_Reader(file, index, "input", dataset.read_input),
         read_labels=_Reader(file, index, "label", dataset.read_labels),
-        notes=(*dataset.notes, note),
+        notes=(*dataset.notes, *notes, note),
     )
 
 

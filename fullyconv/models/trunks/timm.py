@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,20 @@ from fullyconv.models.trace import Trace, trace
 from fullyconv.models.trunks.base import Trunk
 from fullyconv.preprocessing import Preprocessing
 
-__all__ = ["Timm"]
+__all__ = ["Timm", "timm_parameters"]
+
+
+def timm_parameters(name: str) -> int:
+    """How many weights timm's NAME has without its classifier, found without taking memory for them; 0 where that
+    cannot be told."""
+    try:
+        import timm
+
+        with torch.device("meta"):
+            net = timm.create_model(name, features_only=True, pretrained=False) if timm.is_model(name) else None
+    except Exception:  # what cannot be made at all is told when it is made
+        return 0
+    return sum(p.numel() for p in net.parameters()) if net is not None else 0
 
 
 @final
@@ -26,7 +40,7 @@ class Timm(Trunk):
         except ImportError as error:
             raise MissingExtra(f"The trunk timm:{name}", "timm", "timm") from error
         if not timm.is_model(name):
-            raise UnknownName("timm model", name, timm.list_models())
+            raise UnknownName("timm model", name[:200], timm.list_models())
         try:
             self.net: Any = timm.create_model(name, features_only=True, pretrained=False, in_chans=channels_in)
         except (RuntimeError, AttributeError) as error:
