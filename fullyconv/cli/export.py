@@ -14,6 +14,8 @@ __all__ = ["export_command"]
 
 # What our own files begin with, which alone are replaced: ONNX's IR version 8 and the producer; OpenVINO's graph.
 BEGINS, BEGINS_XML = b"\x08\x08\x12\x09fullyconv", b'<?xml version="1.0"?>\n<net name="fullyconv"'
+BEGINS_PACKAGE = b"PK\x03\x04\x14\0\0\0\0\0\0\0!\0"  # a ZIP whose first member is dated 1980-01-01
+BEGINS_ZIP = b"PK\x03\x04"  # torch's exported programs, ours among them
 MOST = 8  # images of the data that a proof looks at
 
 
@@ -26,7 +28,10 @@ def export_command(
         ),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="Format: onnx, openvino (FILE.xml, FILE.bin) or web (a page that labels).")
+        str,
+        typer.Option(
+            help="Format: onnx, openvino (FILE.xml, FILE.bin), pt2, bioimageio (FILE.zip) or web (a page that labels)."
+        ),
     ] = "onnx",
     output: Annotated[str, typer.Option(help="labels, scores, probabilities, coarse or confidence.")] = "labels",
     taken: Annotated[
@@ -93,12 +98,24 @@ def export_command(
     else:
         assert out is not None
         if to != "web":
-            output_file(out, "an exported model", BEGINS_XML if to == "openvino" else BEGINS)
+            begins = {"openvino": BEGINS_XML, "pt2": BEGINS_ZIP, "bioimageio": BEGINS_PACKAGE}.get(to, BEGINS)
+            output_file(out, "an exported model", begins if to != "pt2" or _is_ours(out) else b"FILE OF OTHERS")
         if to == "openvino" and (weights := out.with_suffix(".bin")).exists() and not out.exists():
             raise UsageError(f"{printable(weights)} is there already and is another file's; name another FILE.xml.")
         proof = export(model, out, to, output, taken, _images(data or int8), int8, max_loss, engine, fetch, say)
     say(proof)
     print(json.dumps(proof.to_json()) if as_json else check or out)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether no FILE.pt2 is there, or one that we wrote."""
+    from fullyconv.errors import DataError
+    from fullyconv.exporting import pt2
+
+    try:
+        return not file.exists() or bool(pt2.read(file))
+    except DataError:
+        return False
 
 
 def _script() -> str:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fullyconv.arguments import NUMBER, PATH, TEXT, Kind, either, takes
 from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
-from fullyconv.exporting import web
+from fullyconv.exporting import bioimageio, web
 from fullyconv.exporting.deepness import deepness
-from fullyconv.exporting.graph import OPSET
+from fullyconv.exporting.graph import OPSET, Graph
 from fullyconv.exporting.network import Values, build, output_names
-from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare
+from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare, drawn, window
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
@@ -28,7 +28,8 @@ from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, ch
 
 __all__ = ["ExportProof", "export", "exported_bytes", "verify"]
 
-FORMATS = ("onnx", "openvino", "web")
+FORMATS = ("onnx", "openvino", "pt2", "web", "bioimageio")
+TESTED = 256  # pixels a side of the image by which a package of unbounded context is tested
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
@@ -57,9 +58,10 @@ def export(
 ) -> ExportProof:
     """Write `model` (a network, or the directory of a model or a run) as one ONNX file for images of any size.
 
-    to: "onnx"; "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself; "web": a folder with
-    the file and a page that labels images in the browser, for which onnxruntime-web is taken from `onnxruntime_web`
-    (a folder that holds it, or its .tgz) or, with `fetch`, fetched by npm.
+    to: "onnx"; "openvino": FILE.xml and FILE.bin, in fp32, proved once more by OpenVINO itself; "pt2": torch's exported
+    program, proved by torch.export.load in a process of its own; "bioimageio": a package (ZIP) for bioimage.io's
+    programs; "web": a folder with the file and a page that labels images in the browser, for which onnxruntime-web is
+    taken from `onnxruntime_web` (a folder that holds it, or its .tgz) or, with `fetch`, fetched by npm.
     output: "labels" N H W (uint8, uint16 above 255 classes), "scores" or "probabilities" N K H W, "coarse" N K
     h w, or "confidence": labels and their probability. With several heads outputs are named OUTPUT_HEAD. input:
     "uint8", images N H W C as stored, or "float", float32 N C H W as the network's preprocessing makes it. images:
@@ -80,12 +82,16 @@ def export(
     """
     if to not in FORMATS:
         raise UnknownName("format", to, FORMATS)
+    if to == "pt2" and int8:
+        raise UsageError("torch's exported program is in fp32; leave out 8 bits, or export to onnx.")
     if to == "openvino" and (int8 or Path(file).suffix != ".xml"):
         raise UsageError("OpenVINO's files are FILE.xml and FILE.bin in fp32; name FILE.xml, and leave out 8 bits.")
     if to != "web" and (onnxruntime_web or fetch):
         raise UsageError(f"onnxruntime-web is for the page alone, not for {to}; leave it out, or export to web.")
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
+    if to == "bioimageio":
+        bioimageio.check_network(network.preprocessing, output, input, network.geometry(1, 1).halo)
     if to == "web":
         web.check_network(parse(network.name).inputs, network.preprocessing.channels, output, input)
         plan = web.claimed(Path(file))
@@ -96,6 +102,9 @@ def export(
         if not 0 <= max_loss <= 100:
             raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
         data = open_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
+    if to == "pt2":
+        graph, values = build(network, output, input)
+        return _by_torch(graph, _about(network, output, input, values), network, images, Path(file))
     bare, about, values = _graph(network, output, input)
     proof = _by_onnxruntime(_written(bare, about), about, network, images, Path(file).name)
     if int8:
@@ -107,6 +116,10 @@ def export(
     written = _written(bare, about | {"proof": proof.to_json()})
     if to == "openvino":
         return _by_openvino(written, about, network, images, Path(file))
+    if to == "bioimageio":
+        least = bioimageio.sides(about["geometry"])[0] if about["geometry"]["halo"] is not None else TESTED
+        image = window(images[0] if images else next(drawn(network, input == "uint8")), least, least)
+        written = bioimageio.package(written, about | {"proof": proof.to_json()}, image, Path(file).name)
     if to == "web":
         web.write_page(written, about, plan, engine)
     else:
@@ -156,6 +169,35 @@ def _by_openvino(
     return proof
 
 
+def _by_torch(
+    graph: Graph, about: dict[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: Path
+) -> ExportProof:
+    """Write FILE.pt2 once a torch that knows nothing of fullyconv gave the network's scores from it."""
+    from fullyconv.exporting import pt2
+
+    small = about["input"]["kind"] == "uint8"
+    program = pt2.exported_program(graph, model.preprocessing.channels, small)
+    # Values inside the file bear torch's names; there is no value to cut the file at.
+    about |= {"scores": pt2.scores_of(program, about["names"])} | dict.fromkeys(("coarse", "x"))
+    proof = _in_fresh_torch(pt2.written(program, about), about, model, images, file)
+    atomic_write(file, pt2.written(program, about | {"proof": proof.to_json()}))
+    return proof
+
+
+def _in_fresh_torch(
+    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: str | Path
+) -> ExportProof:
+    import torch
+
+    from fullyconv.exporting import pt2
+
+    engine = pt2.opened(data, about, file)
+    try:
+        return compare((engine, engine), {"torch.export.load": str(torch.__version__)}, about, model, images, file)
+    finally:
+        engine.close()
+
+
 def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[Any]] = ()) -> ExportProof:
     """Prove a file again: its seal, its sha256 of the weights, and its answers beside those of `model`.
 
@@ -172,6 +214,13 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[A
             engines = openvino.opened(Path(file), about["scores"])
             _refuse_other(about["weights_sha256"], network, file)
         return compare(engines, {"openvino": openvino.version()}, about, network, images, file)
+    if Path(file).suffix == ".pt2":
+        from fullyconv.exporting import pt2
+
+        data, about = pt2.read(file)
+        with foreign_values(file, "export the model again"):
+            _refuse_other(about["weights_sha256"], network, file)
+            return _in_fresh_torch(data, about, network, images, file)
     data = read_file(file, LARGEST)
     try:
         metadata = {p.key: p.value for p in onnx.load_model_from_string(data).metadata_props}
