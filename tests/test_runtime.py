@@ -217,10 +217,11 @@ def test_info_shows_what_a_file_says_of_itself(files: Any, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["about"]["output"] == "coarse"
 
 
-def test_a_file_holds_no_figures_to_report_or_compare(files: Any) -> None:
-    for call in (lambda: report([str(files["labels"])]), lambda: compare_command(files["labels"], files["labels"])):
-        with pytest.raises(UsageError, match="holds no figures; measure it first"):
-            call()
+def test_a_file_holds_no_figures_until_data_are_named(files: Any) -> None:
+    with pytest.raises(UsageError, match=r"holds no figures; .* fullyconv report .*labels\.onnx DATA"):
+        report([str(files["labels"])])
+    with pytest.raises(UsageError, match=r"fullyconv compare .*labels\.onnx .*coarse\.onnx DATA"):
+        compare_command(files["labels"], files["coarse"])
 
 
 def test_a_raster_is_labelled_in_blocks_as_the_whole(files: Any, tmp_path: Path) -> None:

@@ -14,22 +14,35 @@ __all__ = ["compare_command"]
 
 
 def compare_command(
-    a: Annotated[Path, typer.Argument(help="Result A: a JSON file, an evaluation or a run directory.")],
+    a: Annotated[
+        Path, typer.Argument(help="Result A: a JSON file, an evaluation or a run directory; or a network, with DATA.")
+    ],
     b: Annotated[Path, typer.Argument(help="Result B, measured on the same data.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="[DATA]", help="Measure A and B, where they are networks, on this first.", show_default=False
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
-    from fullyconv.cli.exported import refuse_unmeasured
+    from fullyconv.cli.exported import measured, refuse_unmeasured
     from fullyconv.errors import foreign_values
     from fullyconv.evaluation import Result
     from fullyconv.evaluation.comparison import compare as against
+    from fullyconv.runtime.exported import is_exported
 
-    for side in (a, b):
-        refuse_unmeasured(side)
+    def result(side: Path) -> Result:
+        network = is_exported(side) or (side.is_dir() and not (side / "result.json").exists())
+        return measured(side, data) if data and network else Result.load(side)
+
+    for side in () if data else (a, b):
+        refuse_unmeasured(side, f"compare {a} {b}")
     with foreign_values(f"{a} or {b}", "write both again with fullyconv evaluate"):
-        found = against(Result.load(a), Result.load(b))
+        found = against(result(a), result(b))
         said = json.dumps(found.to_json(), allow_nan=False) if as_json else text(found)
     print(said)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["facts", "refuse_unmeasured", "show"]
+if TYPE_CHECKING:
+    from fullyconv.evaluation import Result
+
+__all__ = ["facts", "measured", "refuse_unmeasured", "show"]
 
 
 def show(file: str, as_json: bool) -> None:
@@ -60,13 +63,28 @@ def facts(file: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refuse_unmeasured(name: str | Path) -> None:
-    """`UsageError` for an exported file where figures are asked for: it holds none."""
+def measured(name: str | Path, data: str, keep: Path | None = None) -> Result:
+    """The result of a network (an exported file, a model or run directory) on the images of `data` that `evaluate`
+    would take; `keep`: where what a report shows is written."""
+    from fullyconv.cli.evaluate import predictor
+    from fullyconv.evaluation import evaluate
+    from fullyconv.evaluation.choice import images_to_measure
+    from fullyconv.terminal import progress_line, say
+
+    ready = predictor(str(name), device="auto", tile=0, max_memory="")
+    dataset = images_to_measure(data, "", ready, str(name))
+    for note in dataset.notes:
+        say(note)
+    return evaluate(ready, dataset, keep=keep, progress=progress_line(f"evaluating {Path(name).name}", False))
+
+
+def refuse_unmeasured(name: str | Path, remedy: str) -> None:
+    """`UsageError` for an exported file where figures are asked for and no data to measure it on: it holds none."""
     from fullyconv.errors import UsageError, printable
     from fullyconv.runtime.exported import is_exported
 
     if is_exported(name):
         raise UsageError(
-            f"{printable(name)} is an exported network and holds no figures; measure it first:  fullyconv evaluate "
-            f"{printable(name)} DATA --keep DIRECTORY."
+            f"{printable(name)} is an exported network and holds no figures; name the data to measure it on:  "
+            f"fullyconv {printable(remedy)} DATA."
         )

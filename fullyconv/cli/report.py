@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,14 @@ __all__ = ["report"]
 def report(
     source: Annotated[
         list[str],
-        typer.Argument(help="Run or evaluation directory, or a folder of them; or: paper RESULT...", metavar="RUN"),
+        typer.Argument(
+            help="Run or evaluation directory, or a folder of them; or: FILE.onnx DATA; or: paper RESULT...",
+            metavar="RUN",
+        ),
     ],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; report.html in RUN by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page; report.html in RUN, or FILE.html, by default.")
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
@@ -24,7 +30,7 @@ def report(
     ] = None,
 ) -> None:
     """Show a run, an evaluation, or a folder of runs (a leaderboard) as one HTML page; `report paper RESULT...` sets
-    results beside the paper's."""
+    results beside the paper's. An exported file is measured on DATA first."""
     from fullyconv.errors import UsageError
 
     if source[0] == "paper" and not Path("paper").is_dir():
@@ -32,11 +38,18 @@ def report(
 
         print(write_paper([Path(s) for s in source[1:]], out or Path("paper.html"), images or ()))
         return
+    from fullyconv.cli.exported import measured, refuse_unmeasured
+    from fullyconv.files.outputs import output_file
+    from fullyconv.report import write
+    from fullyconv.runtime.exported import is_exported
+
+    if len(source) == 2 and is_exported(source[0]):
+        page = output_file(out or Path(source[0]).with_suffix(".html"), "a report", b"<!doctype html")
+        with tempfile.TemporaryDirectory() as folder:
+            measured(source[0], source[1], Path(folder))
+            print(write(folder, page))
+        return
     if len(source) != 1:
         raise UsageError("Name one run or evaluation directory; fullyconv compare A B sets two side by side.")
-    from fullyconv.cli.exported import refuse_unmeasured
-    from fullyconv.report import write
-
-    refuse_unmeasured(source[0])
-
+    refuse_unmeasured(source[0], f"report {source[0]}")
     print(write(source[0], out))

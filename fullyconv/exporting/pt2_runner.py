@@ -5,6 +5,7 @@ Not a part of the package at run time: it is started by its path, and imports of
 
 import json
 import sys
+from typing import final
 
 sys.modules["fullyconv"] = None  # type: ignore[assignment]
 
@@ -13,6 +14,7 @@ import torch  # noqa: E402
 from torch import fx  # noqa: E402
 
 
+@final
 class Watching(fx.Interpreter):
     """Keeps the values that are asked for, wherever in the program they are made."""
 
