@@ -58,6 +58,13 @@ def predict(
             "--min-area", min=0, help="Smaller areas join a neighbour: pixels, with --polygons square map units."
         ),
     ] = 0,
+    resolution: Annotated[
+        str,
+        typer.Option(
+            help="Slides, OME-TIFF, Zarr: the level read, by micrometres a pixel (0.5) or reduction (4x).",
+            show_default=False,
+        ),
+    ] = "",
     frames: Annotated[bool, typer.Option("--frames", help="Videos: also label maps, NAME/NUMBER.png.")] = False,
     every: Annotated[int, typer.Option(min=1, help="Videos: label one frame of so many; the others keep it.")] = 1,
     smooth: Annotated[
@@ -95,10 +102,12 @@ def predict(
     from fullyconv.predict.ensemble import Ensemble
     from fullyconv.predict.folder import LabelOptions, label_sources
     from fullyconv.predict.sources import InputFiles, find_sources
+    from fullyconv.rasters.levels import Resolution
 
     options = LabelOptions(
-        overlay, confidence, probabilities, polygons, tolerance, least_area, frames, every, smooth, quiet
-    )
+        overlay, confidence, probabilities, polygons, tolerance, least_area, frames, every, smooth, quiet,
+        Resolution.parse(resolution),
+    )  # fmt: skip
     if tool and engine == "ray":
         raise UsageError(f"--as {tool} works in this process; leave out --engine ray.")
     if tool:
@@ -106,7 +115,7 @@ def predict(
     more, images = _further_models(images)
     if more and tool:
         raise UsageError(f"--as {tool} takes one network; leave the others out, or leave out --as.")
-    sources = find_sources(images, out)
+    sources = find_sources(images, out, options.resolution)
     for note in () if quiet else sources.notes:
         say(f"note: {note}")
     if tool and (large := sorted(sources.videos | sources.rasters)):

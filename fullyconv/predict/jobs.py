@@ -16,6 +16,7 @@ from fullyconv.files.disk import sha256_file, storage_errors
 from fullyconv.files.outputs import one_part
 from fullyconv.files.reading import open_append, read_file
 from fullyconv.files.staged import ResultFiles
+from fullyconv.rasters.zarr_files import folder_sum
 
 __all__ = ["Finished", "ResultOptions", "claim_results", "head_folder", "read_ahead"]
 
@@ -90,7 +91,7 @@ class Finished:
 
     def line(self, sources: Sequence[Path], name: str) -> str:
         """What stands in the record for an image: sha256 of the job, of its files' bytes and of its name."""
-        text = json.dumps([self._job, [sha256_file(s) for s in sources], name])
+        text = json.dumps([self._job, [folder_sum(s) if s.is_dir() else sha256_file(s) for s in sources], name])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def holds(self, sources: Sequence[Path], name: str, results: Sequence[Path]) -> bool:

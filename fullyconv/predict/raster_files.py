@@ -23,7 +23,8 @@ from fullyconv.predict.jobs import claim_results, head_folder
 from fullyconv.predict.scene import SceneJob, label_blocks
 from fullyconv.rasters.assembling import RasterLayer, write_geotiff
 from fullyconv.rasters.journal import BlockJournal
-from fullyconv.rasters.opening import open_source
+from fullyconv.rasters.levels import Resolution
+from fullyconv.rasters.opening import FINEST, open_source
 from fullyconv.rasters.polygons import draw_polygons, write_polygons
 from fullyconv.terminal import rewrite, say
 
@@ -42,6 +43,7 @@ class RasterOptions:
     tolerance: float = 0
     least: float = 0
     quiet: bool = False
+    resolution: Resolution = FINEST
 
 
 def claim_raster(
@@ -60,7 +62,7 @@ class RasterWork:
     """One raster, opened, with the plan of its blocks: `with` closes it."""
 
     def __init__(self, ready: Predictor, source: Path, options: RasterOptions) -> None:
-        self.source, self.options, self.raster = source, options, open_source(source)
+        self.source, self.options, self.raster = source, options, open_source(source, options.resolution)
         try:
             tile = ready.tiling["tile"]
             sure = options.confidence or bool(options.polygons)
@@ -110,12 +112,12 @@ def label_raster(
 def notes(job: SceneJob, source: Path) -> list[str]:
     """What a user should know of how a raster is read."""
     profile, grid, name = job.source.profile, job.grid, printable(source)
-    found = []
-    if profile.transform is None:
+    found = [f"{name}: {job.source.note}"] if job.source.note else []
+    if profile.transform is None and not profile.micrometres:
         found.append(f"{name} does not say where on a map it lies; neither do its results.")
-    elif profile.rotated:
+    elif profile.transform is not None and profile.rotated:
         found.append(f"{name} is rotated on the map: its blocks start at its own corner, not on the map's grid.")
-    elif not profile.crs:
+    elif profile.transform is not None and not profile.crs:
         found.append(f"{name} names no coordinate system; neither do its results.")
     if any(n % grid.align for n in grid.origin):
         found.append(

@@ -17,12 +17,15 @@ from fullyconv.errors import DataError, MissingExtra, MissingInput, UsageError, 
 from fullyconv.files.listing import Listing, list_below
 from fullyconv.files.outputs import folded_name, safe_name
 from fullyconv.images import read_image
-from fullyconv.rasters.opening import read_by_windows
+from fullyconv.rasters.levels import Resolution
+from fullyconv.rasters.microscopy import SLIDES
+from fullyconv.rasters.opening import BIG, FINEST, kind_of, read_by_windows
+from fullyconv.rasters.zarr_files import is_zarr
 
 __all__ = ["InputFiles", "Sources", "find_sources", "images_in", "named_sources"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-RASTERS = (*SUFFIXES, ".vrt")
+RASTERS = (*SUFFIXES, ".vrt", *BIG, *SLIDES)
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 
 
@@ -38,14 +41,15 @@ class Sources:
     notes: Sequence[str] = ()
 
 
-def find_sources(given: Sequence[Path], out: Path) -> Sources:
-    """Images, rasters and videos among `given` files and below `given` folders, none of results in `out`.
+def find_sources(given: Sequence[Path], out: Path, resolution: Resolution = FINEST) -> Sources:
+    """Images, rasters and videos among `given` files and below `given` folders, none of results in `out`; of Zarrs,
+    which are folders, those that are given themselves.
 
     MissingInput for what is not there or holds no images, UsageError for two of one name, MissingExtra for what an
     optional package reads; all before anything is labelled.
     """
     pairs, notes = named_sources(given, out, (*RASTERS, *VIDEOS))
-    rasters, note = _rasters(pairs)
+    rasters, note = _rasters(pairs, resolution)
     return Sources(pairs, _videos(pairs), rasters, (*notes, *note))
 
 
@@ -57,7 +61,9 @@ def named_sources(
     pairs: list[tuple[Path, str]] = []
     notes: list[str] = []
     for source in sources:
-        if source.is_dir():
+        if is_zarr(source):
+            pairs.append((source, source.stem))
+        elif source.is_dir():
             listed = images_in(source, suffixes, out)
             pairs += [(p, p.relative_to(source).with_suffix("").as_posix()) for p in listed.files]
             notes += [note] if (note := listed.note(source)) else []
@@ -102,20 +108,30 @@ def _videos(pairs: Sequence[tuple[Path, str]]) -> frozenset[Path]:
     return found
 
 
-def _rasters(pairs: Sequence[tuple[Path, str]]) -> tuple[frozenset[Path], list[str]]:
+def _needs(path: Path, asked: Resolution) -> tuple[str, str, bool]:
+    """(module that reads `path` by windows, its extra, whether it could be read whole instead); ("", "", True) for what
+    is read whole."""
+    kind = kind_of(path, asked)
+    if kind == "geo":
+        return "rasterio", "geo", read_by_windows(path)[1]
+    module = {"zarr": "zarr", "slide": "tiffslide", "tiff": "tifffile"}.get(kind, "")
+    return module, "zarr" if kind == "zarr" else "slides", kind in ("", "tiff") and not asked
+
+
+def _rasters(pairs: Sequence[tuple[Path, str]], asked: Resolution) -> tuple[frozenset[Path], list[str]]:
     """The sources that are read by windows. Without rasterio those that can be read whole are, which a note says."""
-    there = importlib.util.find_spec("rasterio") is not None
     found, plain = set(), []
     for source, _ in pairs:
         try:
-            windows, whole = read_by_windows(source)
+            module, extra, whole = _needs(source, asked)
         except (DataError, MissingInput):
             continue  # the decoder names what is wrong with it
-        if windows and not there and not whole:
-            raise MissingExtra(f"Reading {printable(source)} by windows", "geo", "rasterio")
-        if windows and there:
+        lacking = [m for m in (module, "rasterio") if module and importlib.util.find_spec(m) is None]
+        if lacking and not whole:
+            raise MissingExtra(f"Reading {printable(source)} by windows", extra, lacking[0])
+        if module and not lacking:
             found.add(source)
-        elif windows:
+        elif module:
             plain.append(source)
     if not plain:
         return frozenset(found), []

@@ -27,6 +27,8 @@ from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_ra
 from fullyconv.predict.sources import InputFiles, Sources
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
 from fullyconv.rasters.journal import job_key
+from fullyconv.rasters.levels import Resolution
+from fullyconv.rasters.opening import FINEST
 from fullyconv.rasters.polygons import require_polygons
 from fullyconv.regions import sieved
 from fullyconv.terminal import progress_line
@@ -46,6 +48,7 @@ class LabelOptions:
     polygons: of rasters, "gpkg" or "geojson" files too, borders moved at most `tolerance` map units, areas below
     `least` square units joined to a neighbour. Of images, `least` is in pixels: smaller regions become their largest
     neighbour's (`regions.sieved`), with confidence 0. frames, every, smooth: see `VideoOptions`.
+    resolution: which level of slides, OME-TIFFs and Zarrs.
     """
 
     overlay: bool = True
@@ -58,6 +61,7 @@ class LabelOptions:
     every: int = 1
     smooth: float = 0
     quiet: bool = False
+    resolution: Resolution = FINEST
 
     def __post_init__(self) -> None:
         if self.polygons:
@@ -68,8 +72,9 @@ class LabelOptions:
     @property
     def raster(self) -> RasterOptions:
         return RasterOptions(
-            self.overlay, self.confidence, self.probabilities, self.polygons, self.tolerance, self.least, self.quiet
-        )
+            self.overlay, self.confidence, self.probabilities, self.polygons, self.tolerance, self.least, self.quiet,
+            self.resolution,
+        )  # fmt: skip
 
     @property
     def video(self) -> VideoOptions:

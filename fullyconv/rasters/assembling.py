@@ -20,6 +20,7 @@ from fullyconv.errors import StorageError, printable
 from fullyconv.files.disk import PREFIX, remove_tree, sync_file
 from fullyconv.rasters.geotiff import rasterio_or_missing
 from fullyconv.rasters.journal import BlockJournal
+from fullyconv.rasters.levels import resolution_tags
 from fullyconv.rasters.windows import BlockGrid, RasterProfile
 
 __all__ = ["RasterLayer", "strips", "write_geotiff"]
@@ -116,6 +117,7 @@ def _write(path: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJo
         if profile.rpcs:
             out.rpcs = profile.rpcs
         out.update_tags(**{k: v for k, v in profile.tags.items() if not k.startswith("STATISTICS_")})
+        out.update_tags(**resolution_tags(profile.micrometres))
         out.update_tags(1, **dict(layer.tags))
         if layer.palette and layer.dtype == np.uint8:
             out.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(layer.palette[:256])})

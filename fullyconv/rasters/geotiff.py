@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
 from fullyconv.files.reading import open_regular, read_ends, read_text
-from fullyconv.rasters.windows import RasterProfile, Window
+from fullyconv.rasters.windows import RasterProfile, Window, unmeasured
 
 __all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
 
@@ -61,6 +61,8 @@ def gdal(what: str) -> Iterator[Any]:
 @final
 class GeoTiffSource:
     """A GeoTIFF, plain or Big TIFF, COG or VRT."""
+
+    note = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,7 +131,7 @@ class GeoTiffSource:
             alpha = self._data.read(self._alpha, window=at) if self._alpha else None
             mask = self._data.read_masks(self._bands[0], window=at) if self._masked else None
             mask = self._msk.read(1, window=at) if self._msk is not None else mask
-        bad = _unmeasured(stored, self.profile.nodata)
+        bad = unmeasured(stored, self.profile.nodata)
         for layer in (alpha, mask):
             if layer is not None:
                 bad = (layer == 0) if bad is None else bad | (layer == 0)
@@ -148,22 +150,6 @@ class GeoTiffSource:
         self._data.close()
         if self._msk is not None:
             self._msk.close()
-
-
-def _unmeasured(stored: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
-    """Pixels H W that are NaN, infinite, or the declared nodata: in all bands of whole numbers without a sign, as GDAL
-    means it for colours, in any band of others. As `images.declared_invalid`."""
-    bad: NDArray[np.bool_] | None = None
-    if stored.dtype.kind == "f":
-        bad = ~np.isfinite(stored).all(axis=-1)
-    if nodata is not None and nodata == nodata:
-        if stored.dtype.kind == "f":
-            same = np.isclose(stored, nodata, rtol=1e-6, atol=0)
-        else:
-            same = stored == nodata
-        found = same.all(axis=-1) if stored.dtype.kind == "u" else same.any(axis=-1)
-        bad = found if bad is None else bad | found
-    return bad
 
 
 def _parts(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import InternalError
 
-__all__ = ["Block", "BlockGrid", "RasterProfile", "RasterSource", "Span", "Window"]
+__all__ = ["Block", "BlockGrid", "RasterProfile", "RasterSource", "Span", "Window", "unmeasured"]
 
 
 @final
@@ -42,6 +42,7 @@ class RasterProfile:
 
     size: (H, W). bands: measured ones, alpha not counted. transform: a, b, c, d, e, f of x = a column + b row + c,
     y = d column + e row + f (map units); None without georeference. crs: WKT, "" for none. tags: the file's own.
+    micrometres: along a pixel, of what was seen through a microscope; 0 where it is not known.
     """
 
     size: tuple[int, int]
@@ -54,6 +55,7 @@ class RasterProfile:
     tags: dict[str, str] = field(default_factory=dict)
     control_points: Any = None  # rasterio's (points, crs) and RPCs, handed through
     rpcs: Any = None
+    micrometres: float = 0.0
 
     @property
     def origin(self) -> tuple[int, int]:
@@ -85,6 +87,10 @@ class RasterSource(Protocol):
 
     @property
     def profile(self) -> RasterProfile: ...
+    @property
+    def note(self) -> str:
+        """What a user should know of how it is read; "" for nothing."""
+        ...
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(values H W C as stored, which pixels H W were measured; None for all)."""
@@ -161,3 +167,19 @@ class BlockGrid:
 
     def __len__(self) -> int:
         return len(self.spans(0)) * len(self.spans(1))
+
+
+def unmeasured(stored: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Pixels H W that are NaN, infinite, or the declared nodata: in all bands of whole numbers without a sign, as GDAL
+    means it for colours, in any band of others. As `images.declared_invalid`."""
+    bad: NDArray[np.bool_] | None = None
+    if stored.dtype.kind == "f":
+        bad = ~np.isfinite(stored).all(axis=-1)
+    if nodata is not None and nodata == nodata:
+        if stored.dtype.kind == "f":
+            same = np.isclose(stored, nodata, rtol=1e-6, atol=0)
+        else:
+            same = stored == nodata
+        found = same.all(axis=-1) if stored.dtype.kind == "u" else same.any(axis=-1)
+        bad = found if bad is None else bad | found
+    return bad
