@@ -176,7 +176,7 @@ def _zarr_of(path: Path, series: Any, level: int) -> Any:
     import zarr
 
     _refuse_cut(path, series)
-    array: Any = zarr.open(series.aszarr(level=level), mode="r")
+    array: Any = zarr.open_array(store=series.aszarr(level=level), mode="r")
     chunk = int(np.prod(array.chunks, dtype=np.int64)) * np.dtype(array.dtype).itemsize
     if np.dtype(array.dtype).kind not in "uif":
         raise DataError(f"{printable(path)} holds {array.dtype} values; save whole or real numbers.")

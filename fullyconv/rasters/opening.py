@@ -42,8 +42,8 @@ def read_by_windows(path: Path) -> tuple[bool, bool]:
 
 
 def kind_of(path: Path, asked: Resolution) -> str:
-    """Which source reads `path` by windows: "zarr", "slide", "tiff" (OME, BigTIFF by name, or a TIFF of which a level is asked for),
-    "geo", or "" where it is read whole."""
+    """Which source reads `path` by windows: "zarr", "slide", "tiff" (OME, BigTIFF by name, or a TIFF of which a level
+    is asked for), "geo", or "" where it is read whole."""
     if is_zarr(path):
         return "zarr"
     if path.suffix.lower() in SLIDES:
