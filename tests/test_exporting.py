@@ -122,6 +122,24 @@ def test_every_trunk_of_the_table_proves_itself(tmp_path: Path, name: str) -> No
     assert fc.export(trained(name), tmp_path / "m.onnx").difference < 1e-4
 
 
+TIMM = ("fcn16s-timm:regnety_002", "fcn8s-timm:mobilenetv3_large_100", "fcn8s-timm:resnet18")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in TIMM])
+def test_timms_networks_prove_themselves_from_one_pixel_on(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    proof = fc.export(trained(name, classes=3), tmp_path / "m.onnx")
+    assert proof.difference < 1e-5
+    assert [1, 1, 1] in proof.sizes  # which such a network pads to one whole cell
+    assert fc.Predictor(tmp_path / "m.onnx")(np.zeros((5, 40, 3), np.uint8)).shape == (5, 40)
+
+
+def test_a_layer_of_timms_without_translation_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    with pytest.raises(UsageError, match=r"LayerNorm2d\) has no translation"):
+        fc.export(trained("fcn32s-timm:convnext_atto", classes=3), tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("border", ["fade", "replicate"])
 @pytest.mark.parametrize(("stride", "offset"), [(2, 0), (2, 1), (2, 0.5), (8, 4), (8, 31), (32, 19), (4, 1.5), (3, 1)])
 def test_the_reading_is_what_ops_reads(border: Any, stride: int, offset: float) -> None:

@@ -22,7 +22,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("torch.fx.experimental.dynamic_spec", reason="this torch cannot leave every size open")
 
-from test_exporting import TRUNKS, trained  # noqa: E402
+from test_exporting import TIMM, TRUNKS, trained  # noqa: E402
 
 from fullyconv import exporting  # noqa: E402
 from fullyconv.exporting import pt2  # noqa: E402
@@ -176,7 +176,7 @@ def test_8_bits_are_refused(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [*TRUNKS, "fcn16s-mobilenet_v2-rgb-hha", "fcn32s-mobilenet_v2-rgbd"])
+@pytest.mark.parametrize("name", [*TRUNKS, TIMM[0], "fcn16s-mobilenet_v2-rgb-hha", "fcn32s-mobilenet_v2-rgbd"])
 def test_every_trunk_of_the_table_proves_itself(tmp_path: Path, name: str) -> None:
     how = {"input": "float"} if name.endswith("rgbd") else {}
     assert fc.export(trained(name), tmp_path / "m.pt2", "pt2", **how).difference < 1e-4

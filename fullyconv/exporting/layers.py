@@ -16,6 +16,7 @@ from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.errors import UsageError
 from fullyconv.exporting.graph import Graph
 from fullyconv.models.trace import CannotTrace
+from fullyconv.models.trunks.timm import Timm
 
 __all__ = ["array", "translate"]
 
@@ -32,6 +33,8 @@ def translate(graph: Graph, trunk: nn.Module, strides: Sequence[int], x: str) ->
 
     Raises UsageError naming the layer that cannot be translated.
     """
+    if isinstance(trunk, Timm):
+        x, trunk = _at_least(graph, x, trunk.least), trunk.inner()
     try:
         network = fold_layers(trunk, strides)
     except CannotTrace as error:
@@ -49,8 +52,15 @@ def translate(graph: Graph, trunk: nn.Module, strides: Sequence[int], x: str) ->
     raise AssertionError("a graph ends in its output")
 
 
+def _at_least(graph: Graph, x: str, least: int) -> str:
+    """Zeros at the bottom and right of what has fewer than `least` rows or columns."""
+    padded = graph.add("Pad", [x, graph.whole(0, 0, 0, 0, 0, 0, least, least)], mode="constant")
+    size = graph.add("Max", [graph.add("Shape", [x], start=2, end=4), graph.whole(least, least)])
+    return graph.add("Slice", [padded, graph.whole(0, 0), size, graph.whole(2, 3)])
+
+
 def _module(graph: Graph, module: nn.Module, name: str, x: str) -> str:
-    write = MODULES.get(type(module))
+    write = MODULES.get(type(module)) or KINDS.get(type(module).__name__)
     if write is None:
         raise UsageError(
             f"This network cannot be exported: the layer {name} ({type(module).__name__}) has no translation; "
@@ -69,11 +79,22 @@ def _function(graph: Graph, node: fx.Node, values: Mapping[fx.Node, str]) -> str
         return graph.add(kind, [values[n] for n in node.args])  # type: ignore[index]
     if node.target in (F.relu, torch.relu, "relu"):
         return graph.add("Relu", [values[node.all_input_nodes[0]]])
+    if node.target in (torch.sigmoid, "sigmoid"):
+        return graph.add("Sigmoid", [values[node.all_input_nodes[0]]])
+    if node.target == "mean" and _over_space(node):
+        return graph.add("GlobalAveragePool", [values[node.args[0]]])  # type: ignore[index]
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     raise UsageError(
         f"This network cannot be exported: the operation {called} ({node.name}) has no translation; choose a trunk of "
         "fullyconv models."
     )
+
+
+def _over_space(node: fx.Node) -> bool:
+    """Whether a mean is that of every channel over rows and columns, which stay as axes of one cell."""
+    axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    kept = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    return bool(kept) and isinstance(axes, tuple | list) and sorted(int(a) % 4 for a in axes) == [2, 3]
 
 
 JOINS: dict[Any, str] = {
@@ -155,6 +176,12 @@ def _silu(graph: Graph, _: nn.SiLU, x: str) -> str:
     return graph.add("Mul", [x, graph.add("Sigmoid", [x])])
 
 
+def _norm_and_activation(graph: Graph, m: Any, x: str) -> str:
+    """timm's BatchNormAct2d: batch norm, then its `act`."""
+    return _module(graph, m.act, "the activation of a batch norm", _norm(graph, m, x))
+
+
+KINDS: dict[str, Write] = {"BatchNormAct2d": _norm_and_activation}  # of a library that need not be there
 MODULES: dict[type[nn.Module], Write] = {
     Convolution: _convolution,
     nn.Conv2d: _plain_convolution,

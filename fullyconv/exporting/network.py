@@ -128,7 +128,8 @@ class _Fusion:
 
     def __init__(self, graph: Graph, model: FCN, head: str, features: Any, traced: Trace) -> None:
         self.graph, self.model, self.head, self.features = graph, model, head, features
-        found = [traced.sizes(n, n) for n in range(1, LOOKED_AT + 1)]
+        least: int = getattr(next(iter(model.streams.values())).trunk, "least", 1)
+        found = [traced.sizes(*[max(n, least)] * 2) for n in range(1, LOOKED_AT + 1)]
         self.cells = {tap: [f[traced.outputs[tap]][0] for f in found] for tap in model.taps}
         columns = {tap: [f[traced.outputs[tap]][1] for f in found] for tap in model.taps}
         if columns != self.cells:

@@ -149,6 +149,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "HardSwish": lambda how, x: F.hardswish(x),
     "Identity": lambda how, x: x,
     "LRN": lambda how, x: F.local_response_norm(x, how["size"], how["alpha"], how["beta"], how["bias"]),
+    "Max": lambda how, a, b: [torch.sym_max(m, n) for m, n in zip(a, b, strict=True)],  # of sizes
     "MaxPool": _max_pool,
     "Mul": lambda how, a, b: a * b,
     "Pad": _pad,

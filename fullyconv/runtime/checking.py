@@ -25,8 +25,8 @@ VERSIONS = range(13, 26)  # of ONNX's operators
 
 OPERATORS = {
     "Add", "ArgMax", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "ConvTranspose",
-    "DequantizeLinear", "Gather", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LRN", "MaxPool",
-    "Mul", "Pad", "QuantizeLinear", "ReduceMax", "Relu", "Resize", "Shape", "Sigmoid", "Slice", "Softmax",
+    "DequantizeLinear", "Gather", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LRN", "Max",
+    "MaxPool", "Mul", "Pad", "QuantizeLinear", "ReduceMax", "Relu", "Resize", "Shape", "Sigmoid", "Slice", "Softmax",
     "Sum", "Transpose",
 }  # fmt: skip
 # TensorProto's types: bytes of a number, and the field in which it may stand besides raw bytes.

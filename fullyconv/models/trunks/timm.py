@@ -6,7 +6,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fullyconv.errors import MissingExtra, UnknownName, UsageError
 from fullyconv.models.trace import Trace, trace
@@ -61,9 +61,29 @@ class Timm(Trunk):
         inner = trace(self.net)
         return Trace(inner.steps, {s: inner.outputs[i] for s, i in self.indices.items()})
 
+    @property
+    def least(self) -> int:
+        """Rows and columns to which smaller images are padded with zeros."""
+        return max(self.channels)
+
+    def inner(self) -> nn.Module:
+        """The network without that padding, as a graph can be made of it: x -> {stride: features}."""
+        return _Inner(self.net, self.indices)
+
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        least = max(self.channels)
+        least = self.least
         if min(x.shape[2:]) < least:  # patch embeddings need one whole cell
             x = F.pad(x, (0, max(0, least - x.shape[3]), 0, max(0, least - x.shape[2])))
+        maps = self.net(x)
+        return {s: maps[i] for s, i in self.indices.items()}
+
+
+@final
+class _Inner(nn.Module):
+    def __init__(self, net: nn.Module, indices: dict[int, int]) -> None:
+        super().__init__()
+        self.net, self.indices = net, indices
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
         maps = self.net(x)
         return {s: maps[i] for s, i in self.indices.items()}
