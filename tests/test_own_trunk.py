@@ -131,6 +131,33 @@ def test_names_say_all_but_the_trunk() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
+def test_timms_feature_extractors_are_trunks_of_ones_own(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, features_only=True, pretrained=False)
+    model = fc.create("fcn8s", 3, trunk=net)
+    assert dict(model.streams["rgb"].trunk.channels) == dict(
+        zip(net.feature_info.reduction(), net.feature_info.channels(), strict=True)
+    )
+    for parameter in model.head_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = images(1)[0].image
+    scores = fc.Predictor(model)(image)
+    assert scores.shape == image.shape[:2]
+    model.eval()
+    with torch.inference_mode():
+        x = torch.from_numpy(model.preprocessing(image)[None])
+        np.testing.assert_array_equal(model(x)["out"][0].argmax(0), scores)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_timms_networks_of_one_size_are_refused_with_those_that_will_do(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="takes images of any size"):
+        fc.create("fcn8s", 3, trunk=timm.create_model(name, features_only=True, pretrained=False))
+
+
+@pytest.mark.slow
 def test_a_network_with_an_own_trunk_is_learned_kept_and_loaded_with_the_module(tmp_path: Path) -> None:
     recipe = Recipe(model="fcn4s", steps=2, batch_size=2, crop=(32, 32), device="cpu", val_split="")
     fc.fit(recipe, images(4), tmp_path / "run", trunk=Tiny(), check=False, quiet=True)

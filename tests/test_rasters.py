@@ -188,6 +188,17 @@ def test_what_was_not_measured_is_nodata_and_the_mean_colour_to_its_neighbours(t
     assert (read(tmp_path / "out/confidence/scene.tif")[hole] == 0).all()
 
 
+def test_pixels_of_a_raster_that_hold_no_data_are_counted_and_said(tmp_path: Path, capsys: Any) -> None:
+    stored = ground(60, 70).astype(np.uint8).clip(1)
+    save(tmp_path / "whole.tif", stored, nodata=0)
+    label(tmp_path / "whole.tif", tmp_path / "a", quiet=False)
+    assert "holds no data" not in capsys.readouterr().err
+    stored[20:31, 10:52] = 0
+    save(tmp_path / "holes.tif", stored, nodata=0)
+    label(tmp_path / "holes.tif", tmp_path / "b", quiet=False)
+    assert "holes.tif holds no data in 462 of 4,200 pixels" in capsys.readouterr().err
+
+
 def test_a_block_without_a_measured_pixel_is_not_computed(tmp_path: Path) -> None:
     image = np.zeros((80, 80, 3), np.uint8)
     image[:20, :20] = 9

@@ -59,6 +59,28 @@ def test_val_may_be_a_plain_folder_or_one_with_a_single_split(tmp_path: Path) ->
     assert [len(d) for d in open_both(small(), data, str(tmp_path / "only")) if d] == [4, 2]
 
 
+@pytest.mark.parametrize("name", ["val", "Valid", ""])
+def test_an_empty_val_split_does_not_hide_the_data_that_were_given_to_measure(name: str, tmp_path: Path) -> None:
+    data = str(whole(tmp_path / "data"))
+    whole(tmp_path / "other" / name, 3, 1)
+    if name:
+        whole(tmp_path / "other" / "train", 5, 2)
+    recipe = small(val_split="")
+    assert [len(d) for d in open_both(recipe, data, str(tmp_path / "other")) if d] == [4, 3]
+    assert open_both(recipe, data, None)[1] is None
+
+
+def test_images_learned_and_measured_in_two_folders_are_said_to_be_the_same(tmp_path: Path, capsys: Any) -> None:
+    from fullyconv.train.context import checked
+    from fullyconv.train.display import Display
+
+    data = [str(whole(tmp_path / name)) for name in ("data", "again")]
+    checked(small(), data[0], data[1], Display(quiet=True))
+    said = capsys.readouterr().err
+    assert "it is the same image as" in said
+    assert "Keep it in one split only" in said
+
+
 def test_val_with_several_other_splits_asks_which_and_the_remedy_works(tmp_path: Path) -> None:
     data = str(whole(tmp_path / "data"))
     for split in ("one", "two"):

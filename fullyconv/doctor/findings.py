@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[Level, str]] = {
     "missing-file": ("error", "Correct the list, or put the file back."),
     "missing-extra": ("error", "Install it as it says, then check again."),
     "empty-file": ("error", "Copy the file again from its source, or take the pair away."),
-    "unreadable-file": ("error", "Copy or export the file again, or take the pair away."),
+    "unreadable-file": ("error", "Mend it as the line says, or take the pair away."),
     "label-numbers": ("error", "Store class ids from 0 up, one whole number a pixel; the file itself is sound."),
     "image-without-label": ("error", "Add the label, or take the image away."),
     "label-without-image": ("error", "Add the image, or take the label away."),

@@ -20,7 +20,7 @@ from fullyconv.files.outputs import flat_name
 from fullyconv.files.staged import ResultFiles
 from fullyconv.predict import Predictor
 from fullyconv.predict.jobs import claim_results, head_folder
-from fullyconv.predict.scene import SceneJob, label_blocks
+from fullyconv.predict.scene import SceneCounts, SceneJob, label_blocks
 from fullyconv.rasters.assembling import RasterLayer, write_geotiff
 from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.levels import Resolution
@@ -104,6 +104,8 @@ def label_raster(
             counts = label_blocks(work.job, journal, None if options.quiet else _progress(source, work.job))
             if counts.found and not options.quiet:
                 say(f"{printable(source)}: {counts.found} of {counts.blocks} blocks were finished by an earlier run.")
+            if counts.invalid and not options.quiet:
+                say(f"note: {invalid_pixels(source, counts, work.job.grid.size)}")
             written = work.assemble(journal, plan, names)
             journal.remove()
         return written
@@ -127,6 +129,15 @@ def notes(job: SceneJob, source: Path) -> list[str]:
     if job.blended:
         found.append(f"this network's context is unbounded: blocks of {grid.core} pixels are blended over half of it.")
     return found
+
+
+def invalid_pixels(source: Path, counts: SceneCounts, size: tuple[int, int]) -> str:
+    """How much of a raster holds no data, and what its results say there."""
+    least = "at least " if counts.found else ""  # of blocks that an earlier run finished nothing is known
+    return (
+        f"{printable(source)} holds no data in {least}{counts.invalid:,} of {size[0] * size[1]:,} pixels (NaN, "
+        "infinite, or declared so): the network saw the mean colour there, and the labels there are the ignored value."
+    )
 
 
 def _progress(source: Path, job: SceneJob) -> Any:

@@ -127,11 +127,12 @@ def _refuse_bands(predictor: Predictor, profile: RasterProfile) -> None:
 
 
 class SceneCounts(NamedTuple):
-    """Blocks in all, of them found finished, and pixels that were measured in what was computed now."""
+    """Blocks in all, of them found finished; of what was computed now: blocks without any data, and pixels without."""
 
     blocks: int
     found: int
     empty: int
+    invalid: int = 0
 
 
 class _Read(NamedTuple):
@@ -157,12 +158,13 @@ def label_blocks(
             todo.append(block)
     if progress and found:
         progress(found, total)
-    empty = 0
+    empty = invalid = 0
     scores = _Blended(job) if job.blended else None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, job.predictor.backend.computing():
         writing: list[Future[None]] = []
         for n, (block, read) in enumerate(_ahead(job, todo, reader, scores is None), 1):
             empty += read.x is None and read.valid is not None and not read.valid.any()
+            invalid += 0 if read.valid is None else int(read.valid.size - np.count_nonzero(read.valid))
             layers = _layers(job, block, read, scores)
             writing.append(writer.submit(journal.write, block.row, block.column, layers))
             while len(writing) > 2:
@@ -171,7 +173,7 @@ def label_blocks(
                 progress(found + n, total)
         for future in writing:
             future.result()
-    return SceneCounts(total, found, empty)
+    return SceneCounts(total, found, empty, invalid)
 
 
 def _ahead(

@@ -20,6 +20,10 @@ _REMEDY = (
     "net.features of others, timm.create_model(..., features_only=True); or make a classifier dense with "
     "fullyconv.convolutionalise"
 )
+_ANY_SIZE = (
+    "choose a network that takes images of any size: attention over a fixed grid does not "
+    "(timm's convolutional families do, with features_only=True)"
+)
 
 
 @final
@@ -54,9 +58,10 @@ class Given(Trunk):
                 image = torch.zeros(1, channels_in, _SIDE, _SIDE, dtype=like.dtype, device=like.device)
                 outputs = _by_key(self.net.eval()(image))
         except Exception as error:
+            remedy = _ANY_SIZE if "match" in str(error) else _REMEDY  # timm: "Input height (256) doesn't match model"
             raise UsageError(
                 f"The trunk {name} does not take an image of 1x{channels_in}x{_SIDE}x{_SIDE} "
-                f"({printable(error)[:160]}); {_REMEDY}."
+                f"({printable(error)[:160]}); {remedy}."
             ) from error
         finally:
             self.net.train(mode)
