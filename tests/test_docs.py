@@ -83,3 +83,49 @@ def test_no_machine_path_and_no_registry_host_is_in_the_project() -> None:
         text = path.read_text("utf-8", "replace")
         found = [w for w in words if w in text]
         assert not found, f"{name} names {found}"
+
+
+def test_the_picture_of_the_house_is_current() -> None:
+    done = subprocess.run([sys.executable, "docs/house.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_table_of_rooms_is_the_one_that_imports_are_held_to() -> None:
+    from test_layers import LAYERS
+
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d) \| (`[^|]+`) \|", text, re.M)
+    said = {room: int(layer) for layer, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
+    assert said == {room: layer for room, (layer, _) in LAYERS.items() if room != "__main__"}
+
+
+def _names(page: str, head: str) -> list[str]:
+    """Dotted names in backticks in a section of a page."""
+    section = (ROOT / page).read_text("utf-8").split(f"## {head}\n")[1].split("\n## ")[0]
+    return [name for name in re.findall(r"`([\w.]+)`", section) if "." in name and not name.endswith((".py", ".md"))]
+
+
+def test_the_walk_through_a_training_step_names_what_exists_and_what_is_called() -> None:
+    import importlib
+
+    names = _names("ARCHITECTURE.md", "A training step")
+    assert len(names) > 15
+    for name in names:
+        found, parts = importlib.import_module("fullyconv"), name.removeprefix("fc.").split(".")
+        for i, part in enumerate(parts):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(("fullyconv", *parts[: i + 1])))
+            found = getattr(found, part)
+    loop = "".join((ROOT / "fullyconv" / "train" / f"{m}.py").read_text() for m in ("__init__", "step", "batch_reader"))
+    loop += (ROOT / "fullyconv" / "train" / "checkpointing.py").read_text()
+    for name in names:
+        word = name.rsplit(".")[-1]
+        if name.startswith(("train.", "data.pipeline", "ops.")):
+            assert re.search(rf"\b{word}\b", loop), f"{name} is not named in the loop"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "cli.md"], ids=lambda p: p.name)
+def test_the_first_mean_iu_of_a_page_says_its_other_name(page: Path) -> None:
+    lines = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.S).splitlines()
+    said = [line for line in lines if "mean IU" in line and not line.startswith("#")]
+    assert not said or "mean IU (mIoU)" in said[0], said[0]

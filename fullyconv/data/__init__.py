@@ -1,7 +1,6 @@
 """Reading labelled images: `open_dataset("PATH" | "kind:PATH" | "kind,key=value:PATH", split)` -> `Dataset`.
 
-A kind is a module with `open_NAME(root, split, **options) -> Dataset` and `recognise(root) -> bool`; it is imported
-when it is asked for. A bare PATH is shown to every kind in the order of the table, `folder` last.
+The kinds are the table of `data.corpora`; a bare PATH is shown to each in its order, `folder` last.
 """
 
 from __future__ import annotations
@@ -16,29 +15,11 @@ from typing import Any
 
 from fullyconv.arguments import MAPPING, PATH, TEXT, TEXTS, either, maybe, takes
 from fullyconv.data.base import Dataset, Record, Sample
+from fullyconv.data.corpora import KINDS
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, printable
 from fullyconv.files import open_regular
 
 __all__ = ["KINDS", "Dataset", "Record", "Sample", "open_dataset", "parse_options", "parse_spec"]
-
-KINDS: dict[str, str] = {
-    "camvid": "fullyconv.data.corpora.camvid:open_camvid",
-    "voc": "fullyconv.data.corpora.voc:open_voc",
-    "sbd": "fullyconv.data.corpora.sbd:open_sbd",
-    "nyud": "fullyconv.data.corpora.nyud:open_nyud",
-    "siftflow": "fullyconv.data.corpora.siftflow:open_siftflow",
-    "context": "fullyconv.data.corpora.context:open_context",
-    "cityscapes": "fullyconv.data.corpora.cityscapes:open_cityscapes",
-    "ade20k": "fullyconv.data.corpora.ade20k:open_ade20k",
-    "cvat": "fullyconv.data.corpora.annotations.cvat:open_cvat",
-    "labelme": "fullyconv.data.corpora.annotations.labelme:open_labelme",
-    "coco": "fullyconv.data.corpora.annotations.coco:open_coco",
-    "labelstudio": "fullyconv.data.corpora.annotations.labelstudio:open_labelstudio",
-    "supervisely": "fullyconv.data.corpora.annotations.supervisely:open_supervisely",
-    "yolo": "fullyconv.data.corpora.annotations.yolo:open_yolo",
-    "nnunet": "fullyconv.data.corpora.nnunet:open_nnunet",
-    "folder": "fullyconv.data.corpora.folder:open_folder",
-}
 
 
 @takes(
