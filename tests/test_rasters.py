@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -343,11 +344,18 @@ def test_a_repeated_command_replaces_its_own_results_alone(tmp_path: Path) -> No
 def drawn(path: Path) -> tuple[list[Any], dict[str, np.ndarray]]:
     shapely = pytest.importorskip("shapely")
     pyogrio = pytest.importorskip("pyogrio")
+    if path.suffix == ".parquet":
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
+        about = json.loads(table.schema.metadata[b"geo"])
+        assert about["primary_column"] == "geometry"
+        assert about["columns"]["geometry"]["crs"]["id"] == {"authority": "EPSG", "code": 32633}
+        columns = {name: np.array(table[name].to_pylist()) for name in table.column_names if name != "geometry"}
+        return shapely.from_wkb(table["geometry"].to_pylist()), columns
     meta, _, shapes, fields = pyogrio.raw.read(path)
     return shapely.from_wkb(shapes), dict(zip(meta["fields"], fields, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["gpkg", "geojson"])
+@pytest.mark.parametrize("kind", ["gpkg", "geojson", "geoparquet"])
 def test_polygons_fill_the_labels_exactly_and_are_the_same_from_one_block_and_from_many(
     tmp_path: Path, kind: str
 ) -> None:

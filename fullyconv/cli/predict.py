@@ -47,7 +47,10 @@ def predict(
         typer.Option("--input", metavar="NAME=FOLDER", help="Where a further modality lies, such as depth=FOLDER."),
     ] = None,
     polygons: Annotated[
-        str, typer.Option(metavar="gpkg|geojson", help="Rasters: also the areas as polygons.", show_default=False)
+        str,
+        typer.Option(
+            metavar="gpkg|geojson|geoparquet", help="Rasters: also the areas as polygons.", show_default=False
+        ),
     ] = "",
     tolerance: Annotated[
         float, typer.Option(min=0, help="Polygons: how far borders may move, in map units; neighbours keep one border.")

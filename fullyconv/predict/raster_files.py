@@ -25,7 +25,7 @@ from fullyconv.rasters.assembling import RasterLayer, write_geotiff
 from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.levels import Resolution
 from fullyconv.rasters.opening import FINEST, open_source
-from fullyconv.rasters.polygons import draw_polygons, write_polygons
+from fullyconv.rasters.polygons import SUFFIXES, draw_polygons, write_polygons
 from fullyconv.terminal import rewrite, say
 
 __all__ = ["BLOCKS", "RasterOptions", "RasterWork", "claim_raster", "journal_of", "label_raster"]
@@ -53,7 +53,7 @@ def claim_raster(
     found = claim_results(plan, heads, name, options, (".tif", ".tif"))
     if options.polygons:
         for i, head in enumerate(heads):
-            found["polygons", head] = plan.claim(*head_folder(i, head), f"{name}.{options.polygons}")
+            found["polygons", head] = plan.claim(*head_folder(i, head), f"{name}.{SUFFIXES[options.polygons]}")
     return found
 
 
@@ -201,7 +201,7 @@ def _polygons(
 ) -> tuple[str, Path]:
     drawn = draw_polygons(made["labels"], made.get("confidence"), tolerance=options.tolerance, least=options.least)
     a, b, _, d, e, _ = job.source.profile.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-    temporary = (plan.folder / name).parent / f"{PREFIX}{secrets.token_hex(8)}.{options.polygons}"
+    temporary = (plan.folder / name).parent / f"{PREFIX}{secrets.token_hex(8)}.{SUFFIXES[options.polygons]}"
     try:
         taxonomy = job.predictor.taxonomies[head]
         write_polygons(

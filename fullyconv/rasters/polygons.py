@@ -7,7 +7,7 @@ simplification of shared borders): neighbours keep one border, so there is neith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, InternalError, MissingExtra, UsageError
 from fullyconv.rasters.geotiff import rasterio_or_missing
 
-__all__ = ["FORMATS", "LabelPolygons", "draw_polygons", "require_polygons", "write_polygons"]
+__all__ = ["FORMATS", "SUFFIXES", "LabelPolygons", "draw_polygons", "require_polygons", "write_polygons"]
 
-FORMATS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
+FORMATS = {"gpkg": "GPKG", "geojson": "GeoJSON", "geoparquet": "Parquet"}  # GDAL's names
+SUFFIXES = {"gpkg": "gpkg", "geojson": "geojson", "geoparquet": "parquet"}
 ROWS = 512
 
 
@@ -28,7 +29,7 @@ def require_polygons(kind: str) -> None:
     """Refuse an unknown format, or a missing extra, before work starts."""
     if kind not in FORMATS:
         raise UsageError(f"Polygons are written as {' or '.join(FORMATS)}, not {kind!r}; choose one of them.")
-    for module in ("rasterio", "shapely", "pyogrio"):
+    for module in ("rasterio", "shapely", "pyarrow" if kind == "geoparquet" else "pyogrio"):
         try:
             __import__(module)
         except ImportError as error:
@@ -220,9 +221,7 @@ def write_polygons(
     path: Path, kind: str, drawn: LabelPolygons, names: Sequence[str], crs: str, pixel: float, layer: str
 ) -> None:
     """Write them with class id and name, area (square map units) and mean confidence; `pixel`: area of one pixel."""
-    import pyogrio
     import shapely
-    from pyogrio.errors import DataSourceError
 
     fields = {
         "class_id": drawn.labels.astype(np.int32),
@@ -232,6 +231,12 @@ def write_polygons(
     }
     if np.isnan(drawn.confidence).all():
         del fields["confidence"]
+    if kind == "geoparquet":
+        _write_geoparquet(path, drawn.shapes, fields, crs)
+        return
+    import pyogrio
+    from pyogrio.errors import DataSourceError
+
     options: dict[str, Any] = {"COORDINATE_PRECISION": "15"} if kind == "geojson" else {}
     try:
         pyogrio.raw.write(
@@ -240,3 +245,34 @@ def write_polygons(
         )  # fmt: skip
     except DataSourceError as error:
         raise DataError(f"The polygons could not be written ({str(error)[:160]}); check the space there.") from error
+
+
+def _write_geoparquet(path: Path, shapes: NDArray[Any], fields: Mapping[str, NDArray[Any]], crs: str) -> None:
+    """GeoParquet 1.1 (geoparquet.org/releases/v1.1.0): WKB in a column, and what it is in the file's metadata. Written
+    here, since pyogrio's GDAL comes without its Parquet driver."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": _projjson(crs)}
+    if len(shapes):
+        column["bbox"] = [float(v) for v in shapely.total_bounds(shapes)]
+    about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    columns = {name: pa.array(values) for name, values in fields.items()}
+    columns["geometry"] = pa.array(list(shapely.to_wkb(shapes)), pa.binary())
+    table = pa.table(columns).replace_schema_metadata({"geo": json.dumps(about)})
+    try:
+        pq.write_table(table, path, compression="zstd")
+    except OSError as error:
+        raise DataError(f"The polygons could not be written ({str(error)[:160]}); check the space there.") from error
+
+
+def _projjson(crs: str) -> Any:
+    """A coordinate system as GeoParquet wants it; None (not known) without one."""
+    if not crs:
+        return None
+    from rasterio.crs import CRS
+
+    return CRS.from_user_input(crs).to_dict(projjson=True)
