@@ -175,6 +175,7 @@ def table(result: Result) -> str:
         f"{_ways(about)}, means over classes {means}; "
         f"{about['images_per_second']} images/s."
     )
+    lines += _ground(result)
     if absent:
         lines.append(f"Not in the truth: {', '.join(absent)}.")
     return "\n".join(lines)
@@ -191,6 +192,23 @@ def _floor(result: Result, head: str) -> list[str]:
         lines.append(
             f"No better than answering {printable(floor.name)} everywhere: the network tells nothing apart here."
         )
+    return lines
+
+
+def _ground(result: Result) -> list[str]:
+    """How large a pixel is on the ground, and each class's hectares in the truth and as answered."""
+    ground = result.about.get("ground")
+    if not ground:
+        return []
+    low, high = ground["metres"]
+    some = "" if ground["images"] == result.images else f" ({ground['images']} of the images lie on a map)"
+    lines = [f"A pixel is {low:.4g}{f' to {high:.4g}' if high > low else ''} m of ground{some}."]
+    for head, areas in ground["hectares"].items():
+        if len(ground["hectares"]) > 1:
+            lines.append(f"[{head}]")
+        lines.append(f"{'class':24}{'ha, truth':>14}{'ha, predicted':>16}")
+        rows = zip(result.taxonomies[head].names, areas["truth"], areas["prediction"], strict=True)
+        lines += [f"{printable(name)[:23]:24}{a:>14,.4g}{b:>16,.4g}" for name, a, b in rows]
     return lines
 
 

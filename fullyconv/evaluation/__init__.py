@@ -18,6 +18,7 @@ from fullyconv import metrics, processor
 from fullyconv.arguments import CALL, NUMBER, PATH, TEXT, TEXTS, TILE, WHOLE, Kind, either, maybe, takes
 from fullyconv.errors import DataError, UsageError
 from fullyconv.evaluation.classes import in_the_networks_classes, matching_heads
+from fullyconv.evaluation.ground_area import GroundAreas
 from fullyconv.evaluation.protocols import resized, shorter_side
 from fullyconv.evaluation.result import AVERAGES, ImageTables, Result, class_figures, merge
 from fullyconv.taxonomy import Taxonomy
@@ -92,11 +93,13 @@ def evaluate(
     indices = range(share[0], len(dataset), share[1])
     keeper = _keeper(keep, dataset, heads, share)
     start = time.perf_counter()
-    images = []
+    images, ground = [], GroundAreas() if side is None and share == (0, 1) else None
     for done, (index, sample) in enumerate(zip(indices, _samples(dataset, indices, side, timeout), strict=True), 1):
         said = label(sample.image)
         tables = {h: score(sample, h, said[m].labels, dataset.taxonomies[h]) for h, m in heads.items()}
         images.append(ImageTables.of(index, sample.name, _size(sample.image), tables))
+        if ground:
+            ground.add(dataset.records[index], tables)
         if keeper:
             keeper.add(images[-1], sample, {h: said[m] for h, m in heads.items()})
         if progress:
@@ -105,6 +108,7 @@ def evaluate(
     about = describe(
         predictor, stored, protocol=protocol, average=average, tta=tta, seconds=seconds, images=len(images)
     ) | ({"classes": matched} if matched else {})
+    about |= {"ground": found} if ground and (found := ground.to_json()) else {}
     taxonomies = {h: dataset.taxonomies[h] for h in heads}
     result = Result(taxonomies, _summed(images, taxonomies), images, about)
     return keeper.finish(result) if keeper else result

@@ -46,8 +46,8 @@ class LabelOptions:
     probability (confidence/NAME.png, 0..255) and all probabilities (probabilities/NAME.npy, float32 K H W).
 
     polygons: of rasters, "gpkg", "geojson" or "geoparquet" files too, borders moved at most `tolerance` map units,
-    areas below `least` square units joined to a neighbour. Of images, `least` is in pixels: smaller regions become their largest
-    neighbour's (`regions.sieved`), with confidence 0. frames, every, smooth: see `VideoOptions`.
+    areas below `least` square units joined to a neighbour. Of images, `least` is in pixels: smaller regions become
+    their largest neighbour's (`regions.sieved`), with confidence 0. frames, every, smooth: see `VideoOptions`.
     resolution: which level of slides, OME-TIFFs and Zarrs.
     """
 
