@@ -76,6 +76,7 @@ def test_numbers_that_are_no_bytes_are_bands_and_said() -> None:
         ([("a", "b")], "str"),
         ([pair(0)[0]], "Item 0 is ndarray"),
         ([(np.zeros((3, 8, 9), np.uint8), np.zeros((8, 9)))], "channels first"),
+        ([(torch.zeros(8, 9, 3, dtype=torch.uint8), np.zeros((8, 9)))], "channels last"),
         ([(pair(0)[0], np.full((32, 40), -1))], "-1 at row 0"),
         ([(pair(0)[0], np.full((32, 40), 7))], "holds 7"),
         ([(pair(0)[0], np.zeros((32, 40, 3)))], "H x W class ids"),

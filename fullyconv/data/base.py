@@ -78,6 +78,9 @@ class Dataset:
     strays: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
     added: Mapping[str, Any] = field(default_factory=dict)  # head -> how it joined the data's own (see `open_dataset`)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))  # a text will do
+
     def __len__(self) -> int:
         return len(self.records)
 

@@ -98,6 +98,11 @@ class _Pairs:
         image = self._pair(index)[0]
         array = _array(image, where)
         if array.ndim == 3 and hasattr(image, "detach"):
+            if array.shape[0] > 4 >= array.shape[2]:
+                raise DataError(
+                    f"{where} is a tensor of the shape {array.shape}, its channels last as it seems; give tensors "
+                    "C x H x W (image.permute(2, 0, 1)), or H x W x C arrays."
+                )
             array = np.moveaxis(array, 0, -1)
         array = array[..., None] if array.ndim == 2 else array
         if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
