@@ -116,7 +116,10 @@ def test_the_walk_through_a_training_step_names_what_exists_and_what_is_called()
             if not hasattr(found, part):
                 importlib.import_module(".".join(("fullyconv", *parts[: i + 1])))
             found = getattr(found, part)
-    loop = "".join((ROOT / "fullyconv" / "train" / f"{m}.py").read_text() for m in ("__init__", "step", "batch_reader"))
+    loop = "".join(
+        (ROOT / "fullyconv" / "train" / f"{m}.py").read_text()
+        for m in ("__init__", "step", "batch_reader", "optimisation")
+    )
     loop += (ROOT / "fullyconv" / "train" / "checkpointing.py").read_text()
     for name in names:
         word = name.rsplit(".")[-1]
