@@ -192,7 +192,7 @@ class Recipe(BaseModel):
         "Numbers of the forward pass (autocast). auto takes bf16 where the processor or GPU has it and a step is "
         "quicker by it, else fp32, and the run keeps what it took.",
     )
-    seed: int = _key(0, "Seed of everything random.", ge=0)
+    seed: int = _key(0, "Seed of everything random.", ge=0, lt=1 << 63)
     deterministic: bool = _key(False, "Same bits on a GPU too, or an error naming the operation that cannot.")
     tensorboard: bool = _key(False, "Write TensorBoard events into the run as well.")
     loggers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = _key(

@@ -158,6 +158,7 @@ def test_a_warning_of_ours_is_a_sentence_and_others_are_shown_as_ever(capsys: An
 
     def warn(*_: Any, **__: Any) -> None:
         warnings.warn_explicit("a block is damaged", RuntimeWarning, cli.__file__, 1)
+        warnings.warn_explicit("Corrupt EXIF data.", UserWarning, "site-packages/PIL/TiffImagePlugin.py", 982)
         warnings.warn_explicit("something old", UserWarning, "elsewhere.py", 7)
 
     others: list[str] = []
@@ -166,5 +167,5 @@ def test_a_warning_of_ours_is_a_sentence_and_others_are_shown_as_ever(capsys: An
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         cli._run([], False)
-    assert capsys.readouterr().err == "warning: a block is damaged\n"
+    assert capsys.readouterr().err == "warning: a block is damaged\nwarning (Pillow): Corrupt EXIF data.\n"
     assert others == ["something old"]

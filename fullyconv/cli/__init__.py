@@ -96,11 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _shown(stock: Any) -> Any:
-    """How warnings are shown: ours as a sentence without the line of code that gave it, all others as ever."""
+    """How warnings are shown: ours, and Pillow's of damaged metadata, as a sentence without the line of code that gave
+    it, all others as ever."""
 
     def show(message: Any, category: Any, filename: str, *place: Any) -> None:
         if Path(filename).is_relative_to(Path(__file__).parents[1]):
             print(f"warning: {message}", file=sys.stderr)
+        elif Path(filename).parent.name == "PIL":
+            print(f"warning (Pillow): {message}", file=sys.stderr)
         else:
             stock(message, category, filename, *place)
 

@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any] | Tensor
 
-__all__ = ["confusion"]
+__all__ = ["confusion", "refuse_many_classes"]
 
 Implementation = Literal["numba", "numpy", "torch"]
 _MOST = 1 << 31  # pixels the kernel counts in one go: its counters have 32 bits
+MOST_CLASSES = 16_384  # 2 GiB of counts
 IMPLEMENTATIONS = ("numba", "numpy", "torch")
+
+
+def refuse_many_classes(classes: int) -> None:
+    """UsageError for a number of classes whose table (classes x classes x 8 bytes) cannot be made."""
+    if not 1 <= classes <= MOST_CLASSES:
+        raise UsageError(
+            f"A table of {classes} classes cannot be made (each pair of classes is counted); give 1 to {MOST_CLASSES}: "
+            "leave out classes that never occur, or join some."
+        )
 
 
 def confusion(
@@ -41,8 +51,7 @@ def confusion(
             f"Labels of shape {tuple(labels.shape)} and predictions of shape {tuple(predictions.shape)} "
             "cannot be compared; bring the predictions to the labels' size."
         )
-    if not 1 <= classes <= 65535:
-        raise UsageError(f"A table of {classes} classes cannot be made; give 1 to 65535.")
+    refuse_many_classes(classes)
     if impl is None:
         impl = "torch" if _on_device(labels) or _on_device(predictions) else _fastest()
     if impl not in IMPLEMENTATIONS:

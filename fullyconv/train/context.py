@@ -33,6 +33,7 @@ from fullyconv.doctor.content import Contents, digests_of
 from fullyconv.doctor.summary import Summary
 from fullyconv.errors import DataError, FullyconvError, StorageError, UnknownName, UsageError, foreign_values, printable
 from fullyconv.files import atomic_write, read_json
+from fullyconv.metrics.counting import refuse_many_classes
 from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import TorchModule, TrainableModel
 from fullyconv.preprocessing import Preprocessing
@@ -266,6 +267,8 @@ def open_both(recipe: Recipe, data: Any, val: Any, kept: Division | None = None)
             )
         if dataset is not None and not dataset.taxonomies:
             raise DataError(f"The split {dataset.split!r} of {dataset.root} has no labels; give it label maps.")
+    for taxonomy in val.taxonomies.values() if val is not None else ():
+        refuse_many_classes(len(taxonomy))
     return train, None if val is None else _in_the_classes_learned(train, val)
 
 

@@ -34,7 +34,7 @@ def find_transform(name: str) -> OwnTransform:
         return TRANSFORMS[name]
     path = Path(file)
     if not path.is_file():
-        raise MissingInput(f"{printable(file)} of transform = {name!r} does not exist; give FILE.py:FUNCTION.")
+        raise MissingInput(f"{printable(file)} of transform = {name!r} is no file; give FILE.py:FUNCTION.")
     spec = importlib.util.spec_from_file_location(f"fullyconv_transform_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{printable(file)} is no Python file; transform takes FILE.py:FUNCTION.")
