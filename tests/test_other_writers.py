@@ -207,6 +207,19 @@ def test_labels_of_numbers_that_are_no_ids_are_sound_files_and_named_by_the_labe
     assert "the file itself is sound" in found[0].remedy
 
 
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint64", "float32", "int8", "int32"])
+def test_label_rasters_of_every_type_are_checked_as_they_are_read(dtype: str, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    root = folder(tmp_path, 2)
+    for i in range(2):
+        (root / f"labels/{i}.png").unlink()
+        kind = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 1, "dtype": dtype}
+        with rasterio.open(root / f"labels/{i}.tif", "w", **kind) as file:
+            file.write(TRUTH.astype(dtype), 1)
+    assert not [f for f in check(root) if f.level == "error"]
+    np.testing.assert_array_equal(open_dataset(root)[1].labels["semantic"], TRUTH)
+
+
 def test_a_set_whose_labels_are_all_ignored_is_an_error(tmp_path: Path) -> None:
     root = folder(tmp_path, 2)
     (root / "classes.txt").write_text("a\nb\n")

@@ -318,9 +318,9 @@ def _raw_facts(facts: LabelFacts, *, by_colour: bool) -> bool:
         else:
             data = images.read_bytes(facts.file)
             facts.digest = hashlib.sha256(data).digest()
-            facts.info = images.image_info(data)
-            facts.size = facts.info.stored
+            facts.info = _info(data, facts.file, colour=False)  # None for numbers of 64 bits
             stored = images.stored_label(data, colours=True)
+            facts.size = facts.info.stored if facts.info else stored.values.shape[:2]
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
         return False
