@@ -17,7 +17,7 @@ import numpy as np
 import sandbox_attempts
 
 from fullyconv.errors import DataError, MissingInput
-from fullyconv.sandbox.given import opened
+from fullyconv.sandbox.descriptors import opened
 
 
 def honest(path: str, times: int = 1) -> tuple[dict[str, Any], Any]:

@@ -139,7 +139,7 @@ def stub() -> None:
 
 def serve(limits: str, seconds: str) -> None:
     from fullyconv.serving.gate import Gate
-    from fullyconv.serving.limits import Limits
+    from fullyconv.serving.request_limits import Limits
     from fullyconv.serving.server import run
 
     settings = {"model": seconds, "tile": 0, "device": "cpu", "precision": "fp32"}

@@ -13,9 +13,9 @@ from test_predict import Tiny
 from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluation import Result, evaluate
+from fullyconv.evaluation.evaluation_writer import around, find_suspect, typical
 from fullyconv.evaluation.pixel_statistics import BAND, BINS, RINGS, THICKNESS, PixelStatistics
 from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
-from fullyconv.evaluation.writer import around, find_suspect, typical
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
 from fullyconv.regions import border_band, box, components

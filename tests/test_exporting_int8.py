@@ -14,7 +14,7 @@ import fullyconv as fc
 from fullyconv import exporting
 from fullyconv.errors import DataError, UsageError
 from fullyconv.exporting import int8
-from fullyconv.exporting.network import build
+from fullyconv.exporting.network_graph import build
 from fullyconv.runtime.exported import ExportedNetwork
 
 onnx = pytest.importorskip("onnx")

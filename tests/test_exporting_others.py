@@ -26,7 +26,7 @@ from fullyconv import exporting  # noqa: E402
 from fullyconv.cli import _register, app  # noqa: E402
 from fullyconv.exporting.deepness import deepness  # noqa: E402
 from fullyconv.runtime.sealing import ABOUT, BLANK, SEAL, sealed  # noqa: E402
-from fullyconv.runtime.triton import BATCH, triton_config  # noqa: E402
+from fullyconv.runtime.triton_config import BATCH, triton_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from test_exporting import TIMM, TRUNKS, trained  # noqa: E402
 
 from fullyconv import exporting  # noqa: E402
 from fullyconv.exporting import pt2  # noqa: E402
-from fullyconv.exporting.network import build  # noqa: E402
+from fullyconv.exporting.network_graph import build  # noqa: E402
 
 
 @pytest.fixture(scope="module")

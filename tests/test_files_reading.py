@@ -22,7 +22,7 @@ ALLOWED = {
     "images/opening.py": "the one opener of images: non-blocking, regular files only, sniffed before they are read",
     "tensorfile.py": "hands descriptors of `open_regular` on",
     "images/tiff.py": "Pillow opens bytes of ours",
-    "sandbox/given.py": "in the confined child; the parent has opened the file by `open_regular`",
+    "sandbox/descriptors.py": "in the confined child; the parent has opened the file by `open_regular`",
     "sandbox/guardian.py": "/proc/self/uid_map",
     "sandbox/landlock.py": "the folders of the libraries, to name them to the kernel",
     "sandbox/child.py": "/proc/self/statm",

@@ -16,8 +16,8 @@ from fullyconv.errors import DataError, InternalError, TryAgain, UsageError
 from fullyconv.files.outputs import Outputs
 from fullyconv.predict import Predictor
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
+from fullyconv.rasters.gdal import open_source, read_by_windows
 from fullyconv.rasters.journal import BlockJournal
-from fullyconv.rasters.opening import open_source, read_by_windows
 from fullyconv.rasters.windows import BlockGrid, RasterProfile, Window
 from fullyconv.taxonomy import Taxonomy
 

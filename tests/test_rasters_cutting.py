@@ -14,8 +14,8 @@ from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.rasters.cutting import CutOptions, cut_scenes, find_scenes, pixel_metres
+from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.ground_truth import open_truth
-from fullyconv.rasters.opening import open_source
 from fullyconv.rasters.windows import Window
 
 rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")

@@ -13,8 +13,8 @@ from test_rasters import Small, ground, label, read
 from fullyconv.errors import DataError, MissingExtra, UsageError
 from fullyconv.predict import Predictor
 from fullyconv.predict.sources import find_sources
+from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.levels import Level, Resolution, choose_level
-from fullyconv.rasters.opening import open_source
 from fullyconv.rasters.windows import Window
 
 tifffile = pytest.importorskip("tifffile", reason="the extra slides is not installed")

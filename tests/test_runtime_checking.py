@@ -13,8 +13,8 @@ import pytest
 import fullyconv as fc
 from fullyconv.errors import DataError
 from fullyconv.runtime.checking import checked, cut
+from fullyconv.runtime.onnx_session import OnnxSession
 from fullyconv.runtime.protobuf import ByteSpan, Damaged, bytes_field, fields, integer_field, integers
-from fullyconv.runtime.session import OnnxSession
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -184,7 +184,9 @@ def test_protobuf_reads_what_it_writes_and_no_further() -> None:
 def test_somebody_elses_file_is_named_for_what_it_lacks(
     metadata: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fullyconv.runtime.session.OnnxSession.__init__", lambda *a: pytest.fail("the engine saw it"))
+    monkeypatch.setattr(
+        "fullyconv.runtime.onnx_session.OnnxSession.__init__", lambda *a: pytest.fail("the engine saw it")
+    )
     model = small()
     helper.set_model_props(model, metadata)
     (tmp_path / "theirs.onnx").write_bytes(bytes_of(model))

@@ -111,10 +111,10 @@ def test_no_answer_allows_another_origin_and_every_one_bears_the_same_headers(se
 
 def test_the_routes_are_these_and_none_takes_a_name(served: Served) -> None:
     from fullyconv.serving.app import application
-    from fullyconv.serving.figures import Figures
-    from fullyconv.serving.limits import Limits
     from fullyconv.serving.pool import Pool
+    from fullyconv.serving.prometheus import Figures
     from fullyconv.serving.protocol import Connections
+    from fullyconv.serving.request_limits import Limits
 
     gate, pool = Gate(), Pool({}, Limits(), lambda error: None)
     app = application(pool, gate, Figures(pool, Connections(gate)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fullyconv import train as training
 from fullyconv.data.base import Dataset, Record
 from fullyconv.models.trunks import TRUNKS
-from fullyconv.models.trunks.base import Trunk, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, he_init, run
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, measuring

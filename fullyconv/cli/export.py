@@ -81,7 +81,7 @@ def export_command(
         return
     if triton is not None:
         from fullyconv.runtime.exported import ExportedNetwork
-        from fullyconv.runtime.triton import triton_config
+        from fullyconv.runtime.triton_config import triton_config
 
         print(triton_config(ExportedNetwork(triton).about), end="")
         return

@@ -55,7 +55,7 @@ def facts() -> dict[str, Any]:
 
 
 def _runtime_threads() -> int:
-    from fullyconv.runtime.session import threads
+    from fullyconv.runtime.onnx_session import threads
 
     return threads()
 

@@ -39,7 +39,7 @@ def serve(
     from fullyconv.cli.evaluate import device_for
     from fullyconv.errors import UsageError
     from fullyconv.serving.gate import Gate
-    from fullyconv.serving.limits import Limits
+    from fullyconv.serving.request_limits import Limits
     from fullyconv.serving.server import is_loopback, read_keys, run
     from fullyconv.terminal import say
 

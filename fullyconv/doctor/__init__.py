@@ -16,8 +16,9 @@ from typing import Any, final
 from fullyconv.data import open_dataset, parse_spec
 from fullyconv.data.base import Dataset
 from fullyconv.data.corpora.layout import role
-from fullyconv.doctor import pairs, rules
-from fullyconv.doctor.classes import class_findings
+from fullyconv.doctor import pair_checks as pairs
+from fullyconv.doctor import rules
+from fullyconv.doctor.class_checks import class_findings
 from fullyconv.doctor.findings import KINDS, Finding
 from fullyconv.doctor.remedies import joined_extras, no_labels, suited
 from fullyconv.doctor.scan import Progress, RecordFacts, scan

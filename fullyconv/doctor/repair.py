@@ -17,7 +17,7 @@ from fullyconv.data.corpora.class_tables import classes_text
 from fullyconv.data.corpora.conversion import storable
 from fullyconv.data.corpora.layout import SUFFIXES, role
 from fullyconv.doctor.findings import Finding
-from fullyconv.doctor.pairs import same_images
+from fullyconv.doctor.pair_checks import same_images
 from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts, coding_of
 from fullyconv.errors import DataError, FullyconvError, UsageError, printable
 from fullyconv.files import new_directory

@@ -257,7 +257,7 @@ def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str],
         return None
     if share != (0, 1):
         raise UsageError("An evaluation shared over processes cannot be kept; evaluate with one process.")
-    from fullyconv.evaluation.writer import EvaluationWriter
+    from fullyconv.evaluation.evaluation_writer import EvaluationWriter
 
     return EvaluationWriter(Path(keep), dataset, next(iter(heads)))
 

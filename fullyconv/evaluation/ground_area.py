@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Record
 from fullyconv.errors import FullyconvError
 from fullyconv.rasters.cutting import pixel_metres
-from fullyconv.rasters.opening import open_source, read_by_windows
+from fullyconv.rasters.gdal import open_source, read_by_windows
 from fullyconv.rasters.windows import Window
 
 __all__ = ["GroundAreas"]

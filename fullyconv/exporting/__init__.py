@@ -18,7 +18,7 @@ from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values,
 from fullyconv.exporting import bioimageio, web
 from fullyconv.exporting.deepness import deepness
 from fullyconv.exporting.graph import OPSET, Graph
-from fullyconv.exporting.network import Values, build, output_names
+from fullyconv.exporting.network_graph import Values, build, output_names
 from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare, drawn, window
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse

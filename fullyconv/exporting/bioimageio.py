@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import UsageError, printable
 from fullyconv.exporting.graph import OPSET
 from fullyconv.preprocessing import Preprocessing
-from fullyconv.runtime.session import OnnxSession
+from fullyconv.runtime.onnx_session import OnnxSession
 
 __all__ = ["check_network", "package", "sides"]
 

@@ -27,7 +27,7 @@ from fullyconv.exporting.proof import TIMED, Measurement, window, with_values
 from fullyconv.predict import Predictor
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.session import OnnxSession, threads
+from fullyconv.runtime.onnx_session import OnnxSession, threads
 
 __all__ = ["Images", "open_images", "quantise"]
 

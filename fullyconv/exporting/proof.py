@@ -15,7 +15,7 @@ from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.models import FCN
 from fullyconv.models.tracer import shared_copy
 from fullyconv.preprocessing import Preprocessing
-from fullyconv.runtime.session import OnnxSession
+from fullyconv.runtime.onnx_session import OnnxSession
 
 __all__ = [
     "LIMIT",
@@ -116,7 +116,7 @@ def drawn(model: FCN, small: bool, seed: int = 0) -> Iterator[NDArray[Any]]:
 
 
 class ProofEngine(Protocol):
-    """What runs a file: onnxruntime (`runtime.session`), OpenVINO."""
+    """What runs a file: onnxruntime (`runtime.onnx_session`), OpenVINO."""
 
     inputs: list[str]
     outputs: list[str]

@@ -37,7 +37,7 @@ from fullyconv.models.imagenet import cache_directory
 from fullyconv.predict import Predictor
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.session import threads
+from fullyconv.runtime.onnx_session import threads
 
 __all__ = ["ENGINES", "EngineChoice", "choose_engine"]
 

@@ -21,8 +21,8 @@ from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, application
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Settings
 from fullyconv.serving.gate import Gate
-from fullyconv.serving.limits import Limits
 from fullyconv.serving.protocol import Connections, guarded
+from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.server import SignalledServer, bind
 
 __all__ = ["run"]

@@ -17,9 +17,9 @@ from fullyconv.errors import DataError, MissingExtra, MissingInput, UsageError, 
 from fullyconv.files.listing import Listing, list_below
 from fullyconv.files.outputs import folded_name, safe_name
 from fullyconv.images import read_image
+from fullyconv.rasters.gdal import BIG, FINEST, kind_of, read_by_windows
 from fullyconv.rasters.levels import Resolution
 from fullyconv.rasters.microscopy import SLIDES
-from fullyconv.rasters.opening import BIG, FINEST, kind_of, read_by_windows
 from fullyconv.rasters.zarr_files import is_zarr
 
 __all__ = ["InputFiles", "Sources", "find_sources", "images_in", "named_sources"]

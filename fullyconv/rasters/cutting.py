@@ -24,9 +24,9 @@ from fullyconv.data.corpora.class_tables import classes_text, find_tables, read_
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.files import new_directory, read_file
 from fullyconv.files.outputs import Outputs
+from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.geotiff import gdal
 from fullyconv.rasters.ground_truth import BACKGROUND, GroundTruth, box, moved_box, open_truth
-from fullyconv.rasters.opening import open_source
 from fullyconv.rasters.windows import RasterProfile, RasterSource, Window
 from fullyconv.taxonomy import Taxonomy
 

@@ -16,7 +16,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.interpolation import strips
 from fullyconv.interpolation.axes import Sampling
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.session import threads
+from fullyconv.runtime.onnx_session import threads
 
 __all__ = ["RuntimeBackend"]
 

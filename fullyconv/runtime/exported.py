@@ -16,8 +16,8 @@ from fullyconv.errors import DataError, foreign_values, printable
 from fullyconv.files import read_file
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.checking import LARGEST, checked, cut
+from fullyconv.runtime.onnx_session import OnnxSession
 from fullyconv.runtime.sealing import SEAL, check_seal, checked_about
-from fullyconv.runtime.session import OnnxSession
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["ExportedGeometry", "ExportedNetwork", "is_exported"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput, printable
-from fullyconv.sandbox.given import opened
+from fullyconv.sandbox.descriptors import opened
 
 __all__ = ["CaffeLayer", "answer", "parse_caffemodel"]
 

@@ -24,7 +24,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import fullyconv.sandbox.given as given
+import fullyconv.sandbox.descriptors as given
 import fullyconv.sandbox.guardian as guardian
 import fullyconv.sandbox.landlock as landlock
 import fullyconv.sandbox.seccomp as seccomp

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, printable
-from fullyconv.sandbox.given import opened
+from fullyconv.sandbox.descriptors import opened
 
 __all__ = ["read_hdf5", "read_variable"]
 

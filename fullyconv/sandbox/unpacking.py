@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from fullyconv.errors import DataError, printable
-from fullyconv.sandbox.given import opened
+from fullyconv.sandbox.descriptors import opened
 
 __all__ = ["CONTENT", "FILE", "FOLDER", "PIECE", "entries", "refused"]
 

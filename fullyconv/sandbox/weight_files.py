@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 
 from fullyconv.errors import DataError, printable
 from fullyconv.files import open_regular
-from fullyconv.sandbox.given import opened
+from fullyconv.sandbox.descriptors import opened
 
 __all__ = ["is_pickled", "read_pickled", "scan_pickled"]
 

@@ -15,10 +15,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fullyconv.serving.assets import page_routes
-from fullyconv.serving.figures import Figures
 from fullyconv.serving.gate import COMMON, Gate, Refusal
 from fullyconv.serving.openapi import description
 from fullyconv.serving.pool import Pool
+from fullyconv.serving.prometheus import Figures
 from fullyconv.serving.wanted import BadQuery, wanted
 
 __all__ = ["application"]

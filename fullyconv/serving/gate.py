@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import final
 
-from fullyconv.serving.limits import Limits
+from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.wanted import MEDIA
 
 __all__ = ["COMMON", "ROUTES", "Gate", "Headers", "Refusal", "SecurityHeaders"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fullyconv.serving.gate import ROUTES
-from fullyconv.serving.limits import Limits
+from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.wanted import MEDIA, OUTPUTS
 
 __all__ = ["description"]

@@ -20,7 +20,7 @@ from typing import Any, final
 from fullyconv import errors
 from fullyconv.errors import DataError, FullyconvError
 from fullyconv.serving.gate import Refusal
-from fullyconv.serving.limits import Limits
+from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.wanted import Wanted
 from fullyconv.serving.worker import HEAD
 from fullyconv.terminal import say

@@ -18,9 +18,9 @@ import uvicorn
 from fullyconv.errors import FullyconvError, StorageError, UsageError, printable
 from fullyconv.files import read_file
 from fullyconv.serving.app import application
-from fullyconv.serving.figures import Figures
 from fullyconv.serving.gate import Gate
 from fullyconv.serving.pool import WORKER, Pool, Settings
+from fullyconv.serving.prometheus import Figures
 from fullyconv.serving.protocol import Connections, guarded
 
 __all__ = ["SignalledServer", "bind", "is_loopback", "read_keys", "run"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fullyconv.errors import printable
+
+if TYPE_CHECKING:
+    from fullyconv.train.context import RunContext
 
 __all__ = ["learned_nothing", "not_finite", "nothing_counted"]
 
@@ -17,7 +20,7 @@ HUGE = 1e4  # spreads from the mean: what no measurement is
 FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
 
 
-def learned_nothing(c: Any) -> str:
+def learned_nothing(c: RunContext) -> str:
     """A sentence for the end of a run whose best measurement is no better than always answering one class."""
     tried = [*_steps(c), *_start(c), *_rate(c), *_balance(c), *_crop(c)]
     return (
@@ -26,18 +29,18 @@ def learned_nothing(c: Any) -> str:
     )
 
 
-def _steps(c: Any) -> list[str]:
+def _steps(c: RunContext) -> list[str]:
     length = f"--set steps={max(2000, 10 * c.state.step)}"
     return [f"more steps ({length}; these were {c.state.step})"] if c.state.step < FEW or not c.recipe.weights else []
 
 
-def _start(c: Any) -> list[str]:
+def _start(c: RunContext) -> list[str]:
     if c.recipe.weights or c.recipe.init_from:
         return []
     return ["trained weights to start from (--set weights=auto or weights=FILE, or --init-from RUN)"]
 
 
-def _rate(c: Any) -> list[str]:
+def _rate(c: RunContext) -> list[str]:
     """The rate by the usual range of the optimiser."""
     low, high = (1e-4, 3e-3) if c.recipe.optimizer == "adamw" else (1e-3, 1e-1)
     if c.recipe.loss == "sum" or math.isclose(c.recipe.lr, 1e-3):
@@ -47,7 +50,7 @@ def _rate(c: Any) -> list[str]:
     return [f"another learning rate (--set lr={c.recipe.lr * 3:g} or {c.recipe.lr / 3:g})"]
 
 
-def _balance(c: Any) -> list[str]:
+def _balance(c: RunContext) -> list[str]:
     if c.recipe.class_weights != "none":
         return []
     name = printable(c.floor_name)
@@ -55,11 +58,11 @@ def _balance(c: Any) -> list[str]:
     return [f"--set class_weights=median-frequency{often}"]
 
 
-def _crop(c: Any) -> list[str]:
+def _crop(c: RunContext) -> list[str]:
     return ["crops in which the classes are large (--set crop=[256,256])"] if not c.recipe.crop else []
 
 
-def not_finite(c: Any, batches: Sequence[Any]) -> str:
+def not_finite(c: RunContext, batches: Sequence[Any]) -> str:
     """Why a step's loss was not finite, with what to do, as far as its images and the network say it; else ""."""
     if broken := [name for name, p in c.model.named_parameters() if not bool(p.isfinite().all())]:
         return (
@@ -80,7 +83,7 @@ def not_finite(c: Any, batches: Sequence[Any]) -> str:
     return ""
 
 
-def nothing_counted(c: Any, most: int = 50) -> str:
+def nothing_counted(c: RunContext, most: int = 50) -> str:
     """Why every score weight is still exactly 0 after steps of training: no pixel counted. Looks at some labels."""
     head, taxonomy = next(iter(c.train.taxonomies.items()))
     some = [c.train[i].labels[head] for i in range(min(most, len(c.train)))]

@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fullyconv.errors import FullyconvError, UsageError
 from fullyconv.train.step import Batch, gradients
+
+if TYPE_CHECKING:
+    from fullyconv.train.context import RunContext
 
 __all__ = ["advice", "explained", "one_image"]
 
@@ -19,7 +22,7 @@ GIB = float(1 << 30)
 
 
 @contextmanager
-def explained(c: Any, batches: Sequence[Batch]) -> Iterator[None]:
+def explained(c: RunContext, batches: Sequence[Batch]) -> Iterator[None]:
     """Turn an out-of-memory error inside into a sentence that says what fits (one image is tried and measured), and
     torch's refusal under `deterministic` into one that names the operation."""
     try:

@@ -7,14 +7,14 @@ from typing import Any
 
 from fullyconv.errors import UnknownName, UsageError, printable
 from fullyconv.models.trunks.alexnet import AlexNet, AlexNetTV
-from fullyconv.models.trunks.base import Trunk
 from fullyconv.models.trunks.efficientnet_lite import EfficientNetLite
-from fullyconv.models.trunks.given import Given
 from fullyconv.models.trunks.googlenet import GoogLeNet, GoogLeNetTV
 from fullyconv.models.trunks.mobilenet import MobileNetV2, MobileNetV3Large
+from fullyconv.models.trunks.own_module import Given
 from fullyconv.models.trunks.resnet import BasicBlock, Bottleneck, ResNet
 from fullyconv.models.trunks.squeezenet import SqueezeNet
 from fullyconv.models.trunks.timm import Timm
+from fullyconv.models.trunks.trunk import Trunk
 from fullyconv.models.trunks.vgg import VGG16
 
 __all__ = ["PAPER", "TRUNKS", "Given", "Trunk", "create_trunk"]

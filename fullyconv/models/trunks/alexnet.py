@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, caffe_norm, caffe_pool, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, caffe_norm, caffe_pool, he_init, run
 
 __all__ = ["AlexNet", "AlexNetTV"]
 

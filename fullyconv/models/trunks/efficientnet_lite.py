@@ -13,7 +13,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, he_init
+from fullyconv.models.trunks.trunk import Trunk, he_init
 from fullyconv.preprocessing import Preprocessing
 
 __all__ = ["EfficientNetLite"]

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, caffe_norm, caffe_pool, he_init
+from fullyconv.models.trunks.trunk import Trunk, caffe_norm, caffe_pool, he_init
 
 __all__ = ["GoogLeNet", "GoogLeNetTV"]
 

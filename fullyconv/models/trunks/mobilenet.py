@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, he_init, run
 
 __all__ = ["MobileNetV2", "MobileNetV3Large"]
 

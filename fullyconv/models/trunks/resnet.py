@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.base import Trunk, he_init
+from fullyconv.models.trunks.trunk import Trunk, he_init
 
 __all__ = ["ResNet"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullyconv.errors import MissingExtra, UnknownName, UsageError
 from fullyconv.models.trace import Trace, trace
-from fullyconv.models.trunks.base import Trunk
+from fullyconv.models.trunks.trunk import Trunk
 from fullyconv.preprocessing import Preprocessing
 
 __all__ = ["Timm", "timm_parameters"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullyconv.errors import UsageError, printable
 from fullyconv.models.trace import CannotTrace, Trace, trace
-from fullyconv.models.trunks.base import Trunk
+from fullyconv.models.trunks.trunk import Trunk
 
 __all__ = ["Given"]
 
