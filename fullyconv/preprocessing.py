@@ -19,6 +19,7 @@ __all__ = ["HHA_MEAN", "IMAGENET", "LOG_DEPTH_MEAN", "Preprocessing"]
 HHA_MEAN = (132.431, 94.076, 118.477)
 LOG_DEPTH_MEAN = 7.844  # of the natural logarithm of millimetres
 
+TINY = float(np.finfo(np.float32).tiny)  # what a smaller number divides is infinite in float32
 _NUMBERS = Kind("a list of numbers", lambda v: isinstance(v, tuple | list) and all(map(NUMBER.fits, v)))
 
 
@@ -56,7 +57,7 @@ class Preprocessing:
             raise DataError(f"Preprocessing names a channel that is none of 0..{c - 1} in order or log; correct it.")
         if not all(math.isfinite(v) for v in (self.scale, *self.mean, *self.std)):
             raise DataError("Preprocessing holds a scale, mean or std that is not finite; give finite numbers.")
-        if any(s == 0 for s in (self.scale, *self.std)):
+        if any(abs(s) < TINY for s in (self.scale, *self.std)):
             raise DataError("Preprocessing has a scale or std of 0; give the spread of each channel, or 1.")
 
     @property

@@ -438,3 +438,24 @@ def test_a_source_gives_the_same_values_by_windows_as_whole(tmp_path: Path) -> N
     np.testing.assert_array_equal(values, image[7:40, 11:59])
     assert valid is None
     source.close()
+
+
+def test_a_finished_block_that_was_changed_or_is_anothers_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    layers = {"labels": np.arange(60, dtype=np.uint8).reshape(6, 10)}
+    with BlockJournal(tmp_path, "a", "k" * 64) as journal:
+        journal.write(0, 0, layers)
+        file = next(journal.folder.glob("*.block"))
+        data = file.read_bytes()
+        assert np.array_equal((journal.read(0, 0) or {})["labels"], layers["labels"])
+        for at in (0, 20, 40, len(data) // 2, len(data) - 1):
+            file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            assert journal.read(0, 0) is None
+            assert not journal.is_whole(0, 0)
+        file.write_bytes(data)
+        (journal.folder / "0-1.block").write_bytes(data)  # under another's name
+        assert journal.read(0, 1) is None
+        assert journal.is_whole(0, 0)
+    with BlockJournal(tmp_path, "a", "j" * 64) as other:  # another job's
+        (other.folder / "0-0.block").write_bytes(data)
+        assert other.read(0, 0) is None
