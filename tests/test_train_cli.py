@@ -48,7 +48,7 @@ def test_a_folder_becomes_a_run_whose_place_is_the_only_result(tmp_path: Path, c
     said = capsys.readouterr()
     assert said.out == "runs/data\n"
     assert "mean IU" in said.err
-    assert run(str(data), *TINY) == 0
+    assert run(str(data), *TINY, "--no-report") == 0
     assert capsys.readouterr().out == "runs/data-2\n"
     assert run(str(data), *TINY, "--out", "runs/data") == 2
     assert "--resume" in capsys.readouterr().err
@@ -64,7 +64,9 @@ def test_under_torchrun_the_first_process_speaks_for_all(rank: str, said: str, c
 
 
 def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys: Any) -> None:
-    assert run(str(folder(tmp_path / "data", 10, split=False)), *TINY, "--out", str(tmp_path / "run")) == 0
+    assert (
+        run(str(folder(tmp_path / "data", 10, split=False)), *TINY, "--no-report", "--out", str(tmp_path / "run")) == 0
+    )
     assert "There is no val split: 2 of 10 images are held out" in capsys.readouterr().err
 
 
@@ -73,7 +75,7 @@ def test_images_are_held_out_where_the_val_split_comes_without_labels(tmp_path: 
     for file in (data / "val" / "labels").iterdir():
         file.unlink()
     (data / "val" / "labels").rmdir()
-    assert run(str(data), *TINY, "--out", str(tmp_path / "run")) == 0
+    assert run(str(data), *TINY, "--no-report", "--out", str(tmp_path / "run")) == 0
     assert "The split 'val' has no labels: 1 of 5 images are held out" in capsys.readouterr().err
     assert run(str(data), *TINY, "--set", "val_split=validation", "--out", str(tmp_path / "asked")) == 65
     assert "has no labels; give it label maps" in capsys.readouterr().err
