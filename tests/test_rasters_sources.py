@@ -197,3 +197,18 @@ def test_a_resolution_of_a_map_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.vrt").write_text("<VRTDataset/>")
     with pytest.raises(UsageError, match="gdalwarp -tr"):
         open_source(tmp_path / "a.vrt", TWICE)
+
+
+def test_polygons_of_a_slide_are_drawn_in_its_pixels_without_a_warning(tmp_path: Path) -> None:
+    import warnings
+
+    shapely = pytest.importorskip("shapely")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = slide(tmp_path / "a.svs", ground(*SIZE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rasterio.errors.NotGeoreferencedWarning)
+        found = label(source, tmp_path / "out", tile=80, polygons="geoparquet")
+    table = parquet.read_table(found["polygons"])
+    assert json.loads(table.schema.metadata[b"geo"])["columns"]["geometry"]["crs"] is None
+    shapes = shapely.from_wkb(table["geometry"].to_pylist())
+    assert sum(s.area for s in shapes) == sum(table["area"].to_pylist()) == SIZE[0] * SIZE[1]

@@ -23,7 +23,7 @@ from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.levels import resolution_tags
 from fullyconv.rasters.windows import BlockGrid, RasterProfile
 
-__all__ = ["RasterLayer", "strips", "write_geotiff"]
+__all__ = ["RasterLayer", "quiet_gdal", "strips", "write_geotiff"]
 
 TILE = 512  # pixels a side of the stored tiles, as COGs have them
 
@@ -111,7 +111,7 @@ def _write(path: Path, profile: RasterProfile, grid: BlockGrid, journal: BlockJo
     """Write the file; the crc32 of every strip."""
     rasterio = rasterio_or_missing("Writing a GeoTIFF")
     sums: list[int] = []
-    with _storage(path), _quiet(rasterio), rasterio.open(path, "w", **_options(profile, layer)) as out:
+    with _storage(path), quiet_gdal(rasterio), rasterio.open(path, "w", **_options(profile, layer)) as out:
         if profile.control_points and not profile.transform:
             out.gcps = profile.control_points
         if profile.rpcs:
@@ -140,13 +140,13 @@ def _as_cog(source: Path, target: Path, layer: RasterLayer) -> None:
         "compress": "DEFLATE", "blocksize": TILE, "bigtiff": "IF_SAFER", "overview_resampling": how,
         **({"predictor": "YES"} if layer.dtype.itemsize > 1 else {}),
     }  # fmt: skip
-    with _storage(target), _quiet(rasterio):
+    with _storage(target), quiet_gdal(rasterio):
         shutil.copy(source, target, driver="COG", **options)
 
 
 def _prove(path: Path, target: Path, sums: Sequence[int], layer: RasterLayer) -> None:
     rasterio = rasterio_or_missing("Reading a GeoTIFF")
-    with _storage(target), _quiet(rasterio), rasterio.open(path) as data:
+    with _storage(target), quiet_gdal(rasterio), rasterio.open(path) as data:
         for i, known in enumerate(sums):
             rows = min(TILE, data.height - i * TILE)
             found = data.read(window=rasterio.windows.Window(0, i * TILE, data.width, rows)).astype(layer.dtype)
@@ -157,7 +157,7 @@ def _prove(path: Path, target: Path, sums: Sequence[int], layer: RasterLayer) ->
                 )
 
 
-def _quiet(rasterio: Any) -> Any:
+def quiet_gdal(rasterio: Any) -> Any:
     """Settings of ours, and no warning that an image has no place on the map: it had none before."""
     import contextlib
     import warnings

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, InternalError, MissingExtra, UsageError
+from fullyconv.rasters.assembling import quiet_gdal
 from fullyconv.rasters.geotiff import rasterio_or_missing
 
 __all__ = ["FORMATS", "SUFFIXES", "LabelPolygons", "draw_polygons", "require_polygons", "write_polygons"]
@@ -58,7 +59,7 @@ def draw_polygons(labels: Path, confidence: Path | None, *, tolerance: float = 0
     import shapely
     from rasterio import features
 
-    with rasterio.open(labels) as data, rasterio.Env(GDAL_CACHEMAX=64):
+    with quiet_gdal(rasterio), rasterio.open(labels) as data:
         a, b, c, d, e, f = tuple(data.transform)[:6]
         pixel = abs(a * e - b * d)
         whole, merged = _sieved(data, int(np.ceil(least / pixel - 1e-9))) if least > 0 else (None, 0)
