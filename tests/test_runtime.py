@@ -21,7 +21,7 @@ from fullyconv.cli.export import export_command
 from fullyconv.cli.models import info
 from fullyconv.cli.predict import predict
 from fullyconv.cli.report import report
-from fullyconv.errors import UsageError
+from fullyconv.errors import DataError, UsageError
 from fullyconv.images import encode_label
 from fullyconv.interpolation import strips
 from fullyconv.ops import upsample, upsample_softmax_max
@@ -57,6 +57,14 @@ def files(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     for output in ("labels", "coarse"):
         fc.export(model, folder / f"{output}.onnx", output=output)
     return {output: folder / f"{output}.onnx" for output in ("labels", "coarse")}
+
+
+def test_a_weight_of_another_bit_is_noticed_before_an_engine_sees_it(files: Any, tmp_path: Path) -> None:
+    data = bytearray(files["labels"].read_bytes())
+    data[len(data) // 2] ^= 1  # weights fill most of a file: it stays one that any engine would run
+    (tmp_path / "changed.onnx").write_bytes(data)
+    with pytest.raises(DataError, match="not as it was exported"):
+        ExportedNetwork(tmp_path / "changed.onnx")
 
 
 def assert_same_but_for_ties(said: Any, truth: Any, scores: Any) -> None:
