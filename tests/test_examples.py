@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from test_parity import thinned
 
-from fullyconv import models
+from fullyconv.models import released
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -69,7 +69,7 @@ def test_settings_are_searched_and_the_search_goes_on(tmp_path: Path, capsys: py
 def test_caffe_weights_become_a_model_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models, "create", lambda name, classes=None, **more: thinned(name, 64, classes, **more))
+    monkeypatch.setattr(released, "create", lambda name, classes=None, **more: thinned(name, 64, classes, **more))
     file = caffe_writer.write(tmp_path / "net.caffemodel", deploy_graphs.draw("voc-fcn8s", 32, 32, 64)[1])
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photo.png")
     directory = load("caffe_weights").main(file, "voc-fcn8s", tmp_path / "photo.png")

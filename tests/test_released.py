@@ -24,7 +24,7 @@ DIVIDE = 64
 @pytest.fixture
 def thin_networks(monkeypatch) -> None:
     """`create` builds networks with 1/64 of the channels, so that whole conversions take no memory."""
-    monkeypatch.setattr(models, "create", lambda name, classes=None, **more: thinned(name, DIVIDE, classes, **more))
+    monkeypatch.setattr(released, "create", lambda name, classes=None, **more: thinned(name, DIVIDE, classes, **more))
 
 
 def drawn(name: str) -> deploy_graphs.Blobs:

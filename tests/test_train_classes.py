@@ -96,7 +96,7 @@ def test_val_with_several_other_splits_asks_which_and_the_remedy_works(tmp_path:
 
 def test_a_class_that_moved_is_refused_on_resume_even_where_other_classes_are_allowed() -> None:
     def known(*names: str) -> dict[str, Any]:
-        return {"network": 1, "classes": {"semantic": list(names)}, "data": 1}
+        return {"network": 1, "classes": {"semantic": list(names)}, "data": 1, "transform": ""}
 
     refuse_changes(known("sky", "road"), known("sky", "street"), ["classes"])
     with pytest.raises(UsageError, match=r"allow-changed classes"):
