@@ -269,6 +269,41 @@ def test_learning_changes_the_proposals_on_the_open_page(browser: Any, tmp_path:
         page.close()
 
 
+def test_a_whole_training_runs_in_the_background_and_its_network_takes_over(browser: Any, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 4)
+    given = ("--classes", "ground,disc", "--no-rank", "--train-minutes", "0.1", "--runs", str(tmp_path / "runs"))
+    with labelling("fcn8s-efficientnet_lite0", folder, tmp_path / "out", *given) as served:
+        tab = Tab(browser.new_page(viewport={"width": 1100, "height": 760}), served.address)
+        page = tab.page
+        tab.until("document.body.dataset.model")
+        page.locator("#view").focus()
+        page.keyboard.press("b")
+        for image in range(4):
+            disc = np.asarray(Image.open(folder / f"p{image}.png"))[..., 0] > 140
+            row, column = (int(v) for v in np.argwhere(disc).mean(0))
+            for key, way in {"1": [(10, 140), (190, 140)], "2": [(column, row), (column + 15, row)]}.items():
+                page.keyboard.press(key)
+                scale, left, top, at_x, at_y = tab.view
+                for n, (x, y) in enumerate(way):
+                    page.mouse.move(at_x + (x + 0.5 - left) * scale, at_y + (y + 0.5 - top) * scale)
+                    if n == 0:
+                        page.mouse.down()
+                page.mouse.up()
+            tab.saved()
+            if image < 3:
+                page.keyboard.press("n")
+                tab.until(f"labelling.state.photo.image === {image + 1}")
+        page.keyboard.press("l")
+        tab.until("document.body.dataset.learning === 'done'")
+        tab.until("['done', 'failed'].includes(document.body.dataset.training)", 300)
+        assert "Trained for" in page.inner_text("#model"), page.inner_text("#model")
+        (run,) = (tmp_path / "runs").iterdir()
+        assert (run / "best" / "model.safetensors").is_file()
+        tab.until(f"document.querySelector('#model').textContent.startsWith('Proposals by {run.name} ')")
+        assert not tab.said
+        page.close()
+
+
 def test_two_tabs_see_each_other_and_a_killed_server_loses_nothing(browser: Any, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 1)
     with labelling(NOTHING, folder, tmp_path / "out", *OPTIONS) as served:

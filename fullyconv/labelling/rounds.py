@@ -369,7 +369,7 @@ class Rounds:
         )
         make_directory(run.parent)
         command = [
-            "train", f"folder:{folder / 'list.csv'}", "-o", str(run), "--time", f"{self.settings.minutes:g}m",
+            "train", f"folder:{folder / 'list.csv'}", "-o", str(run), "--time", f"{max(1, round(60 * self.settings.minutes))}s",
             "--init-from", str(self.home / "models" / str(number)), "--set", f"model={self.model['name']}",
             "--quiet", "--no-report",
         ]  # fmt: skip
