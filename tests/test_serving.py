@@ -212,6 +212,53 @@ def test_when_all_connections_are_taken_the_slowest_one_makes_room(served: Serve
     time.sleep(0.05)
 
 
+def test_bodies_that_are_sent_at_once_have_a_limit_together() -> None:
+    with serving("serve", json.dumps({"bodies": 3000, "body": 2500, "body_seconds": 30}), "0.01") as served:
+        with served.connect() as s:
+            s.sendall(image_request(b"p" * 2000, length=2500))
+            held = time.monotonic() + 20
+            while served.post(b"p" * 2000)[0] != 429:  # the server may not have read the first one yet
+                assert time.monotonic() < held, "2,000 and 2,000 bytes are held where 3,000 are allowed"
+        held = time.monotonic() + 20
+        while served.post(b"p" * 2000)[0] != 200:  # let go with its connection
+            assert time.monotonic() < held, "what a connection held is held after its end"
+
+
+@pytest.mark.slow
+def test_where_every_connection_is_being_answered_no_other_is_taken() -> None:
+    with serving("serve", json.dumps({"connections": 2, "per_address": 9}), "3") as served:
+        answers: list[int] = []
+        threads = [threading.Thread(target=lambda: answers.append(served.post(b"p")[0])) for _ in range(2)]
+        for t in threads:
+            t.start()
+        told = time.monotonic() + 2.5
+        time.sleep(0.3)
+        while served.get("/healthz")[0] != 503:  # until both are there
+            assert time.monotonic() < told, "a third connection is served beside two that wait for their answers"
+            time.sleep(0.2)
+        for t in threads:
+            t.join()
+        assert answers == [200, 200]
+
+
+def test_who_does_not_take_the_answers_is_cut_off() -> None:
+    limits = json.dumps({"write_seconds": 0.2, "header_seconds": 30})
+    with serving("serve", limits, "0.01") as served, socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(20)
+        s.connect(("127.0.0.1", served.port))
+        with contextlib.suppress(OSError):  # cut off while it asks
+            for _ in range(3000):
+                s.sendall(request("GET", "/page.js"))
+        end = time.monotonic() + 20
+        while served.figure('fullyconv_refused_total{code="slow_reader"}') != 1:
+            assert time.monotonic() < end, "nobody was cut off"
+            time.sleep(0.05)
+        with pytest.raises(ConnectionResetError):
+            while s.recv(1 << 16):
+                pass
+
+
 def png(height: int, width: int, kind: str = "PNG") -> bytes:
     out = BytesIO()
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(out, kind)
