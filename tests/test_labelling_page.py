@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium"),
 ]
-NOTHING = "fcn32s-squeezenet1_0"  # a network that has learned nothing: no proposals
+NOTHING = "fcn16s-squeezenet1_0"  # a network that has learned nothing: no proposals
 OPTIONS = ("--classes", "ground,disc,box", "--no-rank", "--train-minutes", "0")
 
 

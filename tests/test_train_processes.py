@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable
@@ -45,13 +47,20 @@ def _rank(
     fit(small(**keys), Path(out), resume, train=images(broken=broken))
 
 
+def _free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to connections meanwhile."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("", port))
+            return port
+    raise AssertionError("100 ports between 20,000 and 32,000 are taken")
+
+
 def together(
     out: Path, keys: dict[str, Any], resume: bool = False, stop_at: int = 0, size: int = 2, fault: str = ""
 ) -> list[int | None]:
     """Exit codes of `size` processes that train as torchrun would start them."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = _free_port()
     run: Callable[[int], Any] = lambda r: start(  # noqa: E731
         _rank, r, size, port, str(out), keys, resume, stop_at, fault
     )
