@@ -241,6 +241,11 @@ def test_where_every_connection_is_being_answered_no_other_is_taken() -> None:
         assert answers == [200, 200]
 
 
+def _read_on(s: socket.socket) -> None:
+    while s.recv(1 << 16):
+        pass
+
+
 def test_who_does_not_take_the_answers_is_cut_off() -> None:
     limits = json.dumps({"write_seconds": 0.2, "header_seconds": 30})
     with serving("serve", limits, "0.01") as served, socket.socket() as s:
@@ -255,8 +260,7 @@ def test_who_does_not_take_the_answers_is_cut_off() -> None:
             assert time.monotonic() < end, "nobody was cut off"
             time.sleep(0.05)
         with pytest.raises(ConnectionResetError):
-            while s.recv(1 << 16):
-                pass
+            _read_on(s)
 
 
 def png(height: int, width: int, kind: str = "PNG") -> bytes:
