@@ -368,8 +368,9 @@ class Rounds:
             p for n in range(1, 10_000) if not (p := self.settings.runs / (name if n == 1 else f"{name}-{n}")).exists()
         )
         make_directory(run.parent)
+        seconds = max(1, round(60 * self.settings.minutes))
         command = [
-            "train", f"folder:{folder / 'list.csv'}", "-o", str(run), "--time", f"{max(1, round(60 * self.settings.minutes))}s",
+            "train", f"folder:{folder / 'list.csv'}", "-o", str(run), "--time", f"{seconds}s",
             "--init-from", str(self.home / "models" / str(number)), "--set", f"model={self.model['name']}",
             "--quiet", "--no-report",
         ]  # fmt: skip
