@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium"),
 ]
-NOTHING = "fcn16s-squeezenet1_0"  # a network that has learned nothing: no proposals
+NOTHING = "fcn32s-squeezenet1_0"  # a network that there is not: no proposals, and the page says why
 OPTIONS = ("--classes", "ground,disc,box", "--no-rank", "--train-minutes", "0")
 
 
