@@ -41,23 +41,23 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ()
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return (isinstance(value, float) or _whole(value)) and getattr(value, "shape", ()) == ()
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value)
 
 
-def _two(value: Any) -> bool:
+def _two(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_whole, value))
 
 
-def _classes(value: Any) -> bool:
+def _classes(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping | set)
 
 
@@ -82,7 +82,7 @@ def either(*kinds: Kind) -> Kind:
     return Kind(" or ".join(k.words for k in kinds), lambda v: any(k.fits(v) for k in kinds))
 
 
-def require(value: Any, kind: Kind, function: str, name: str) -> None:
+def require(value: object, kind: Kind, function: str, name: str) -> None:
     """`UsageError` where `value` is not of that kind."""
     if not kind.fits(value):
         shown = type(value).__name__

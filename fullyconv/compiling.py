@@ -25,7 +25,7 @@ class _Cache(FunctionCache):
     a module that a newer version of this package has moved, say. Then the function is compiled, and kept, anew.
     """
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+    def load_overload(self, sig: object, target_context: object) -> Any:
         try:
             return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         except _STALE:

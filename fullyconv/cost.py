@@ -176,13 +176,13 @@ def _bytes(model: TorchModule) -> int:
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
-def _flops(call: Callable[[], Any]) -> int:
+def _flops(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
 
 
-def _peak(call: Callable[[], Any]) -> int:
+def _peak(call: Callable[[], object]) -> int:
     live = Live()
     with live:
         call()
@@ -221,6 +221,6 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _stored(leaf: Any) -> bool:
+def _stored(leaf: object) -> bool:
     """Whether it is a tensor whose storage torch shows; packed weights' it does not."""
     return isinstance(leaf, Tensor) and leaf.layout == torch.strided

@@ -18,7 +18,7 @@ RED, GREY = (226, 43, 62), (128, 128, 136)
 Palette = Sequence[Sequence[int]]
 
 
-def viewable(image: NDArray[Any], high_byte: bool = False) -> NDArray[np.uint8]:
+def viewable(image: NDArray[np.number], high_byte: bool = False) -> NDArray[np.uint8]:
     """An image H W C as H W 3 uint8: its first three channels, or the first one as grey; other types than uint8 are
     stretched to their largest value (floats in 1..255 are taken as they are).
 
@@ -36,7 +36,7 @@ def viewable(image: NDArray[Any], high_byte: bool = False) -> NDArray[np.uint8]:
 
 
 def overlay(
-    image: NDArray[Any], labels: NDArray[Any], palette: Palette, parts: tuple[int, int] = (1, 1)
+    image: NDArray[np.number], labels: NDArray[np.integer], palette: Palette, parts: tuple[int, int] = (1, 1)
 ) -> NDArray[np.uint8]:
     """The image under its labels' colours, in `parts` (of the image, of the colour); alone where ids name no class."""
     shown = viewable(image)
@@ -55,7 +55,7 @@ def _mixed(image: NDArray[np.uint8], colour: NDArray[np.uint16], parts: tuple[in
     return mixed
 
 
-def colours(labels: NDArray[Any], palette: Palette) -> NDArray[np.uint8]:
+def colours(labels: NDArray[np.integer], palette: Palette) -> NDArray[np.uint8]:
     """Labels by their colours alone, H W 3; ids that name no class are white."""
     table = np.full((int(labels.max(initial=0)) + 1, 3), 255, np.uint8)
     table[: len(palette)] = palette[: len(table)]
@@ -63,7 +63,7 @@ def colours(labels: NDArray[Any], palette: Palette) -> NDArray[np.uint8]:
     return shown
 
 
-def shrunk(image: NDArray[Any], side: int, smooth: bool = False) -> NDArray[Any]:
+def shrunk(image: NDArray[np.number], side: int, smooth: bool = False) -> NDArray[Any]:
     """`image` (H W or H W C) at most `side` pixels a side, of its own type; nearest pixels, or their means."""
     from PIL import Image
 
@@ -77,7 +77,7 @@ def shrunk(image: NDArray[Any], side: int, smooth: bool = False) -> NDArray[Any]
     return small
 
 
-def error_marks(truth: NDArray[Any], predicted: NDArray[Any], ignore: int) -> bytes:
+def error_marks(truth: NDArray[np.integer], predicted: NDArray[np.integer], ignore: int) -> bytes:
     """A PNG to lie over an image: wrong pixels red, unlabelled ones grey, right ones clear."""
     return _marks(np.where(truth == ignore, 2, truth != predicted), (235, 150))
 
@@ -91,7 +91,7 @@ def inner_line(inside: NDArray[np.bool_]) -> bytes:
     return _marks(inside & ~core, (255, 0))
 
 
-def _marks(kind: NDArray[Any], opacity: tuple[int, int]) -> bytes:
+def _marks(kind: NDArray[np.integer | np.bool_], opacity: tuple[int, int]) -> bytes:
     """0 clear, 1 red, 2 grey, the latter two so opaque (0..255)."""
     from PIL import Image
 

@@ -226,7 +226,9 @@ def _loss_on(model: models.FCN, given: _Images, ignore: int) -> float:
 PAPER_BOUNDS = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
 
 
-def coarse_labels(label: NDArray[Any], factor: int, classes: int, ignore: int, method: str = "nearest") -> NDArray[Any]:
+def coarse_labels(
+    label: NDArray[np.integer], factor: int, classes: int, ignore: int, method: str = "nearest"
+) -> NDArray[Any]:
     """label H W downsampled by `factor` and upsampled again, H W; every pixel has a class.
 
     "nearest": each factor x factor cell takes its centre pixel's class; "vote": its commonest. A cell whose centre is

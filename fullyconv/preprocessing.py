@@ -71,7 +71,7 @@ class Preprocessing:
             pixel[source] = np.exp(self.mean[c]) if c in self.log else self.mean[c] / self.scale
         return pixel
 
-    def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, image: NDArray[np.number]) -> NDArray[np.float32]:
         """image H W C (or ... H W C), any real dtype -> float32 ... C H W."""
         if image.shape[-1] != self.channels:
             raise DataError(

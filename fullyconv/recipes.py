@@ -200,7 +200,7 @@ class Recipe(BaseModel):
         "Tools that get the figures as well: tensorboard, wandb (offline unless WANDB_MODE says otherwise), mlflow.",
     )
 
-    def model_post_init(self, _context: Any) -> None:
+    def model_post_init(self, _context: object) -> None:
         _check_together(self)
 
     @property
@@ -213,7 +213,7 @@ class Recipe(BaseModel):
         """The losses that are added up, by name, with their factors; each way to average cross-entropy is that."""
         return {"cross_entropy": 1.0} if self.loss in AVERAGES else _loss_terms(self.loss)
 
-    def replace(self, **changes: Any) -> Recipe:
+    def replace(self, **changes: object) -> Recipe:
         """A copy with `changes`, checked again."""
         return _build({**self.model_dump(exclude_unset=True), **changes}, "these settings")
 
@@ -325,7 +325,7 @@ def published(name: str) -> Recipe:
     return read(name)
 
 
-def read(recipe: str | Path | None = None, settings: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
+def read(recipe: str | Path | None = None, settings: Mapping[str, object] | Iterable[str] = ()) -> Recipe:
     """The recipe of that name or in that file (None: the defaults) with `settings` on top.
 
     `settings` are a mapping, or texts `key=value` whose value is read as TOML, else as a string; `heads.NAME=value` is
@@ -341,7 +341,7 @@ def read(recipe: str | Path | None = None, settings: Mapping[str, Any] | Iterabl
     return _build(values, where)
 
 
-def _changed(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+def _changed(table: Mapping[str, object], path: Sequence[str], value: object) -> dict[str, Any]:
     """`table` with the entry at `path` (keys from the outside in) set to `value`."""
     key, *inner = path
     if inner:
@@ -374,7 +374,7 @@ def _read_table(recipe: str | Path | None) -> tuple[dict[str, Any], str]:
     return table, f"the recipe {path.name}"
 
 
-def _stage_beside(path: Path, stage: Any) -> Any:
+def _stage_beside(path: Path, stage: object) -> Any:
     """A stage that is a file (NAME.toml) lies beside the recipe that names it; any other is a published recipe."""
     if isinstance(stage, str) and stage.endswith(".toml"):
         return str((path.parent / stage).resolve())
@@ -407,7 +407,7 @@ def _build(values: Mapping[str, Any], where: str) -> Recipe:
         raise UsageError(f"{key} = {first.get('input')!r} in {where} cannot be used: {problem}{hint or '.'}") from None
 
 
-def _hint(key: str, value: Any) -> str:
+def _hint(key: str, value: object) -> str:
     """The nearest choice for a mistyped word of a key that takes some words only."""
     kind = str(Recipe.model_fields[key].annotation)
     words = re.findall(r"'([^']+)'", kind) if "Literal" in kind else []
@@ -415,12 +415,12 @@ def _hint(key: str, value: Any) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
-def _worded(key: str, value: Any) -> Any:
+def _worded(key: str, value: object) -> Any:
     """ "auto" in place of the numbers that stand for it."""
     return "auto" if (key, value) in (("crop", AUTO_CROP), ("batch_size", AUTO_BATCH)) else value
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     """A TOML value: the inverse of tomllib for what recipes hold."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -12,7 +12,7 @@ __all__ = ["border_band", "box", "components", "outlines", "region_runs", "sieve
 Ring = NDArray[np.int64]  # N x 2 corners (x, y), the last one joined to the first
 
 
-def components(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+def components(labels: NDArray[np.integer | np.bool_]) -> tuple[NDArray[np.int64], int]:
     """labels H W -> (region of every pixel H W, 0..count-1 in reading order, count). Regions are 4-connected.
 
     Rows are cut into runs of one value; runs that touch vertically are joined by hooking every run to the smallest
@@ -64,7 +64,7 @@ def region_runs(alike: NDArray[np.bool_], row: int, column: int) -> NDArray[np.i
     return np.stack([rows, start[chosen] - rows * width, end[chosen] - rows * width], 1)
 
 
-def sieved(labels: NDArray[Any], least: int) -> NDArray[Any]:
+def sieved(labels: NDArray[np.integer], least: int) -> NDArray[Any]:
     """labels H W with every region of fewer than `least` pixels given to its largest neighbour, until none is left (or
     all is one region). Round by round: a small region takes the value of its largest neighbour where that is larger
     than itself (of equals the later in reading order); regions that are one by then count as one in the next round.
@@ -96,7 +96,7 @@ def box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def border_band(labels: NDArray[Any], radius: int) -> NDArray[np.bool_]:
+def border_band(labels: NDArray[np.integer], radius: int) -> NDArray[np.bool_]:
     """Pixels whose (2 radius + 1)-square holds more than one label value: H W bool."""
     height, width = labels.shape
     changes = np.zeros((height, width), np.int32)

@@ -70,14 +70,14 @@ class Header(NamedTuple):
 # Writing
 
 
-def stored_size(tensors: Mapping[str, Any]) -> int:
+def stored_size(tensors: Mapping[str, object]) -> int:
     """Bytes that `save` will write, metadata apart."""
     head, _ = _head(tensors, {})
     return len(head) + sum(_info(t)[2] for t in tensors.values())
 
 
 def save(
-    path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], tensors: Mapping[str, object], metadata: Mapping[str, str] | None = None
 ) -> Written:
     """Write numpy arrays or torch CPU tensors to a new file, fsynced; memory: two tensors at most are copied.
 
@@ -87,7 +87,7 @@ def save(
     return write_file(path, chunks(tensors, metadata or {}))
 
 
-def chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
+def chunks(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
     """The file's bytes in order: the header, then each tensor's memory, uncopied where it is contiguous."""
     head, order = _head(tensors, metadata)
     yield head
@@ -95,7 +95,7 @@ def chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[
         yield _bytes_of(tensors[name])
 
 
-def _head(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+def _head(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """The encoded header and the order of the tensors: largest element first (so all are aligned), then by name."""
     info = {name: _info(tensor) for name, tensor in tensors.items()}
     order = sorted(info, key=lambda name: (-_SIZES[info[name][0]], name))
@@ -171,7 +171,7 @@ def _read_header(fd: int, size: int) -> Header:
     return Header(tensors, metadata, size)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice in its header")

@@ -61,7 +61,7 @@ def guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def raw(stream: Any) -> Any:
+def raw(stream: object) -> Any:
     """The stream behind a guarded one, for what draws by itself and is given plain text."""
     return stream.raw if isinstance(stream, _Guarded) else stream
 

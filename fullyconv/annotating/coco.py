@@ -33,7 +33,7 @@ class CocoWriter(Writer):
         )
 
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         size = (int(labels.shape[0]), int(labels.shape[1]))
         image = len(self._images) + 1
@@ -79,5 +79,5 @@ def _runs(region: Region, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": coco_text(column_runs(region, size))}
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fullyconv import images
 from fullyconv.annotating import open_writer, require_format
@@ -28,7 +27,7 @@ def convert_annotations(
     *,
     splits: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[dict[str, int], list[str]]:
     """Write the labels of `spec` into the new folder `directory` as the files of `kind`, the main head's classes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -45,7 +45,7 @@ class CvatWriter(Writer):
         )
 
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         name = picture.file.removeprefix(f"{self.folder}/")
         height, width = labels.shape

@@ -31,7 +31,7 @@ class LabelmeWriter(Writer):
         return (self.plan.claim(f"{name}.json"),)
 
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         described = f"proposed by {self.model}" if self.model else ""
         shapes = [self._shape(r, described) for r in regions(labels, self.classes.undrawn)]

@@ -33,7 +33,7 @@ class LabelStudioWriter(Writer):
         self._json = Growing(plan, plan.claim("tasks.json"))
 
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         results = [
             self._region(picture, labels, k, sure)
@@ -51,7 +51,7 @@ class LabelStudioWriter(Writer):
         return []
 
     def _region(
-        self, picture: Picture, labels: NDArray[Any], k: int, sure: NDArray[np.float32] | None
+        self, picture: Picture, labels: NDArray[np.integer], k: int, sure: NDArray[np.float32] | None
     ) -> dict[str, Any]:
         covered = labels == k
         name = self.classes.name(k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Region(NamedTuple):
     covered: Mask
 
 
-def regions(labels: NDArray[Any], skip: Collection[int] = ()) -> Iterator[Region]:
+def regions(labels: NDArray[np.integer], skip: Collection[int] = ()) -> Iterator[Region]:
     """The 4-connected regions of `labels` H W in reading order, but for those of the values in `skip`."""
     number, count = components(labels)
     width = labels.shape[1]

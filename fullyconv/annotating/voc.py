@@ -6,7 +6,7 @@ labelmap.txt, JPEGImages/, SegmentationClass/NAME.png (palette), ImageSets/Segme
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class VocWriter(Writer):
         return (self.plan.claim("SegmentationClass", f"{name}.png"),)
 
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         table = np.full(max(len(self.classes.number), self.classes.taxonomy.ignore + 1), 255, np.uint8)
         table[: len(self.classes.number)] = self.classes.number

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ class Writer(ABC):
         return ()
 
     def add(
-        self, picture: Picture, image: bytes, labels: NDArray[Any], sure: NDArray[np.float32] | None = None
+        self, picture: Picture, image: bytes, labels: NDArray[np.integer], sure: NDArray[np.float32] | None = None
     ) -> list[Path]:
         """Write an image, as it is, with its labels H W (ids or the ignore value); returns the files written.
 
@@ -151,7 +151,7 @@ class Writer(ABC):
 
     @abstractmethod
     def annotate(
-        self, picture: Picture, labels: NDArray[Any], sure: NDArray[np.float32] | None, ignoring: bool
+        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         """Write what is drawn on an image. ignoring: whether `labels` hold the ignore value."""
 

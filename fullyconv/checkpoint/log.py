@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["parse_log", "whole"]
@@ -46,6 +47,6 @@ def parse_log(content: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
     return rows, damaged
 
 
-def _step(row: dict[str, Any]) -> int:
+def _step(row: Mapping[str, object]) -> int:
     step = row.get("step")
     return step if isinstance(step, int) else -1

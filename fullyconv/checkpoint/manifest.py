@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-def encode_json(value: Any, what: str) -> bytes:
+def encode_json(value: object, what: str) -> bytes:
     """JSON as we write it, keys in the order given. `value` must survive the trip (no NaN, string keys)."""
     try:
         return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
@@ -37,7 +37,7 @@ def encode_manifest(files: Mapping[str, Written], versions: Mapping[str, str]) -
     return encode_json({**content, "sha256": _own_digest(content)}, MANIFEST)
 
 
-def _own_digest(content: Mapping[str, Any]) -> str:
+def _own_digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(encode_json(content, MANIFEST)).hexdigest()
 
 

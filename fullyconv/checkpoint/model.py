@@ -38,13 +38,13 @@ _SLACK = 1 << 20  # bytes of JSON, card and file system bookkeeping allowed for 
 def write_model(
     directory: str | os.PathLike[str],
     *,
-    tensors: Mapping[str, Any],
-    config: Mapping[str, Any],
-    preprocessor: Mapping[str, Any],
+    tensors: Mapping[str, object],
+    config: Mapping[str, object],
+    preprocessor: Mapping[str, object],
     card: str,
-    canary: Mapping[str, Any] | None = None,
-    state: Any = None,
-    extra: Mapping[str, Any] | None = None,
+    canary: Mapping[str, object] | None = None,
+    state: object = None,
+    extra: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a model directory; when this returns it is durable, when it raises the old one (if any) stands.
 

@@ -101,12 +101,12 @@ class RunDirectory:
         self,
         step: int,
         *,
-        tensors: Mapping[str, Any],
-        config: Mapping[str, Any],
-        preprocessor: Mapping[str, Any],
+        tensors: Mapping[str, object],
+        config: Mapping[str, object],
+        preprocessor: Mapping[str, object],
         card: str,
-        canary: Mapping[str, Any] | None = None,
-        state: Any = None,
+        canary: Mapping[str, object] | None = None,
+        state: object = None,
         best: bool = False,
     ) -> Path:
         """Write checkpoints/step-N, then the links, then prune. When this returns, the step survives anything.
@@ -219,7 +219,7 @@ class RunDirectory:
 
     # The log
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, object]) -> None:
         """Append one row to metrics.jsonl (NaN and infinities as null). It must have "step".
 
         Raises StorageError when the disk refuses; no part of the row is left then.
@@ -283,7 +283,7 @@ class RunDirectory:
         atomic_write(path, kept)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Finite numbers, strings and nests of them; what JSON has no word for becomes null."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None

@@ -15,14 +15,14 @@ __all__ = ["pack", "unpack"]
 _TAG = "$"  # {"$": kind, "v": value} stands for what JSON has no word for
 
 
-def pack(value: Any) -> tuple[Any, dict[str, Any]]:
+def pack(value: object) -> tuple[Any, dict[str, Any]]:
     """(JSON tree, {name: tensor}) of a nest of dict, list, tuple, str, int, float, bool, None, bytes, torch tensors
     and numpy arrays. Names are the path ("optimizer.state.0.exp_avg"). Raises InternalError for any other type."""
     tensors: dict[str, Any] = {}
     return _pack(value, "", tensors), tensors
 
 
-def _pack(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+def _pack(value: object, path: str, tensors: dict[str, Any]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, np.generic):
@@ -43,7 +43,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     raise InternalError(f"The state at {path or 'its root'} is a {type(value).__name__}, which cannot be stored.")
 
 
-def _pack_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, Any]) -> Any:
+def _pack_mapping(value: Mapping[object, object], path: str, tensors: dict[str, Any]) -> Any:
     if all(isinstance(k, str) for k in value) and _TAG not in value:
         return {k: _pack(v, f"{path}.{k}", tensors) for k, v in value.items()}
     pairs = [[_pack(k, path, tensors), _pack(v, f"{path}.{k}", tensors)] for k, v in value.items()]
@@ -58,7 +58,7 @@ def _pack_tensor(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     return {_TAG: "array" if isinstance(value, np.ndarray) else "tensor", "v": name}
 
 
-def unpack(tree: Any, tensors: Mapping[str, Any]) -> Any:
+def unpack(tree: object, tensors: dict[str, Any]) -> Any:
     """The inverse of `pack`; `tensors` are torch tensors. Raises DataError when the two do not belong together."""
     try:
         return _unpack(tree, tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +63,7 @@ def convolutionalise_command(
     print(json.dumps(value) if as_json else text(value, heat))
 
 
-def load_classifier(name: str, tensors: dict[str, Any], path: Path) -> nn.Module:
+def load_classifier(name: str, tensors: Mapping[str, object], path: Path) -> nn.Module:
     """The classifier by name, in eval mode, with exactly these tensors."""
     from fullyconv.errors import DataError, MissingExtra, UnknownName
 
@@ -93,7 +93,7 @@ def load_classifier(name: str, tensors: dict[str, Any], path: Path) -> nn.Module
     return result
 
 
-def _classes(build: Callable[..., nn.Module], tensors: dict[str, Any]) -> int:
+def _classes(build: Callable[..., nn.Module], tensors: Mapping[str, Any]) -> int:
     """How many classes the file is for: the rows of the tensor whose name has 1001 of them in such a network."""
     import torch
 

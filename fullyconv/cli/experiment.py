@@ -83,5 +83,5 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     print("\n".join("  ".join(v.rjust(w) for v, w in zip(line, widths, strict=True)) for line in cells))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -105,7 +105,7 @@ def _labels(dataset: Dataset, place: int) -> NDArray[Any]:
     return dataset.read_labels(dataset.records[place], next(iter(dataset.taxonomies)))
 
 
-def _digest(labels: NDArray[Any]) -> str:
+def _digest(labels: NDArray[np.integer]) -> str:
     """sha256 (hex) of the ids and the size."""
     return hashlib.sha256(repr(labels.shape).encode() + labels.astype("<u2").tobytes()).hexdigest()
 

@@ -101,7 +101,7 @@ def read_scores(model: FCN, coarse: Tensor, size: tuple[int, int]) -> tuple[NDAr
 
 @torch.inference_mode()
 def probability_of(
-    model: FCN, coarse: Tensor, labels: NDArray[Any], size: tuple[int, int], ignore: int
+    model: FCN, coarse: Tensor, labels: NDArray[np.integer], size: tuple[int, int], ignore: int
 ) -> NDArray[np.float32]:
     """The probability of the given labels H W (0 where they are `ignore`): exp of minus their cross entropy."""
     g = model.geometry(*size)
@@ -179,7 +179,7 @@ def learn_heads(
     model: FCN,
     store: KeptFeatures,
     indices: Sequence[int],
-    labels: Callable[[int], NDArray[Any]],
+    labels: Callable[[int], NDArray[np.integer]],
     *,
     head: str,
     ignore: int,

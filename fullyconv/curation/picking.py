@@ -9,7 +9,7 @@ al. 1978). Where several do so about as well, the one with the largest uncertain
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,14 @@ class Pick:
     stands_for: int
 
 
-def uncertain_share(labels: NDArray[Any], sure: NDArray[np.float32]) -> float:
+def uncertain_share(labels: NDArray[np.integer], sure: NDArray[np.float32]) -> float:
     """How much of an image the network is unsure of, 0..1: the mean of 1 - probability, away from borders."""
     away = ~border_band(labels, _BORDER)
     return float((1 - sure)[away].mean(dtype=np.float64)) if away.any() else float((1 - sure).mean(dtype=np.float64))
 
 
 def pick(
-    candidates: NDArray[np.float32], labelled: NDArray[np.float32], unsure: NDArray[Any], count: int
+    candidates: NDArray[np.float32], labelled: NDArray[np.float32], unsure: NDArray[np.number], count: int
 ) -> list[Pick]:
     """`count` of the `candidates` N x D (all, if there are fewer), in the order in which to label them.
 

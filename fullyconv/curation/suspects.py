@@ -34,8 +34,8 @@ class ClassTable:
 
     def add(
         self,
-        labels: NDArray[Any],
-        predicted: NDArray[Any],
+        labels: NDArray[np.integer],
+        predicted: NDArray[np.integer],
         sure: NDArray[np.float32],
         own: NDArray[np.float32],
         ignore: int,
@@ -80,8 +80,8 @@ class LabelSuspect:
 
 
 def suspects_in(
-    labels: NDArray[Any],
-    predicted: NDArray[Any],
+    labels: NDArray[np.integer],
+    predicted: NDArray[np.integer],
     sure: NDArray[np.float32],
     own: NDArray[np.float32],
     thresholds: NDArray[np.float64],

@@ -33,8 +33,8 @@ def open_dataset(
     split: str | None = None,
     *,
     inputs: Sequence[str] | None = None,
-    heads: Mapping[str, Any] | Sequence[str] | None = None,
-    **options: Any,
+    heads: Mapping[str, object] | Sequence[str] | None = None,
+    **options: object,
 ) -> Dataset:
     """The labelled images at `spec`: "kind:PATH", or a bare PATH whose layout is recognised (and said in `.notes`).
     The kind's options may stand in it: "coco,crowd=skip,images=photos:export".

@@ -28,7 +28,7 @@ NYUD_CROP = {**NYUD, "cx": NYUD["cx"] - 40, "cy": NYUD["cy"] - 45}
 
 
 def encode(
-    depth: NDArray[Any], camera: Mapping[str, float], raw_depth: NDArray[Any] | None = None
+    depth: NDArray[np.number], camera: Mapping[str, float], raw_depth: NDArray[np.number] | None = None
 ) -> NDArray[np.uint8]:
     """depth H W in metres (0 = missing; best filled in) -> H W 3 uint8: disparity, height, angle.
 
@@ -201,7 +201,7 @@ def _intrinsics(camera: Any, source: str) -> dict[str, float]:
     return value
 
 
-def _metres(depth: NDArray[Any], what: str) -> Array:
+def _metres(depth: NDArray[np.number], what: str) -> Array:
     z = np.asarray(depth, np.float64)
     if z.ndim != 2 or not z.size:
         raise DataError(f"The {what} has the shape {z.shape}; give one H W image of metres.")
@@ -211,5 +211,5 @@ def _metres(depth: NDArray[Any], what: str) -> Array:
     return z
 
 
-def _size(array: NDArray[Any]) -> str:
+def _size(array: NDArray[np.number]) -> str:
     return f"{array.shape[0]}x{array.shape[1]}"

@@ -19,7 +19,7 @@ from fullyconv.taxonomy import Taxonomy
 __all__ = ["as_taxonomy", "from_pairs"]
 
 
-def from_pairs(pairs: Any, classes: int | Sequence[str] | Taxonomy | None, split: str = "train") -> Dataset:
+def from_pairs(pairs: object, classes: int | Sequence[str] | Taxonomy | None, split: str = "train") -> Dataset:
     """`pairs[i]` = (image, label), i = 0..len(pairs) - 1, as a data set; pair i is called by its number, "000017".
 
     image: H W C or H W array, PIL image, or tensor (C H W, as torch has them). Three bytes a pixel are colours; any
@@ -148,7 +148,7 @@ class _Pairs:
         return pair[0], pair[1]
 
 
-def _array(value: Any, where: str) -> NDArray[Any]:
+def _array(value: object, where: str) -> NDArray[Any]:
     """A tensor, PIL image or array as an array."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()

@@ -17,7 +17,7 @@ from fullyconv import images
 __all__ = ["invalid_pixels", "read_valid"]
 
 
-def invalid_pixels(image: NDArray[Any], file: Path | None = None) -> NDArray[np.bool_] | None:
+def invalid_pixels(image: NDArray[np.number], file: Path | None = None) -> NDArray[np.bool_] | None:
     """Which pixels H W of `image` H W C (read from `file`) are none; None where all are valid."""
     bad = None
     if image.dtype.kind == "f":
@@ -30,7 +30,7 @@ def invalid_pixels(image: NDArray[Any], file: Path | None = None) -> NDArray[np.
     return bad if bad is not None and bad.any() else None
 
 
-def read_valid(image: NDArray[Any], file: Path | None = None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def read_valid(image: NDArray[np.number], file: Path | None = None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """(`image` with the mean of its valid pixels, by band, at the invalid ones; which those are, None for none)."""
     bad = invalid_pixels(image, file)
     if bad is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -41,7 +41,7 @@ class Checked:
     facts: tuple[RecordFacts, ...]
 
 
-def check(data: Data, fast: bool = False, progress: Progress | None = None, **options: Any) -> list[Finding]:
+def check(data: Data, fast: bool = False, progress: Progress | None = None, **options: object) -> list[Finding]:
     """Every finding about `data`: a spec as of `open_dataset` (all its splits), a `Dataset`, or several of them.
 
     The worst come first. Raises MissingInput or UnknownName for a spec that names nothing; whatever is wrong with the
@@ -50,7 +50,7 @@ def check(data: Data, fast: bool = False, progress: Progress | None = None, **op
     return examine(data, fast=fast, progress=progress, **options).findings
 
 
-def examine(data: Data, fast: bool = False, progress: Progress | None = None, **options: Any) -> Checked:
+def examine(data: Data, fast: bool = False, progress: Progress | None = None, **options: object) -> Checked:
     """`check`, with what else the pass found out."""
     try:
         datasets = _datasets(data, options)
@@ -78,7 +78,7 @@ def _findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> list
     return sorted(dict.fromkeys(found), key=lambda f: order[f.level])
 
 
-def _datasets(data: Data, options: dict[str, Any]) -> list[Dataset]:
+def _datasets(data: Data, options: Mapping[str, object]) -> list[Dataset]:
     if isinstance(data, Dataset):
         return [data]
     if isinstance(data, str | os.PathLike):

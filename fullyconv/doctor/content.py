@@ -122,5 +122,5 @@ def _files(keys: list[str]) -> str:
     return f"image{plural}" if kinds == {"input"} else f"file{plural}"
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -198,13 +198,13 @@ _REPAIRS = {
 }
 
 
-def _upright(ids: NDArray[Any], image: InputFacts, kinds: set[str]) -> tuple[NDArray[Any], str]:
+def _upright(ids: NDArray[np.integer], image: InputFacts, kinds: set[str]) -> tuple[NDArray[Any], str]:
     if "exif-rotation" in kinds and image.info:
         return images.turn(ids, image.info.orientation), "turned as its image"
     return ids, ""
 
 
-def _known_colours(raw: NDArray[Any], dataset: Dataset, head: str) -> NDArray[Any] | None:
+def _known_colours(raw: NDArray[np.number], dataset: Dataset, head: str) -> NDArray[Any] | None:
     coding = coding_of(dataset, head)
     if coding is None or not coding.colours:
         return None

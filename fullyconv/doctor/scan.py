@@ -257,7 +257,7 @@ def _complete_jpeg(data: bytes, info: ImageInfo) -> None:
         raise BadImage("", f"is cut off after {len(data)} bytes (no end marker); copy it again.")
 
 
-def _look(facts: InputFacts, image: NDArray[Any], invalid: NDArray[np.bool_] | None) -> None:
+def _look(facts: InputFacts, image: NDArray[np.number], invalid: NDArray[np.bool_] | None) -> None:
     """Statistics of the decoded image, from every fourth row and column."""
     few = image[::4, ::4].reshape(-1, image.shape[2]).astype(np.float64)
     few = few if invalid is None else few[~invalid[::4, ::4].ravel()]
@@ -267,7 +267,7 @@ def _look(facts: InputFacts, image: NDArray[Any], invalid: NDArray[np.bool_] | N
     facts.thumbnail = _thumbnail(image)
 
 
-def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
+def _thumbnail(image: NDArray[np.number]) -> NDArray[np.float32]:
     """16 x 17 mean brightnesses."""
     from PIL import Image
 
@@ -280,7 +280,7 @@ def _thumbnail(image: NDArray[Any]) -> NDArray[np.float32]:
 # ---- labels ----------------------------------------------------------------------------------------------------
 
 
-def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[Any] | None) -> LabelFacts:
+def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[np.number] | None) -> LabelFacts:
     file = record.labels[head]
     own = _is_image(file) or _is_array(file)
     facts = LabelFacts(head, file, file if own else next(iter(record.inputs.values()), file))
@@ -350,7 +350,7 @@ def _outside(facts: LabelFacts, dataset: Dataset, head: str) -> None:
         facts.outside = (int(raw[row, column]), sum(facts.stored[v] for v in bad), int(row), int(column))
 
 
-def _blended(raw: NDArray[Any], counts: NDArray[np.int64]) -> float:
+def _blended(raw: NDArray[np.number], counts: NDArray[np.int64]) -> float:
     """The share of pixels of rare values that lie strictly between two neighbours: near 1 after interpolation."""
     rare = (counts > 0) & (counts < 0.02 * raw.size)
     if np.count_nonzero(rare) < 5 or min(raw.shape) < 5:
@@ -366,7 +366,7 @@ def _blended(raw: NDArray[Any], counts: NDArray[np.int64]) -> float:
     return float((between & at).sum() / at.sum())
 
 
-def best_shift(image: NDArray[Any], ids: NDArray[Any]) -> Shift | None:
+def best_shift(image: NDArray[np.number], ids: NDArray[np.integer]) -> Shift | None:
     """The move of the label that puts its boundaries onto the strongest edges; None for too few boundaries."""
     grey = image[..., 1 if image.shape[2] >= 3 else 0].astype(np.float32)
     edges = np.zeros_like(grey)

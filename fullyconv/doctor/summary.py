@@ -107,11 +107,11 @@ def summarise_samples(dataset: Dataset) -> Summary | None:
     return summarise([dataset], facts)
 
 
-def _counts(label: NDArray[Any], classes: int) -> NDArray[np.int64]:
+def _counts(label: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     return np.bincount(label[label < classes].ravel(), minlength=classes)[:classes]
 
 
-def _pair(size: NDArray[Any]) -> tuple[int, int]:
+def _pair(size: NDArray[np.integer]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
@@ -141,7 +141,7 @@ def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> HeadSummary:
     )
 
 
-def _recipe(sizes: NDArray[Any], heads: Mapping[str, HeadSummary], images: Mapping[str, int]) -> dict[str, Any]:
+def _recipe(sizes: NDArray[np.integer], heads: Mapping[str, HeadSummary], images: Mapping[str, int]) -> dict[str, Any]:
     """What training takes where a recipe says "auto": a crop that fits most images, weights where classes are very
     unequal (`fullyconv.train.chosen` lowers the batch to what memory holds)."""
     low = np.percentile(sizes, 10, axis=0)

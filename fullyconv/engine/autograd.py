@@ -85,23 +85,31 @@ class _FastConvolutions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _slides(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+def _slides(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
     """Whether it is a convolution of images on the CPU that moves by single cells."""
     once = (*stride, *dilation, groups) == (1, 1, 1, 1, 1)
     return once and x.device.type == "cpu" and x.ndim == 4 and not isinstance(padding, str)
 
 
-def _results(x: Tensor, weight: Tensor, padding: Any) -> int:
+def _results(x: Tensor, weight: Tensor, padding: Sequence[int]) -> int:
     rows, columns = (n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
     return int(len(x) * rows * columns)
 
 
-def _is_huge(x: Tensor, weight: Tensor, padding: Any, at: Thresholds) -> bool:
+def _is_huge(x: Tensor, weight: Tensor, padding: Sequence[int], at: Thresholds) -> bool:
     windows = _results(x, weight, padding) * weight[0].numel()
     return weight.numel() > at.product_weights and windows <= at.product_windows
 
 
-def _has_tiles(x: Tensor, weight: Tensor, padding: Any, at: Thresholds) -> bool:
+def _has_tiles(x: Tensor, weight: Tensor, padding: Sequence[int], at: Thresholds) -> bool:
     plain = {x.dtype, weight.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
     enough = _results(x, weight, padding) >= at.winograd_results
     return plain and max(padding) <= 2 and winograd.serves(weight.shape) and enough

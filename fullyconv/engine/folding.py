@@ -121,7 +121,7 @@ def fold_layers(trunk: nn.Module, strides: Sequence[int], dtype: torch.dtype = t
 
 
 def _absorbing(
-    graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype, done: Mapping[str, Any]
+    graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype, done: Mapping[str, object]
 ) -> Convolution:
     """The convolution at `node` with the batch norm and the ReLU behind it, which leave the graph; `done`: the layers
     as they are made, those before it replaced already."""
@@ -137,7 +137,7 @@ def _absorbing(
     return Convolution(conv, norm, relu, dtype, _never_negative(node.all_input_nodes[0], modules, done))
 
 
-def _never_negative(node: fx.Node, modules: Mapping[str, nn.Module], done: Mapping[str, Any]) -> bool:
+def _never_negative(node: fx.Node, modules: Mapping[str, nn.Module], done: Mapping[str, object]) -> bool:
     """Whether what comes out of `node` begins at 0: a ReLU, or poolings and joins of such."""
     if node.op == "placeholder" or node.op == "output":
         return False

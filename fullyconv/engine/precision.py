@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -55,7 +54,7 @@ def choose_precision(device: torch.device, measure: Callable[[str], float]) -> t
     return "bf16", f"it is quicker for this network here ({times})"
 
 
-def seconds(call: Callable[[], Any], device: torch.device, calls: int = 3) -> float:
+def seconds(call: Callable[[], object], device: torch.device, calls: int = 3) -> float:
     """The least time of some calls after a first one, which lays things out."""
     call()
     found = []

@@ -48,7 +48,7 @@ TTA = ("flip", "scales")
 )
 def evaluate(
     predictor: Predictor | SegmentationModel | ExportedNetwork | str | Path,
-    dataset: Dataset | str | Path | Sequence[tuple[Any, Any]],
+    dataset: Dataset | str | Path | Sequence[tuple[object, object]],
     *,
     protocol: str = "native",
     average: str = "present",
@@ -123,7 +123,7 @@ class HeadPrediction:
     confidence: NDArray[np.float32] | None = None
 
 
-def score(sample: Sample, head: str, predicted: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.int64]:
+def score(sample: Sample, head: str, predicted: NDArray[np.integer], taxonomy: Taxonomy) -> NDArray[np.int64]:
     """One image's table, int64 K x K. `DataError` names the first label value outside the table and its pixel."""
     labels, classes = sample.labels[head], len(taxonomy)
     strange = (labels >= classes) & (labels != taxonomy.ignore)
@@ -200,7 +200,7 @@ def machine(predictor: Predictor) -> dict[str, Any]:
 
 def _opened(
     predictor: Predictor | SegmentationModel | ExportedNetwork | str | Path,
-    dataset: Dataset | str | Path | Sequence[tuple[Any, Any]],
+    dataset: Dataset | str | Path | Sequence[tuple[object, object]],
 ) -> tuple[Predictor, Dataset]:
     """A network or its directory as a predictor, a path as a data set; `UsageError` for anything else."""
     from fullyconv.data.base import Dataset
@@ -270,5 +270,5 @@ def _summed(images: Sequence[ImageTables], taxonomies: Mapping[str, Taxonomy]) -
     return {h: t.reshape(len(taxonomies[h]), -1) for h, t in tables.items()}
 
 
-def _size(image: NDArray[Any]) -> tuple[int, int]:
+def _size(image: NDArray[np.number]) -> tuple[int, int]:
     return int(image.shape[0]), int(image.shape[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fullyconv.errors import DataError, UnknownName
 from fullyconv.taxonomy import Match, Taxonomy, listed_names, match
@@ -17,7 +17,7 @@ __all__ = ["UNKNOWN", "in_the_networks_classes", "matching_heads"]
 UNKNOWN = ("refuse", "missed", "ignored")  # what becomes of classes that the network lacks
 
 
-def matching_heads(model: Mapping[str, Any], data: Mapping[str, Taxonomy]) -> dict[str, str]:
+def matching_heads(model: Mapping[str, object], data: Mapping[str, Taxonomy]) -> dict[str, str]:
     """Data head -> the network's head of that name; two lone heads match whatever their names. `DataError` else."""
     pairs = {h: h for h in data if h in model}
     if not pairs and len(model) == len(data) == 1:

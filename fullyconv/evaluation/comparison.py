@@ -179,7 +179,7 @@ def _other_truth(a: Result, b: Result) -> str:
     return f"A counts {one[k]:,} pixels of {a.taxonomy.names[k]}, B {two[k]:,}" if one[k] != two[k] else ""
 
 
-def _way(value: Any) -> str:
+def _way(value: object) -> str:
     if isinstance(value, dict):
         return "x".join(map(str, value.get("tile") or ["none"]))
     return " and ".join(value or ["none"]) if isinstance(value, list) else str(value)
@@ -198,7 +198,7 @@ def _images(a: Result, b: Result) -> tuple[Change, ...]:
     return tuple(Change(a.per_image[i].name, float(one[i]), float(two[i]), Interval(None, None)) for i in chosen)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return str(value)[:12]
 
 

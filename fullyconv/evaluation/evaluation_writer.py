@@ -199,7 +199,7 @@ def _apart(order: Sequence[int], number: int, distance: int) -> list[int]:
 
 
 def find_suspect(
-    index: int, label: NDArray[Any], said: NDArray[Any], sure: NDArray[np.float32], ignore: int
+    index: int, label: NDArray[np.integer], said: NDArray[np.integer], sure: NDArray[np.float32], ignore: int
 ) -> Suspect | None:
     """The largest region labelled one class and surely (p >= 0.9) called one other; None below 0.05 % of the image."""
     doubted = (label != said) & (label != ignore) & (sure >= SURE)

@@ -50,7 +50,9 @@ class PixelStatistics:
         self.f_scores = np.zeros((self.classes, 2))
         self.boundary = np.zeros((self.classes, 2), np.int64)
 
-    def add(self, label: NDArray[Any], said: NDArray[Any], confidence: NDArray[np.float32], ignore: int) -> None:
+    def add(
+        self, label: NDArray[np.integer], said: NDArray[np.integer], confidence: NDArray[np.float32], ignore: int
+    ) -> None:
         """Count one image: label, said and confidence H W."""
         valid, wrong = label != ignore, (label != said).astype(np.int64)
         radius = max(1, round(BAND * float(np.hypot(*label.shape))))
@@ -66,7 +68,7 @@ class PixelStatistics:
         self._add_rings(label, wrong, valid)
         self._add_sizes(label, wrong, valid)
 
-    def _add_rings(self, label: NDArray[Any], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
+    def _add_rings(self, label: NDArray[np.integer], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
         ring = np.zeros(label.shape, np.int64)
         for width in RINGS:
             ring += ~metrics.trimap(label, width)
@@ -74,7 +76,7 @@ class PixelStatistics:
         right_and_wrong = np.bincount(cell, minlength=self.rings.size).reshape(self.rings.shape)
         self.rings += np.stack([right_and_wrong.sum(1), right_and_wrong[:, 1]], axis=1)
 
-    def _add_sizes(self, label: NDArray[Any], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
+    def _add_sizes(self, label: NDArray[np.integer], wrong: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
         region, count = components(label)
         pixels = np.bincount(region[valid], minlength=count)
         errors = np.bincount(region[valid], weights=wrong[valid], minlength=count).astype(np.int64)

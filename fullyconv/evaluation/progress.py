@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,5 +43,5 @@ def draw_progress(predictor: Predictor, dataset: Dataset, directory: Path, epoch
     return files
 
 
-def _small(image: NDArray[Any], labels: NDArray[Any], palette: Palette) -> bytes:
+def _small(image: NDArray[np.number], labels: NDArray[np.integer], palette: Palette) -> bytes:
     return encode_jpeg(shrunk(overlay(image, labels, palette, (2, 3)), SIDE, smooth=True), 85)

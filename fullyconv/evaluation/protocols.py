@@ -38,7 +38,7 @@ def resized(sample: Sample, side: int) -> Sample:
     factor = side / min(height, width)
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
 
-    def nearest(label: NDArray[Any]) -> NDArray[Any]:
+    def nearest(label: NDArray[np.integer]) -> NDArray[Any]:
         out = Image.fromarray(label.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
         return np.asarray(out).astype(label.dtype)
 

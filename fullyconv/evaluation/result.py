@@ -292,7 +292,7 @@ def json_number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _square(rows: Any) -> Table:
+def _square(rows: object) -> Table:
     table = np.asarray(rows, np.int64)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or (table < 0).any() or (table > MOST_PIXELS).any():
         raise ValueError(f"a confusion table of shape {table.shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def image_iu(table: NDArray[np.int64]) -> float | None:
     return None if math.isnan(mean) else mean
 
 
-def costly_pairs(table: NDArray[Any], average: str = "present") -> list[Pair]:
+def costly_pairs(table: NDArray[np.integer], average: str = "present") -> list[Pair]:
     """Every confusion (i called j), the costliest for the mean IU first.
 
     Cost: the rise of the mean IU if those n_ij pixels were right. IU_i gains n_ij / union_i (its union stays), IU_j

@@ -128,7 +128,7 @@ def export(
 
 
 def exported_bytes(
-    network: FCN, output: str, input: str, images: Sequence[NDArray[Any]], source: object
+    network: FCN, output: str, input: str, images: Sequence[NDArray[np.number]], source: object
 ) -> tuple[bytes, ExportProof]:
     """What `export` would write as an ONNX file, proved; `source`: what messages call it."""
     bare, about, _ = _graph(network, output, input)
@@ -146,7 +146,7 @@ def _graph(network: FCN, output: str, input: str) -> tuple[Any, dict[str, Any], 
 
 
 def _by_onnxruntime(
-    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], source: object
+    data: bytes, about: Mapping[str, object], model: FCN, images: Sequence[NDArray[np.number]], source: object
 ) -> ExportProof:
     engines = by_onnxruntime(data, about, source)
     return compare(engines, {"onnxruntime": _onnxruntime_version()}, about, model, images, source)
@@ -185,7 +185,7 @@ def _by_torch(
 
 
 def _in_fresh_torch(
-    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: str | Path
+    data: bytes, about: Mapping[str, object], model: FCN, images: Sequence[NDArray[np.number]], file: str | Path
 ) -> ExportProof:
     import torch
 
@@ -198,7 +198,7 @@ def _in_fresh_torch(
         engine.close()
 
 
-def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[Any]] = ()) -> ExportProof:
+def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[np.number]] = ()) -> ExportProof:
     """Prove a file again: its seal, its sha256 of the weights, and its answers beside those of `model`.
 
     Raises DataError saying which of them does not hold.

@@ -83,7 +83,7 @@ def _scaled(image: NDArray[Any], how: Mapping[str, Any]) -> NDArray[np.float32]:
     return np.asarray((image.astype(np.float32) * np.float32(how["scale"]) - mean) / std, np.float32)
 
 
-def _npy(array: NDArray[Any]) -> bytes:
+def _npy(array: NDArray[np.number]) -> bytes:
     out = io.BytesIO()
     np.save(out, np.ascontiguousarray(array), allow_pickle=False)
     return out.getvalue()
@@ -123,7 +123,7 @@ def _described(about: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[s
     }  # fmt: skip
 
 
-def _title(about: Mapping[str, Any]) -> str:
+def _title(about: Mapping[str, object]) -> str:
     return re.sub(r"[^A-Za-z0-9_+\- ()]", "-", f"fullyconv {about['name']}")[:128]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["IR_VERSION", "OPSET", "Graph"]
 
@@ -24,16 +24,16 @@ class Graph:
         self.outputs: list[Any] = []
         self._names: set[str] = set()
 
-    def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> str:
+    def input(self, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> str:
         self.inputs.append(_value(name, dtype, shape))
         return self._new(name)
 
-    def output(self, value: str, name: str, dtype: Any, shape: Sequence[int | str]) -> None:
+    def output(self, value: str, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> None:
         """Give `value` out under `name`, which is then the name of the graph's last value."""
         self.add("Identity", [value], name=name)
         self.outputs.append(_value(name, dtype, shape))
 
-    def constant(self, array: NDArray[Any], name: str = "constant") -> str:
+    def constant(self, array: NDArray[np.number], name: str = "constant") -> str:
         from onnx import numpy_helper
 
         name = self._new(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, final
@@ -26,7 +27,7 @@ IMAGE = "image"
 LOOKED_AT = 512
 
 
-def output_names(output: str, heads: Any) -> dict[str, list[str]]:
+def output_names(output: str, heads: Collection[str]) -> dict[str, list[str]]:
     """{head: names of its outputs}: labels, or labels_HEAD where there are several heads; confidence goes with them."""
     kinds = ["labels", "confidence"] if output == "confidence" else [output]
     return {h: [k if len(heads) == 1 else f"{k}_{h}" for k in kinds] for h in heads}
@@ -126,7 +127,9 @@ Sizes = list[int]  # cells along an axis for images of 1, 2, ... LOOKED_AT pixel
 class _Fusion:
     """One head's scores, coarse to fine."""
 
-    def __init__(self, graph: Graph, model: FCN, head: str, features: Any, traced: Trace) -> None:
+    def __init__(
+        self, graph: Graph, model: FCN, head: str, features: Mapping[str, Mapping[int, str]], traced: Trace
+    ) -> None:
         self.graph, self.model, self.head, self.features = graph, model, head, features
         least: int = getattr(next(iter(model.streams.values())).trunk, "least", 1)
         found = [traced.sizes(*[max(n, least)] * 2) for n in range(1, LOOKED_AT + 1)]

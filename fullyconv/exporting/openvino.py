@@ -29,7 +29,7 @@ PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO w
 class OpenVino:
     """A model that OpenVINO compiled for the CPU, in fp32: what `proof.ProofEngine` asks."""
 
-    def __init__(self, graph: Any, source: object) -> None:
+    def __init__(self, graph: object, source: object) -> None:
         try:
             self._run: Any = (
                 quiet_openvino().Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION})
@@ -41,7 +41,9 @@ class OpenVino:
         self.inputs = [i.get_any_name() for i in self._run.inputs]
         self.outputs = [name for o in self._run.outputs for name in sorted(o.get_names())]  # one may bear several
 
-    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]:
+    def __call__(
+        self, fed: Mapping[str, NDArray[np.number]], wanted: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]:
         try:
             found = self._run(dict(fed))
             return [np.array(found[name]) for name in wanted or self.outputs]
@@ -70,7 +72,7 @@ def version() -> str:
     return str(quiet_openvino().__version__)
 
 
-def converted(data: bytes, about: Mapping[str, Any], file: Path) -> None:
+def converted(data: bytes, about: Mapping[str, object], file: Path) -> None:
     """Write ONNX bytes as FILE.xml and FILE.bin, in fp32, with what the model says of itself under "fullyconv"."""
     openvino = quiet_openvino()
     model = openvino.Core().read_model(data)

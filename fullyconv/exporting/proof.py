@@ -121,7 +121,9 @@ class ProofEngine(Protocol):
     inputs: list[str]
     outputs: list[str]
 
-    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]: ...
+    def __call__(
+        self, fed: Mapping[str, NDArray[np.number]], wanted: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]: ...
 
 
 def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tuple[ProofEngine, ProofEngine]:
@@ -211,11 +213,11 @@ class _Total:
         if output == "confidence":
             self._sure(torch.from_numpy(truth).softmax(1).amax(1).numpy(), answers[1], largest)
 
-    def _sure(self, truth: NDArray[Any], said: NDArray[Any], largest: float) -> None:
+    def _sure(self, truth: NDArray[np.integer], said: NDArray[np.integer], largest: float) -> None:
         # A probability follows a score's own size: e to a difference of that of the scores.
         self.sure = max(self.sure, _largest(truth - said) / max(1.0, largest))
 
-    def _labels(self, truth: NDArray[Any], said: NDArray[Any], largest: float) -> None:
+    def _labels(self, truth: NDArray[np.integer], said: NDArray[np.integer], largest: float) -> None:
         best = truth.argmax(1)
         self.pixels += best.size
         if said.shape != best.shape or int(said.max()) >= truth.shape[1]:
@@ -226,12 +228,12 @@ class _Total:
         self.margin = max(self.margin, float((truth.max(1) - got).max()) / largest)
 
 
-def _largest(difference: NDArray[Any]) -> float:
+def _largest(difference: NDArray[np.number]) -> float:
     """The largest magnitude; infinite where something is no number."""
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 
-def _eager(model: FCN, batch: NDArray[Any], output: str) -> dict[str, NDArray[Any]]:
+def _eager(model: FCN, batch: NDArray[np.number], output: str) -> dict[str, NDArray[Any]]:
     x = torch.from_numpy(model.preprocessing(batch))
     with torch.inference_mode():
         found: dict[str, Tensor] = model.coarse(x) if output == "coarse" else model(x)
@@ -254,7 +256,7 @@ def with_values(data: bytes, held: Mapping[str, str]) -> bytes:
     return found
 
 
-def _images(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterator[NDArray[Any]]:
+def _images(model: FCN, images: Sequence[NDArray[np.number]], small: bool) -> Iterator[NDArray[Any]]:
     channels = model.preprocessing.channels
     for image in images:
         if image.ndim != 3 or image.shape[2] != channels:
@@ -264,7 +266,7 @@ def _images(model: FCN, images: Sequence[NDArray[Any]], small: bool) -> Iterator
     return drawn(model, small) if not images else (images[i % len(images)] for i in range(1 << 30))
 
 
-def window(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def window(image: NDArray[np.number], height: int, width: int) -> NDArray[Any]:
     """The middle `height` x `width` pixels, the image repeated where it is smaller."""
     rows, columns = -(-height // image.shape[0]), -(-width // image.shape[1])
     image = np.tile(image, (rows, columns, 1))

@@ -113,7 +113,7 @@ def _widened(x: Tensor, scale: int) -> Tensor:
     return torch.lerp(x.unsqueeze(-1), after.unsqueeze(-1), t).flatten(-2)
 
 
-def _slice(how: How, x: Tensor, starts: list[Any], ends: list[Any], axes: list[int]) -> Tensor:
+def _slice(how: How, x: Tensor, starts: list[object], ends: list[object], axes: list[int]) -> Tensor:
     for axis, start, end in zip(axes, starts, ends, strict=True):
         stop = None if isinstance(end, int) and end > ENDLESS else end
         x = x[(slice(None),) * axis + (slice(start, stop),)]
@@ -283,7 +283,9 @@ class FreshTorch:
             cause = printable(line or "its process ended")[:300]
             raise DataError(f"{printable(self.source)} is refused by a fresh torch ({cause}); export it again.")
 
-    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]:
+    def __call__(
+        self, fed: Mapping[str, NDArray[np.number]], wanted: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]:
         assert self._process.stdin is not None
         self._number += 1
         asked, answer = (Path(self._folder.name) / f"{side}{self._number}.npz" for side in ("in", "out"))

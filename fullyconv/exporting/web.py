@@ -123,7 +123,7 @@ def claimed(folder: Path) -> Outputs:
     return plan
 
 
-def write_page(data: bytes, about: Mapping[str, Any], plan: Outputs, engine: Mapping[str, bytes]) -> None:
+def write_page(data: bytes, about: Mapping[str, object], plan: Outputs, engine: Mapping[str, bytes]) -> None:
     """Write the page, its engine and the exported file `data`, which says `about` of itself, as `claimed`."""
     page = files("fullyconv").joinpath("exporting", "page")
     for name, part in engine.items():

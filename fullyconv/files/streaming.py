@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, final
+from typing import final
 
 __all__ = ["CHUNK", "Chunk", "Sha256", "begin_writeback", "pieces"]
 
@@ -49,7 +49,7 @@ class Sha256:
     def __enter__(self) -> Sha256:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._given_up = True
         if self._thread is not None:
             self._thread.shutdown()

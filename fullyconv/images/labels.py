@@ -87,7 +87,7 @@ _AS_PNG = "export labels as PNG"
 _TURNED = "is a label with an EXIF orientation; save it again without, turned as its image is."
 
 
-def _opaque(image: NDArray[Any], full: int, name: str) -> NDArray[Any]:
+def _opaque(image: NDArray[np.number], full: int, name: str) -> NDArray[Any]:
     """The ids in grey with alpha H W 2 that is opaque everywhere; BadImage for any other."""
     if (clear := int((image[..., 1] != full).sum())) > 0:
         raise BadImage(
@@ -159,7 +159,7 @@ def _tiff_label(data: bytes, name: str, cap: int, colours: bool) -> StoredLabel:
     raise BadImage(name, f"is a label of {what}, which are no class ids; store one band of whole numbers.")
 
 
-def whole_ids(values: NDArray[Any], nodata: float | None, name: str) -> tuple[NDArray[Any], int | None]:
+def whole_ids(values: NDArray[np.number], nodata: float | None, name: str) -> tuple[NDArray[Any], int | None]:
     """Numbers of any type H W as uint8 or uint16, each exactly, and the nodata value as it stands there.
 
     A nodata value that is no id (negative, NaN, fractional, above 65535) becomes 65535. Any other number that is no
@@ -201,7 +201,7 @@ def _ids(opened: PILImage.Image, data: bytes, name: str) -> NDArray[Any]:
     raise BadImage(name, f"has {opened.mode} pixels, which are no class ids; store ids as 8- or 16-bit grey PNG.")
 
 
-def _in_colour(label: NDArray[Any], mode: str, name: str) -> BadImage:
+def _in_colour(label: NDArray[np.integer], mode: str, name: str) -> BadImage:
     some = label[:: max(1, label.shape[0] // 512), :: max(1, label.shape[1] // 512), :3]
     colours = np.unique(some.reshape(-1, 3), axis=0)
     return BadImage(
@@ -211,14 +211,14 @@ def _in_colour(label: NDArray[Any], mode: str, name: str) -> BadImage:
     )
 
 
-def equal_channels(label: NDArray[Any]) -> NDArray[Any] | None:
+def equal_channels(label: NDArray[np.integer]) -> NDArray[Any] | None:
     """The one channel H W of a map H W 3 whose three are equal; None for any other."""
     one = label[..., 0]
     same = np.array_equal(one, label[..., 1]) and np.array_equal(one, label[..., 2])
     return np.ascontiguousarray(one) if same else None
 
 
-def encode_label(labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) -> bytes:
+def encode_label(labels: NDArray[np.integer], palette: Sequence[Sequence[int]] = ()) -> bytes:
     """`labels` H W (ids) as PNG: with a palette when all ids are below 256, else 16-bit grey.
 
     palette[k] is (R, G, B) of id k; ids without a colour are white.
@@ -242,7 +242,7 @@ def encode_label(labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) ->
     return out.getvalue()
 
 
-def encode_png(image: NDArray[Any]) -> bytes:
+def encode_png(image: NDArray[np.number]) -> bytes:
     """`image` H W, H W 1, H W 3 or H W 4 uint8 (or H W uint16) as PNG, without any metadata."""
     from PIL import Image
 
@@ -252,6 +252,8 @@ def encode_png(image: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def write_label(path: str | os.PathLike[str], labels: NDArray[Any], palette: Sequence[Sequence[int]] = ()) -> None:
+def write_label(
+    path: str | os.PathLike[str], labels: NDArray[np.integer], palette: Sequence[Sequence[int]] = ()
+) -> None:
     """Writes `encode_label(labels, palette)` to `path`, whole or not at all; the folder must exist."""
     atomic_write(path, encode_label(labels, palette))

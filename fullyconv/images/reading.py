@@ -48,7 +48,7 @@ class ImageInfo:
     lossy: bool
 
 
-def turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+def turn(image: NDArray[np.generic], orientation: int) -> NDArray[Any]:
     """`image` H W ... as a viewer shows it: EXIF orientation 1..8."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
@@ -207,7 +207,7 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
     return turn(bad, page.orientation)
 
 
-def _nothing(values: NDArray[Any], page: Page) -> NDArray[np.bool_]:
+def _nothing(values: NDArray[np.number], page: Page) -> NDArray[np.bool_]:
     """Pixels H W of the nodata value, or of an alpha of 0."""
     colours = values[..., :-1] if page.alpha and page.bands > 1 else values
     same = same_value(colours, page.nodata)

@@ -295,7 +295,7 @@ def wide_enough(value: float) -> bool:
     return value == value and 0 <= value <= 65534 and value == int(value)
 
 
-def same_value(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+def same_value(values: NDArray[np.number], nodata: float | None) -> NDArray[np.bool_]:
     """Where `values` are the declared nodata value, which a file writes in decimals."""
     if nodata is None:
         return np.zeros(values.shape, bool)
@@ -423,7 +423,7 @@ def _numbers(part: NDArray[np.uint8], page: Page, columns: int, channels: int) -
     return values
 
 
-def _unfloated(part: NDArray[np.uint8], dtype: np.dtype[Any], columns: int, channels: int) -> NDArray[Any]:
+def _unfloated(part: NDArray[np.uint8], dtype: np.dtype[np.generic], columns: int, channels: int) -> NDArray[Any]:
     """Predictor 3 undone: rows hold the samples' highest bytes first, then the next, each as a difference."""
     rows = len(part)
     summed = np.cumsum(part.reshape(rows, -1, channels), axis=1, dtype=np.uint8).reshape(rows, dtype.itemsize, -1)

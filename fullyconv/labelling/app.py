@@ -196,7 +196,7 @@ def _response(refusal: Refusal) -> Response:
     return Response(body, refusal.status, {k.decode(): v.decode() for k, v in headers})
 
 
-def _json(value: Any) -> Response:
+def _json(value: object) -> Response:
     return Response(json.dumps(value), media_type="application/json")
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -78,7 +79,7 @@ class Journal:
         os.fsync(self._file)
         self.note = f"{printable(self.path.name)}: the last {len(rest)} bytes were torn and never acknowledged; cut off"
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Mapping[str, object]) -> None:
         """Write a record; when this returns it is durable, when it raises StorageError it is not there."""
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
         digits = _digits(self._last, text)

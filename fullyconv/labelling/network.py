@@ -85,7 +85,7 @@ class FeatureFiles:
         self.model, self.folder = model, folder / trunk_digest(model)
         make_directory(self.folder)
 
-    def get(self, key: str, window: Window, image: Callable[[], NDArray[Any]]) -> Features:
+    def get(self, key: str, window: Window, image: Callable[[], NDArray[np.number]]) -> Features:
         """Kept features, or those of a look at image() now."""
         file = self.folder / f"{key}-{'-'.join(map(str, window))}.safetensors"
         try:
@@ -110,7 +110,7 @@ class FeatureFiles:
         return found
 
 
-def windows(labels: NDArray[Any], ignore: int) -> list[Window]:
+def windows(labels: NDArray[np.integer], ignore: int) -> list[Window]:
     """The windows of a label map H W to learn from: all of a small one, else those with the most labels; none
     without."""
     height, width = labels.shape
@@ -149,7 +149,7 @@ class _Kept:
         self._features: list[dict[str, dict[int, torch.Tensor]]] = []
         self.labels: list[NDArray[Any]] = []
 
-    def add(self, features: Features, labels: NDArray[Any]) -> None:
+    def add(self, features: Features, labels: NDArray[np.integer]) -> None:
         self._features.append({s: {t: v.half() for t, v in taps.items()} for s, taps in features.items()})
         self.sizes.append((labels.shape[0], labels.shape[1]))
         self.labels.append(labels)
@@ -175,7 +175,7 @@ def learn(
         labels = read_label(label)
         read: list[NDArray[Any]] = []
 
-        def pixels(image: Path = image, read: list[NDArray[Any]] = read) -> NDArray[Any]:
+        def pixels(image: Path = image, read: list[NDArray[np.number]] = read) -> NDArray[Any]:
             read[:] = read or [read_image(image)]
             return read[0]
 

@@ -66,7 +66,7 @@ def chosen_classes(named: tuple[str, ...], out: Path, labelled: Taxonomy | None,
 class Proposal:
     """What a network makes of an image: codes H W, and the network's sha256."""
 
-    def __init__(self, codes: NDArray[Any], model: str) -> None:
+    def __init__(self, codes: NDArray[np.integer], model: str) -> None:
         self.codes, self.model = codes, model
 
 
@@ -74,7 +74,7 @@ class Proposal:
 class Layers:
     """One image that is open: its canvas and what lies below the painting."""
 
-    def __init__(self, canvas: Canvas, existing: NDArray[Any] | None) -> None:
+    def __init__(self, canvas: Canvas, existing: NDArray[np.integer] | None) -> None:
         self.canvas, self.existing = canvas, existing
         self.proposal: Proposal | None = None
         self.accepted: tuple[str, NDArray[Any]] = ("", np.zeros((0, 0), np.uint8))
@@ -327,7 +327,7 @@ class Project:
         }  # fmt: skip
 
 
-def _digest(codes: NDArray[Any]) -> str:
+def _digest(codes: NDArray[np.integer]) -> str:
     """sha256 (hex) of codes and their size."""
     return hashlib.sha256(repr(codes.shape).encode() + codes.astype("<u2").tobytes()).hexdigest()
 

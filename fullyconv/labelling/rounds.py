@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -98,7 +98,7 @@ class Rounds:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             say(f"error: {printable(error)}")
@@ -402,7 +402,7 @@ def _nice() -> None:
     os.nice(10)
 
 
-async def _ask(process: asyncio.subprocess.Process, message: dict[str, Any]) -> dict[str, Any]:
+async def _ask(process: asyncio.subprocess.Process, message: Mapping[str, object]) -> dict[str, Any]:
     assert process.stdin is not None
     process.stdin.write(json.dumps(message).encode() + b"\n")
     await process.stdin.drain()

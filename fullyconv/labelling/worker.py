@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +36,7 @@ def main() -> None:
     if sys.argv[1] != "propose":
         os.nice(5)
 
-    def answer(value: dict[str, Any]) -> None:
+    def answer(value: Mapping[str, object]) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 

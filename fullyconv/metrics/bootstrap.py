@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ def draws(count: int, samples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
 
 
-def interval(values: Any, level: float = 0.95) -> Interval:
+def interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     """What holds the middle `level` of the values that are numbers: floats of any shape."""
     numbers = np.asarray(values, np.float64)
     numbers = numbers[~np.isnan(numbers)]
@@ -50,7 +50,9 @@ def interval(values: Any, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
-def bootstrap(tables: Any, figure: Figure, samples: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap(
+    tables: npt.ArrayLike, figure: Figure, samples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> Interval:
     """Interval of figure(sum of tables) over resampled images. tables: M x K x K int64, one an image; figure: table
     -> float.
     """
@@ -58,7 +60,12 @@ def bootstrap(tables: Any, figure: Figure, samples: int = RESAMPLES, level: floa
 
 
 def paired_bootstrap(
-    first: Any, second: Any, figure: Figure, samples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    figure: Figure,
+    samples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """Interval of figure(second) - figure(first), both resampled with the same images: M x K x K tables each, in one
     order.
@@ -72,7 +79,7 @@ def paired_bootstrap(
     return interval([figure(b) - figure(a) for a, b in pairs], level)
 
 
-def _stack(tables: Any) -> Tables:
+def _stack(tables: npt.ArrayLike) -> Tables:
     stack = np.asarray(tables, np.int64)
     if stack.ndim != 3 or stack.shape[1] != stack.shape[2] or not len(stack):
         raise UsageError(f"Tables of shape {stack.shape} cannot be resampled; give M x K x K, one table an image.")

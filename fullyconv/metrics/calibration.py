@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,9 +11,9 @@ __all__ = ["calibration_table", "expected_calibration_error"]
 
 
 def calibration_table(
-    labels: npt.NDArray[Any],
-    predictions: npt.NDArray[Any],
-    confidence: npt.NDArray[Any],
+    labels: npt.NDArray[np.integer],
+    predictions: npt.NDArray[np.number],
+    confidence: npt.NDArray[np.number],
     ignore: int = 255,
     bins: int = 15,
 ) -> npt.NDArray[np.float64]:

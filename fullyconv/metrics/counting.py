@@ -83,7 +83,9 @@ def _integers(array: Any, what: str) -> npt.NDArray[Any]:
     return flat.view(np.uint8) if flat.dtype.kind == "b" else flat
 
 
-def _by_numpy(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[np.int64]:
+def _by_numpy(
+    truth: npt.NDArray[np.integer], guess: npt.NDArray[np.integer], classes: int, ignore: int
+) -> npt.NDArray[np.int64]:
     if truth.dtype == guess.dtype == np.uint8:
         # Every pair of bytes has a cell: no mask, no comparison, and what is out of range is found in the table.
         pair = truth.astype(np.uint16)
@@ -97,7 +99,9 @@ def _by_numpy(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ig
     return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 
 
-def _by_numba(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[np.int64]:
+def _by_numba(
+    truth: npt.NDArray[np.integer], guess: npt.NDArray[np.integer], classes: int, ignore: int
+) -> npt.NDArray[np.int64]:
     import fullyconv.metrics.counting_kernels as counting_kernels
 
     if truth.dtype == guess.dtype == np.uint8:
@@ -112,7 +116,7 @@ def _by_numba(truth: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int, ig
     return np.ascontiguousarray(counts[:classes, :classes])
 
 
-def _inside(counts: npt.NDArray[Any], classes: int, ignore: int) -> npt.NDArray[np.int64]:
+def _inside(counts: npt.NDArray[np.number], classes: int, ignore: int) -> npt.NDArray[np.int64]:
     """The K x K part of a table of all bytes; its last column stands for every prediction beyond."""
     if 0 <= ignore < 256:
         counts[ignore] = 0
@@ -146,7 +150,7 @@ def _bad_prediction(value: int, classes: int) -> DataError:
     )
 
 
-def _by_torch(labels: Any, predictions: Any, classes: int, ignore: int) -> Tensor:
+def _by_torch(labels: object, predictions: object, classes: int, ignore: int) -> Tensor:
     import torch
 
     truth = torch.as_tensor(labels).reshape(-1).to(torch.int64)

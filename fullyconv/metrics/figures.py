@@ -42,7 +42,7 @@ class PerClass:
     f1: Floats
 
 
-def per_class(table: Any) -> PerClass:
+def per_class(table: npt.ArrayLike) -> PerClass:
     """Every class's own figures."""
     hit, labelled, predicted = _parts(table)
     accuracy = _ratio(hit, labelled)
@@ -55,12 +55,12 @@ def per_class(table: Any) -> PerClass:
     )
 
 
-def absent(table: Any) -> list[int]:
+def absent(table: npt.ArrayLike) -> list[int]:
     """Classes that never occur in the truth: those that "present" leaves out of its means."""
     return [int(k) for k in np.flatnonzero(_parts(table)[1] == 0)]
 
 
-def constant_answer(table: Any) -> npt.NDArray[Any]:
+def constant_answer(table: npt.ArrayLike) -> npt.NDArray[Any]:
     """The table K x K of always answering the class that occurs most: what a network must beat to have learned
     anything. Every figure of it is that figure's floor."""
     labelled = _parts(table)[1]
@@ -69,24 +69,24 @@ def constant_answer(table: Any) -> npt.NDArray[Any]:
     return floor
 
 
-def pixel_accuracy(table: Any, average: Average = "present") -> float:
+def pixel_accuracy(table: npt.ArrayLike, average: Average = "present") -> float:
     """sum_i n_ii / sum_i t_i, in 0 .. 1; NaN for an empty table. The averaging rule makes no difference."""
     _checked(average)
     hit, labelled, _ = _parts(table)
     return float(_ratio(hit.sum(), labelled.sum()))
 
 
-def mean_accuracy(table: Any, average: Average = "present") -> float:
+def mean_accuracy(table: npt.ArrayLike, average: Average = "present") -> float:
     """Mean over classes of n_ii / t_i, in 0 .. 1; a class without truth has none, by either rule."""
     return _mean(per_class(table).accuracy, table, average)
 
 
-def mean_iu(table: Any, average: Average = "present") -> float:
+def mean_iu(table: npt.ArrayLike, average: Average = "present") -> float:
     """Mean over classes of n_ii / (t_i + sum_j n_ji - n_ii), in 0 .. 1."""
     return _mean(per_class(table).iu, table, average)
 
 
-def frequency_weighted_iu(table: Any, average: Average = "present") -> float:
+def frequency_weighted_iu(table: npt.ArrayLike, average: Average = "present") -> float:
     """sum_i t_i IU_i / sum_i t_i, in 0 .. 1. The averaging rule makes no difference: an absent class weighs
     nothing.
     """
@@ -95,14 +95,14 @@ def frequency_weighted_iu(table: Any, average: Average = "present") -> float:
     return float(_ratio((labelled * np.nan_to_num(per_class(table).iu)).sum(), labelled.sum()))
 
 
-def _parts(table: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+def _parts(table: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     counts = table.cpu().numpy() if hasattr(table, "cpu") else np.asarray(table)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise UsageError(f"A confusion table is K x K; this one is {counts.shape}.")
     return np.diag(counts), counts.sum(1), counts.sum(0)
 
 
-def _ratio(part: Any, whole: Any) -> Floats:
+def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.asarray(part, np.float64) / np.asarray(whole, np.float64))
 
@@ -112,7 +112,7 @@ def _checked(average: Average) -> None:
         raise UnknownName("averaging rule", str(average), ["all", "present"])
 
 
-def _mean(values: Floats, table: Any, average: Average) -> float:
+def _mean(values: Floats, table: npt.ArrayLike, average: Average) -> float:
     _checked(average)
     counted = values[_parts(table)[1] > 0] if average == "present" else values[~np.isnan(values)]
     return float(counted.mean()) if counted.size else float("nan")

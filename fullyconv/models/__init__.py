@@ -98,7 +98,7 @@ def create(
     return model
 
 
-def _refuse_beside_own(network: Network, trunk: nn.Module | None, weights: Any, padding: str | None) -> None:
+def _refuse_beside_own(network: Network, trunk: nn.Module | None, weights: object, padding: str | None) -> None:
     """UsageError for what cannot be given with a module of one's own."""
     if trunk is None:
         return

@@ -138,7 +138,7 @@ def bilinear(width: int) -> NDArray[np.float64]:
     return np.outer(ramp, ramp)
 
 
-def _check_upsampling(source: str, layer: str, blobs: Sequence[NDArray[Any]], classes: int, width: int) -> None:
+def _check_upsampling(source: str, layer: str, blobs: Sequence[NDArray[np.number]], classes: int, width: int) -> None:
     """A released upsampling is dense (K K k k) or grouped (K 1 k k), bilinear on its diagonal, zero elsewhere."""
     shape = blobs[0].shape
     if shape not in ((classes, classes, width, width), (classes, 1, width, width)):
@@ -212,7 +212,7 @@ def _missing(source: str, layer: str, layers: Layers) -> None:
 
 
 def _copy(
-    layer: str, blobs: Sequence[NDArray[Any]], parameters: Mapping[str, torch.Tensor], report: LoadReport
+    layer: str, blobs: Sequence[NDArray[np.number]], parameters: Mapping[str, torch.Tensor], report: LoadReport
 ) -> None:
     if len(blobs) < len(parameters):
         raise DataError(f"{report.source}: {layer} has {len(blobs)} blobs where {len(parameters)} are needed.")
@@ -288,7 +288,7 @@ def convert(
     return model.eval()
 
 
-def _is_pytorch_fcn(tensors: Mapping[str, Any]) -> bool:
+def _is_pytorch_fcn(tensors: Mapping[str, object]) -> bool:
     return any(n.startswith(("conv1_1.", "conv1_1_bgrd.", "score_fr.")) for n in tensors)
 
 

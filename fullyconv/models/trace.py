@@ -72,7 +72,7 @@ class Trace:
         return found
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: object) -> tuple[int, int]:
     a, b = value if isinstance(value, tuple | list) else (value, value)
     return int(a), int(b)
 

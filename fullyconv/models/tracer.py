@@ -62,10 +62,10 @@ class QuietTracer(fx.Tracer):
         inside = object.__new__(type(module))
         vars(inside).update(vars(module))
 
-        def follow(*args: Any, **kwargs: Any) -> Any:
+        def follow(*args: object, **kwargs: object) -> Any:
             return nn.Module.__call__(inside, *args, **kwargs)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: object, **kwargs: object) -> Any:
             return self.call_module(module, follow, args, kwargs)
 
         hooks: dict[str, Any] = {
@@ -78,7 +78,7 @@ class QuietTracer(fx.Tracer):
 class _Recorded(dict[str, Any]):
     """A module's parameters or buffers: those that its forward takes are recorded."""
 
-    def __init__(self, held: Mapping[str, Any], tracer: QuietTracer, cache: dict[str, fx.Proxy]) -> None:
+    def __init__(self, held: Mapping[str, object], tracer: QuietTracer, cache: dict[str, fx.Proxy]) -> None:
         super().__init__(held)
         self._tracer, self._cache = tracer, cache
 

@@ -77,7 +77,7 @@ def _flat(values: Tensor) -> Any:
     return values.numpy().reshape(-1)
 
 
-def _run(plan: KernelPlan, kernel: Callable[[Any], None]) -> None:
+def _run(plan: KernelPlan, kernel: Callable[[object], None]) -> None:
     """Let every thread draw tasks until none is left: kernel(state)."""
     state = np.zeros(2, np.int64)
     threads.run(lambda _: kernel(state), min(torch.get_num_threads(), len(plan.tasks)))

@@ -52,7 +52,7 @@ def run_on_openmp(task: Task, count: int) -> None:
     """`run` by torch's OpenMP team; never in a forked child."""
     ticket, failures = itertools.count(), []
 
-    def member(_: Any) -> None:
+    def member(_: object) -> None:
         try:
             while (index := next(ticket)) < count:
                 task(index)

@@ -7,7 +7,7 @@ What computes is a backend: torch for networks, onnxruntime for exported files, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -158,7 +158,7 @@ class Predictor:
         mean = {h: p / np.float32(count) for h, p in total.items()}
         return {h: (m.argmax(0).astype(kind[h]), m.max(0)) for h, m in mean.items()}
 
-    def _variant(self, array: NDArray[Any], scale: float, mirrored: bool) -> dict[str, NDArray[np.float32]]:
+    def _variant(self, array: NDArray[np.number], scale: float, mirrored: bool) -> dict[str, NDArray[np.float32]]:
         """{head: K H W probabilities} of a scaled, mirrored image, laid back onto the image."""
         height, width = array.shape[:2]
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -172,7 +172,7 @@ class Predictor:
         answers: list[Any] = [None] * len(images)
         waiting: dict[tuple[int, int], list[tuple[int, NDArray[Any]]]] = {}
 
-        def label(some: list[tuple[int, NDArray[Any]]]) -> None:
+        def label(some: list[tuple[int, NDArray[np.number]]]) -> None:
             for (i, _), labels in zip(some, self._read_together([array for _, array in some]), strict=True):
                 answers[i] = self._one_or_all(labels)
 
@@ -198,7 +198,7 @@ class Predictor:
         whole = core is None or (size[0] <= core[0] and size[1] <= core[1])
         return max(1, min(MOST_AT_ONCE, self._backend.batch_pixels // (size[0] * size[1]))) if whole else 1
 
-    def _read_together(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    def _read_together(self, arrays: Sequence[NDArray[np.number]]) -> list[dict[str, NDArray[Any]]]:
         """{head: labels} of checked images of one size."""
         if len(arrays) == 1:
             return [{h: labels for h, (labels,) in self._read_checked(arrays[0], "labels").items()}]
@@ -224,7 +224,7 @@ class Predictor:
             refuse_unlike(array, self.model.preprocessing)
         return array
 
-    def _read_checked(self, array: NDArray[Any], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
+    def _read_checked(self, array: NDArray[np.number], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]]:
         with self._backend.computing():
             if self._plan.core is None and (found := self._backend.whole(array, readout)) is not None:
                 return found
@@ -236,7 +236,7 @@ class Predictor:
         colour = channels == 3 and inputs in (None, ("rgb",))
         return fitted(as_array(image, inputs), channels, colour)
 
-    def _one_or_all(self, by_head: dict[str, Any]) -> Any:
+    def _one_or_all(self, by_head: Mapping[str, object]) -> Any:
         return next(iter(by_head.values())) if len(by_head) == 1 else by_head
 
 

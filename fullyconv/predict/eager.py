@@ -61,10 +61,10 @@ class EagerBackend:
     def computing(self) -> Any:
         return torch.inference_mode()
 
-    def whole(self, image: NDArray[Any], readout: Readout) -> None:
+    def whole(self, image: NDArray[np.number], readout: Readout) -> None:
         return None
 
-    def coarse(self, window: NDArray[Any]) -> dict[str, Tensor]:
+    def coarse(self, window: NDArray[np.number]) -> dict[str, Tensor]:
         return self.coarse_of(self.network.preprocessing(window)[None])
 
     def coarse_of(self, x: NDArray[np.float32]) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class EagerBackend:
         labels = full.argmax(0).to(ops.label_dtype(full.shape[0])).cpu().numpy()
         return (labels,) if readout == "labels" else (labels, full.softmax(0).amax(0).cpu().numpy())
 
-    def probabilities(self, scores: NDArray[Any], mirrored: bool, size: tuple[int, int]) -> NDArray[np.float32]:
+    def probabilities(self, scores: NDArray[np.float32], mirrored: bool, size: tuple[int, int]) -> NDArray[np.float32]:
         full = torch.from_numpy(scores)[None]
         full = full.flip(3) if mirrored else full
         if tuple(full.shape[2:]) != size:

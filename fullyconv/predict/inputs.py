@@ -51,13 +51,13 @@ def as_array(image: Image, inputs: Sequence[str] | None = None) -> NDArray[Any]:
     return read_valid(array)[0]  # NaN and infinity become the mean of the others: neighbours are not spoiled
 
 
-def _strange(image: Any) -> DataError:
+def _strange(image: object) -> DataError:
     return DataError(
         f"An image of type {type(image).__name__} cannot be labelled; give a path, an H x W x C array or a PIL image."
     )
 
 
-def fitted(array: NDArray[Any], channels: int, colour: bool) -> NDArray[Any]:
+def fitted(array: NDArray[np.number], channels: int, colour: bool) -> NDArray[Any]:
     """An H W C array with the channels that the network takes; `DataError` naming both shapes when it has others.
 
     colour: whether they are red, green and blue. Grey is then repeated, and alpha left out with a warning.
@@ -77,7 +77,7 @@ def fitted(array: NDArray[Any], channels: int, colour: bool) -> NDArray[Any]:
     )
 
 
-def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
+def refuse_scaled(array: NDArray[np.number], mean: float, top: float = 0) -> None:
     """`DataError` for an image whose range is not the network's: one within -1..1 where the network's mean pixel shows
     that it was trained on 0..255, or one outside 0..`top` where that is known (0: it is not). It would be taken for an
     almost black or glaring image, silently."""
@@ -97,7 +97,7 @@ def refuse_scaled(array: NDArray[Any], mean: float, top: float = 0) -> None:
 FAR = 50  # spreads from the mean at which no band of an image is any more what the network was trained on
 
 
-def refuse_unlike(array: NDArray[Any], preprocessing: Preprocessing) -> None:
+def refuse_unlike(array: NDArray[np.number], preprocessing: Preprocessing) -> None:
     """`DataError` for an image H W C whose bands are in other units than those that the network's mean and spread were
     measured in: every band's median `FAR` spreads away, or numbers round 0 of next to no spread (normalised ones)."""
     mean = preprocessing.mean_pixel().astype(np.float64)
@@ -116,7 +116,7 @@ def refuse_unlike(array: NDArray[Any], preprocessing: Preprocessing) -> None:
         )
 
 
-def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def resize_image(image: NDArray[np.number], size: tuple[int, int]) -> NDArray[Any]:
     """image H W C -> `size` (H, W), bilinear and antialiased, in its own dtype (integers rounded)."""
     from PIL import Image as Pillow
 
@@ -128,7 +128,7 @@ def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return np.rint(out).astype(image.dtype) if image.dtype.kind in "ui" else out
 
 
-def _concatenated(image: Mapping[str, Any], inputs: tuple[str, ...]) -> NDArray[Any]:
+def _concatenated(image: Mapping[str, object], inputs: tuple[str, ...]) -> NDArray[Any]:
     if set(inputs) != set(image):
         raise DataError(f"The network takes {', '.join(inputs)}; the image has {', '.join(image)}; give exactly those.")
     planes = [as_array(image[m]) for m in inputs]

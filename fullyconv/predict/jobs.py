@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 def read_ahead(
-    items: Sequence[Item], wanted: Callable[[Item], bool], read: Callable[[Item], Any]
+    items: Sequence[Item], wanted: Callable[[Item], bool], read: Callable[[Item], object]
 ) -> Iterator[tuple[Item, Callable[[], Any]]]:
     """Each item with a function that gives what `read` made of it, begun in another thread where it is `wanted`.
 
@@ -44,7 +44,7 @@ def read_ahead(
             yield _given(*waiting.popleft())
 
 
-def _given(item: Item, future: Future[Any] | None) -> tuple[Item, Callable[[], Any]]:
+def _given(item: Item, future: Future[object] | None) -> tuple[Item, Callable[[], Any]]:
     return item, (lambda: None) if future is None else future.result
 
 

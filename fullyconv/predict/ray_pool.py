@@ -123,7 +123,7 @@ class RayPool:
                     self._replace(actor)
         return found
 
-    def _got(self, ref: Any) -> UnitOutcome | None:
+    def _got(self, ref: object) -> UnitOutcome | None:
         try:
             outcome: UnitOutcome = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -132,7 +132,7 @@ class RayPool:
             return None
         return outcome
 
-    def _greet(self, ref: Any) -> None:
+    def _greet(self, ref: object) -> None:
         actor = self._asked.pop(ref)
         try:
             refused = self._ray.get(ref)

@@ -212,7 +212,12 @@ def _inside(rows: Span, columns: Span) -> Window:
 
 
 def _input(
-    job: SceneJob, values: NDArray[Any], valid: NDArray[np.bool_] | None, rows: Span, columns: Span, window: Window
+    job: SceneJob,
+    values: NDArray[np.number],
+    valid: NDArray[np.bool_] | None,
+    rows: Span,
+    columns: Span,
+    window: Window,
 ) -> NDArray[np.float32]:
     """1 C H W: preprocessed; what was not measured, and what lies between the grid's edge and the raster's, is the
     mean colour, which is 0 to the network."""
@@ -235,7 +240,7 @@ def _colours(job: SceneJob, values: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
 
 
-def _thinned(values: NDArray[Any], core: Window, step: int) -> NDArray[Any]:
+def _thinned(values: NDArray[np.number], core: Window, step: int) -> NDArray[Any]:
     """Every `step`-th pixel of the raster that lies in the core."""
     return values[-core.top % step :: step, -core.left % step :: step]
 
@@ -274,7 +279,7 @@ def _coarse(job: SceneJob, x: NDArray[np.float32] | None) -> dict[str, Scores]:
     return job.predictor.backend.coarse_of(x)
 
 
-def _of_coarse(job: SceneJob, block: Block, s: Scores, kind: np.dtype[Any]) -> dict[str, NDArray[Any]]:
+def _of_coarse(job: SceneJob, block: Block, s: Scores, kind: np.dtype[np.generic]) -> dict[str, NDArray[Any]]:
     """{layer: values} of a block's core from its coarse scores 1 K h w."""
     r, c = _tile(block.rows), _tile(block.columns)
     at = _at(job.predictor.model, r, c, (r.keep_from, r.keep_to), (c.keep_from, c.keep_to))
@@ -287,7 +292,7 @@ def _of_coarse(job: SceneJob, block: Block, s: Scores, kind: np.dtype[Any]) -> d
     return {"labels": labels.astype(kind, copy=False), "confidence": _bytes(sure)}
 
 
-def _of_scores(full: Scores, kind: np.dtype[Any], job: SceneJob) -> dict[str, NDArray[Any]]:
+def _of_scores(full: Scores, kind: np.dtype[np.generic], job: SceneJob) -> dict[str, NDArray[Any]]:
     """{layer: values} from full scores K H W."""
     backend = job.predictor.backend
     if not job.confidence and not job.probabilities:

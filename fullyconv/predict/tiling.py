@@ -76,10 +76,10 @@ class Backend(Protocol):
 
     def threads(self) -> int: ...
     def computing(self) -> AbstractContextManager[Any]: ...
-    def whole(self, image: NDArray[Any], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]] | None:
+    def whole(self, image: NDArray[np.number], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]] | None:
         """The answer for a whole image where there is a shorter way than by coarse scores."""
 
-    def coarse(self, window: NDArray[Any]) -> dict[str, Scores]:
+    def coarse(self, window: NDArray[np.number]) -> dict[str, Scores]:
         """window h w C, as stored -> {head: coarse scores 1 K h w, float32}."""
 
     def coarse_of(self, x: NDArray[np.float32]) -> dict[str, Scores]:
@@ -102,7 +102,7 @@ class Backend(Protocol):
     def read_full(self, readout: Readout, full: Scores) -> tuple[NDArray[Any], ...]:
         """What is wanted, from full scores K H W."""
 
-    def probabilities(self, scores: NDArray[Any], mirrored: bool, size: tuple[int, int]) -> NDArray[np.float32]:
+    def probabilities(self, scores: NDArray[np.float32], mirrored: bool, size: tuple[int, int]) -> NDArray[np.float32]:
         """Full scores K h w, mirrored back and resized to `size` (bilinear), as softmax probabilities."""
 
 
@@ -140,7 +140,11 @@ def plan_tiles(model: InferenceModel, tile: int | tuple[int, int] | None) -> Til
 
 
 def read_tiles(
-    backend: Backend, image: NDArray[Any], cut: TilePlan, readout: Readout, before: Callable[[], None] | None = None
+    backend: Backend,
+    image: NDArray[np.number],
+    cut: TilePlan,
+    readout: Readout,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, tuple[NDArray[Any], ...]]:
     """{head: tuple of arrays ... H W}: what `readout` takes of the network's answer for an image H W C. `before` is
     called before every window is computed, and may raise."""

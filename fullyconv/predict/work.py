@@ -191,7 +191,7 @@ def _answers(
     return write
 
 
-def _probabilities(predictor: Predictor | Ensemble, image: Any) -> dict[tuple[str, str], bytes]:
+def _probabilities(predictor: Predictor | Ensemble, image: object) -> dict[tuple[str, str], bytes]:
     together = predictor if isinstance(predictor, Ensemble) else Ensemble([predictor])
     files = {}
     for head, probabilities in together.probabilities(image).items():

@@ -437,7 +437,7 @@ def pixel_metres(profile: RasterProfile, window: Window) -> tuple[float, float] 
     return height * degree, width * degree * math.cos(math.radians(latitude))
 
 
-def _write_window(path: Path, values: NDArray[Any], profile: RasterProfile, window: Window) -> None:
+def _write_window(path: Path, values: NDArray[np.number], profile: RasterProfile, window: Window) -> None:
     """A GeoTIFF of the window that lies where the scene has it."""
     import warnings
 

@@ -115,7 +115,7 @@ class RasterTruth:
             )
 
     @staticmethod
-    def _known(stored: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.int64]:
+    def _known(stored: NDArray[np.number], mask: NDArray[np.number]) -> NDArray[np.int64]:
         return np.where(mask != 0, stored.astype(np.int64), -1)
 
 

@@ -27,7 +27,7 @@ MAGIC = b"fullyconv block 1\n"
 MOST = 1 << 32  # bytes of a block's file
 
 
-def job_key(facts: Mapping[str, Any]) -> str:
+def job_key(facts: Mapping[str, object]) -> str:
     """sha256 (hex) of JSON facts: jobs with one key compute the same blocks."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -55,7 +55,7 @@ class BlockJournal:
     def _file(self, row: int, column: int) -> Path:
         return self.folder / f"{row}-{column}.block"
 
-    def write(self, row: int, column: int, layers: Mapping[str, NDArray[Any]]) -> None:
+    def write(self, row: int, column: int, layers: Mapping[str, NDArray[np.number]]) -> None:
         from safetensors.numpy import save
 
         content = zlib.compress(save({k: np.ascontiguousarray(v) for k, v in layers.items()}), 1)

@@ -107,7 +107,7 @@ def _sieved(data: Any, pixels: int) -> tuple[NDArray[Any], int]:
     return out, int((out != stored).sum())
 
 
-def _in_order(shapes: NDArray[Any]) -> NDArray[np.int64]:
+def _in_order(shapes: NDArray[np.number]) -> NDArray[np.int64]:
     import shapely
 
     if not len(shapes):
@@ -248,7 +248,9 @@ def write_polygons(
         raise DataError(f"The polygons could not be written ({str(error)[:160]}); check the space there.") from error
 
 
-def _write_geoparquet(path: Path, shapes: NDArray[Any], fields: Mapping[str, NDArray[Any]], crs: str) -> None:
+def _write_geoparquet(
+    path: Path, shapes: NDArray[np.number], fields: Mapping[str, NDArray[np.number]], crs: str
+) -> None:
     """GeoParquet 1.1 (geoparquet.org/releases/v1.1.0): WKB in a column, and what it is in the file's metadata. Written
     here, since pyogrio's GDAL comes without its Parquet driver."""
     import json

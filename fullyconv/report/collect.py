@@ -127,7 +127,7 @@ def read_run(directory: Path) -> Run | None:
     )
 
 
-def _unfinished(value: Mapping[str, Any]) -> bool:
+def _unfinished(value: Mapping[str, object]) -> bool:
     """Whether the state of the last checkpoint says that the run is to go on."""
     state = value.get("state", {})
     train = state.get("train", {}) if isinstance(state, dict) else {}
@@ -216,7 +216,7 @@ def _truth(directory: Path, name: str) -> list[Path]:
     return [file] if file.is_file() else []
 
 
-def spaced(items: Sequence[Any], most: int) -> list[Any]:
+def spaced(items: Sequence[object], most: int) -> list[Any]:
     """At most `most` of `items`, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)

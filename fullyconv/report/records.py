@@ -80,7 +80,7 @@ class MeasurementRecord:
     classes: Mapping[str, Share] | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> MeasurementRecord:
+    def of(cls, row: Mapping[str, object]) -> MeasurementRecord:
         """From a row of the log."""
         figures = {k: v for k, v in row.items() if k.endswith(("mean_iu", "pixel_accuracy"))}
         floor = row.get("floor")

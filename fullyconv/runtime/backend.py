@@ -59,7 +59,7 @@ class RuntimeBackend:
     def computing(self) -> Any:
         return contextlib.nullcontext()
 
-    def whole(self, image: NDArray[Any], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]] | None:
+    def whole(self, image: NDArray[np.number], readout: Readout) -> dict[str, tuple[NDArray[Any], ...]] | None:
         """The file's own answer where it gives just what is wanted: what a script without fullyconv gets."""
         gives = {"labels": ("labels", "confidence"), "confident labels": ("confidence",), "scores": ("scores",)}
         if self.network.output not in gives[readout]:
@@ -69,7 +69,7 @@ class RuntimeBackend:
             return None
         return {h: tuple(arrays[: 1 if readout == "labels" else 2]) for h, arrays in found.items()}
 
-    def coarse(self, window: NDArray[Any]) -> dict[str, Scores]:
+    def coarse(self, window: NDArray[np.number]) -> dict[str, Scores]:
         return self.coarse_of(self.network.preprocessing(window)[None])
 
     def coarse_of(self, x: Scores) -> dict[str, Scores]:

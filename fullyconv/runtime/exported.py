@@ -116,7 +116,7 @@ class ExportedNetwork:
         """The same for every size."""
         return self._geometry
 
-    def answers(self, window: NDArray[Any]) -> dict[str, list[NDArray[Any]]] | None:
+    def answers(self, window: NDArray[np.number]) -> dict[str, list[NDArray[Any]]] | None:
         """{head: the file's own outputs for a window h w C}; None where it takes bytes and the window holds others."""
         if self.small and window.dtype != np.uint8:
             return None

@@ -38,7 +38,9 @@ class OnnxSession:
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
-    def __call__(self, fed: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None) -> list[NDArray[Any]]:
+    def __call__(
+        self, fed: Mapping[str, NDArray[np.number]], wanted: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]:
         """The outputs that are `wanted` (all: None) for the arrays that are fed."""
         names = list(wanted or self.outputs)
         try:

@@ -146,7 +146,7 @@ def walls(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, dict(_walls)
 
 
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     """Python's own refusals: the second wall on Linux, the only one elsewhere."""
     if event.startswith(_EVENTS + _CHANGES):
         raise PermissionError(f"a reader of foreign files may not do {event}")
@@ -172,7 +172,7 @@ def _limit_memory(extra: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, mapped + extra))
 
 
-def _answer(result: Any, answer: int) -> None:
+def _answer(result: object, answer: int) -> None:
     tensors, info = result if isinstance(result, tuple) else (result, None)
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise InternalError("A reader of foreign files must return a dict of tensors by name; please report it.")

@@ -91,7 +91,7 @@ def _own(stored: Any, name: str, path: str) -> Any:
     raise _elsewhere(path, name, "links without end")
 
 
-def _whole(found: Any, name: str, path: str) -> Any:
+def _whole(found: object, name: str, path: str) -> Any:
     import h5py
 
     if isinstance(found, h5py.Dataset):
@@ -110,7 +110,7 @@ def _elsewhere(path: str, name: str, kind: str) -> DataError:
     )
 
 
-def _numbers(value: NDArray[Any]) -> NDArray[Any]:
+def _numbers(value: NDArray[np.number]) -> NDArray[Any]:
     """Plain numbers in this machine's byte order; ValueError for objects, text and the like."""
     if value.dtype.kind not in "biuf":
         raise ValueError(f"it is of type {value.dtype}, not numbers")

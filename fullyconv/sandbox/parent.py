@@ -33,7 +33,7 @@ _ENTRY = "import sys; sys.path[:] = {paths!r}; from fullyconv.sandbox.child impo
 def run(
     function: str,
     path: str | os.PathLike[str],
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     *,
     memory: int | None = None,
     seconds: int = 120,
@@ -80,7 +80,7 @@ def foreign_file(path: str | os.PathLike[str]) -> Iterator[tuple[Path, int, int]
         os.close(descriptor)
 
 
-def start(job: Mapping[str, Any], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+def start(job: Mapping[str, object], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     """A child with `job` as its only line. `descriptors` are handed on.
 
     On Linux the process is the child's guardian, which leaves as the child leaves and takes it along when it is killed.
@@ -103,7 +103,7 @@ def start(job: Mapping[str, Any], descriptors: Sequence[int]) -> subprocess.Pope
     return process
 
 
-def tell(process: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+def tell(process: subprocess.Popen[bytes], message: Mapping[str, object]) -> None:
     """Hand the child one line."""
     assert process.stdin is not None
     process.stdin.write(json.dumps(message).encode() + b"\n")

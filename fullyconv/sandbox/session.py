@@ -52,7 +52,7 @@ class _Child:
             os.close(said)
             control.close()
 
-    def ask(self, message: Mapping[str, Any], descriptor: int) -> None:
+    def ask(self, message: Mapping[str, object], descriptor: int) -> None:
         """Hand it one line and the file it is about. One that is gone says so by its silence."""
         line = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -103,7 +103,7 @@ class Session:
         self._child: _Child | None = None
         _open.add(self)
 
-    def ask(self, path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    def ask(self, path: str | os.PathLike[str], arguments: Mapping[str, object]) -> tuple[dict[str, Any], Any]:
         """({name: numpy array}, JSON info) as `sandbox.run` gives them, with its errors."""
         with foreign_file(path) as (where, descriptor, _), self._lock:
             if self._child is None:

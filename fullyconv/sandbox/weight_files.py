@@ -175,7 +175,7 @@ def read_pickled(path: str) -> dict[str, Any]:
 read_pickled.imports = ("torch",)  # type: ignore[attr-defined]
 
 
-def _unwrap(loaded: Any, path: str) -> Mapping[str, Any]:
+def _unwrap(loaded: object, path: str) -> Mapping[str, Any]:
     """The mapping of tensors, possibly one level down under a customary key."""
     if isinstance(loaded, Mapping):
         for key in _WRAPPERS:
@@ -187,7 +187,7 @@ def _unwrap(loaded: Any, path: str) -> Mapping[str, Any]:
     return loaded
 
 
-def _plain(found: Mapping[str, Any], path: str, size: int) -> dict[str, Any]:
+def _plain(found: Mapping[str, object], path: str, size: int) -> dict[str, Any]:
     """Dense CPU tensors, whose sizes are covered by the file's: a stride of 0 must not turn bytes into gigabytes."""
     import torch
 

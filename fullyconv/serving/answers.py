@@ -16,7 +16,7 @@ from fullyconv.taxonomy import Taxonomy
 __all__ = ["described"]
 
 
-def described(asked: Wanted, head: str, labels: NDArray[Any], taxonomy: Taxonomy) -> dict[str, Any]:
+def described(asked: Wanted, head: str, labels: NDArray[np.integer], taxonomy: Taxonomy) -> dict[str, Any]:
     """labels H W -> {"size": [H, W], "head", "classes": those that occur, the largest first, each with "id", "name",
     "colour", "pixels", "share" and, if asked, "polygons": [[outer ring, hole, ...], ...] of [x, y] pixel corners}."""
     counts = np.bincount(labels.ravel(), minlength=len(taxonomy))

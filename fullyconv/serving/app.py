@@ -85,7 +85,7 @@ def _response(refusal: Refusal) -> Response:
     return Response(body, refusal.status, {k.decode(): v.decode() for k, v in headers})
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def _json(value: object, status: int = 200) -> Response:
     return Response(json.dumps(value), status, media_type="application/json")
 
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
@@ -238,7 +238,7 @@ async def _pass_on(stream: asyncio.StreamReader) -> None:
             say(line)
 
 
-async def _write(writer: asyncio.StreamWriter, message: dict[str, Any], body: bytes) -> None:
+async def _write(writer: asyncio.StreamWriter, message: Mapping[str, object], body: bytes) -> None:
     text = json.dumps(message).encode()
     writer.write(HEAD.pack(len(text), len(body)) + text)
     writer.write(body)

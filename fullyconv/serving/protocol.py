@@ -211,7 +211,7 @@ class GuardedProtocol(H11Protocol):
         self.cycle.message_event.set()
         task = self.loop.create_task(self.cycle.run_asgi(self.app))
 
-        def done(_: Any) -> None:
+        def done(_: object) -> None:
             self.tasks.discard(task)
             self.shared.held -= held
 

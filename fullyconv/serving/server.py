@@ -133,7 +133,7 @@ class Server(SignalledServer):
         await asyncio.sleep(0.05)  # the last answers are written
         await super().shutdown(sockets)
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    def handle_exit(self, sig: int, frame: object) -> None:
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True

@@ -103,7 +103,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-def send(channel: socket.socket, message: dict[str, Any], body: bytes = b"") -> None:
+def send(channel: socket.socket, message: Mapping[str, object], body: bytes = b"") -> None:
     text = json.dumps(message).encode()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone; the next read says so
         channel.sendall(HEAD.pack(len(text), len(body)) + text)

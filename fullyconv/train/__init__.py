@@ -49,10 +49,10 @@ __all__ = ["fit"]
 )
 def fit(
     recipe: Recipe | str | Path | None = None,
-    data: str | os.PathLike[str] | Dataset | Sequence[tuple[Any, Any]] = "",
+    data: str | os.PathLike[str] | Dataset | Sequence[tuple[object, object]] = "",
     out: str | os.PathLike[str] = "runs/model",
     *,
-    val: str | os.PathLike[str] | Dataset | Sequence[tuple[Any, Any]] | None = None,
+    val: str | os.PathLike[str] | Dataset | Sequence[tuple[object, object]] | None = None,
     classes: int | Sequence[str] | Taxonomy | None = None,
     trunk: Module | None = None,
     resume: bool = False,

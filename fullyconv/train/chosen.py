@@ -33,7 +33,7 @@ def choose(
     model: TrainableModel,
     train: Dataset,
     summary: Summary | None,
-    kept: Mapping[str, Any],
+    kept: Mapping[str, object],
     device: torch.device,
 ) -> tuple[Recipe, list[str]]:
     """The recipe without "auto" for crop, batch_size and class_weights, and a sentence that says what was taken.

@@ -85,7 +85,7 @@ class RunContext:
     floor_name: str = ""  # the class that occurs most in what was measured last, and its share of the pixels
     floor_share: float = 0.0
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         """A row of metrics.jsonl (and of the loggers). A full disk costs rows, not the run."""
         if self.run is None:
             return
@@ -205,7 +205,7 @@ def _settled(
     model: TrainableModel,
     train: Dataset,
     summary: Summary | None,
-    kept: Mapping[str, Any],
+    kept: Mapping[str, object],
     world: ProcessGroup,
     display: Display,
 ) -> Recipe:
@@ -245,7 +245,9 @@ def checked(
     return train, val, digests_of(found.facts), found.summary
 
 
-def open_both(recipe: Recipe, data: Any, val: Any, kept: Division | None = None) -> tuple[Dataset, Dataset | None]:
+def open_both(
+    recipe: Recipe, data: object, val: object, kept: Division | None = None
+) -> tuple[Dataset, Dataset | None]:
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
     named = models.parse(network_name(recipe)).inputs
     inputs = recipe.inputs or (None if named == ("rgb",) else named)  # None: the data's own, colour or bands
@@ -365,7 +367,7 @@ def _directory(out: Path, resume: bool, world: ProcessGroup, stack: Any) -> RunD
 def _stored(
     out: Path,
     run: RunDirectory | None,
-    about: dict[str, Any],
+    about: Mapping[str, object],
     allow: Collection[str],
     display: Display,
     world: ProcessGroup,

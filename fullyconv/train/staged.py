@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fullyconv.checkpoint import read_model
 from fullyconv.errors import UsageError
@@ -41,7 +40,7 @@ def _stage(name: str) -> Recipe:
     return found if found.name else found.replace(name=Path(name).stem)
 
 
-def run_stages(recipe: Recipe, out: Path, resume: bool, fit: Callable[..., Path], **more: Any) -> Path:
+def run_stages(recipe: Recipe, out: Path, resume: bool, fit: Callable[..., Path], **more: object) -> Path:
     """Run the stages in `out`/1-NAME, `out`/2-NAME ...; finished ones are passed over, a begun one is gone on with.
 
     Each stage starts from the last weights of the one before. `best` and `last` of `out` are the last stage's.

@@ -44,7 +44,7 @@ class Outcome:
     pixel: float
 
 
-def network_input(images: NDArray[Any], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def network_input(images: NDArray[np.number], preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """N H W C as stored -> float32 N C H W in the network's convention, channels last in memory.
 
     Equal to `Preprocessing.__call__` up to rounding, but on the device and without another copy of the batch.

@@ -57,7 +57,7 @@ def identity(model: TrainableModel, train: Dataset, content: str, transform: str
     }
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("taxonomies", "heads", "name")}
 
 
@@ -103,7 +103,7 @@ def _refuse_moved(head: str, before: Sequence[str], now: Sequence[str]) -> None:
             )
 
 
-def _difference(before: Any, now: Any) -> str:
+def _difference(before: object, now: object) -> str:
     """The first thing that differs, in a few words; classes by their id."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
@@ -189,7 +189,7 @@ def kept_machine(stored: Any) -> Mapping[str, Any]:
 
 
 def _refuse_foreign_optimizer(
-    optimizer: torch.optim.Optimizer, fresh: Sequence[Mapping[str, Any]], where: Path
+    optimizer: torch.optim.Optimizer, fresh: Sequence[Mapping[str, object]], where: Path
 ) -> None:
     """DataError unless the loaded optimiser holds what this one would: numbers of the same kinds, and for each
     parameter tensors of its shape or single numbers."""
@@ -205,7 +205,7 @@ def _refuse_foreign_optimizer(
                 raise _foreign(where, "the optimiser's state")
 
 
-def _like(value: Any, own: Any) -> bool:
+def _like(value: object, own: object) -> bool:
     """Whether a setting may stand in the place of `own`: a number for a number (finite), else of its very kind."""
     if isinstance(own, bool) or own is None:
         return value is own
@@ -227,7 +227,7 @@ def read_state(kept: Mapping[str, Any], where: Path) -> State:
     return State(**found)
 
 
-def _stands_for(default: Any, value: Any) -> bool:
+def _stands_for(default: object, value: object) -> bool:
     """Whether a field of `State` may hold `value`: of its default's kind, finite, and no less than -1."""
     if isinstance(default, list):
         return isinstance(value, list) and all(isinstance(v, str) for v in value)

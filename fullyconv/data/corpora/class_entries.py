@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from fullyconv.data.corpora.class_rows import MEANS, ClassRow, bare_name, colour_of, table_text, value_of
 from fullyconv.errors import DataError, printable
@@ -28,7 +27,7 @@ def json_rows(file: Path) -> list[ClassRow]:
     return _entries(found, file)
 
 
-def _entries(found: Any, file: Path) -> list[ClassRow]:
+def _entries(found: object, file: Path) -> list[ClassRow]:
     """Rows of a list of names or of objects, or of a mapping name -> value or colour, or value -> name."""
     if isinstance(found, dict):
         return [_pair_row(key, entry, file) for key, entry in found.items()]
@@ -45,7 +44,7 @@ def _no_entries(file: Path) -> DataError:
     )
 
 
-def _pair_row(key: str, entry: Any, file: Path) -> ClassRow:
+def _pair_row(key: str, entry: object, file: Path) -> ClassRow:
     where = f"entry {printable(key)!r}"
     if isinstance(entry, str) and key.isdecimal():
         return ClassRow(entry, None, value_of(key, file), where, numbered=True)
@@ -60,7 +59,7 @@ def _pair_row(key: str, entry: Any, file: Path) -> ClassRow:
     raise _no_entries(file)
 
 
-def _object_row(entry: Mapping[str, Any], k: int, file: Path) -> ClassRow:
+def _object_row(entry: Mapping[str, object], k: int, file: Path) -> ClassRow:
     plain = {re.sub(r"[^a-z]", "", str(key).lower()): v for key, v in entry.items()}
     by = {MEANS[key]: v for key, v in reversed(plain.items()) if key in MEANS}
     name = by.get("name", by.get("named"))

@@ -115,7 +115,7 @@ def read_coded(file: Path, coding: Coding) -> NDArray[Any]:
     return ids if nothing is None else np.where(nothing, coding.dtype(coding.taxonomy.ignore), ids)
 
 
-def _by_palette(label: NDArray[Any], palette: NDArray[np.uint8], coding: Coding, file: Path) -> dict[int, int]:
+def _by_palette(label: NDArray[np.integer], palette: NDArray[np.uint8], coding: Coding, file: Path) -> dict[int, int]:
     """Stored index -> id where the file's palette gives the classes' colours to other indices; {} where ids and colours
     agree or the palette is another. DataError where some of its colours are moved and others in no table."""
     used = [v for v in np.flatnonzero(np.bincount(label.ravel())).tolist() if v != coding.taxonomy.ignore]
@@ -133,7 +133,7 @@ def _by_palette(label: NDArray[Any], palette: NDArray[np.uint8], coding: Coding,
     return moved
 
 
-def check_ids(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+def check_ids(label: NDArray[np.integer], coding: Coding, file: Path) -> NDArray[Any]:
     """`label` if its values are ids of the coding's classes (65535 becomes its ignore value), else DataError with the
     value, the count and the place."""
     k, ignore = len(coding.taxonomy), coding.taxonomy.ignore
@@ -147,7 +147,7 @@ def check_ids(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
     return label.astype(np.uint8 if ignore <= 255 else np.uint16, copy=False)
 
 
-def _from_values(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+def _from_values(label: NDArray[np.integer], coding: Coding, file: Path) -> NDArray[Any]:
     ids: NDArray[Any]
     if label.dtype == np.uint8 and coding.byte_table:  # five times as fast as indexing
         ids = np.frombuffer(label.tobytes().translate(coding.byte_table), np.uint8).reshape(label.shape)
@@ -160,7 +160,7 @@ def _from_values(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any
     return ids
 
 
-def _from_colours(label: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+def _from_colours(label: NDArray[np.integer], coding: Coding, file: Path) -> NDArray[Any]:
     m, key_of, id_of = coding.colour_table
     packed = (label.astype(np.float32) @ _PACK).astype(np.int32)
     slot = packed % m

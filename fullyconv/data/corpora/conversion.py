@@ -33,7 +33,7 @@ def convert(
     splits: Sequence[str] | None = None,
     inputs: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """Write `spec` into the new folder `directory` as a `folder:` data set; returns {split: images}.
 
@@ -134,7 +134,7 @@ def _write(plan: Outputs, data: Dataset, record: Record, names: _Claimed) -> Non
         plan.place(name).write_bytes(images.encode_label(label, data.taxonomies[head].palette))
 
 
-def storable(pixels: NDArray[Any]) -> NDArray[Any]:
+def storable(pixels: NDArray[np.number]) -> NDArray[Any]:
     """8 or 16 bits: depth in millimetres is rounded."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels

@@ -141,7 +141,7 @@ def dataset(
     return Dataset(kind, root, split, found, taxonomies, read_modality, labels, notes=tuple(notes))
 
 
-def apply_values(values: NDArray[Any], coding: Coding, file: Path) -> NDArray[Any]:
+def apply_values(values: NDArray[np.number], coding: Coding, file: Path) -> NDArray[Any]:
     """Stored integers H W through the coding's table of values (or as they are): ids, or DataError for one without."""
     if values.ndim != 2:
         raise DataError(f"{printable(file)}: the label has the shape {values.shape}, not H x W; unpack it again.")

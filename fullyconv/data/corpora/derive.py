@@ -40,7 +40,7 @@ def choose_inputs(dataset: Dataset, inputs: Sequence[str] | None) -> Dataset:
     return replace(dataset, inputs=tuple(inputs))
 
 
-def choose_heads(dataset: Dataset, heads: Mapping[str, Any] | Sequence[str] | None) -> Dataset:
+def choose_heads(dataset: Dataset, heads: Mapping[str, object] | Sequence[str] | None) -> Dataset:
     """`dataset` with the label maps named in a list, or with those that a mapping adds (see `open_dataset`)."""
     if heads is None:
         return dataset
@@ -72,7 +72,7 @@ def add_again(dataset: Dataset, added: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _add(dataset: Dataset, head: str, how: Any) -> Dataset:
+def _add(dataset: Dataset, head: str, how: object) -> Dataset:
     if not isinstance(how, Mapping):
         raise UsageError(f"The head {head!r} is given as {how!r}; give {WAYS}.")
     for key in how:
@@ -186,7 +186,7 @@ class _Beside:
         return read_coded(record.labels[head], self.coding)
 
 
-def _from_folder(dataset: Dataset, head: str, folder: str, classes: Any) -> Dataset:
+def _from_folder(dataset: Dataset, head: str, folder: str, classes: object) -> Dataset:
     """A further head from label files below `folder` (relative to the root), paired by the image's own stem."""
     where = dataset.root / folder
     if not where.is_dir():

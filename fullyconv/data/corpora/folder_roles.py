@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,6 @@ def _looked(folder: Path) -> list[tuple[int, int]]:
     return found
 
 
-def _distinct(values: NDArray[Any]) -> int:
+def _distinct(values: NDArray[np.number]) -> int:
     flat = values if values.ndim == 2 else values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     return len(np.unique(flat))

@@ -68,7 +68,7 @@ def open_nnunet(root: Path, split: str | None = None) -> Dataset:
     return Dataset("nnunet", root, name, rows, taxonomies, read_modality, reader, inputs, tuple(notes))
 
 
-def _coding(stated: Any, file: Path) -> Coding:
+def _coding(stated: object, file: Path) -> Coding:
     """`labels` as name -> value, or (of old) value -> name; "ignore" is ignored."""
     labels = stated.get("labels") if isinstance(stated, dict) else None
     if not isinstance(labels, dict) or not labels:

@@ -205,7 +205,7 @@ def _frame(record: Record) -> int:
     return int(record.name.rpartition("img_")[2]) - _FIRST
 
 
-def _ask(file: Path, arguments: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, list[int]]]:
+def _ask(file: Path, arguments: Mapping[str, object]) -> tuple[dict[str, NDArray[Any]], dict[str, list[int]]]:
     """Frames and shapes of the official file, read in a confined child."""
     if importlib.util.find_spec("h5py") is None:
         raise MissingExtra(f"Reading {file.name}", "mat", "h5py")

@@ -25,7 +25,7 @@ def roles(dataset: Dataset) -> tuple[int, tuple[int, ...]]:
 
 
 def stack(
-    samples: Sequence[Sample], *, fill: Sequence[float] | NDArray[Any], ignore: Mapping[str, int]
+    samples: Sequence[Sample], *, fill: Sequence[float] | NDArray[np.number], ignore: Mapping[str, int]
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """(images N H W C, labels {head: N H W}) of the largest height and width; images lie at the top left.
 
@@ -52,7 +52,7 @@ def stack(
     return images, labels
 
 
-def _refuse_unlike(named: Sequence[tuple[str, NDArray[Any]]], what: str) -> None:
+def _refuse_unlike(named: Sequence[tuple[str, NDArray[np.number]]], what: str) -> None:
     """DataError naming two of unlike type or bands, in the same words whichever comes first."""
     kinds = {(a.shape[2], a.dtype.str[1:]): (name, a) for name, a in sorted(named, key=lambda n: n[0], reverse=True)}
     if len(kinds) > 1:

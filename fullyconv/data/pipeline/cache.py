@@ -159,7 +159,7 @@ def _index(file: Path) -> dict[str, _Place] | None:
         return None
 
 
-def _crc_of(blocks: Any) -> int:
+def _crc_of(blocks: object) -> int:
     return zlib.crc32(json.dumps(blocks).encode())
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fullyconv.data.base import Sample
 from fullyconv.data.pipeline.scaling import as_values
@@ -53,7 +53,7 @@ class Effects:
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a number from 0 to {most:g}.")
 
-    def refuse(self, image: NDArray[Any]) -> None:
+    def refuse(self, image: NDArray[np.number]) -> None:
         """UsageError where images like this one cannot be JPEG."""
         if self.jpeg and (image.dtype != np.uint8 or (self.colour != 3 and image.shape[2] != 1)):
             raise UsageError(
@@ -98,7 +98,7 @@ def after_crop(
     return Sample(sample.name, image, labels)
 
 
-def _but(kept: Sequence[int], before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+def _but(kept: Sequence[int], before: NDArray[np.number], after: NDArray[np.number]) -> NDArray[Any]:
     """`after`, with the channels `kept` of `before`."""
     after[..., list(kept)] = before[..., list(kept)]
     return after
@@ -113,7 +113,7 @@ def shifts(size: Sequence[int], most: float, rng: np.random.Generator) -> NDArra
     return rng.uniform(-most, most, (*points, 2))
 
 
-def bent(values: NDArray[Any], moved: NDArray[np.float64], fill: _Fill, nearest: Sequence[int]) -> NDArray[Any]:
+def bent(values: NDArray[np.number], moved: NDArray[np.float64], fill: _Fill, nearest: Sequence[int]) -> NDArray[Any]:
     """H W C with the pixel at each point of the grid taken from where `shifts` says, and bilinear between the points;
     `fill` (by channel) outside, the channels `nearest` without interpolation."""
     from PIL import Image
@@ -139,7 +139,9 @@ def bent(values: NDArray[Any], moved: NDArray[np.float64], fill: _Fill, nearest:
     return out
 
 
-def bent_plainly(values: NDArray[Any], moved: NDArray[np.float64], fill: _Fill, nearest: Sequence[int]) -> NDArray[Any]:
+def bent_plainly(
+    values: NDArray[np.number], moved: NDArray[np.float64], fill: _Fill, nearest: Sequence[int]
+) -> NDArray[Any]:
     """`bent`, a pixel at a time."""
     height, width = values.shape[:2]
     out = np.empty_like(values)
@@ -166,7 +168,7 @@ def bent_plainly(values: NDArray[Any], moved: NDArray[np.float64], fill: _Fill, 
 # ---- blur, noise, JPEG -----------------------------------------------------------------------------------------
 
 
-def blurred(image: NDArray[Any], sigma: float) -> NDArray[Any]:
+def blurred(image: NDArray[np.number], sigma: float) -> NDArray[Any]:
     """H W C smoothed by a Gaussian of `sigma` pixels, cut off at four of them; the edge goes on outside."""
     reach = int(4 * sigma + 0.5)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-6)) ** 2).astype(np.float32)
@@ -180,18 +182,18 @@ def blurred(image: NDArray[Any], sigma: float) -> NDArray[Any]:
     return _as(wide, image.dtype)
 
 
-def _noisy(image: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[Any]:
+def _noisy(image: NDArray[np.number], share: float, rng: np.random.Generator) -> NDArray[Any]:
     spread = np.float32(share * float(np.nanstd(image)))
     return _as(image + spread * rng.standard_normal(image.shape, np.float32), image.dtype)
 
 
-def _as(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+def _as(values: NDArray[np.number], dtype: DTypeLike) -> NDArray[Any]:
     if not np.issubdtype(dtype, np.integer):
         return values.astype(dtype, copy=False)
     return np.clip(np.round(values), 0, np.iinfo(dtype).max).astype(dtype)
 
 
-def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+def _compressed(image: NDArray[np.number], quality: int) -> NDArray[Any]:
     """The colours, or the one grey band, as JPEG gives them back."""
     from PIL import Image
 

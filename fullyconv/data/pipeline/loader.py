@@ -76,7 +76,7 @@ def _by_thread(
     doing = [""]
     slot = heartbeat.Slot()
 
-    def put(kind: str, value: Any) -> None:
+    def put(kind: str, value: object) -> None:
         while not closed.is_set():
             try:
                 done.put((kind, value), timeout=0.1)
@@ -114,7 +114,7 @@ def _by_thread(
         thread.join(timeout=0.2)
 
 
-def _wait(done: queue.Queue[tuple[str, Any]], watch: Watch, timeout: float, doing: list[str]) -> tuple[str, Any]:
+def _wait(done: queue.Queue[tuple[str, object]], watch: Watch, timeout: float, doing: list[str]) -> tuple[str, Any]:
     """The reading thread's next answer, or an error that names the file it hangs at."""
     tick = min(TICK, timeout / 4)
     while True:

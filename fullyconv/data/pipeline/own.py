@@ -72,7 +72,7 @@ def changed_by(transform: OwnTransform, name: str, sample: Sample, rng: np.rando
     return Sample(sample.name, np.ascontiguousarray(image), {h: np.ascontiguousarray(labels[h]) for h in labels})
 
 
-def _problem(before: Sample, image: Any, labels: Any) -> str:
+def _problem(before: Sample, image: object, labels: object) -> str:
     """What is wrong with an answer, or nothing."""
     if not isinstance(image, np.ndarray) or image.ndim != 3 or 0 in image.shape:
         return f"an image that is not an array H W C ({getattr(image, 'shape', type(image).__name__)})"

@@ -87,7 +87,7 @@ def pasted(
     )
 
 
-def _around(label: NDArray[Any], y: int, x: int, size: Sequence[int]) -> tuple[slice, slice]:
+def _around(label: NDArray[np.integer], y: int, x: int, size: Sequence[int]) -> tuple[slice, slice]:
     """The box of the region at (y, x), with its margin; no larger than may be pasted, then about that pixel."""
     region = components(label)[0]
     top, left, bottom, right = box(region == region[y, x])
@@ -109,7 +109,7 @@ def _part(sample: Sample, window: tuple[slice, slice]) -> Sample:
     return Sample(sample.name, sample.image[window], {h: label[window] for h, label in sample.labels.items()})
 
 
-def _over(below: NDArray[Any], above: NDArray[Any], to: tuple[slice, slice]) -> NDArray[Any]:
+def _over(below: NDArray[np.number], above: NDArray[np.number], to: tuple[slice, slice]) -> NDArray[Any]:
     out = below.copy()
     out[to] = above
     return out

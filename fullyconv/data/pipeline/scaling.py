@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["ScaledAxis", "as_values", "can_scale", "nearest_index", "scaled_axis", "scaled_image", "scaled_label"]
 
@@ -56,7 +56,7 @@ def can_scale() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis, fill: Any) -> NDArray[np.uint8]:
+def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis, fill: ArrayLike) -> NDArray[np.uint8]:
     """What the axes show of `image` H W C uint8, and `fill` around it."""
     import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
@@ -68,7 +68,7 @@ def scaled_image(image: NDArray[np.uint8], rows: ScaledAxis, columns: ScaledAxis
     return out
 
 
-def scaled_label(label: NDArray[Any], rows: ScaledAxis, columns: ScaledAxis, ignore: int) -> NDArray[Any]:
+def scaled_label(label: NDArray[np.integer], rows: ScaledAxis, columns: ScaledAxis, ignore: int) -> NDArray[Any]:
     """What the axes show of `label` H W, each pixel the nearest one's value, and `ignore` around it."""
     import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
@@ -77,7 +77,7 @@ def scaled_label(label: NDArray[Any], rows: ScaledAxis, columns: ScaledAxis, ign
     return out
 
 
-def as_values(fill: Any, dtype: Any) -> NDArray[Any]:
+def as_values(fill: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
     """`fill`, one value or one a channel, as `dtype`: rounded and kept in range for integers."""
     values = np.asarray(fill)
     if np.issubdtype(dtype, np.integer):
@@ -85,7 +85,7 @@ def as_values(fill: Any, dtype: Any) -> NDArray[Any]:
     return values.astype(dtype)
 
 
-def _empty(rows: ScaledAxis, columns: ScaledAxis, fill: Any, like: NDArray[Any]) -> NDArray[Any]:
+def _empty(rows: ScaledAxis, columns: ScaledAxis, fill: ArrayLike, like: NDArray[np.number]) -> NDArray[Any]:
     out = np.empty((rows.length, columns.length, *like.shape[2:]), like.dtype)
     if len(rows.first) < rows.length or len(columns.first) < columns.length:
         out[...] = as_values(fill, out.dtype)

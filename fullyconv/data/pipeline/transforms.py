@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fullyconv.data.base import Sample
 from fullyconv.data.pipeline.scaling import as_values, can_scale, nearest_index, scaled_axis, scaled_image, scaled_label
@@ -120,7 +120,7 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
     *,
-    fill: Sequence[float] | NDArray[Any],
+    fill: Sequence[float] | NDArray[np.number],
     ignore: Mapping[str, int],
 ) -> Sample:
     """`sample` changed as drawn from `rng`; image H W C keeps its dtype, labels theirs.
@@ -145,7 +145,7 @@ def augment_plainly(
     augmentation: Augmentation,
     rng: np.random.Generator,
     *,
-    fill: Sequence[float] | NDArray[Any],
+    fill: Sequence[float] | NDArray[np.number],
     ignore: Mapping[str, int],
 ) -> Sample:
     """`augment` step by step, without rotation: scale all, pad all, cut, mirror, colour."""
@@ -187,7 +187,7 @@ def _place(whole: int, part: int, share: float) -> int:
     return step if room >= 0 else -step
 
 
-def _paste(image: NDArray[Any], w: _Window, fill: Any) -> NDArray[Any]:
+def _paste(image: NDArray[np.number], w: _Window, fill: ArrayLike) -> NDArray[Any]:
     """The window of `image` (already scaled), padded with `fill`."""
     (t, left), (h, width) = w.corner, w.size
     part = image[max(t, 0) : t + h, max(left, 0) : left + width]
@@ -203,7 +203,7 @@ def _paste(image: NDArray[Any], w: _Window, fill: Any) -> NDArray[Any]:
 
 
 def _in_one_step(
-    sample: Sample, w: _Window, drawn: Draw, fill: Any, ignore: Mapping[str, int]
+    sample: Sample, w: _Window, drawn: Draw, fill: Sequence[float] | NDArray[np.number], ignore: Mapping[str, int]
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Bytes scaled, cut, padded and mirrored by one compiled pass each for the image and its labels."""
     h, width = sample.image.shape[:2]
@@ -213,7 +213,9 @@ def _in_one_step(
     return scaled_image(sample.image, rows, columns, fill), labels
 
 
-def _cut(image: NDArray[Any], w: _Window, fill: Any, nearest: Sequence[int]) -> NDArray[Any]:
+def _cut(
+    image: NDArray[np.number], w: _Window, fill: Sequence[float] | NDArray[np.number], nearest: Sequence[int]
+) -> NDArray[Any]:
     """The window of `image` scaled. Wide values compute no other pixels; bytes do, so that Pillow, whose windows have
     32-bit corners, gives the very bytes of the compiled way.
     """
@@ -230,7 +232,7 @@ def _cut(image: NDArray[Any], w: _Window, fill: Any, nearest: Sequence[int]) -> 
     return _paste(part, _Window(part.shape[:2], (min(t, 0), min(left, 0)), w.size), fill)
 
 
-def _cut_label(label: NDArray[Any], w: _Window, ignore: int) -> NDArray[Any]:
+def _cut_label(label: NDArray[np.integer], w: _Window, ignore: int) -> NDArray[Any]:
     if w.scaled == label.shape:
         return _paste(label, w, ignore)
     (t, left), (h, width) = w.corner, w.size
@@ -241,7 +243,7 @@ def _cut_label(label: NDArray[Any], w: _Window, ignore: int) -> NDArray[Any]:
 
 
 def _resize(
-    image: NDArray[Any], box: tuple[float, float, float, float], size: tuple[int, int], nearest: Sequence[int]
+    image: NDArray[np.number], box: tuple[float, float, float, float], size: tuple[int, int], nearest: Sequence[int]
 ) -> NDArray[Any]:
     """The part `box` (top, left, bottom, right) of `image` at `size`: bilinear with antialiasing, any channel count."""
     from PIL import Image
@@ -258,14 +260,14 @@ def _resize(
     return out
 
 
-def _plane(values: NDArray[Any]) -> PILImage.Image:
+def _plane(values: NDArray[np.number]) -> PILImage.Image:
     """One channel as Pillow can interpolate it: bytes, or 32-bit floats (exact for 16-bit integers)."""
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32)))
 
 
-def from_plane(plane: PILImage.Image, dtype: Any) -> NDArray[Any]:
+def from_plane(plane: PILImage.Image, dtype: DTypeLike) -> NDArray[Any]:
     values = np.asarray(plane)
     return np.round(values) if np.issubdtype(dtype, np.integer) and values.dtype == np.float32 else values
 
@@ -274,7 +276,12 @@ def from_plane(plane: PILImage.Image, dtype: Any) -> NDArray[Any]:
 
 
 def _turned(
-    sample: Sample, w: _Window, drawn: Draw, fill: Any, ignore: Mapping[str, int], nearest: Sequence[int]
+    sample: Sample,
+    w: _Window,
+    drawn: Draw,
+    fill: Sequence[float] | NDArray[np.number],
+    ignore: Mapping[str, int],
+    nearest: Sequence[int],
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Scale, turn about the image's centre and cut in one affine step, without antialiasing."""
     h, width = sample.image.shape[:2]
@@ -297,7 +304,9 @@ def _turned(
 _Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
-def _affine(values: NDArray[Any], matrix: _Matrix, size: tuple[int, int], fill: float, nearest: bool) -> NDArray[Any]:
+def _affine(
+    values: NDArray[np.number], matrix: _Matrix, size: tuple[int, int], fill: float, nearest: bool
+) -> NDArray[Any]:
     """One plane seen through `matrix` ((x of c, r, 1), (y of c, r, 1)); Pillow maps pixel centres to pixel centres."""
     from PIL import Image
 
@@ -313,12 +322,12 @@ def _affine(values: NDArray[Any], matrix: _Matrix, size: tuple[int, int], fill: 
 
 
 def _mirrored(
-    image: NDArray[Any], labels: Mapping[str, NDArray[Any]], drawn: Draw
+    image: NDArray[np.number], labels: Mapping[str, NDArray[np.integer]], drawn: Draw
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     return _mirror(image, drawn), {head: _mirror(label, drawn) for head, label in labels.items()}
 
 
-def _mirror(values: NDArray[Any], drawn: Draw) -> NDArray[Any]:
+def _mirror(values: NDArray[np.number], drawn: Draw) -> NDArray[Any]:
     values = np.ascontiguousarray(values[::-1] if drawn.flip_vertical else values)
     if not drawn.flip:
         return values
@@ -327,7 +336,7 @@ def _mirror(values: NDArray[Any], drawn: Draw) -> NDArray[Any]:
     return np.ascontiguousarray(whole[:, ::-1]).view(values.dtype).reshape(values.shape)
 
 
-def _coloured(image: NDArray[Any], drawn: Draw, colour: int) -> NDArray[Any]:
+def _coloured(image: NDArray[np.number], drawn: Draw, colour: int) -> NDArray[Any]:
     if colour != 3 or image.shape[2] < 3 or (drawn.brightness, drawn.contrast, drawn.saturation) == (1, 1, 1):
         return image
     return _recolour(image, drawn)
@@ -344,7 +353,7 @@ def colour_matrix(drawn: Draw, mean: float) -> NDArray[np.float64]:
     return np.concatenate([linear, shift], axis=1)
 
 
-def _recolour(image: NDArray[Any], drawn: Draw) -> NDArray[Any]:
+def _recolour(image: NDArray[np.number], drawn: Draw) -> NDArray[Any]:
     """The first three channels through the colour matrix, clipped to their range; the others untouched."""
     from PIL import Image
 

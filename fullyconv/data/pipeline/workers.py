@@ -235,7 +235,7 @@ class Workers(Generic[Item, Made]):
         )
 
 
-def _send(pipe: socket.socket, value: Any) -> None:
+def _send(pipe: socket.socket, value: object) -> None:
     """One message: its length and its bytes (of a forked relative, so pickled like every message between processes)."""
     content = ForkingPickler.dumps(value)
     pipe.sendall(_LENGTH.pack(len(content)))
@@ -274,7 +274,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _serve(
-    make: Callable[[Any], Any], pipe: socket.socket, siblings: Sequence[socket.socket], slot: heartbeat.Slot
+    make: Callable[[object], object], pipe: socket.socket, siblings: Sequence[socket.socket], slot: heartbeat.Slot
 ) -> None:
     """A worker's life: answer until the other end of the pipe closes, also by the parent's death."""
     for other in siblings:  # inherited ends would keep the pipes of a dead parent open

@@ -83,7 +83,7 @@ class Given(Trunk):
         return {stride: outputs[key] for stride, key in self.keys.items()}
 
 
-def _by_key(outputs: Any) -> dict[Any, Any]:
+def _by_key(outputs: object) -> dict[Any, Any]:
     """A module's outputs by the keys that `trace` gives them."""
     if isinstance(outputs, Mapping):
         return dict(outputs)

@@ -41,6 +41,7 @@ __all__ = ["open_coco", "recognise"]
 _ORDERS = ("area", "file")
 _NO_OUTLINE = "annotations with a box and no outline"
 _CROWDS = ("ignore", "label", "skip")
+Id = int | str | None  # of an image or a category: None is what identifies nothing
 
 
 def recognise(root: Path) -> bool:
@@ -130,7 +131,7 @@ def _is_coco(file: Path) -> bool:
     return sum(key in ends for key in (b'"images"', b'"annotations"', b'"categories"')) >= 2
 
 
-def _categories(found: Any, file: Path) -> dict[int, str]:
+def _categories(found: object, file: Path) -> dict[int, str]:
     """category id -> class name, by id; a name that two categories share gets the id behind it."""
     parts = ("images", "annotations", "categories")
     if not isinstance(found, Mapping) or not all(isinstance(found.get(p), list) for p in parts):
@@ -150,7 +151,7 @@ def _categories(found: Any, file: Path) -> dict[int, str]:
     return {k: n if shared[n] == 1 else f"{n} ({k})" for k, n in sorted(categories.items())}
 
 
-def _id(value: Any, key: str) -> int | str | None:
+def _id(value: object, key: str) -> Id:
     """A whole number or a text under `key`, else None: NaN and lists identify nothing. 3.0 and "3" (VIA's) are 3."""
     found = value.get(key) if isinstance(value, Mapping) else None
     if isinstance(found, float) and found.is_integer():
@@ -170,13 +171,13 @@ class _Image:
     shapes: list[tuple[int, Any]] = field(default_factory=list)
 
 
-def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tuple[list[Record], dict[Any, _Image]]:
+def _rows(found: Any, file: Path, base: Path, only: bool, unused: Unused) -> tuple[list[Record], dict[Id, _Image]]:
     """The records, and image id -> image."""
     listed = _listed(found["images"], file)
     paths = _find(list(listed), file, base, only)
     refuse_shared(((n.replace("\\", "/"), p) for n, p in paths.items()), file)
     rows: list[Record] = []
-    of_image: dict[Any, _Image] = {}
+    of_image: dict[Id, _Image] = {}
     for name, key in zip(listed, unique_names([listed_name(n, paths[n]) for n in listed]), strict=True):
         sizes = {_size(image, paths[name], file) for image in listed[name]}
         if len(sizes) > 1:
@@ -225,7 +226,7 @@ def _find(listed: list[str], file: Path, base: Path, only: bool) -> dict[str, Pa
     return {name: find_image(name, folders, names, file) for name in listed}
 
 
-def _size(image: Mapping[str, Any], path: Path, file: Path) -> Size:
+def _size(image: Mapping[str, object], path: Path, file: Path) -> Size:
     height, width = image.get("height"), image.get("width")
     try:
         return image_size(path) if height is None and width is None else checked_size(height, width)
@@ -235,7 +236,7 @@ def _size(image: Mapping[str, Any], path: Path, file: Path) -> Size:
 
 def _assign(
     annotations: list[Any],
-    of_image: Mapping[Any, _Image],
+    of_image: Mapping[Id, _Image],
     ids: Mapping[int, int],
     crowd: str | None,
     unused: Unused,
@@ -275,17 +276,17 @@ def _assign(
     return crowds
 
 
-def _place(annotation: Any, of_image: Mapping[Any, _Image], ids: Mapping[Any, int]) -> tuple[_Image | None, int, str]:
+def _place(annotation: object, of_image: Mapping[Id, _Image], ids: Mapping[int, int]) -> tuple[_Image | None, int, str]:
     """(the image, the class, "") of an annotation, or (None, 0, why it has none)."""
     image, category = _id(annotation, "image_id"), _id(annotation, "category_id")
     if image not in of_image:
         return None, 0, "annotations of images that are not listed"
-    if category not in ids:
+    if not isinstance(category, int) or category not in ids:
         return None, 0, f"annotations of categories that are not listed, such as {short(category)}"
     return of_image[image], ids[category], ""
 
 
-def _shape(annotation: Mapping[str, Any], size: Size, who: object, unused: Unused) -> Rings | Runs | None:
+def _shape(annotation: Mapping[str, object], size: Size, who: object, unused: Unused) -> Rings | Runs | None:
     """The annotation's outline; what of it cannot be painted is counted."""
     segmentation = annotation.get("segmentation")
     if not segmentation:

@@ -194,7 +194,7 @@ def _listed(images: list[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _images(images: list[Any], subset: str, base: Path, file: Path) -> dict[str, Path]:
+def _images(images: list[object], subset: str, base: Path, file: Path) -> dict[str, Path]:
     """name -> its image, in images/SUBSET/, images/ or wherever the only one of that name lies."""
     folders = [f for f in (base, base / "images") if f.is_dir()]
     inner = [inside(f, subset) for f in folders] if subset else []

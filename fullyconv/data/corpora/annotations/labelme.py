@@ -90,7 +90,7 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     return Dataset("labelme", root, name or "all", rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 
 
-def _stated(value: Mapping[str, Any], file: Path, image: Path) -> str:
+def _stated(value: Mapping[str, object], file: Path, image: Path) -> str:
     """The image's own path, or the one that a JSON file names, where another of that name was found."""
     named = os.path.normpath(file.parent / str(value["imagePath"] or "").replace("\\", "/"))
     return str(image) if image.parent == file.parent or named == os.path.normpath(image) else named
@@ -151,7 +151,7 @@ def _names(root: Path, every: Mapping[Path, Any]) -> tuple[list[str], bool]:
     return listed, True
 
 
-def _image(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[str, Path]) -> Path:
+def _image(file: Path, value: Mapping[str, object], root: Path, known: Mapping[str, Path]) -> Path:
     """The image that a JSON file names (../images/X.jpg too, inside `root`), the one of its stem, the only one of
     that name below `root`, or (an image kept inside) the JSON file itself."""
     stated = value.get("imagePath")
@@ -169,7 +169,7 @@ def _image(file: Path, value: Mapping[str, Any], root: Path, known: Mapping[str,
     return found or file
 
 
-def _size(value: Mapping[str, Any], image: Path, file: Path) -> Size:
+def _size(value: Mapping[str, object], image: Path, file: Path) -> Size:
     try:
         if value["imageHeight"] is None and value["imageWidth"] is None and image != file:
             return image_size(image)

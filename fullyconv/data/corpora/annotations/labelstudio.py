@@ -141,7 +141,7 @@ def _place(
     task: _Task,
     keys: Mapping[tuple[str, int], str],
     bound: Mapping[str, Sequence[str]],
-    by_key: Mapping[str, tuple[Path, list[Any]]],
+    by_key: Mapping[str, tuple[Path, list[object]]],
     ids: Mapping[str, int],
     unused: Unused,
 ) -> set[str]:
@@ -162,7 +162,7 @@ def _place(
     return set()
 
 
-def _tasks(found: Any, file: Path, unused: Unused, proposed: bool) -> list[_Task]:
+def _tasks(found: object, file: Path, unused: Unused, proposed: bool) -> list[_Task]:
     if not isinstance(found, list):
         raise DataError(f"{printable(file)} is no list of tasks; export the project as JSON.")
     tasks = []
@@ -185,7 +185,7 @@ def _tasks(found: Any, file: Path, unused: Unused, proposed: bool) -> list[_Task
     return tasks
 
 
-def _images(data: Mapping[str, Any]) -> dict[tuple[str, int], str]:
+def _images(data: Mapping[str, object]) -> dict[tuple[str, int], str]:
     """(field, index) -> the image's name, of every field that holds images; "image" may have any name."""
     found: dict[tuple[str, int], str] = {}
     for key, value in data.items():
@@ -199,7 +199,7 @@ def _images(data: Mapping[str, Any]) -> dict[tuple[str, int], str]:
 _IMAGE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\b", re.IGNORECASE)
 
 
-def _results(task: Mapping[str, Any], who: str, unused: Unused, proposed: bool) -> list[Any] | None:
+def _results(task: Mapping[str, object], who: str, unused: Unused, proposed: bool) -> list[Any] | None:
     """The results of the annotation that counts; None where nobody has annotated the task, which is counted."""
     if "annotations" not in task and "completions" not in task and "predictions" not in task:
         return _min_results(task, who, unused)
@@ -228,7 +228,7 @@ def _results(task: Mapping[str, Any], who: str, unused: Unused, proposed: bool) 
     return found
 
 
-def _min_results(task: Mapping[str, Any], who: str, unused: Unused) -> list[Any] | None:
+def _min_results(task: Mapping[str, object], who: str, unused: Unused) -> list[Any] | None:
     lists = [v for key, v in task.items() if key != "data" and isinstance(v, list)]
     found = [r for v in lists for r in v if isinstance(r, Mapping)]
     if not found and not {"annotation_id", "annotator"} & set(task):

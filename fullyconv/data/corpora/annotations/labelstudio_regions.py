@@ -34,7 +34,7 @@ class LabelledShape:
     value: Mapping[str, Any]
 
 
-def regions_of(results: Sequence[Any], who: str, unused: Unused) -> list[LabelledShape]:
+def regions_of(results: Sequence[object], who: str, unused: Unused) -> list[LabelledShape]:
     """The regions of an annotation's results in their order; results that are none are counted."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for i, result in enumerate(results):
@@ -65,17 +65,17 @@ def regions_of(results: Sequence[Any], who: str, unused: Unused) -> list[Labelle
     return regions
 
 
-def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def _value(result: Mapping[str, object]) -> Mapping[str, Any]:
     value = result.get("value", result)  # JSON-MIN has no "value"
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_drawn(value: Mapping[str, Any]) -> bool:
+def _is_drawn(value: Mapping[str, object]) -> bool:
     forms = ({"points"}, {"rle"}, {"imageDataURL"}, {"radiusX", "radiusY"}, {"x", "y", "width", "height"})
     return any(form <= set(value) for form in forms)
 
 
-def _labels(value: Mapping[str, Any]) -> list[str]:
+def _labels(value: Mapping[str, object]) -> list[str]:
     """The texts of every list called labels, ...labels or choices."""
     lists = [v for k, v in value.items() if (k.endswith("labels") or k == "choices") and isinstance(v, list)]
     return [v for found in lists for v in found if isinstance(v, str) and v]
@@ -107,7 +107,7 @@ def shape_of(region: LabelledShape, size: Size) -> Any:
     return rings(np.stack([corner, corner + along, corner + along + down, corner + down]), size)
 
 
-def _percents(points: Any) -> Any:
+def _percents(points: object) -> Any:
     try:
         xy = np.asarray(points, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -117,7 +117,7 @@ def _percents(points: Any) -> Any:
     return xy
 
 
-def _strokes(value: Mapping[str, Any], size: Size) -> Strokes:
+def _strokes(value: Mapping[str, object], size: Size) -> Strokes:
     if value.get("format", "rle") != "rle":
         raise BadShape(f"stored as {short(value.get('format'))}")
     try:
@@ -135,7 +135,7 @@ def _strokes(value: Mapping[str, Any], size: Size) -> Strokes:
     return Strokes(data, stated)
 
 
-def _bitmap(address: Any, size: Size) -> Stencil:
+def _bitmap(address: object, size: Size) -> Stencil:
     try:
         data = base64.b64decode(str(address).partition("base64,")[2] or str(address), validate=True)
         height, width = images.image_size(data)

@@ -52,7 +52,7 @@ class Patch(NamedTuple):
         box = covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         return cls(top + int(rows[0]), left + int(columns[0]), box, covered.size)
 
-    def of(self, image: NDArray[Any]) -> NDArray[Any]:
+    def of(self, image: NDArray[np.number]) -> NDArray[Any]:
         """The box's part of an image H W, as a view."""
         height, width = self.covered.shape
         return image[self.top : self.top + height, self.left : self.left + width]
@@ -122,7 +122,7 @@ def checked_counts(counts: Iterable[int], size: Size) -> NDArray[np.int64]:
     return runs
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
     if type(value) is int:
         return value
     if isinstance(value, float) and value.is_integer():
@@ -351,7 +351,7 @@ def _step_over(
 
 
 def _beyond(
-    t: NDArray[np.int64], xs: NDArray[np.int64], slope: NDArray[np.float64], step: NDArray[np.int64], up: Any
+    t: NDArray[np.int64], xs: NDArray[np.int64], slope: NDArray[np.float64], step: NDArray[np.int64], up: object
 ) -> NDArray[np.bool_]:
     """Whether the walk is past the step at t."""
     return np.asarray((np.trunc(xs + slope * t + 0.5) > step) == up)

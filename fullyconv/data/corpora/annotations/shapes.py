@@ -80,7 +80,7 @@ def number(value: Any, what: str) -> float:
     return found
 
 
-def ring(points: Any, size: Size) -> NDArray[np.float64]:
+def ring(points: object, size: Size) -> NDArray[np.float64]:
     """N x 2 corners (x y) of a polygon that covers something of an image of `size`, else BadShape."""
     try:
         flat = np.asarray(points, np.float64).reshape(-1)
@@ -119,7 +119,7 @@ class Rings:
         return raster.coco_union(self.outlines, size)
 
 
-def rings(points: Any, size: Size) -> Rings:
+def rings(points: object, size: Size) -> Rings:
     """One polygon as a shape, or BadShape."""
     return Rings((ring(points, size),))
 

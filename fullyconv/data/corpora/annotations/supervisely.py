@@ -137,11 +137,11 @@ def _classes(
     return [*names, *sorted(used - set(names))], colours
 
 
-def _title(thing: Mapping[str, Any]) -> str:
+def _title(thing: Mapping[str, object]) -> str:
     return str(thing.get("classTitle"))
 
 
-def _has_area(thing: Mapping[str, Any]) -> bool:
+def _has_area(thing: Mapping[str, object]) -> bool:
     return thing.get("geometryType") in _AREAS
 
 
