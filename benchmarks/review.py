@@ -23,7 +23,7 @@ import fullyconv
 from fullyconv.curation.review import doubts
 from fullyconv.data import open_dataset
 from fullyconv.predict import resize_image
-from fullyconv.regions import box, components
+from fullyconv.regions import bounding_box, components
 
 KINDS = ("swapped", "lost", "pasted", "grown", "half", "mixed up")
 
@@ -65,7 +65,7 @@ def planted(kind: str, label: np.ndarray, other: np.ndarray, draw: Any) -> np.nd
     elif kind == "grown":
         out[grown(mask, 8) & (label != 255)] = own
     else:
-        _, left, _, right = box(mask)
+        _, left, _, right = bounding_box(mask)
         half = mask.copy()
         half[:, (left + right) // 2 :] = False
         out[half] = neighbour

@@ -6,14 +6,14 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["give_back", "huge_pages", "keep_freed"]
+__all__ = ["give_back", "keep_freed", "request_huge_pages"]
 
 # glibc's names for what mallopt sets, and values
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST, OLDER_LARGEST = 1 << 30, 32 << 20  # older versions refuse more than 32 MiB
 
 
-def huge_pages() -> None:
+def request_huge_pages() -> None:
     """Ask torch, which must not be imported yet, to back tensors of 2 MiB and more by huge pages.
 
     Only torch's own switch is set (Linux, c10's CPU allocator); a value that the user gave stays, so

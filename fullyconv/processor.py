@@ -17,8 +17,19 @@ from pathlib import Path
 from fullyconv.errors import UnknownName, UsageError
 
 __all__ = [
-    "WIDTHS", "cores", "cores_granted", "held_back", "huge_pages", "instruction_sets", "load", "memory", "name",
-    "native", "numba_note", "right_threads", "width",
+    "WIDTHS",
+    "busy_cores",
+    "cores",
+    "cores_granted",
+    "has_native",
+    "held_back",
+    "huge_page_setting",
+    "instruction_sets",
+    "memory",
+    "name",
+    "numba_note",
+    "right_threads",
+    "width",
 ]  # fmt: skip
 
 # By which torch's names a set is known. On x86 all of a group must be there.
@@ -99,7 +110,7 @@ def width() -> str:
     return next((s for s in ("avx512_bf16", "avx512", "avx2", "sve", "neon") if s in able), "plain")
 
 
-def native(precision: str) -> bool:
+def has_native(precision: str) -> bool:
     """Whether the processor computes in "fp32", "bf16" or "fp16" by instructions of its own; else torch imitates them,
     ten to twenty times as slow as float32."""
     sets = NATIVE[precision]
@@ -183,7 +194,7 @@ def memory(root: Path = Path("/")) -> int:
     return min(found, default=0)
 
 
-def load() -> float | None:
+def busy_cores() -> float | None:
     """Cores that were busy in the last minute, this process's own work included; None where nobody counts."""
     try:
         return os.getloadavg()[0]
@@ -191,7 +202,7 @@ def load() -> float | None:
         return None
 
 
-def huge_pages(root: Path = Path("/")) -> str:
+def huge_page_setting(root: Path = Path("/")) -> str:
     """The kernel's setting ("always", "madvise", "never"), "none" where it has none."""
     for text in _lines(root / "sys/kernel/mm/transparent_hugepage/enabled"):
         return text.partition("[")[2].partition("]")[0] or "none"

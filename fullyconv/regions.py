@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["border_band", "box", "components", "outlines", "region_runs", "sieved"]
+__all__ = ["border_band", "bounding_box", "components", "outlines", "region_runs", "sieved"]
 
 Ring = NDArray[np.int64]  # N x 2 corners (x, y), the last one joined to the first
 
@@ -90,7 +90,7 @@ def sieved(labels: NDArray[np.integer], least: int) -> NDArray[Any]:
         labels = value[region]
 
 
-def box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def bounding_box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Half-open top, left, bottom, right of the True pixels (at least one)."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

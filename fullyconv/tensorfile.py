@@ -23,7 +23,7 @@ from fullyconv.files import Sha256, Written, open_regular, require_space, storag
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Header", "TensorInfo", "load", "read_header", "save", "stored_size"]
+__all__ = ["Header", "TensorInfo", "load_tensors", "read_header", "save_tensors", "stored_size"]
 
 HEADER_LIMIT = 16 << 20  # bytes of JSON: some 100,000 tensors
 _SIZES = {
@@ -71,12 +71,12 @@ class Header(NamedTuple):
 
 
 def stored_size(tensors: Mapping[str, object]) -> int:
-    """Bytes that `save` will write, metadata apart."""
+    """Bytes that `save_tensors` will write, metadata apart."""
     head, _ = _head(tensors, {})
     return len(head) + sum(_info(t)[2] for t in tensors.values())
 
 
-def save(
+def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, object], metadata: Mapping[str, str] | None = None
 ) -> Written:
     """Write numpy arrays or torch CPU tensors to a new file, fsynced; memory: two tensors at most are copied.
@@ -189,7 +189,7 @@ def _entry(name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
     return TensorInfo(entry["dtype"], tuple(shape), start + begin, start + end)
 
 
-def load(path: str | os.PathLike[str], *, sha256: str | None = None, numpy: bool = False) -> dict[str, Any]:
+def load_tensors(path: str | os.PathLike[str], *, sha256: str | None = None, numpy: bool = False) -> dict[str, Any]:
     """Every tensor of the file (torch CPU tensors, or numpy arrays), read once; with `sha256`, of these very bytes.
 
     Nothing is returned unless the digest matches: DataError names the file.

@@ -1,8 +1,8 @@
 """The one place where text goes to a terminal: control sequences that names bring along are shown, not obeyed.
 
-with guarded(): ...        stdout and stderr, whoever prints (commands, typer, warnings, tracebacks)
+with escaping_output(): ...stdout and stderr, whoever prints (commands, typer, warnings, tracebacks)
 rewrite(text)              a progress line over the one before, the only control sequences of our own
-say(text)                  a line on stderr, also outside of `guarded`
+say(text)                  a line on stderr, also outside of `escaping_output`
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, final
 
-__all__ = ["guarded", "plain", "raw", "rewrite", "say"]
+__all__ = ["escaping_output", "plain", "raw", "rewrite", "say"]
 
 # C0 but tab and line feed, DEL, C1; what turns the direction of writing or breaks lines; surrogates (undecodable bytes)
 _UNSAFE = re.compile(
@@ -51,7 +51,7 @@ class _Guarded:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
+def escaping_output() -> Iterator[None]:
     """While it lasts, whatever is printed to stdout and stderr is plain."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_Guarded(raw(stream)) for stream in before)

@@ -17,11 +17,11 @@ import numpy as np
 import sandbox_attempts
 
 from fullyconv.errors import DataError, MissingInput
-from fullyconv.sandbox.descriptors import opened
+from fullyconv.sandbox.descriptors import handed_over
 
 
 def honest(path: str, times: int = 1) -> tuple[dict[str, Any], Any]:
-    with opened(path) as file:
+    with handed_over(path) as file:
         data = np.frombuffer(file.read(), np.uint8)
     return {"bytes": np.tile(data, times)}, {"path": path, "times": times}
 
@@ -74,7 +74,7 @@ def floods(path: str) -> dict[str, Any]:
 def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Try everything forbidden through Python and straight through the C library; say what came of each."""
     folder = os.path.dirname(path)
-    with opened(path) as file:
+    with handed_over(path) as file:
         scene = sandbox_attempts.Scene(folder, os.dup(file.fileno()), os.getppid() or 1 << 20)
     tries: dict[str, Any] = {
         "python open w": lambda: open(f"{folder}/written", "w"),  # noqa: SIM115

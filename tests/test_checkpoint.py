@@ -82,7 +82,7 @@ def test_the_weights_are_a_safetensors_file_for_everyone(tmp_path: Path) -> None
     assert all(same(theirs[name], tensor) for name, tensor in tensors.items())
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(plain, tmp_path / "theirs.safetensors", {"format": "pt"})
-    ours = tensorfile.load(tmp_path / "theirs.safetensors")
+    ours = tensorfile.load_tensors(tmp_path / "theirs.safetensors")
     assert all(same(ours[name], tensor) for name, tensor in tensors.items())
 
 
@@ -451,7 +451,7 @@ def test_a_lying_header_is_refused_before_any_tensor_is_made(lie: str, tmp_path:
     with pytest.raises(DataError, match=r"model\.safetensors"):
         read_model(directory)
     with pytest.raises(DataError, match=r"model\.safetensors"):
-        tensorfile.load(directory / "model.safetensors")
+        tensorfile.load_tensors(directory / "model.safetensors")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype", "renamed"])

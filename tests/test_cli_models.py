@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fullyconv import processor
-from fullyconv.cli.convolutionalise import choose, class_names, load_classifier, text
+from fullyconv.cli.convolutionalise import choose_class, class_names, load_classifier, text
 from fullyconv.cli.models import info, models
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.models import NETWORKS
@@ -36,8 +36,8 @@ def test_every_network_of_the_paper_is_listed_with_its_crops(
 def test_info_without_a_name_shows_the_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor, "native", lambda name: name == "fp32")
-    monkeypatch.setattr(processor, "load", lambda: 64.0)
+    monkeypatch.setattr(processor, "has_native", lambda name: name == "fp32")
+    monkeypatch.setattr(processor, "busy_cores", lambda: 64.0)
     info(as_json=True)
     told = capsys.readouterr()
     found = json.loads(told.out)
@@ -46,8 +46,8 @@ def test_info_without_a_name_shows_the_machine(
     assert found["instruction_sets"] == list(processor.instruction_sets())
     assert 0 < found["cores_granted"] <= found["cores"]
     assert "Others use this machine: 64 cores' worth of work" in told.err
-    monkeypatch.setattr(processor, "native", lambda _: True)
-    monkeypatch.setattr(processor, "load", lambda: 0.0)
+    monkeypatch.setattr(processor, "has_native", lambda _: True)
+    monkeypatch.setattr(processor, "busy_cores", lambda: 0.0)
     info(as_json=False)
     told = capsys.readouterr()
     assert "where it is measured to be quicker" in told.out
@@ -81,15 +81,15 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 def test_a_class_is_meant_by_number_by_name_or_by_the_one_name_that_holds_the_word() -> None:
     heat = np.zeros((4, 2, 2), np.float32)
     heat[2, 1, 1] = 1
-    assert choose("", heat, NAMES)[:2] == (2, "dog")
-    assert choose("1", heat, NAMES)[:2] == (1, "tiger cat")
-    assert choose("cat", heat, NAMES)[:2] == (3, "Cat")  # the exact name before those that hold it
-    assert choose("tabby", heat, NAMES)[:2] == (0, "tabby cat")
-    assert choose("dog", heat, NAMES)[2][0] == {"class": "dog", "index": 2, "probability": 1.0}
+    assert choose_class("", heat, NAMES)[:2] == (2, "dog")
+    assert choose_class("1", heat, NAMES)[:2] == (1, "tiger cat")
+    assert choose_class("cat", heat, NAMES)[:2] == (3, "Cat")  # the exact name before those that hold it
+    assert choose_class("tabby", heat, NAMES)[:2] == (0, "tabby cat")
+    assert choose_class("dog", heat, NAMES)[2][0] == {"class": "dog", "index": 2, "probability": 1.0}
     with pytest.raises(UsageError, match="may be tabby cat, tiger cat, Cat; write one of them"):
-        choose("t", heat, NAMES)
+        choose_class("t", heat, NAMES)
     with pytest.raises(UnknownName, match="'cap' is not a known class; did you mean 'Cat'"):
-        choose("cap", heat, NAMES)
+        choose_class("cap", heat, NAMES)
 
 
 def test_names_of_classes_must_be_as_many_as_the_classifier_has(tmp_path: Path) -> None:

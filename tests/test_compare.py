@@ -12,7 +12,7 @@ import pytest
 
 from fullyconv.cli import main
 from fullyconv.errors import UsageError
-from fullyconv.evaluation.comparison import compare, differences
+from fullyconv.evaluation.comparison import compare_results, differences
 from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.taxonomy import Taxonomy
 
@@ -39,16 +39,16 @@ def result(right: float, seed: int = 0, images: int = 40, names: tuple[str, ...]
 
 
 def test_a_clear_gain_is_certain_and_its_interval_holds_the_difference() -> None:
-    found = compare(result(0.7), result(0.8, seed=1))
+    found = compare_results(result(0.7), result(0.8, seed=1))
     assert found.verdict.startswith("B beats A by")
     assert found.mean_iu.certain
     assert found.mean_iu.interval.low < found.mean_iu.difference < found.mean_iu.interval.high
     assert all(c.certain and c.difference > 0 for c in found.classes)
-    assert compare(result(0.8, seed=1), result(0.7)).verdict.startswith("A beats B")
+    assert compare_results(result(0.8, seed=1), result(0.7)).verdict.startswith("A beats B")
 
 
 def test_equal_results_cannot_be_told_apart() -> None:
-    found = compare(result(0.7), result(0.7))
+    found = compare_results(result(0.7), result(0.7))
     assert found.mean_iu.difference == 0
     assert not found.mean_iu.certain
     assert "cannot tell" in found.verdict
@@ -73,20 +73,20 @@ def test_pairing_finds_what_two_separate_intervals_would_not() -> None:
             base, per_image=images, tables={"semantic": np.stack([m.table("semantic", 3) for m in images]).sum(0)}
         )
 
-    assert compare(shifted(0.0), shifted(0.01)).mean_iu.certain
+    assert compare_results(shifted(0.0), shifted(0.01)).mean_iu.certain
 
 
 def test_another_way_of_computing_is_compared_and_said() -> None:
     tiled = {"tile": [256, 320], "context": 200, "blended": False}
     a = result(0.7, tta=[], tiling={**tiled, "tile": None}, precision="fp32")
     b = result(0.8, tta=["flip", "scales"], tiling=tiled, precision="fp32")
-    found = compare(a, b)
+    found = compare_results(a, b)
     assert found.notes == (
         "The augmentation was none for A and flip and scales for B.",
         "The tile was none for A and 256x320 for B.",
     )
     assert found.to_json()["notes"] == list(found.notes)
-    assert compare(a, a).notes == ()
+    assert compare_results(a, a).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_another_way_of_computing_is_compared_and_said() -> None:
 )
 def test_results_of_different_things_are_not_compared_and_the_difference_is_named(other: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        compare(result(0.7), result(0.7, **other))
+        compare_results(result(0.7), result(0.7, **other))
     assert len(differences(result(0.7), result(0.7, **other))) == 1
 
 
@@ -139,8 +139,8 @@ def test_results_of_networks_that_number_classes_otherwise_are_compared_class_by
     names: tuple[str, ...], to: tuple[int, ...]
 ) -> None:
     a, b = result(0.7), result(0.8, seed=1)
-    plain = compare(a, b)
-    for found in (compare(a, renumbered(b, names, to)), compare(renumbered(a, names, to), b)):
+    plain = compare_results(a, b)
+    for found in (compare_results(a, renumbered(b, names, to)), compare_results(renumbered(a, names, to), b)):
         assert found.mean_iu == plain.mean_iu
         assert {c.name: c for c in found.classes} == {c.name: c for c in plain.classes}
         assert any("matched by name" in note for note in found.notes)

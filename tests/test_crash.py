@@ -208,7 +208,7 @@ def test_a_naive_writer_is_caught_by_the_enumeration(ram: Path) -> None:
 
         assert in_fork(saving) == signal.SIGKILL
         try:
-            tensorfile.load(path, numpy=True)
+            tensorfile.load_tensors(path, numpy=True)
         except FullyconvError:
             broken += 1
     assert broken > 0
@@ -387,7 +387,7 @@ def test_random_kills_catch_a_naive_writer(tmp_path: Path) -> None:
             say(f" done{step}")
 
     def judge(_: int) -> int:
-        tensorfile.load(path, numpy=True)
+        tensorfile.load_tensors(path, numpy=True)
         return 0
 
     middle, bad, _ = killed(path, 12, naive, judge)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fullyconv import scenes
 from fullyconv.data import open_dataset
-from fullyconv.data.corpora.conversion import convert
+from fullyconv.data.corpora.conversion import convert_dataset
 from fullyconv.data.corpora.download import ELSEWHERE, SOURCES, Source, fetch_corpus
 from fullyconv.errors import DataError, FullyconvError, TryAgain, UnknownName, UsageError
 from fullyconv.images import write_label
@@ -187,7 +187,7 @@ def test_every_source_is_https_and_read_by_a_known_kind() -> None:
 
 def test_convert_keeps_images_labels_classes_and_splits(tmp_path: Path) -> None:
     root = scenes.write_scenes(tmp_path / "scenes", train=2, val=1, size=(24, 32), seed=2)
-    counts = convert(f"folder:{root}", tmp_path / "plain", inputs=["rgb", "depth"])
+    counts = convert_dataset(f"folder:{root}", tmp_path / "plain", inputs=["rgb", "depth"])
     assert counts == {"train": 2, "val": 1}
     for split in counts:
         old = open_dataset(f"folder:{root}", split, inputs=["rgb", "depth"])
@@ -197,7 +197,7 @@ def test_convert_keeps_images_labels_classes_and_splits(tmp_path: Path) -> None:
             assert np.array_equal(a.image, b.image)
             assert all(np.array_equal(a.labels[h], b.labels[h]) for h in old.taxonomies)
     with pytest.raises(UsageError, match="exists"):
-        convert(f"folder:{root}", tmp_path / "plain")
+        convert_dataset(f"folder:{root}", tmp_path / "plain")
 
 
 def test_convert_writes_index_pngs_of_formats_without_label_files(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_convert_writes_index_pngs_of_formats_without_label_files(tmp_path: Path
     square = {"label": "cat", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon"}
     value = {"shapes": [square], "imagePath": "x.png", "imageData": None, "imageHeight": 30, "imageWidth": 40}
     (tmp_path / "x.json").write_text(json.dumps(value))
-    assert convert(f"labelme:{tmp_path}", tmp_path / "plain") == {"all": 1}
+    assert convert_dataset(f"labelme:{tmp_path}", tmp_path / "plain") == {"all": 1}
     label = Image.open(tmp_path / "plain/labels/x.png")
     assert label.mode == "P"
     assert np.array_equal(np.asarray(label), open_dataset(f"labelme:{tmp_path}")[0].labels["semantic"])
@@ -219,7 +219,7 @@ def test_convert_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     write_label(tmp_path / "in/labels/a.png", np.full((6, 8), 9, np.uint8))
     (tmp_path / "in/classes.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError, match="no class"):
-        convert(f"folder:{tmp_path / 'in'}", tmp_path / "out")
+        convert_dataset(f"folder:{tmp_path / 'in'}", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

@@ -25,7 +25,7 @@ from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.engine.prepare import prepare
 from fullyconv.engine.spec import ConvolutionSpec
 from fullyconv.engine.thresholds import Thresholds
-from fullyconv.processor import instruction_sets, native
+from fullyconv.processor import has_native, instruction_sets
 
 exact_bytes = pytest.mark.skipif(
     not ("avx512_vnni" in instruction_sets() and hasattr(torch.ops.onednn, "qconv2d_pointwise")),
@@ -172,7 +172,9 @@ def test_what_is_not_finite_is_convolved_plainly() -> None:
     assert asked == [(1, 1)]
 
 
-HALF = pytest.mark.skipif(not native("bf16"), reason="the processor has no bfloat16, in which oneDNN has no product")
+HALF = pytest.mark.skipif(
+    not has_native("bf16"), reason="the processor has no bfloat16, in which oneDNN has no product"
+)
 
 
 @pytest.mark.parametrize("inner", [False, True])

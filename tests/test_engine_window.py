@@ -16,7 +16,7 @@ from fullyconv.engine.visibility import background_side, visible_axis
 from fullyconv.engine.window import Windowed
 from fullyconv.models.fcn import FCN
 from fullyconv.models.trace import trace
-from fullyconv.processor import native
+from fullyconv.processor import has_native
 
 PAPER = ["fcn8s-vgg16", "fcn32s-alexnet", "fcn8s-googlenet"]
 
@@ -183,7 +183,7 @@ def test_a_network_in_training_mode_scores_as_in_evaluation_and_goes_on_training
     assert all(m.training for m in model.modules())
 
 
-@pytest.mark.skipif(not native("bf16"), reason="the processor has no bfloat16, for which oneDNN has no layout then")
+@pytest.mark.skipif(not has_native("bf16"), reason="the processor has no bfloat16, for which oneDNN has no layout then")
 def test_bf16_scores_are_near_and_come_back_as_float32() -> None:
     model = small("fcn8s-vgg16")
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))

@@ -13,12 +13,12 @@ from test_predict import Tiny
 from fullyconv import metrics
 from fullyconv.errors import UsageError
 from fullyconv.evaluation import Result, evaluate
-from fullyconv.evaluation.evaluation_writer import around, find_suspect, typical
+from fullyconv.evaluation.evaluation_writer import context_window, find_suspect, typical
 from fullyconv.evaluation.pixel_statistics import BAND, BINS, RINGS, THICKNESS, PixelStatistics
 from fullyconv.evaluation.statistics import costly_pairs, counts, image_iu, interval, resample
 from fullyconv.images import read_image, read_label
 from fullyconv.predict import Predictor
-from fullyconv.regions import border_band, box, components
+from fullyconv.regions import border_band, bounding_box, components
 
 
 def flood(labels: np.ndarray) -> np.ndarray:
@@ -186,11 +186,11 @@ def test_a_sure_contradiction_is_a_suspect_and_a_doubtful_one_is_not() -> None:
 
 def test_windows_stay_inside_the_image_and_around_their_region() -> None:
     for window in [(0, 0, 2, 2), (350, 470, 360, 480), (10, 10, 300, 30)]:
-        top, left, bottom, right = around(window, (360, 480))
+        top, left, bottom, right = context_window(window, (360, 480))
         assert 0 <= top <= window[0] < window[2] <= bottom <= 360
         assert 0 <= left <= window[1] < window[3] <= right <= 480
-    assert around((0, 0, 5, 5), (20, 30)) == (0, 0, 20, 30)
-    assert box(np.eye(5, dtype=bool)[1:4]) == (0, 1, 3, 4)
+    assert context_window((0, 0, 5, 5), (20, 30)) == (0, 0, 20, 30)
+    assert bounding_box(np.eye(5, dtype=bool)[1:4]) == (0, 1, 3, 4)
 
 
 def test_the_counts_of_images_add_up_to_the_table(tmp_path: Path) -> None:

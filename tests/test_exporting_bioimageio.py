@@ -119,8 +119,8 @@ def test_what_a_description_cannot_say_is_refused(how: dict[str, Any], said: str
     asked = {"output": "labels", "taken": "uint8", "halo": 10.0, "order": (0, 1, 2)} | how
     preprocessing = fc.Preprocessing(order=asked.pop("order"))
     with pytest.raises(UsageError, match=said):
-        bioimageio.check_network(preprocessing, **asked)
-    bioimageio.check_network(preprocessing, "labels", "uint8", math.inf)
+        bioimageio.check_describable(preprocessing, **asked)
+    bioimageio.check_describable(preprocessing, "labels", "uint8", math.inf)
 
 
 def test_float_files_are_described_with_their_preprocessing(model: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fullyconv.data import open_dataset
 from fullyconv.data.corpora.layout import LeftOut, is_split, list_files, role
-from fullyconv.doctor import check, open_splits
+from fullyconv.doctor import check, open_every_split
 from fullyconv.errors import DataError
 
 TRUTH = [faults.scene(i, (40, 48)) for i in range(8)]
@@ -126,8 +126,8 @@ def test_images_beside_their_labels_in_folders_named_as_splits_are_of_these_spli
             faults.save(TRUTH[i][1], tmp_path / name / f"p{i}_mask.png")
     learned = open_dataset(tmp_path)
     assert [r.name for r in learned.records] == ["p0", "p1"]
-    assert [len(d) for d in open_splits(tmp_path)] == [2, 2, 2]
-    assert {r.name for d in open_splits(tmp_path) for r in d.records} == {f"p{i}" for i in range(6)}
+    assert [len(d) for d in open_every_split(tmp_path)] == [2, 2, 2]
+    assert {r.name for d in open_every_split(tmp_path) for r in d.records} == {f"p{i}" for i in range(6)}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_lies_beside_the_splits_is_never_learned_and_is_counted(layout: str
         "images/"
     ) else None
     assert [r.name for r in open_dataset(tmp_path).records] == ["p0"]
-    assert [d.split for d in open_splits(tmp_path)] == ["train", "val", "test"]
+    assert [d.split for d in open_every_split(tmp_path)] == ["train", "val", "test"]
     assert "images that are not used: " in notes(tmp_path)
     assert "1 in extra/ (q.png)" in notes(tmp_path)
 

@@ -16,7 +16,7 @@ from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.data.corpora.folder_roles import by_content, plain
 from fullyconv.data.corpora.layout import list_files
-from fullyconv.doctor import check, open_splits
+from fullyconv.doctor import check, open_every_split
 from fullyconv.errors import DataError, UnknownName
 from fullyconv.files.listing import list_below
 
@@ -65,7 +65,7 @@ def test_folders_of_one_names_files_are_images_and_labels_whatever_they_are_call
 ) -> None:
     for split, which in SPLITS:
         put(tmp_path / image.format(split), tmp_path / label.format(split), which)
-    assert [(d.split, len(d)) for d in open_splits(tmp_path)] == [("train", 4), ("val", 2)]
+    assert [(d.split, len(d)) for d in open_every_split(tmp_path)] == [("train", 4), ("val", 2)]
     equal_labels(tmp_path, "train")
     equal_labels(tmp_path, "val", 4)
 
@@ -96,7 +96,7 @@ def test_domains_of_a_split_are_joined_under_their_names(tmp_path: Path) -> None
     for domain in ("Urban", "Rural"):
         put(tmp_path / "Train" / domain / "images_png", tmp_path / "Train" / domain / "masks_png", range(2))
         put(tmp_path / "Val" / domain / "images_png", tmp_path / "Val" / domain / "masks_png", range(2, 3))
-    train, val = open_splits(tmp_path)
+    train, val = open_every_split(tmp_path)
     assert [r.name for r in train.records] == ["Rural/0", "Rural/1", "Urban/0", "Urban/1"]
     assert (len(val), val.split) == (2, "Val")
 
@@ -162,7 +162,7 @@ def folds(root: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["fold1", "1"])
 def test_a_fold_is_chosen_by_its_name_or_number(name: str, tmp_path: Path) -> None:
-    splits = open_splits(f"folder,fold={name}:{folds(tmp_path)}")
+    splits = open_every_split(f"folder,fold={name}:{folds(tmp_path)}")
     assert {d.split: [r.name for r in d.records] for d in splits} == {"train": [*"0145"], "val": [*"23"]}
 
 

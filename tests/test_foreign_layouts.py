@@ -19,7 +19,7 @@ from fullyconv.data import open_dataset
 from fullyconv.data.corpora.annotations import supervisely as reader
 from fullyconv.data.corpora.annotations.raster import coco_polygon
 from fullyconv.data.corpora.taxonomies import ADE20K, CITYSCAPES, VOC
-from fullyconv.doctor import check, open_splits
+from fullyconv.doctor import check, open_every_split
 from fullyconv.doctor.findings import Finding
 from fullyconv.errors import DataError
 
@@ -59,7 +59,7 @@ def test_nnunets_raw_layout_is_read_by_its_labels(old: bool, tmp_path: Path) -> 
     assert dataset.records[3].name == "case_3"
     np.testing.assert_array_equal(dataset[3].image, TRUTH[3][0])
     np.testing.assert_array_equal(dataset[3].labels["semantic"], TRUTH[3][1])
-    assert [(d.split, len(d), bool(d.taxonomies)) for d in open_splits(tmp_path)] == [
+    assert [(d.split, len(d), bool(d.taxonomies)) for d in open_every_split(tmp_path)] == [
         ("train", 4, True),
         ("test", 1, False),
     ]

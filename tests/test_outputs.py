@@ -21,7 +21,7 @@ from test_predict import Tiny
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.data.base import Record
-from fullyconv.data.corpora.conversion import convert
+from fullyconv.data.corpora.conversion import convert_dataset
 from fullyconv.errors import DataError, FullyconvError, InternalError, MissingInput, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.files.listing import list_below
@@ -305,7 +305,7 @@ def test_images_that_a_list_names_alike_stay_apart(tmp_path: Path) -> None:
 
 def test_converting_a_list_in_a_subfolder_touches_no_input_and_writes_into_the_new_folder_alone(listed: Path) -> None:
     before = everything(listed.parent)
-    assert convert(str(listed / "splits/fold1/val.csv"), listed / "splits/fold1/out") == {"all": 3}
+    assert convert_dataset(str(listed / "splits/fold1/val.csv"), listed / "splits/fold1/out") == {"all": 3}
     after = everything(listed.parent)
     assert {k: v for k, v in after.items() if k in before} == before
     assert all(k.startswith("root/splits/fold1/out/") for k in after if k not in before)
@@ -361,7 +361,7 @@ def test_a_split_a_head_or_an_input_that_bears_a_path_converts_to_nothing(
     if column == "input":
         options = {"inputs": ["rgb", evil]}
     with pytest.raises(FullyconvError, match=r"rename|known"):
-        convert(str(listed / "l.csv"), tmp_path / "deep/er/out", **options)
+        convert_dataset(str(listed / "l.csv"), tmp_path / "deep/er/out", **options)
     assert everything(tmp_path) == before
 
 
@@ -376,7 +376,7 @@ def test_a_cvat_export_whose_subset_is_a_path_writes_nowhere_else(tmp_path: Path
         before = everything(tmp_path)
         for options in ({}, {"splits": [subset]}):
             with contextlib.suppress(FullyconvError):
-                convert(f"cvat:{tmp_path / 'cvat'}", tmp_path / f"out{len(options)}", **options)  # type: ignore[arg-type]
+                convert_dataset(f"cvat:{tmp_path / 'cvat'}", tmp_path / f"out{len(options)}", **options)  # type: ignore[arg-type]
             after = everything(tmp_path)
             assert {k: v for k, v in after.items() if k in before} == before
             assert all(k.startswith("out") for k in after if k not in before)

@@ -137,7 +137,7 @@ def test_an_image_without_invalid_pixels_is_not_touched() -> None:
 
 def test_measured_preprocessing_takes_valid_pixels_alone_and_keeps_small_spreads_far_from_zero(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from fullyconv.train.network import measured
+    from fullyconv.train.network import measure_preprocessing
 
     far = [1e7 + RNG.normal(size=(*SIZE, 5)) for _ in range(3)]
     stored = [f.astype(np.float32) for f in far]
@@ -145,7 +145,7 @@ def test_measured_preprocessing_takes_valid_pixels_alone_and_keeps_small_spreads
         image[::2, ::2][:2] = -9999
     write(tmp_path, [tiff(v, nodata="-9999") for v in stored])
     kept = np.concatenate([v[::2, ::2][2:].reshape(-1, 5) for v in stored]).astype(np.float64)
-    found = measured(open_dataset(tmp_path))
+    found = measure_preprocessing(open_dataset(tmp_path))
     np.testing.assert_allclose(found.mean, kept.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(found.std, kept.std(axis=0), rtol=1e-6)
 

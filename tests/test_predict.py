@@ -181,7 +181,7 @@ def test_bf16_is_close_where_the_processor_has_it_and_refused_where_not(monkeypa
 def test_auto_takes_bf16_only_where_it_is_native_and_quicker(
     bf16: bool, times: dict[str, float], chosen: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor, "native", lambda _: bf16)
+    monkeypatch.setattr(processor, "has_native", lambda _: bf16)
     asked: list[str] = []
 
     def seconds(call: Any, _: Any) -> float:

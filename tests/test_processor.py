@@ -52,7 +52,11 @@ def test_what_is_active_is_what_the_processor_has_and_the_switch_allows(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert processor.width() == width
-    assert (processor.native("fp32"), processor.native("bf16"), processor.native("fp16")) == (True, bf16, fp16)
+    assert (processor.has_native("fp32"), processor.has_native("bf16"), processor.has_native("fp16")) == (
+        True,
+        bf16,
+        fp16,
+    )
 
 
 def test_a_processor_is_held_back_to_what_it_has_and_to_nothing_more(monkeypatch: Any) -> None:
@@ -148,9 +152,9 @@ def test_memory_is_the_least_that_the_machine_and_the_groups_give(tmp_path: Path
 
 
 def test_huge_pages_are_what_the_kernel_says(tmp_path: Path) -> None:
-    assert processor.huge_pages(tmp_path) == "none"
+    assert processor.huge_page_setting(tmp_path) == "none"
     _write(tmp_path, {"sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never"})
-    assert processor.huge_pages(tmp_path) == "madvise"
+    assert processor.huge_page_setting(tmp_path) == "madvise"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")

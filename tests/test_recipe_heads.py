@@ -321,17 +321,17 @@ def test_the_disk_cache_is_said_and_waits_for_an_interrupted_run_to_go_on(
     assert len(made) == 4  # a file and its index for each of the two splits
     (out / "cache" / "of-other-data.bin").write_bytes(b"old")
     seen: list[list[str]] = []
-    original = checkpointing.log
+    original = checkpointing.log_step
 
     def looked(*arguments: Any) -> None:
         seen.append(decoded(out))
         original(*arguments)
 
-    checkpointing.log = looked
+    checkpointing.log_step = looked
     try:
         train.fit(small(epochs=2, cache="disk"), f"folder:{street}", out, resume=True, quiet=False)
     finally:
-        checkpointing.log = original
+        checkpointing.log_step = original
     assert set(map(tuple, seen)) == {tuple(made)}
     assert f"decoded images are kept in {out / 'cache'}" in capsys.readouterr().err
     assert decoded(out) == []

@@ -33,7 +33,7 @@ from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
 from fullyconv.report import charts, render, sentences, write
 from fullyconv.report.collect import Run, label_address, outline, read_run
-from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, checked
+from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, parse_record
 from fullyconv.report.training import training
 from fullyconv.taxonomy import Taxonomy
 
@@ -252,11 +252,11 @@ def test_a_record_that_is_not_what_fullyconv_writes_is_refused_with_its_place(
     kind: Any, value: Any, words: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        checked(kind, value)
+        parse_record(kind, value)
 
 
 def test_records_hold_what_the_files_say_and_pass_over_what_no_page_shows() -> None:
-    assert checked(StepRecord, {"step": 3, "loss": None, "order": "x", "lr": 1}) == StepRecord(3, lr=1.0)
+    assert parse_record(StepRecord, {"step": 3, "loss": None, "order": "x", "lr": 1}) == StepRecord(3, lr=1.0)
     row = {"step": 7, "mean_iu": 0.5, "heads.b.mean_iu": None, "seconds": 3, "floor": {"class": "x", "mean_iu": 0.1}}
     found = MeasurementRecord.of(row)
     assert (found.mean_iu, found.floor, found.classes, list(found.figures)) == (

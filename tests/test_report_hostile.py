@@ -22,7 +22,7 @@ from fullyconv.doctor.findings import finding
 from fullyconv.doctor.html import sheet
 from fullyconv.errors import DataError, FullyconvError, UsageError, foreign_values
 from fullyconv.evaluation import Result, evaluate
-from fullyconv.evaluation.comparison import compare
+from fullyconv.evaluation.comparison import compare_results
 from fullyconv.evaluation.progress import draw_progress
 from fullyconv.predict import Predictor
 from fullyconv.report import render, write
@@ -144,7 +144,7 @@ def outcomes(honest: Path, place: Path, count: int, seed: int) -> Counter[str]:
                     render(run)
                 else:
                     with foreign_values(run, "write it again"):
-                        text(compare(good, Result.load(run)))
+                        text(compare_results(good, Result.load(run)))
                 found[f"{what} made"] += 1
             except FullyconvError as error:
                 found[f"{what} refused"] += 1

@@ -14,7 +14,7 @@ import pytest
 from training_tools import call, outcome, start, train_until
 
 from fullyconv.cli.supervise import newest_step, supervise
-from fullyconv.processor import native
+from fullyconv.processor import has_native
 
 STEPS = 12  # of three epochs of 7 images in steps of 2; measured after 4, 8 and 12
 
@@ -28,7 +28,7 @@ COLUMNS: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adamw", "sgd", "caffe-sgd"),
     "save_every": ("1h", "0.001s"),
     "ema": (0.0, 0.9),
-    "precision": ("fp32", "bf16") if native("bf16") else ("fp32", "auto"),
+    "precision": ("fp32", "bf16") if has_native("bf16") else ("fp32", "auto"),
     "accumulate": (1, 2),
     "sampling": ("epochs", "replacement"),
 }
@@ -92,7 +92,7 @@ FAST: list[dict[str, Any]] = [
         "how": "SIGINT",
         "workers": 2,
         "optimizer": "caffe-sgd",
-        "precision": "bf16" if native("bf16") else "auto",
+        "precision": "bf16" if has_native("bf16") else "auto",
     },
     {"place": "between_links", "when": 1, "how": "SIGKILL", "ema": 0.9},
 ]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import fullyconv
 from fullyconv.cli import main
-from fullyconv.curation.corrections import accept, keep, parse_numbers
+from fullyconv.curation.corrections import keep, parse_numbers, write_corrections
 from fullyconv.curation.review import Doubt, fold_of
 from fullyconv.curation.suspects import ClassTable, suspects_in
 from fullyconv.data import open_dataset
@@ -116,7 +116,7 @@ def found_in(data: Any) -> list[Doubt]:
 def test_accepted_corrections_are_copies_with_their_origin_and_the_data_stay(data: Any, tmp_path: Path) -> None:
     before = {f: f.read_bytes() for f in data.files}
     keep(found_in(data), data, tmp_path / "o", "abc")
-    label, about = accept({1}, data, tmp_path / "o")
+    label, about = write_corrections({1}, data, tmp_path / "o")
     assert label.name == "2.png"
     assert (np.asarray(Image.open(label)) == 1).all()
     said = json.loads(about.read_text())
@@ -124,12 +124,12 @@ def test_accepted_corrections_are_copies_with_their_origin_and_the_data_stay(dat
     assert [(r["record"], r["labelled"], r["predicted"]) for r in said["accepted"]] == [("2", "flat", "noisy")]
     assert before == {f: f.read_bytes() for f in data.files}
     with pytest.raises(UsageError, match="no finding 2"):
-        accept({2}, data, tmp_path / "o")
+        write_corrections({2}, data, tmp_path / "o")
     next(f for f in data.files if f.match("labels/2.png")).write_bytes(before[data.records[1].labels["semantic"]])
     other = np.zeros((40, 56), np.uint8)
     Image.fromarray(other).save(tmp_path / "d/train/labels/2.png")
     with pytest.raises(DataError, match="have changed since"):
-        accept({1}, data, tmp_path / "o")
+        write_corrections({1}, data, tmp_path / "o")
 
 
 def test_numbers_of_findings_are_lists_and_ranges() -> None:

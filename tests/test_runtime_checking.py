@@ -12,7 +12,7 @@ import pytest
 
 import fullyconv as fc
 from fullyconv.errors import DataError
-from fullyconv.runtime.checking import checked, cut
+from fullyconv.runtime.checking import checked_graph, cut
 from fullyconv.runtime.onnx_session import OnnxSession
 from fullyconv.runtime.protobuf import ByteSpan, Damaged, bytes_field, fields, integer_field, integers
 
@@ -48,7 +48,7 @@ def tensor(name: str, shape: list[int], kind: int = TensorProto.FLOAT, **fields:
 
 
 def test_a_plain_graph_passes_and_is_read_whole() -> None:
-    graph = checked(bytes_of(small()), "a.onnx")
+    graph = checked_graph(bytes_of(small()), "a.onnx")
     assert [n.operator for n in graph.nodes] == ["Conv", "Pad", "ArgMax"]
     assert list(graph.inputs) == ["image"]
     assert graph.outputs == ["labels"]
@@ -56,7 +56,7 @@ def test_a_plain_graph_passes_and_is_read_whole() -> None:
 
 
 def test_a_part_of_a_graph_is_a_file_of_its_own() -> None:
-    graph = checked(bytes_of(small()), "a.onnx")
+    graph = checked_graph(bytes_of(small()), "a.onnx")
     data = cut(graph, "image", ("N", 3, "H", "W"), ["p"])
     part = onnx.load_model_from_string(data)
     x = np.ones((1, 3, 2, 2), np.float32)
@@ -135,21 +135,21 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_no_export_holds_is_refused_by_name(what: str) -> None:
     make, words = HOSTILE[what]
     with pytest.raises(DataError, match=words):
-        checked(bytes_of(make()), "a.onnx")
+        checked_graph(bytes_of(make()), "a.onnx")
 
 
 def test_bytes_cut_or_changed_anywhere_are_refused_or_read_in_bounds() -> None:
     data = bytes_of(small())
     for end in range(len(data)):
         with pytest.raises(DataError, match=r"a\.onnx is no ONNX file"):
-            checked(data[:end], "a.onnx")
+            checked_graph(data[:end], "a.onnx")
     random, passed = np.random.default_rng(5), 0
     for _ in range(3000):
         changed = bytearray(data)
         for at in random.integers(0, len(data), random.integers(1, 4)):
             changed[at] = random.integers(0, 256)
         try:
-            checked(bytes(changed), "a.onnx")
+            checked_graph(bytes(changed), "a.onnx")
             passed += 1
         except DataError:
             pass
@@ -160,7 +160,7 @@ def test_noise_is_refused() -> None:
     random = np.random.default_rng(6)
     for size in (0, 1, 2, 40, 4000):
         with pytest.raises(DataError):
-            checked(random.bytes(size), "a.onnx")
+            checked_graph(random.bytes(size), "a.onnx")
 
 
 def test_protobuf_reads_what_it_writes_and_no_further() -> None:

@@ -18,7 +18,7 @@ from test_predict import Tiny
 from fullyconv.cli import main
 from fullyconv.predict import Predictor
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.terminal import guarded, plain, rewrite, say
+from fullyconv.terminal import escaping_output, plain, rewrite, say
 from fullyconv.train.display import Display
 
 RAW = "\x1b[31m\x07\u202e\x9b"
@@ -37,7 +37,7 @@ def test_controls_are_shown_and_all_other_text_stays() -> None:
 
 
 def write_everything() -> None:
-    with guarded(), guarded():
+    with escaping_output(), escaping_output():
         print(RAW)
         sys.stderr.writelines([RAW])
         sys.stdout.write(RAW)

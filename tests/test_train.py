@@ -44,7 +44,7 @@ from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, measuring, memory_advice, optimisation, planning
 from fullyconv.train.batch_reader import BatchReader, tickets
 from fullyconv.train.context import held_out, median_frequency
-from fullyconv.train.display import Clock, Display, duration
+from fullyconv.train.display import Clock, Display, short_duration
 from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch, gradients
 from fullyconv.train.training_state import State
@@ -368,7 +368,7 @@ def test_a_run_that_fails_before_its_first_step_says_what_its_folder_holds(
 
 
 def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_path: Path, monkeypatch: Any) -> None:
-    log = checkpointing.log
+    log = checkpointing.log_step
 
     def hooked(c: Any, *rest: Any) -> None:
         log(c, *rest)
@@ -376,7 +376,7 @@ def test_a_network_without_finite_scores_does_not_take_a_good_ones_place(tmp_pat
             for p in c.model.parameters():
                 p.data.fill_(3e38)
 
-    monkeypatch.setattr(checkpointing, "log", hooked)
+    monkeypatch.setattr(checkpointing, "log_step", hooked)
     with pytest.raises(FullyconvError, match=r"step 4 gives scores that are not finite.*lower lr.*last good"):
         fit(small(val_every=1), tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name == "step-0"
@@ -584,18 +584,18 @@ def test_the_display_names_the_bottleneck_and_writes_plain_lines_off_a_terminal(
     assert "25 %  step 3" in line
     assert "(chance 1.10)" in line
     assert "1m15s left" in line
-    assert [duration(s) for s in (-1, 8, 750, 3900)] == ["?", "8s", "12m30s", "1h05m"]
+    assert [short_duration(s) for s in (-1, 8, 750, 3900)] == ["?", "8s", "12m30s", "1h05m"]
 
 
 def test_ctrl_c_saves_this_very_step(tmp_path: Path, monkeypatch: Any) -> None:
-    log, before = checkpointing.log, signal.getsignal(signal.SIGINT)
+    log, before = checkpointing.log_step, signal.getsignal(signal.SIGINT)
 
     def hooked(c: Any, *rest: Any) -> None:
         log(c, *rest)
         if c.state.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(checkpointing, "log", hooked)
+    monkeypatch.setattr(checkpointing, "log_step", hooked)
     with pytest.raises(Interrupted, match="step 2 is saved"):
         fit(small(), tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name == "step-2"

@@ -41,7 +41,7 @@ def folder(root: Path, count: int = 6, size: tuple[int, int] = (40, 50), rare: i
 def taken(dataset: Dataset, **settings: Any) -> tuple[recipes.Recipe, list[str]]:
     model = models.create("fcn2s-tiny", taxonomies=dataset.taxonomies, quiet=True)
     recipe = recipes.read(None, {"model": "fcn2s-tiny", **settings})
-    return chosen.choose(recipe, model, dataset, None, {}, CPU)
+    return chosen.choose_settings(recipe, model, dataset, None, {}, CPU)
 
 
 def test_what_the_data_decide_is_taken_and_said(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_images_without_files_are_looked_at_as_those_in_files(tmp_path: Path, ra
     broken = [*pairs, (np.zeros(3), np.zeros((3, 3), np.uint8))]  # for training to judge
     assert taken(from_pairs(broken, 2))[0].crop == (64, 96)
     last = from_pairs(broken, 2)
-    assert chosen.looked_at(replace(last, records=last.records[5:])) is None
+    assert chosen.sample_summary(replace(last, records=last.records[5:])) is None
 
 
 def test_even_classes_are_not_weighted(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def test_an_empty_val_split_does_not_hide_the_data_that_were_given_to_measure(na
 
 
 def test_images_learned_and_measured_in_two_folders_are_said_to_be_the_same(tmp_path: Path, capsys: Any) -> None:
-    from fullyconv.train.context import checked
+    from fullyconv.train.context import open_checked
     from fullyconv.train.display import Display
 
     data = [str(whole(tmp_path / name)) for name in ("data", "again")]
-    checked(small(), data[0], data[1], Display(quiet=True))
+    open_checked(small(), data[0], data[1], Display(quiet=True))
     said = capsys.readouterr().err
     assert "it is the same image as" in said
     assert "Keep it in one split only" in said

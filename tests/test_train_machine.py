@@ -30,7 +30,7 @@ def recipe_of(out: Path) -> dict[str, Any]:
 def test_numbers_that_the_processor_has_not_are_refused_before_anything_is_written(
     precision: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(processor, "native", lambda name: name == "fp32")
+    monkeypatch.setattr(processor, "has_native", lambda name: name == "fp32")
     with pytest.raises(UsageError, match='use precision = "auto" or "fp32"'):
         fit(small(precision=precision), tmp_path / "run")
     staged = small(precision=precision, model="fcn8s-vgg16").replace(stages=("fcn32s-vgg16-pascal",))
@@ -40,7 +40,7 @@ def test_numbers_that_the_processor_has_not_are_refused_before_anything_is_writt
 
 
 def test_auto_is_float32_without_bfloat16_and_says_so(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(processor, "native", lambda name: name == "fp32")
+    monkeypatch.setattr(processor, "has_native", lambda name: name == "fp32")
     fit(small(precision="auto", steps=1), tmp_path / "run")
     assert "precision fp32: this processor" in capsys.readouterr().err
     assert recipe_of(tmp_path / "run")["precision"] == "fp32"
@@ -52,7 +52,7 @@ def test_auto_is_float32_without_bfloat16_and_says_so(tmp_path: Path, monkeypatc
 def test_auto_takes_what_a_step_is_quicker_in_and_the_run_keeps_it(
     quicker: str, chosen: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(processor, "native", lambda _: True)  # a network so small is imitated in no time
+    monkeypatch.setattr(processor, "has_native", lambda _: True)  # a network so small is imitated in no time
     monkeypatch.setattr(machine, "_seconds", lambda name, *_: 1.0 if name == quicker else 2.0)
     fit(small(precision="auto", steps=1), tmp_path / "run")
     assert f"precision {chosen}: " in capsys.readouterr().err
@@ -64,16 +64,16 @@ def test_auto_takes_what_a_step_is_quicker_in_and_the_run_keeps_it(
 
 def test_choosing_leaves_the_network_and_the_random_numbers_as_they_were(tmp_path: Path, monkeypatch: Any) -> None:
     fit(small(precision="fp32", steps=2), tmp_path / "given")
-    monkeypatch.setattr(processor, "native", lambda _: True)
+    monkeypatch.setattr(processor, "has_native", lambda _: True)
     monkeypatch.setattr(machine.precision, "GAIN", 1e9)  # float32 whatever is measured
     fit(small(precision="auto", steps=2), tmp_path / "chosen")
     assert outcome(tmp_path / "given") == outcome(tmp_path / "chosen")
 
 
 def test_a_run_in_bfloat16_does_not_go_on_where_there_is_none(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(processor, "native", lambda _: True)
+    monkeypatch.setattr(processor, "has_native", lambda _: True)
     fit(small(precision="bf16", steps=1), tmp_path / "run")
-    monkeypatch.setattr(processor, "native", lambda name: name == "fp32")
+    monkeypatch.setattr(processor, "has_native", lambda name: name == "fp32")
     with pytest.raises(UsageError, match="--set precision=fp32"):
         fit(small(precision="auto", steps=2), tmp_path / "run", resume=True)
     fit(small(precision="fp32", steps=2), tmp_path / "run", resume=True)

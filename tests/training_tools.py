@@ -123,26 +123,26 @@ Act = Callable[[], None]
 
 def after_step(step: int, act: Act) -> None:
     """At the end of `step`, before it is measured or kept."""
-    log = checkpointing.log
+    log = checkpointing.log_step
 
     def hooked(c: RunContext, *rest: Any) -> None:
         log(c, *rest)
         if c.state.step == step:
             act()
 
-    checkpointing.log = hooked
+    checkpointing.log_step = hooked
 
 
 def in_step(step: int, act: Act) -> None:
     """Between the gradients of `step` and the optimiser."""
-    accept = checkpointing.accept
+    accept = checkpointing.accept_step
 
     def hooked(c: RunContext, *rest: Any) -> bool:
         if c.state.step == step - 1:
             act()
         return accept(c, *rest)
 
-    checkpointing.accept = hooked
+    checkpointing.accept_step = hooked
 
 
 def in_measurement(number: int, act: Act) -> None:

@@ -72,7 +72,7 @@ def write_model(
     with _saving(target), new_directory(target, replace=True) as temporary:
         written = {name: write_file(temporary / name, [text]) for name, text in texts.items()}
         for name, content in files.items():
-            written[name] = tensorfile.save(temporary / name, content, {"format": "pt"})
+            written[name] = tensorfile.save_tensors(temporary / name, content, {"format": "pt"})
         write_file(temporary / CARD, [card.encode()])
         write_file(temporary / MANIFEST, [encode_manifest(written, _versions())])
     remove_stale(target.parent)
@@ -200,7 +200,7 @@ class Stored:
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
         check_file(self.directory, name, self.files[name], content=False)
-        return tensorfile.load(self.directory / name, sha256=self.files[name].sha256)
+        return tensorfile.load_tensors(self.directory / name, sha256=self.files[name].sha256)
 
 
 def read_model(directory: str | os.PathLike[str]) -> Stored:

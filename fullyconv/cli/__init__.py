@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fullyconv.allocator import huge_pages
+from fullyconv.allocator import request_huge_pages
 from fullyconv.errors import (
     FullyconvError,
     InternalError,
@@ -26,7 +26,7 @@ from fullyconv.errors import (
     missing_extra,
     printable,
 )
-from fullyconv.terminal import guarded
+from fullyconv.terminal import escaping_output
 
 __all__ = ["app", "main"]
 
@@ -86,12 +86,12 @@ def _one_error(error: BaseException) -> FullyconvError | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.EXIT_CODES` gives."""
-    huge_pages()  # before a command imports torch
+    request_huge_pages()  # before a command imports torch
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or bool(os.environ.get("FULLYCONV_DEBUG"))
     arguments = [a for a in arguments if a != "--debug"]
     _register()
-    with guarded():
+    with escaping_output():
         _run(arguments, debug)
 
 

@@ -29,15 +29,15 @@ def compare_command(
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
-    from fullyconv.cli.exported import measured, refuse_unmeasured
+    from fullyconv.cli.exported import evaluate_source, refuse_unmeasured
     from fullyconv.errors import foreign_values
     from fullyconv.evaluation import Result
-    from fullyconv.evaluation.comparison import compare as against
+    from fullyconv.evaluation.comparison import compare_results as against
     from fullyconv.runtime.exported import is_exported
 
     def result(side: Path) -> Result:
         network = is_exported(side) or (side.is_dir() and not (side / "result.json").exists())
-        return measured(side, data) if data and network else Result.load(side)
+        return evaluate_source(side, data) if data and network else Result.load(side)
 
     for side in () if data else (a, b):
         refuse_unmeasured(side, f"compare {a} {b}")

@@ -51,7 +51,7 @@ def convolutionalise_command(
     print(dense.proof, file=sys.stderr)
     with torch.inference_mode():
         probabilities = dense(x).softmax(1)[0].numpy()
-    index, label, best = choose(what, probabilities, class_names(names, len(probabilities)))
+    index, label, best = choose_class(what, probabilities, class_names(names, len(probabilities)))
     heat = probabilities[index]
     if out is not None:
         atomic_write(out, encode_png(figure(pixels, heat, size, dense.stride)))
@@ -119,7 +119,9 @@ def class_names(file: Path | None, classes: int) -> list[str]:
     return [f"class {k}" for k in range(classes)]
 
 
-def choose(what: str, probabilities: NDArray[np.float32], names: list[str]) -> tuple[int, str, list[dict[str, Any]]]:
+def choose_class(
+    what: str, probabilities: NDArray[np.float32], names: list[str]
+) -> tuple[int, str, list[dict[str, Any]]]:
     """The class to show (number, exact name, else the one name that contains `what`), and the five best anywhere."""
     from fullyconv.errors import UnknownName, UsageError
 

@@ -41,7 +41,7 @@ def convert_command(
 
     from fullyconv.annotating.conversion import convert_annotations
     from fullyconv.data import parse_options
-    from fullyconv.data.corpora.conversion import convert as write
+    from fullyconv.data.corpora.conversion import convert_dataset as write
     from fullyconv.errors import UsageError
     from fullyconv.terminal import progress_line, say
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
 
-__all__ = ["facts", "measured", "refuse_unmeasured", "show"]
+__all__ = ["evaluate_source", "exported_facts", "refuse_unmeasured", "show"]
 
 
 def show(file: str, as_json: bool) -> None:
@@ -18,7 +18,7 @@ def show(file: str, as_json: bool) -> None:
 
     from fullyconv.errors import foreign_values, printable
 
-    found = facts(file)
+    found = exported_facts(file)
     if as_json:
         print(json.dumps(found))
         return
@@ -51,7 +51,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"weights: sha256 {about['weights_sha256']}"
 
 
-def facts(file: str) -> dict[str, Any]:
+def exported_facts(file: str) -> dict[str, Any]:
     """{"file", "bytes", "operators", "seal", "about": the metadata}; DataError where it is damaged or not ours."""
     from fullyconv.runtime.exported import ExportedNetwork
 
@@ -63,7 +63,7 @@ def facts(file: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(name: str | Path, data: str, keep: Path | None = None) -> Result:
+def evaluate_source(name: str | Path, data: str, keep: Path | None = None) -> Result:
     """The result of a network (an exported file, a model or run directory) on the images of `data` that `evaluate`
     would take; `keep`: where what a report shows is written."""
     from fullyconv.cli.evaluate import predictor

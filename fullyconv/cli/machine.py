@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["facts", "show"]
+__all__ = ["machine_facts", "show"]
 
 
 def show(as_json: bool) -> None:
-    """Print the machine's `facts`, a line each, or as one JSON object; what is amiss as notes on stderr."""
+    """Print `machine_facts`, a line each, or as one JSON object; what is amiss as notes on stderr."""
     import json
     import sys
 
     from fullyconv import processor
 
-    found = facts()
+    found = machine_facts()
     if as_json:
         print(json.dumps(found))
     else:
@@ -26,7 +26,7 @@ def show(as_json: bool) -> None:
             print(note, file=sys.stderr)
 
 
-def facts() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """Instruction sets, cores, threads, memory, huge pages, GPU, and the precision that "auto" comes to."""
     import importlib.util
 
@@ -36,7 +36,7 @@ def facts() -> dict[str, Any]:
         import torch
     except ModuleNotFoundError:
         torch = None  # type: ignore[assignment]
-    load = processor.load()
+    load = processor.busy_cores()
     return {
         "processor": processor.name(),
         "instruction_sets": list(processor.instruction_sets()),
@@ -46,7 +46,7 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads() if torch else _runtime_threads(),
         "busy_in_the_last_minute": None if load is None else round(load, 2),
         "memory_gib": round(processor.memory() / 2**30, 1),
-        "huge_pages": processor.huge_pages(),
+        "huge_pages": processor.huge_page_setting(),
         "gpu": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count() if torch else 0)],
         "numba": importlib.util.find_spec("numba") is not None,
         "torch": str(torch.__version__) if torch else "none: exported files alone are run",
@@ -63,10 +63,10 @@ def _runtime_threads() -> int:
 def _precision() -> str:
     import torch
 
-    from fullyconv.engine.precision import native
+    from fullyconv.engine.precision import device_has_native
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if native("bf16", device):
+    if device_has_native("bf16", device):
         return "auto: bf16 where it is measured to be quicker for the network, else fp32"
     return "auto: fp32 (no bfloat16 arithmetic)"
 

@@ -38,7 +38,7 @@ def report(
 
         print(write_paper([Path(s) for s in source[1:]], out or Path("paper.html"), images or ()))
         return
-    from fullyconv.cli.exported import measured, refuse_unmeasured
+    from fullyconv.cli.exported import evaluate_source, refuse_unmeasured
     from fullyconv.files.outputs import output_file
     from fullyconv.report import write
     from fullyconv.runtime.exported import is_exported
@@ -46,7 +46,7 @@ def report(
     if len(source) == 2 and is_exported(source[0]):
         page = output_file(out or Path(source[0]).with_suffix(".html"), "a report", b"<!doctype html")
         with tempfile.TemporaryDirectory() as folder:
-            measured(source[0], source[1], Path(folder))
+            evaluate_source(source[0], source[1], Path(folder))
             print(write(folder, page))
         return
     if len(source) != 1:

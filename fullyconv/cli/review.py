@@ -43,8 +43,7 @@ def review_command(
     """Show the regions of labels that are probably wrong; write accepted corrections as copies."""
     import json
 
-    from fullyconv.curation.corrections import accept as write_corrections
-    from fullyconv.curation.corrections import keep, parse_numbers
+    from fullyconv.curation.corrections import keep, parse_numbers, write_corrections
     from fullyconv.curation.review import doubts
     from fullyconv.curation.sheet import page
     from fullyconv.data import open_dataset

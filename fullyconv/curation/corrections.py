@@ -25,7 +25,7 @@ from fullyconv.files import read_json
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import encode_label, read_label
 
-__all__ = ["accept", "keep", "parse_numbers"]
+__all__ = ["keep", "parse_numbers", "write_corrections"]
 
 _FINDINGS = "suspects.json"
 
@@ -54,7 +54,7 @@ def keep(found: Sequence[Doubt], dataset: Dataset, out: Path, model: str) -> Pat
     return plan.write(file, json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
-def accept(numbers: Collection[int], dataset: Dataset, out: Path) -> list[Path]:
+def write_corrections(numbers: Collection[int], dataset: Dataset, out: Path) -> list[Path]:
     """Write the label maps of the findings `numbers` in `out`, with these corrections in them; returns the files.
 
     Raises UsageError for a number that there is not, DataError for labels that changed since they were reviewed.

@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.regions import box, components
+from fullyconv.regions import bounding_box, components
 
 __all__ = ["ClassTable", "LabelSuspect", "suspects_in"]
 
@@ -102,7 +102,7 @@ def suspects_in(
     found = []
     for r in np.flatnonzero(size >= least).tolist():
         inside = number == r
-        top, left, bottom, right = box(inside)
+        top, left, bottom, right = bounding_box(inside)
         part = (slice(top, bottom), slice(left, right))
         covered = inside[part]
         a, b = labels[part][covered].astype(np.int64), predicted[part][covered].astype(np.int64)

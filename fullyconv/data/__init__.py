@@ -124,7 +124,7 @@ def _present(module: str) -> bool:
 
 def _recognise(root: Path) -> tuple[str, Path]:
     """The kind of data at `root`, and where it begins: in its one folder, and the one in it, as archives unpack."""
-    from fullyconv.data.corpora.layout import looked_at, only_folder
+    from fullyconv.data.corpora.layout import describe_folder, only_folder
 
     places = [root]
     while len(places) < 3 and places[-1].is_dir() and (inner := only_folder(places[-1])):
@@ -138,6 +138,6 @@ def _recognise(root: Path) -> tuple[str, Path]:
         return "folder", root
 
     raise DataError(
-        f"{printable(root)} holds no layout that is known ({looked_at(root)}); put images into images/ and label "
+        f"{printable(root)} holds no layout that is known ({describe_folder(root)}); put images into images/ and label "
         f"maps of the same names into labels/, or name the kind: {', '.join(KINDS)} (kind:PATH)."
     )

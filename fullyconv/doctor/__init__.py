@@ -25,7 +25,7 @@ from fullyconv.doctor.scan import Progress, RecordFacts, scan
 from fullyconv.doctor.summary import Summary, summarise
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName
 
-__all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_splits", "refuse_errors"]
+__all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_every_split", "refuse_errors"]
 
 Data = str | os.PathLike[str] | Dataset | Sequence[Dataset]
 
@@ -82,11 +82,11 @@ def _datasets(data: Data, options: Mapping[str, object]) -> list[Dataset]:
     if isinstance(data, Dataset):
         return [data]
     if isinstance(data, str | os.PathLike):
-        return open_splits(data, **options)
+        return open_every_split(data, **options)
     return list(data)
 
 
-def open_splits(spec: str | os.PathLike[str], **options: Any) -> list[Dataset]:
+def open_every_split(spec: str | os.PathLike[str], **options: Any) -> list[Dataset]:
     """Every split of `spec` as a data set of its own; the whole where there are none."""
     known: list[str] = []
     try:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.corpora.bands import is_tiff
+from fullyconv.data.corpora.bands import holds_tiff
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.folder_parts import ARRAYS
 from fullyconv.data.corpora.layout import SUFFIXES
@@ -226,7 +226,7 @@ def _input_facts(
             if facts.info:
                 facts.size = facts.info.size
                 _complete_jpeg(data, facts.info)
-            if fast and facts.info and colour and not (is_tiff(file) and images.declared_invalid(file) is not None):
+            if fast and facts.info and colour and not (holds_tiff(file) and images.declared_invalid(file) is not None):
                 return facts, None
             image = images.read_image(data) if colour else dataset.read_input(record, modality)
             facts.size = (image.shape[0], image.shape[1])
@@ -246,7 +246,7 @@ def _info(data: bytes, file: Path, *, colour: bool) -> ImageInfo | None:
     try:
         return images.image_info(data)
     except BadImage:
-        if colour or not is_tiff(file):
+        if colour or not holds_tiff(file):
             raise
         return None
 

@@ -14,7 +14,7 @@ from fullyconv.evaluation.result import ImageTables, Result, json_number
 from fullyconv.evaluation.statistics import Interval, counts, interval, resample
 from fullyconv.taxonomy import Taxonomy, match
 
-__all__ = ["Change", "Comparison", "compare", "differences", "ways"]
+__all__ = ["Change", "Comparison", "compare_results", "differences", "ways"]
 
 
 @final
@@ -79,7 +79,7 @@ class Comparison:
         }
 
 
-def compare(a: Result, b: Result) -> Comparison:
+def compare_results(a: Result, b: Result) -> Comparison:
     """B against A by a paired bootstrap over images (the same draws for both), class by class of the same name.
 
     Raises `UsageError` naming what differs when they are not results of the same data, classes and protocol.

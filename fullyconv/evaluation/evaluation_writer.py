@@ -24,7 +24,7 @@ from fullyconv.evaluation.result import ImageTables, Result
 from fullyconv.evaluation.statistics import costly_pairs, image_iu
 from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.images import encode_label, read_image, read_label
-from fullyconv.regions import box, components
+from fullyconv.regions import bounding_box, components
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
@@ -123,12 +123,12 @@ class EvaluationWriter:
         inside = (label == pair.truth) & (said == pair.said)
         region, count = components(inside)
         largest = np.bincount(region[inside], minlength=count).argmax()
-        window = around(box(region == largest), label.shape)
+        window = context_window(bounding_box(region == largest), label.shape)
         return {**asdict(pair), "name": image.name, "files": self._images(f"gallery/pair{number}", image, window)}
 
     def _suspect(self, result: Result, s: Suspect) -> dict[str, Any]:
         image = next(i for i in result.per_image if i.index == s.index)
-        window = around(s.window, image.size)
+        window = context_window(s.window, image.size)
         files = self._images(f"gallery/suspect{s.index}", image, window)
         return {**asdict(s), "window": list(s.window), "name": image.name, "files": files}
 
@@ -214,10 +214,12 @@ def find_suspect(
     inside = region == largest
     first = tuple(np.argwhere(inside)[0])
     confidence = float(sure[inside].mean())
-    return Suspect(index, box(inside), int(label[first]), int(said[first]), int(pixels[largest]), round(confidence, 4))
+    return Suspect(
+        index, bounding_box(inside), int(label[first]), int(said[first]), int(pixels[largest]), round(confidence, 4)
+    )
 
 
-def around(window: Window, size: Sequence[int]) -> Window:
+def context_window(window: Window, size: Sequence[int]) -> Window:
     """A roughly square window round `window`, with context: half again as large, at least 96 pixels, in the image."""
     top, left, bottom, right = window
     side = max(96, round(1.5 * max(bottom - top, right - left)))

@@ -19,7 +19,7 @@ from fullyconv.exporting import bioimageio, web
 from fullyconv.exporting.deepness import deepness
 from fullyconv.exporting.graph import OPSET, Graph
 from fullyconv.exporting.network_graph import Values, build, output_names
-from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare, drawn, window
+from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare_engines, drawn, window
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
@@ -91,17 +91,17 @@ def export(
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
     if to == "bioimageio":
-        bioimageio.check_network(network.preprocessing, output, input, network.geometry(1, 1).halo)
+        bioimageio.check_describable(network.preprocessing, output, input, network.geometry(1, 1).halo)
     if to == "web":
-        web.check_network(parse(network.name).inputs, network.preprocessing.channels, output, input)
+        web.check_showable(parse(network.name).inputs, network.preprocessing.channels, output, input)
         plan = web.claimed(Path(file))
         engine = web.engine_files(onnxruntime_web, fetch)
     if int8:
-        from fullyconv.exporting.int8 import open_images
+        from fullyconv.exporting.int8 import calibration_images
 
         if not 0 <= max_loss <= 100:
             raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
-        data = open_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
+        data = calibration_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
     if to == "pt2":
         graph, values = build(network, output, input)
         return _by_torch(graph, _about(network, output, input, values), network, images, Path(file))
@@ -149,7 +149,7 @@ def _by_onnxruntime(
     data: bytes, about: Mapping[str, object], model: FCN, images: Sequence[NDArray[np.number]], source: object
 ) -> ExportProof:
     engines = by_onnxruntime(data, about, source)
-    return compare(engines, {"onnxruntime": _onnxruntime_version()}, about, model, images, source)
+    return compare_engines(engines, {"onnxruntime": _onnxruntime_version()}, about, model, images, source)
 
 
 def _by_openvino(
@@ -161,8 +161,8 @@ def _by_openvino(
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder) / file.name
         openvino.converted(data, about, there)
-        engines, by = openvino.opened(there, about["scores"]), {"openvino": openvino.version()}
-        proof = compare(engines, by, about, model, images, file.name)
+        engines, by = openvino.open_compiled(there, about["scores"]), {"openvino": openvino.version()}
+        proof = compare_engines(engines, by, about, model, images, file.name)
         openvino.converted(data, {**about, "proof": proof.to_json()}, there)
         for part in (there.with_suffix(".bin"), there):
             atomic_write(file.with_suffix(part.suffix), part.read_bytes())
@@ -191,9 +191,11 @@ def _in_fresh_torch(
 
     from fullyconv.exporting import pt2
 
-    engine = pt2.opened(data, about, file)
+    engine = pt2.open_fresh(data, about, file)
     try:
-        return compare((engine, engine), {"torch.export.load": str(torch.__version__)}, about, model, images, file)
+        return compare_engines(
+            (engine, engine), {"torch.export.load": str(torch.__version__)}, about, model, images, file
+        )
     finally:
         engine.close()
 
@@ -211,9 +213,9 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[n
 
         about = openvino.read(Path(file))[1]
         with foreign_values(file, "export the model again"):
-            engines = openvino.opened(Path(file), about["scores"])
+            engines = openvino.open_compiled(Path(file), about["scores"])
             _refuse_other(about["weights_sha256"], network, file)
-        return compare(engines, {"openvino": openvino.version()}, about, network, images, file)
+        return compare_engines(engines, {"openvino": openvino.version()}, about, network, images, file)
     if Path(file).suffix == ".pt2":
         from fullyconv.exporting import pt2
 

@@ -24,14 +24,14 @@ from fullyconv.exporting.graph import OPSET
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.onnx_session import OnnxSession
 
-__all__ = ["check_network", "package", "sides"]
+__all__ = ["check_describable", "package", "sides"]
 
 FORMAT = "0.5.4"
 BEGUN = (1980, 1, 1, 0, 0, 0)  # of every member, so that the same model gives the same bytes but for the time inside
 LARGEST_TEST = 4096  # pixels a side
 
 
-def check_network(preprocessing: Preprocessing, output: str, taken: str, halo: float) -> None:
+def check_describable(preprocessing: Preprocessing, output: str, taken: str, halo: float) -> None:
     """UsageError for what a description cannot say."""
     if output == "coarse":
         raise UsageError("bioimage.io's programs expect an answer for every pixel; use --output labels or scores.")

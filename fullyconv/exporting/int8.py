@@ -22,14 +22,14 @@ from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.evaluation.choice import images_to_measure
-from fullyconv.evaluation.comparison import compare
+from fullyconv.evaluation.comparison import compare_results
 from fullyconv.exporting.proof import TIMED, Measurement, window, with_values
 from fullyconv.predict import Predictor
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.exported import ExportedNetwork
 from fullyconv.runtime.onnx_session import OnnxSession, threads
 
-__all__ = ["Images", "open_images", "quantise"]
+__all__ = ["Images", "calibration_images", "quantise"]
 
 QUANTISED = ("Conv", "Add", "Clip", "Relu", "MaxPool", "Concat")  # activations join the layer before them
 CALIBRATED, CHOSEN = 32, 16  # images
@@ -48,7 +48,7 @@ class Images:
     measured: Dataset
 
 
-def open_images(data: str, model: str, predictor: Predictor) -> Images:
+def calibration_images(data: str, model: str, predictor: Predictor) -> Images:
     """The training and validation images of `data`; without splits every second image for each.
 
     Raises UsageError for data without labels or of one image."""
@@ -97,7 +97,7 @@ def quantise(
     int8 = _opened(write(graph, in_8_bits))
     say(f"measuring both on {len(images.measured)} images of {images.measured.split}")
     before, after = evaluate(fp32, images.measured), evaluate(int8, images.measured)
-    between = compare(before, after).mean_iu.interval
+    between = compare_results(before, after).mean_iu.interval
     measurement = Measurement(
         len(feeds), len(layers), kept, images.measured.split, len(images.measured),
         (before.mean_iu, after.mean_iu), (between.low, between.high),

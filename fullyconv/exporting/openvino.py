@@ -19,7 +19,7 @@ from fullyconv.files import read_file
 from fullyconv.runtime.checking import LARGEST
 from fullyconv.runtime.sealing import ABOUT
 
-__all__ = ["OpenVino", "converted", "opened", "quiet_openvino", "read", "version"]
+__all__ = ["OpenVino", "converted", "open_compiled", "quiet_openvino", "read", "version"]
 
 CONVERTER = "openvino.tools.ovc"
 PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO would by itself
@@ -95,7 +95,7 @@ def read(file: Path) -> tuple[Any, dict[str, Any]]:
         return model, dict(json.loads(text))
 
 
-def opened(file: Path, held: Mapping[str, str]) -> tuple[OpenVino, OpenVino]:
+def open_compiled(file: Path, held: Mapping[str, str]) -> tuple[OpenVino, OpenVino]:
     """(the file, the file giving the values that `held` names too)."""
     plain, probing = read(file)[0], read(file)[0]
     known = {name for output in probing.outputs for name in output.get_names()}

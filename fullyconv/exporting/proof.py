@@ -25,7 +25,7 @@ __all__ = [
     "Measurement",
     "ProofEngine",
     "by_onnxruntime",
-    "compare",
+    "compare_engines",
     "drawn",
     "window",
     "with_values",
@@ -133,7 +133,7 @@ def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tup
     return OnnxSession(data, source, 1), OnnxSession(with_values(data, held), source, 1)
 
 
-def compare(
+def compare_engines(
     engines: tuple[ProofEngine, ProofEngine],
     by: Mapping[str, str],
     about: Mapping[str, Any],

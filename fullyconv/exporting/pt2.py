@@ -30,7 +30,7 @@ from fullyconv.exporting.graph import Graph
 from fullyconv.files import read_file
 from fullyconv.runtime.sealing import ABOUT
 
-__all__ = ["FreshTorch", "Retold", "exported_program", "opened", "read", "written"]
+__all__ = ["FreshTorch", "Retold", "exported_program", "open_fresh", "read", "written"]
 
 LARGEST = 1 << 33
 AFTER_SCORES = {"argmax", "_softmax", "softmax", "to", "_to_copy", "amax", "clone", "alias"}  # what answers are made by
@@ -305,5 +305,5 @@ class FreshTorch:
         self._folder.cleanup()
 
 
-def opened(data: bytes, about: Mapping[str, Any], source: object) -> FreshTorch:
+def open_fresh(data: bytes, about: Mapping[str, Any], source: object) -> FreshTorch:
     return FreshTorch(data, [name for names in about["names"].values() for name in names], source)

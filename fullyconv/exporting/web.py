@@ -25,7 +25,7 @@ from fullyconv.errors import DataError, MissingInput, TryAgain, UsageError, prin
 from fullyconv.files import read_file
 from fullyconv.files.outputs import Outputs
 
-__all__ = ["VERSION", "check_network", "claimed", "engine_files", "write_page"]
+__all__ = ["VERSION", "check_showable", "claimed", "engine_files", "write_page"]
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512
@@ -41,7 +41,7 @@ LEAST_CORE = 128  # pixels of a tile: below, nearly all work would be its contex
 TIMEOUT = 900  # seconds for npm
 
 
-def check_network(inputs: tuple[str, ...], channels: int, output: str, taken: str) -> None:
+def check_showable(inputs: tuple[str, ...], channels: int, output: str, taken: str) -> None:
     """UsageError for what a browser's images cannot feed, or the page cannot show."""
     if inputs != ("rgb",) or channels != 3:
         raise UsageError(

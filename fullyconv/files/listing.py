@@ -10,7 +10,7 @@ from typing import final
 
 from fullyconv.errors import DataError, printable
 
-__all__ = ["Listing", "around", "list_below"]
+__all__ = ["Listing", "lies_above", "list_below"]
 
 MOST = 5_000_000  # files below one folder; more means a wrong folder
 KINDS = 6  # reasons that a note names
@@ -41,7 +41,7 @@ class Listing:
         )
 
 
-def around(link: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+def lies_above(link: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """Whether `link` leads to a folder that `folder` lies in: what is there is not meant by `folder`."""
     real, inner = os.path.realpath(link), os.path.realpath(folder)
     return inner == real or inner.startswith(real.rstrip(os.sep) + os.sep)
@@ -58,7 +58,7 @@ def list_below(folder: Path, suffixes: Sequence[str], without: Path | None = Non
     real, linked = [(os.fspath(folder), "")], deque[tuple[str, str]]()
     while real or linked:
         at, below = real.pop() if real else linked.popleft()
-        if below and os.path.islink(at.rstrip("/")) and around(at, folder):
+        if below and os.path.islink(at.rstrip("/")) and lies_above(at, folder):
             found.leave("links to a folder around it", below)
             continue
         if (key := _key(at)) in entered:

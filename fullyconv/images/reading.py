@@ -88,7 +88,7 @@ def _rgb(opened: PILImage.Image, name: str) -> NDArray[np.uint8]:
     if opened.mode == "RGB":
         return np.asarray(opened)
     if opened.mode.startswith("I;16"):
-        grey = (integers(opened) >> 8).astype(np.uint8)
+        grey = (decode_integers(opened) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if opened.mode in ("I", "F", "LAB", "HSV"):
         raise BadImage(
@@ -104,7 +104,7 @@ def _bands(opened: PILImage.Image, name: str) -> NDArray[Any]:
     try:
         if opened.mode in ("P", "PA", "1", "YCbCr"):
             opened = opened.convert({"P": "RGB", "PA": "RGBA", "1": "L", "YCbCr": "RGB"}[opened.mode])
-        image = integers(opened) if opened.mode.startswith("I") else np.asarray(opened)
+        image = decode_integers(opened) if opened.mode.startswith("I") else np.asarray(opened)
     except Exception as error:
         raise BadImage(name, f"cannot be read by bands ({words(error)}); export it again.") from error
     return image if image.ndim == 3 else image[..., None]
@@ -120,7 +120,7 @@ def _tiff_bands(data: bytes, name: str, cap: int) -> NDArray[Any] | None:
     return turn(values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32), page.orientation)
 
 
-def integers(opened: PILImage.Image) -> NDArray[Any]:
+def decode_integers(opened: PILImage.Image) -> NDArray[Any]:
     """A 16- or 32-bit image H W as native uint16 where it fits, else float32."""
     values = np.asarray(opened)
     if values.dtype.kind == "u":

@@ -30,7 +30,7 @@ from fullyconv.models.surgery import init_from
 from fullyconv.predict import Predictor
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["FeatureFiles", "adapted", "learn", "proposal", "windows"]
+__all__ = ["FeatureFiles", "adapted", "learn_score_layers", "proposal", "windows"]
 
 WHOLE = 1_500_000  # pixels of an image that is looked at in one piece
 WINDOW = 1024  # pixels a side of the windows of larger ones
@@ -89,7 +89,7 @@ class FeatureFiles:
         """Kept features, or those of a look at image() now."""
         file = self.folder / f"{key}-{'-'.join(map(str, window))}.safetensors"
         try:
-            stored = tensorfile.load(file)
+            stored = tensorfile.load_tensors(file)
         except (FullyconvError, OSError):
             stored = {}
         if not stored:
@@ -101,7 +101,7 @@ class FeatureFiles:
                 for tap, value in taps.items()
             }
             part = self.folder / f".{secrets.token_hex(8)}"
-            tensorfile.save(part, stored)
+            tensorfile.save_tensors(part, stored)
             os.rename(part, file)
         found: Features = {}
         for name, value in stored.items():
@@ -158,7 +158,7 @@ class _Kept:
         return {s: {t: v.float() for t, v in taps.items()} for s, taps in self._features[index].items()}
 
 
-def learn(
+def learn_score_layers(
     model: FCN,
     kept: FeatureFiles,
     items: Sequence[tuple[str, Path, Path]],

@@ -21,7 +21,7 @@ from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, application
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Settings
 from fullyconv.serving.gate import Gate
-from fullyconv.serving.protocol import Connections, guarded
+from fullyconv.serving.protocol import Connections, guarded_protocol
 from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.server import SignalledServer, bind
 
@@ -69,8 +69,8 @@ def _key(file: Path) -> str:
 async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> None:
     labelling = Labelling(project, settings)
     config = uvicorn.Config(
-        application(labelling, gate), http=guarded(Connections(gate)), ws="none", lifespan="off", loop="asyncio",
-        interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
+        application(labelling, gate), http=guarded_protocol(Connections(gate)), ws="none", lifespan="off",
+        loop="asyncio", interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
         server_header=False, timeout_keep_alive=gate.limits.idle_seconds, timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=gate.limits.headers,
     )  # fmt: skip

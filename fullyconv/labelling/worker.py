@@ -95,7 +95,7 @@ def _rank(requests: TextIO, answer: Answer) -> None:
 
 def _learn(requests: TextIO, answer: Answer) -> None:
     """{"load", "classes", "features", "items": [[key, image, label map]], "seconds", "out"}: a model directory."""
-    from fullyconv.labelling.network import FeatureFiles, adapted, learn
+    from fullyconv.labelling.network import FeatureFiles, adapted, learn_score_layers
 
     begun, last = time.monotonic(), 0.0
     asked = json.loads(requests.readline())
@@ -109,7 +109,7 @@ def _learn(requests: TextIO, answer: Answer) -> None:
 
     items = [(key, Path(image), Path(label)) for key, image, label in asked["items"]]
     kept = FeatureFiles(Path(asked["features"]), model)
-    found = learn(model, kept, items, seconds=asked["seconds"], progress=progress)
+    found = learn_score_layers(model, kept, items, seconds=asked["seconds"], progress=progress)
     model.origin = {**model.origin, "heads_learned_on_labels": found}
     model.save_pretrained(asked["out"])
     answer({"learned": found, "seconds": round(time.monotonic() - begun, 2)})

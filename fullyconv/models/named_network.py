@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fullyconv.errors import printable
 from fullyconv.geometry import Geometry
-from fullyconv.models.store import save
+from fullyconv.models.store import save_model
 from fullyconv.models.weight_loading import LoadReport
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Taxonomy
@@ -76,4 +76,4 @@ class NamedNetwork(nn.Module, ABC):
 
     def save_pretrained(self, directory: str | Path, card: str = "") -> Path:
         """Write a model directory (safetensors, JSON, manifest) that `fullyconv.load` reads back, bit for bit."""
-        return save(self, Path(directory), card)
+        return save_model(self, Path(directory), card)

@@ -13,7 +13,7 @@ from fullyconv.models.interface import TrainableModel
 from fullyconv.models.tracer import shared_copy
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["canary", "model_card", "save"]
+__all__ = ["canary", "model_card", "save_model"]
 
 M = TypeVar("M", bound=TrainableModel)
 
@@ -64,7 +64,7 @@ def config_json(model: TrainableModel) -> dict[str, Any]:
     return {**model.config(), **({"training": model.origin} if model.origin else {})}
 
 
-def save(model: TrainableModel, directory: Path, text: str = "") -> Path:
+def save_model(model: TrainableModel, directory: Path, text: str = "") -> Path:
     """Write the model directory and return it."""
     x, scores = canary(model)
     checkpoint.write_model(

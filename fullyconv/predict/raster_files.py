@@ -105,7 +105,7 @@ def label_raster(
             if counts.found and not options.quiet:
                 say(f"{printable(source)}: {counts.found} of {counts.blocks} blocks were finished by an earlier run.")
             if counts.invalid and not options.quiet:
-                say(f"note: {invalid_pixels(source, counts, work.job.grid.size)}")
+                say(f"note: {describe_invalid(source, counts, work.job.grid.size)}")
             written = work.assemble(journal, plan, names)
             journal.remove()
         return written
@@ -131,7 +131,7 @@ def notes(job: SceneJob, source: Path) -> list[str]:
     return found
 
 
-def invalid_pixels(source: Path, counts: SceneCounts, size: tuple[int, int]) -> str:
+def describe_invalid(source: Path, counts: SceneCounts, size: tuple[int, int]) -> str:
     """How much of a raster holds no data, and what its results say there."""
     least = "at least " if counts.found else ""  # of blocks that an earlier run finished nothing is known
     return (

@@ -26,7 +26,7 @@ from fullyconv.files import new_directory, read_file
 from fullyconv.files.outputs import Outputs
 from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.geotiff import gdal
-from fullyconv.rasters.ground_truth import BACKGROUND, GroundTruth, box, moved_box, open_truth
+from fullyconv.rasters.ground_truth import BACKGROUND, GroundTruth, map_bounds, moved_box, open_truth
 from fullyconv.rasters.windows import RasterProfile, RasterSource, Window
 from fullyconv.taxonomy import Taxonomy
 
@@ -232,7 +232,7 @@ def _pieces(pairs: Sequence[tuple[Path, Path]], profiles: Sequence[RasterProfile
                 ground: Box = (left, top, right, bottom)
                 if profile.transform is not None:
                     part = RasterProfile(window.size, 1, profile.dtype, profile.place(window))
-                    ground = moved_box(box(part), profile.crs, first.crs)
+                    ground = moved_box(map_bounds(part), profile.crs, first.crs)
                 island = "" if profile.transform is not None else name
                 found.append(_Piece(i, window, f"{name}_r{top:06d}_c{left:06d}", ground, island))
     return found

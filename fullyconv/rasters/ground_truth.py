@@ -97,7 +97,7 @@ class RasterTruth:
         if scene.transform is None or self.profile.transform is None:
             self._same_size(scene)
             return 1.0
-        return _covered(box(scene), box(self.profile), self.profile.crs or scene.crs, scene.crs)
+        return _covered(map_bounds(scene), map_bounds(self.profile), self.profile.crs or scene.crs, scene.crs)
 
     def warped(self, scene: RasterProfile) -> bool:
         """Whether the labels have another grid than the scene."""
@@ -181,7 +181,7 @@ class VectorTruth:
             raise DataError(f"{printable(self.path)} lies on a map and its scene does not; georeference the scene.")
         _, bounds = self._in(scene.crs)
         own = (bounds[:, 0].min(), bounds[:, 1].min(), bounds[:, 2].max(), bounds[:, 3].max())
-        return _covered(box(scene), own, scene.crs, scene.crs)
+        return _covered(map_bounds(scene), own, scene.crs, scene.crs)
 
     def warped(self, scene: RasterProfile) -> bool:
         return False
@@ -203,7 +203,7 @@ class VectorTruth:
         return self._moved[crs]
 
 
-def box(scene: RasterProfile) -> tuple[float, float, float, float]:
+def map_bounds(scene: RasterProfile) -> tuple[float, float, float, float]:
     """left, bottom, right, top of a georeferenced raster, in its map's coordinates."""
     assert scene.transform is not None
     return _box(scene.transform, scene.size)

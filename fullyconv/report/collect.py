@@ -20,7 +20,7 @@ from fullyconv.files.outputs import name_fault
 from fullyconv.files.reading import MOST_TEXT
 from fullyconv.images import encode_png, read_label
 from fullyconv.pages import data_address
-from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, checked
+from fullyconv.report.records import About, Analysis, MeasurementRecord, StepRecord, parse_record
 
 __all__ = [
     "ImageStrip",
@@ -102,7 +102,7 @@ class KeptEvaluation:
     @classmethod
     def of(cls, result: Result, place: Path) -> KeptEvaluation:
         """ValueError where what the result says of itself is not what fullyconv writes."""
-        return cls(result, place, checked(About, result.about), checked(Analysis, result.analysis))
+        return cls(result, place, parse_record(About, result.about), parse_record(Analysis, result.analysis))
 
 
 def _mean_iu(m: MeasurementRecord) -> float:
@@ -118,9 +118,9 @@ def read_run(directory: Path) -> Run | None:
     return Run(
         directory.resolve().name,
         _recipe(file_within(directory, recipe)),
-        [checked(StepRecord, r) for r in rows if r.get("kind") == "step"],
+        [parse_record(StepRecord, r) for r in rows if r.get("kind") == "step"],
         [MeasurementRecord.of(r) for r in rows if r.get("kind") == "measurement"],
-        checked(dict[str, FiniteFloat], _mapping(file_within(directory, directory / "times.json"))),
+        parse_record(dict[str, FiniteFloat], _mapping(file_within(directory, directory / "times.json"))),
         _strips(file_within(directory, directory / "progress")),
         _unfinished(_mapping(file_within(directory, directory / "last" / "state.json"))),
         damaged,

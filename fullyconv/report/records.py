@@ -30,7 +30,7 @@ __all__ = [
     "SuspectEntry",
     "Tiling",
     "Training",
-    "checked",
+    "parse_record",
 ]
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ _adapters: dict[Any, TypeAdapter[Any]] = {}  # by type: to make one takes longer
 Limits = Annotated[tuple[FiniteFloat, ...], Field(min_length=4)]
 
 
-def checked(kind: type[T], value: object) -> T:
+def parse_record(kind: type[T], value: object) -> T:
     """`value`, as JSON holds it, as a record of `kind`; ValueError that says where it is not one and why."""
     try:
         adapter = _adapters.get(kind) or _adapters.setdefault(kind, TypeAdapter(kind))
@@ -86,7 +86,7 @@ class MeasurementRecord:
         floor = row.get("floor")
         known = {"step": row.get("step"), "split": row.get("split"), "classes": row.get("per_class_iu")}
         mean = floor.get("mean_iu") if isinstance(floor, Mapping) else None
-        return checked(cls, {**known, "figures": figures, "floor": mean})
+        return parse_record(cls, {**known, "figures": figures, "floor": mean})
 
     @property
     def mean_iu(self) -> float | None:

@@ -16,7 +16,7 @@ from typing import final
 from fullyconv.errors import DataError, printable
 from fullyconv.runtime.protobuf import ByteSpan, Damaged, Field, bytes_field, fields, integer_field, integers, text
 
-__all__ = ["LARGEST", "OPERATORS", "OnnxGraph", "checked", "cut"]
+__all__ = ["LARGEST", "OPERATORS", "OnnxGraph", "checked_graph", "cut"]
 
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 20_000, 20_000, 8
@@ -60,7 +60,7 @@ class OnnxGraph:
     rest: list[ByteSpan] = field(default_factory=list)  # of the model: version, producer, operator sets
 
 
-def checked(data: bytes, source: object) -> OnnxGraph:
+def checked_graph(data: bytes, source: object) -> OnnxGraph:
     """The graph of an ONNX file; DataError saying what is refused and where."""
     if len(data) > LARGEST:
         raise DataError(f"{printable(source)} is larger than an ONNX file can be (2 GiB); export the model again.")

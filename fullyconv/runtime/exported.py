@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, foreign_values, printable
 from fullyconv.files import read_file
 from fullyconv.preprocessing import Preprocessing
-from fullyconv.runtime.checking import LARGEST, checked, cut
+from fullyconv.runtime.checking import LARGEST, checked_graph, cut
 from fullyconv.runtime.onnx_session import OnnxSession
 from fullyconv.runtime.sealing import SEAL, check_seal, checked_about
 from fullyconv.taxonomy import Taxonomy
@@ -58,7 +58,7 @@ class ExportedNetwork:
 
     def _load(self, data: bytes, source: str) -> None:
         self.file, self._data = source, data
-        self._graph = checked(data, source)
+        self._graph = checked_graph(data, source)
         self.about = checked_about(self._graph.metadata, source)
         self.seal = self._graph.metadata[SEAL]
         check_seal(data, self.seal, source)

@@ -18,7 +18,7 @@ from typing import NamedTuple, final
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files import new_directory, storage_errors, write_file
 from fullyconv.sandbox.child import END, ERROR, FRAME
-from fullyconv.sandbox.parent import end, error_of, foreign_file, start, told_error
+from fullyconv.sandbox.parent import error_of, foreign_file, reap, start, told_error
 from fullyconv.sandbox.unpacking import CONTENT, FILE, FOLDER, PIECE, refused
 
 __all__ = ["extract"]
@@ -132,7 +132,7 @@ class _Reader:
             os.close(theirs)
 
     def close(self) -> None:
-        end(self.process)
+        reap(self.process)
         os.close(self.pipe)
 
     def entries(self) -> Iterator[_Entry]:

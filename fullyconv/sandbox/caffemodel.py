@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingInput, printable
-from fullyconv.sandbox.descriptors import opened
+from fullyconv.sandbox.descriptors import handed_over
 
 __all__ = ["CaffeLayer", "answer", "parse_caffemodel"]
 
@@ -65,7 +65,7 @@ def parse_caffemodel(path: str | Path) -> dict[str, CaffeLayer]:
 
 
 def _parse(path: str) -> dict[str, CaffeLayer]:
-    with opened(path) as file:
+    with handed_over(path) as file:
         if not file.seek(0, os.SEEK_END):
             raise DataError(f"{printable(path)} is empty (0 bytes); download it again.")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

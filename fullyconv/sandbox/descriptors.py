@@ -6,13 +6,13 @@ import contextlib
 import os
 from typing import BinaryIO
 
-__all__ = ["hand", "opened"]
+__all__ = ["hand", "handed_over"]
 
 _given: dict[str, int] = {}
 
 
 def hand(path: str, descriptor: int) -> None:
-    """From now on `opened(path)` reads `descriptor`; the former file is closed."""
+    """From now on `handed_over(path)` reads `descriptor`; the former file is closed."""
     for former in _given.values():
         with contextlib.suppress(OSError):
             os.close(former)
@@ -20,7 +20,7 @@ def hand(path: str, descriptor: int) -> None:
     _given[path] = descriptor
 
 
-def opened(path: str) -> BinaryIO:
+def handed_over(path: str) -> BinaryIO:
     """The file to read, at its beginning. What was not handed over (a reader called in the open) is opened by name."""
     if path not in _given:
         return open(path, "rb")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, printable
-from fullyconv.sandbox.descriptors import opened
+from fullyconv.sandbox.descriptors import handed_over
 
 __all__ = ["read_hdf5", "read_variable"]
 
@@ -22,7 +22,7 @@ def read_variable(path: str, variable: str) -> dict[str, NDArray[Any]]:
 
     name, *fields = variable.split(".")
     try:
-        with opened(path) as file:
+        with handed_over(path) as file:
             value = loadmat(file, variable_names=[name])[name]
         for key in fields:
             value = value[key][0, 0]
@@ -50,7 +50,7 @@ def read_hdf5(
     import h5py
 
     try:
-        with opened(path) as file, h5py.File(file, "r") as stored:
+        with handed_over(path) as file, h5py.File(file, "r") as stored:
             sets = {n: _own(stored, n, path) for n in stored}
             sets = {n: s for n, s in sets.items() if isinstance(s, h5py.Dataset)}
             shapes = {n: list(s.shape) for n, s in sets.items()}

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "end", "error_of", "explanation", "foreign_file", "read_foreign_weights", "result_of", "run", "start", "tell",
-    "told_error", "walls",
+    "error_of",
+    "explanation",
+    "foreign_file",
+    "read_foreign_weights",
+    "reap",
+    "result_of",
+    "run",
+    "start",
+    "tell",
+    "told_error",
+    "walls",
 ]  # fmt: skip
 
 MEMORY_FLOOR = 256 << 20  # bytes that even a reader of a tiny file may take above its imports
@@ -56,7 +65,7 @@ def run(
         except subprocess.TimeoutExpired as error:
             raise DataError(f"Reading {printable(where)} took over {4 * seconds + 60} s, so it was stopped.") from error
         finally:
-            end(process)
+            reap(process)
         if process.returncode != 0:
             raise error_of(process.returncode, explanation(answer.fileno()), where)
         return result_of(answer.fileno(), where, numpy)
@@ -98,7 +107,7 @@ def start(job: Mapping[str, object], descriptors: Sequence[int]) -> subprocess.P
     try:
         tell(process, {**job, "parent": os.getpid(), "descriptors": list(descriptors)})
     except OSError as error:
-        end(process)
+        reap(process)
         raise TryAgain(f"The process that reads foreign files could not start ({error}); try again.") from error
     return process
 
@@ -110,7 +119,7 @@ def tell(process: subprocess.Popen[bytes], message: Mapping[str, object]) -> Non
     process.stdin.flush()
 
 
-def end(process: subprocess.Popen[bytes]) -> int:
+def reap(process: subprocess.Popen[bytes]) -> int:
     """Make sure that the child is gone; its exit code."""
     process.kill()
     if process.stdin is not None:
@@ -163,7 +172,7 @@ def result_of(answer: int, path: Path, numpy: bool) -> tuple[dict[str, Any], Any
     link = f"/dev/fd/{answer}"
     try:
         header = tensorfile.read_header(link)
-        return tensorfile.load(link, numpy=numpy), json.loads(header.metadata.get("info", "null"))
+        return tensorfile.load_tensors(link, numpy=numpy), json.loads(header.metadata.get("info", "null"))
     except (FullyconvError, ValueError) as error:
         raise DataError(f"{printable(path)} was refused: its reader gave no whole answer ({error}).") from error
 
@@ -185,7 +194,7 @@ def read_foreign_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor
     if not where.is_file():
         raise MissingInput(f"There is no weights file {printable(where)}; check the path.")
     if not is_pickled(where):
-        return tensorfile.load(where)
+        return tensorfile.load_tensors(where)
     run("fullyconv.sandbox.weight_files:scan_pickled", where)  # refuses most bad files before torch is loaded
     tensors, _ = run("fullyconv.sandbox.weight_files:read_pickled", where)
     return tensors

@@ -21,7 +21,7 @@ import fullyconv.sandbox.guardian as guardian
 import fullyconv.sandbox.seccomp as seccomp
 from fullyconv.errors import DataError, printable
 from fullyconv.sandbox.child import DONE, REFUSED
-from fullyconv.sandbox.parent import end, error_of, explanation, foreign_file, result_of, start, told_error
+from fullyconv.sandbox.parent import error_of, explanation, foreign_file, reap, result_of, start, told_error
 
 __all__ = ["Session"]
 
@@ -81,7 +81,7 @@ class _Child:
     def close(self) -> int:
         """End it; its exit code."""
         self.let_go()
-        return end(self.process)
+        return reap(self.process)
 
     def let_go(self) -> None:
         os.close(self.said)

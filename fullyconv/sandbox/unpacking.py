@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from fullyconv.errors import DataError, printable
-from fullyconv.sandbox.descriptors import opened
+from fullyconv.sandbox.descriptors import handed_over
 
 __all__ = ["CONTENT", "FILE", "FOLDER", "PIECE", "entries", "refused"]
 
@@ -34,7 +34,7 @@ def refused(archive: object, fact: str) -> DataError:
 def entries(path: str) -> Iterator[Frame]:
     """The frames of all entries in order. DataError for links, devices, sparse and encrypted entries and damage."""
     try:
-        with opened(path) as file:
+        with handed_over(path) as file:
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     for info in archive.infolist():

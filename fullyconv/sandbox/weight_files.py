@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 
 from fullyconv.errors import DataError, printable
 from fullyconv.files import open_regular
-from fullyconv.sandbox.descriptors import opened
+from fullyconv.sandbox.descriptors import handed_over
 
 __all__ = ["is_pickled", "read_pickled", "scan_pickled"]
 
@@ -84,7 +84,7 @@ def is_pickled(path: Path) -> bool:
 def scan_pickled(path: str) -> dict[str, Any]:
     """Raise DataError unless the file can only make tensors: nothing in it is executed. Needs no torch. Returns {}."""
     try:
-        with opened(path) as file:
+        with handed_over(path) as file:
             if file.read(4) == _ZIP_MAGIC:
                 _scan_zip(path, file)
             else:
@@ -159,7 +159,7 @@ def read_pickled(path: str) -> dict[str, Any]:
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
         raise DataError(f"torch {torch.__version__} reads foreign weights unsafely; install torch 2.10 or later.")
     try:
-        with opened(path) as file:
+        with handed_over(path) as file:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
             size = file.seek(0, os.SEEK_END)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OSError) as error:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 
 from fullyconv.serving.gate import Gate, Refusal
 
-__all__ = ["Connections", "guarded"]
+__all__ = ["Connections", "guarded_protocol"]
 
 AT_ONCE = 1 << 18  # bytes that a lingering client may still send before it is cut off, for each second it has
 BUSY = Refusal(429, "connections", "Too many connections from this address; close some.", retry_after=1)
@@ -45,7 +45,7 @@ class Connections:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def guarded(shared: Connections) -> type[asyncio.Protocol]:
+def guarded_protocol(shared: Connections) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn's `http` setting."""
 
     @final

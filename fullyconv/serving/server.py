@@ -21,7 +21,7 @@ from fullyconv.serving.app import application
 from fullyconv.serving.gate import Gate
 from fullyconv.serving.pool import WORKER, Pool, Settings
 from fullyconv.serving.prometheus import Figures
-from fullyconv.serving.protocol import Connections, guarded
+from fullyconv.serving.protocol import Connections, guarded_protocol
 
 __all__ = ["SignalledServer", "bind", "is_loopback", "read_keys", "run"]
 
@@ -89,8 +89,8 @@ async def _run(settings: Settings, bound: socket.socket, gate: Gate, worker: Seq
     gate.busy = pool.busy
     shared = Connections(gate)
     config = uvicorn.Config(
-        application(pool, gate, Figures(pool, shared)), http=guarded(shared), ws="none", lifespan="off", loop="asyncio",
-        interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
+        application(pool, gate, Figures(pool, shared)), http=guarded_protocol(shared), ws="none", lifespan="off",
+        loop="asyncio", interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
         server_header=False, timeout_keep_alive=gate.limits.idle_seconds, timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=gate.limits.headers, backlog=2 * gate.limits.connections,
     )  # fmt: skip

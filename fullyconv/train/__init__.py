@@ -158,10 +158,10 @@ def learn(c: RunContext, stop: Stop) -> None:
     state, plan, recipe = c.state, c.plan, c.recipe
     reader = BatchReader(c.train, recipe, c.model.preprocessing.mean_pixel())
     if state.step == 0:
-        checkpointing.save(c)  # whatever happens, there is something to go on from
+        checkpointing.save_checkpoint(c)  # whatever happens, there is something to go on from
     elif planning.measurement_due(plan, state):
         checkpointing.measure_now(c, stop)
-        checkpointing.save(c)
+        checkpointing.save_checkpoint(c)
     c.clock.restart()
     with closing(read_ahead(reader, recipe, state, c.world)) as steps:
         while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
@@ -173,7 +173,7 @@ def learn(c: RunContext, stop: Stop) -> None:
             with explained(c, step.batches):
                 outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
-            if checkpointing.accept(c, outcome, norm, step, buffers):
+            if checkpointing.accept_step(c, outcome, norm, step, buffers):
                 c.scaler.step(c.optimizer)
                 if c.average is not None:
                     optimisation.average_into(c.average, c.model, recipe.ema, state.step)
@@ -181,11 +181,11 @@ def learn(c: RunContext, stop: Stop) -> None:
             c.optimizer.zero_grad(set_to_none=True)
             c.clock.lap("backward")
             checkpointing.advance(c, step)
-            checkpointing.log(c, step, outcome, rate, norm)
+            checkpointing.log_step(c, step, outcome, rate, norm)
             if planning.measurement_due(plan, state):
                 checkpointing.measure_now(c, stop)
                 training_mode(c.model, recipe)
-                checkpointing.save(c)
+                checkpointing.save_checkpoint(c)
             elif planning.saving_due(plan, c.clock.since_save()):
-                checkpointing.save(c)
-    checkpointing.end(c, stop)
+                checkpointing.save_checkpoint(c)
+    checkpointing.finish_run(c, stop)

@@ -27,7 +27,18 @@ from fullyconv.train.context import RunContext, training_mode
 from fullyconv.train.signals import Stop
 from fullyconv.train.step import Outcome
 
-__all__ = ["accept", "advance", "end", "log", "measure_now", "next_step", "rescue", "save", "snapshot", "undo"]
+__all__ = [
+    "accept_step",
+    "advance",
+    "finish_run",
+    "log_step",
+    "measure_now",
+    "next_step",
+    "rescue",
+    "save_checkpoint",
+    "snapshot",
+    "undo",
+]
 
 
 def snapshot(model: TorchModule) -> list[Tensor]:
@@ -41,7 +52,7 @@ def undo(model: TorchModule, buffers: list[Tensor]) -> None:
         b.copy_(before)
 
 
-def accept(c: RunContext, outcome: Outcome, norm: float, step: ReadStep, buffers: list[Tensor]) -> bool:
+def accept_step(c: RunContext, outcome: Outcome, norm: float, step: ReadStep, buffers: list[Tensor]) -> bool:
     """Whether the step may be taken. A NaN or infinite loss or gradient is refused: `buffers` are put back, its files
     are named and written to refused.jsonl, and `max_bad_steps` of them in a row end the run."""
     overflow = c.recipe.precision == "fp16" and c.scaler.is_enabled() and math.isfinite(outcome.loss)
@@ -122,7 +133,7 @@ def advance(c: RunContext, step: ReadStep) -> None:
         s.epoch, s.position = ticket.epoch + 1, 0
 
 
-def log(c: RunContext, step: ReadStep, outcome: Outcome, rate: float, norm: float) -> None:
+def log_step(c: RunContext, step: ReadStep, outcome: Outcome, rate: float, norm: float) -> None:
     """A row of metrics.jsonl, without times, so that a resumed run writes the same bytes; and the live line."""
     epoch = c.state.epoch + c.state.position / len(c.train)
     row = {
@@ -154,7 +165,7 @@ def _chance(c: RunContext) -> float:
     return sum(math.log(len(t)) for t in c.model.taxonomies.values())
 
 
-def save(c: RunContext, *, alone: bool = False) -> None:
+def save_checkpoint(c: RunContext, *, alone: bool = False) -> None:
     """A checkpoint of this very step, on the first process; the others wait for it unless it is `alone`."""
     with nullcontext() if alone else c.world.together():
         if c.run is not None:
@@ -198,16 +209,16 @@ def rescue(c: RunContext) -> None:
     """Keep the last whole step when something outside it failed. It must not hide the error that it answers."""
     if c.saved != c.state.step:
         try:
-            save(c, alone=True)
+            save_checkpoint(c, alone=True)
         except FullyconvError as error:
             c.display.note(f"The last step could not be kept: {error}")
 
 
-def end(c: RunContext, stop: Stop) -> None:
+def finish_run(c: RunContext, stop: Stop) -> None:
     """After the last step: measure, keep, and say where it is; after a signal: keep this step and raise."""
     if c.world.any(bool(stop)):
         if c.saved != c.state.step:
-            save(c)
+            save_checkpoint(c)
         raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
     if c.state.finished:
         _drop_cache(c)
@@ -215,9 +226,9 @@ def end(c: RunContext, stop: Stop) -> None:
     if c.val is not None and c.state.measured != c.state.step:
         measure_now(c, stop)
         if c.state.measured != c.state.step:  # a signal came
-            end(c, stop)
+            finish_run(c, stop)
     c.state.finished = True
-    save(c)
+    save_checkpoint(c)
     _drop_cache(c)
     measuring.keep_times(c)
     c.display.end(c.clock)

@@ -21,14 +21,14 @@ from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
 from fullyconv.train.batch_reader import crop_of
 
-__all__ = ["choose", "cut_to_the_data", "fitting_batch", "looked_at"]
+__all__ = ["choose_settings", "cut_to_the_data", "fitting_batch", "sample_summary"]
 
 LOOKED_AT = 100  # images whose sizes and labels are read where the data were not checked
 SHARE = 0.6  # of the memory there is that a step may take: the rest is for reading, measuring, and other programs
 FALLBACK = {"crop": (512, 512), "batch_size": 4, "class_weights": "none"}  # where nothing could be read
 
 
-def choose(
+def choose_settings(
     recipe: Recipe,
     model: TrainableModel,
     train: Dataset,
@@ -51,7 +51,7 @@ def choose(
     found: dict[str, Any] = {key: kept[key] for key in open_keys if key in kept}
     if len(found) == len(open_keys):
         return recipe.replace(**found), []
-    summary = summary or looked_at(train)
+    summary = summary or sample_summary(train)
     offered = dict(FALLBACK if summary is None else summary.recipe)
     for key in open_keys:
         found.setdefault(key, offered[key])
@@ -81,7 +81,7 @@ def cut_to_the_data(recipe: Recipe, train: Dataset) -> list[str]:
     return said
 
 
-def looked_at(train: Dataset) -> Summary | None:
+def sample_summary(train: Dataset) -> Summary | None:
     """The doctor's summary of at most `LOOKED_AT` images at even distances, whether they lie in files or not."""
     few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
     some = replace(train, records=[train.records[i] for i in few])

@@ -40,7 +40,7 @@ from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
 from fullyconv.train.batch_reader import crop_of, effects_of
-from fullyconv.train.chosen import choose, cut_to_the_data
+from fullyconv.train.chosen import choose_settings, cut_to_the_data
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.loggers import Loggers, open_loggers
 from fullyconv.train.machine import settle
@@ -119,7 +119,7 @@ def prepare_run(
         )
     begun = time.time_ns()
     train, val, read, summary = (
-        checked(recipe, data, val, display, kept_in(out) if resume else None)
+        open_checked(recipe, data, val, display, kept_in(out) if resume else None)
         if check
         else (*open_both(recipe, data, val, kept_in(out) if resume else None), {}, None)
     )
@@ -210,7 +210,7 @@ def _settled(
     display: Display,
 ) -> Recipe:
     """The recipe with what it leaves to the data, the same in every process; refused where batch norm cannot learn."""
-    recipe, said = choose(recipe, model, train, summary, kept, world.device)
+    recipe, said = choose_settings(recipe, model, train, summary, kept, world.device)
     recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
     refuse_single_cells(model, recipe)
     for note in said:
@@ -218,7 +218,7 @@ def _settled(
     return recipe
 
 
-def checked(
+def open_checked(
     recipe: Recipe, data: Any, val: Any, display: Display, kept: Division | None = None
 ) -> tuple[Dataset, Dataset | None, dict[Path, str], Summary | None]:
     """`open_both` after the fast check: everything that is wrong at once, before anything is written; the sha256 of

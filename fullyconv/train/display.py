@@ -10,7 +10,7 @@ from typing import Any, TextIO, final
 
 from fullyconv.terminal import plain, raw
 
-__all__ = ["Clock", "Display", "duration"]
+__all__ = ["Clock", "Display", "short_duration"]
 
 PHASES = ("data", "forward", "backward")
 
@@ -111,7 +111,7 @@ class Display:
         line = (
             f"{100 * progress:3.0f} %  step {facts['step']}  epoch {facts['epoch']:.2f}  "
             f"loss {facts['loss']:.4f}{chance}  lr {facts['lr']:.2e}  {self._speed():.1f} images/s  "
-            f"{duration(facts['left'])} left"
+            f"{short_duration(facts['left'])} left"
         )
         if self._live is None:
             print(line, file=self.stream, flush=True)
@@ -123,7 +123,7 @@ class Display:
     def end(self, clock: Clock) -> None:
         """Where the time went."""
         if not self.quiet:
-            measuring, saving = duration(clock.spent["measure"]), duration(clock.spent["save"])
+            measuring, saving = short_duration(clock.spent["measure"]), short_duration(clock.spent["save"])
             self.note(f"time: {clock.shares()}; measuring {measuring}, saving {saving}")
 
     def _speed(self) -> float:
@@ -136,7 +136,7 @@ class Display:
         self._images.clear()
 
 
-def duration(seconds: float) -> str:
+def short_duration(seconds: float) -> str:
     """ "1h05m", "12m30s", "8s"; "?" when it is not known."""
     if not 0 <= seconds < 1e8:
         return "?"

@@ -96,7 +96,7 @@ def _precision(
             notes.append(f"The run was begun in {kept}; in {recipe.precision} it goes on, but not equal to the bit.")
         return recipe, "given"
     if kept:
-        if not precision.native(kept, world.device):
+        if not precision.device_has_native(kept, world.device):
             raise UsageError(
                 f"The run computes in {kept}, which this {world.device.type} has not; go on where it has, or by "
                 "--set precision=fp32, which ends not equal to the bit."

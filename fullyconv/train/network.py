@@ -48,7 +48,7 @@ def network(
     _refuse_sum_from_nothing(recipe, resume or bool(recipe.weights or recipe.init_from))
     preprocessing = Preprocessing.from_json(recipe.preprocessing) if recipe.preprocessing else None
     if preprocessing is None and train.inputs == ("bands",):
-        preprocessing = measured(train)
+        preprocessing = measure_preprocessing(train)
     model = models.create(
         _for_data(network_name(recipe), train),
         weights=None if recipe.weights == "auto" and recipe.init_from else recipe.weights or None,
@@ -89,7 +89,7 @@ def _refuse_sum_from_nothing(recipe: Recipe, started: bool) -> None:
         )
 
 
-def measured(train: Dataset, most: int = 200) -> Preprocessing:
+def measure_preprocessing(train: Dataset, most: int = 200) -> Preprocessing:
     """Per-band preprocessing from the images themselves: mean 0 and spread 1 in every band, over `most` of them at
     even distances; pixels that hold no data take no part. DataError where an image has another number of bands."""
     chosen = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(most, len(train)))})

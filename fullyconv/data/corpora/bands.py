@@ -15,7 +15,7 @@ from fullyconv.errors import MissingExtra
 from fullyconv.files import open_regular, read_ends
 from fullyconv.images import BadImage
 
-__all__ = ["is_multiband", "is_tiff", "read_bands"]
+__all__ = ["holds_tiff", "is_multiband", "read_bands"]
 
 
 def is_multiband(file: Path) -> bool:
@@ -58,7 +58,7 @@ def _tiff_tags(file: Path) -> dict[int, int]:
         return tags
 
 
-def is_tiff(file: Path) -> bool:
+def holds_tiff(file: Path) -> bool:
     return read_ends(file, 4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -70,7 +70,7 @@ def read_bands(file: Path) -> NDArray[Any]:
     try:
         return images.read_image(file, mode="bands")
     except BadImage:
-        if not is_tiff(file):
+        if not holds_tiff(file):
             raise
         return _rasterio_bands(file)
 

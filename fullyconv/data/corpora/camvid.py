@@ -22,7 +22,7 @@ from fullyconv.data.corpora.coding import Coding, read_coded
 from fullyconv.data.corpora.corpus import painted
 from fullyconv.data.corpora.folder import read_modality
 from fullyconv.data.corpora.folder_classes import are_theirs
-from fullyconv.data.corpora.layout import choose_split, list_files, looked_at, merge_splits, read_table, stems
+from fullyconv.data.corpora.layout import choose_split, describe_folder, list_files, merge_splits, read_table, stems
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.taxonomy import Taxonomy
 
@@ -136,7 +136,7 @@ def open_camvid(root: Path, split: str | None = None, *, classes: int | None = N
     if layout is None:
         raise DataError(
             f"{printable(root)} is no CamVid: looked for train/ with trainannot/ (SegNet), 701_StillsRaw_full/ with "
-            f"LabeledApproved_full/ (original) or train/ with train_labels/; {looked_at(root)}; {_SOURCE}."
+            f"LabeledApproved_full/ (original) or train/ with train_labels/; {describe_folder(root)}; {_SOURCE}."
         )
     coding = _with_classes(layout.coding, classes)
     found = sorted({*layout.splits, *(p.stem for p in base.glob("*.txt") if _is_list(p, layout))})

@@ -23,10 +23,10 @@ from fullyconv.files import new_directory
 from fullyconv.files.outputs import Outputs, one_part
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["convert", "open_splits", "storable"]
+__all__ = ["convert_dataset", "open_splits", "storable"]
 
 
-def convert(
+def convert_dataset(
     spec: str,
     directory: str | Path,
     *,

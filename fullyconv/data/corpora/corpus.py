@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.coding import Coding, check_ids, read_coded
 from fullyconv.data.corpora.folder import read_modality
-from fullyconv.data.corpora.layout import choose_split, looked_at
+from fullyconv.data.corpora.layout import choose_split, describe_folder
 from fullyconv.errors import DataError, MissingExtra, MissingInput, printable
 from fullyconv.sandbox import Session
 from fullyconv.taxonomy import Colour, Taxonomy
@@ -48,7 +48,7 @@ def painted(
 
 def no_layout(root: Path, what: str, wanted: str, source: str) -> DataError:
     """The error for a root that is not `what`: what was looked for, what lies there, where to get it."""
-    return DataError(f"{printable(root)} is no {what}: looked for {wanted}; {looked_at(root)}; {source}.")
+    return DataError(f"{printable(root)} is no {what}: looked for {wanted}; {describe_folder(root)}; {source}.")
 
 
 def choose_kind(parts: Iterable[str], split: str | None, root: Path) -> tuple[str, ...]:

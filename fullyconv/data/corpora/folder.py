@@ -31,10 +31,10 @@ from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, by_content, imag
 from fullyconv.data.corpora.layout import (
     SUFFIXES,
     choose_split,
+    describe_folder,
     holds_images,
     is_fold,
     is_split,
-    looked_at,
     merge_splits,
     only_folder,
 )
@@ -68,7 +68,9 @@ def open_folder(
     records = [r for s in chosen for r in _records(parts[s], s, record_name)]
     if not records:
         where = f"The split {name!r} of {printable(root)}" if name else printable(root)
-        raise DataError(f"{where} holds no images ({looked_at(root)}); put them into images/, or correct the list.")
+        raise DataError(
+            f"{where} holds no images ({describe_folder(root)}); put them into images/, or correct the list."
+        )
     codings, notes = _codings(base, parts, chosen)
     notes += [] if root.is_file() else not_read([base, *(base / s for s in chosen if s)])
     main, records = _main_input(records, bands)

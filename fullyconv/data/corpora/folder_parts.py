@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import final
 
 from fullyconv.data.corpora.class_tables import table_rank
-from fullyconv.data.corpora.folder_roles import LABELS, SURE_IMAGES, SURE_LABELS, Sides, label_like, measured, plain
+from fullyconv.data.corpora.folder_roles import (
+    LABELS,
+    SURE_IMAGES,
+    SURE_LABELS,
+    Sides,
+    is_input_name,
+    label_like,
+    plain,
+)
 from fullyconv.data.corpora.foreign import is_map
 from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, holds_images, is_split, list_files, stems
 from fullyconv.data.corpora.pairing import beside, couples, pair
@@ -125,7 +133,7 @@ def _labels_among_images(part: Part, top: Path, heads: dict[str, list[Path]]) ->
 
 def _told_by_content(part: Part, top: Path, others: Mapping[str, Path], heads: dict[str, list[Path]]) -> None:
     """The one folder among the further inputs that holds label maps becomes the labels, if there is one."""
-    like = [name for name, where in others.items() if not measured(name) and label_like(where, top)]
+    like = [name for name, where in others.items() if not is_input_name(name) and label_like(where, top)]
     if len(like) == 1:
         del part.inputs[like[0]]
         heads["semantic"] = [others[like[0]]]

@@ -23,8 +23,8 @@ __all__ = [
     "Sides",
     "by_content",
     "images_of",
+    "is_input_name",
     "label_like",
-    "measured",
     "named",
     "plain",
     "sides_of",
@@ -100,14 +100,14 @@ def by_content(folder: Path) -> list[Sides]:
     return found if len(set(each)) == len(each) else []
 
 
-def measured(name: str) -> bool:
+def is_input_name(name: str) -> bool:
     """Whether a folder's name is that of a further input, which may look like labels."""
     return plain(name) in _MEASURED
 
 
 def twins(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs of folders in `folder`, no splits of each other, of whose files at least half have the same names."""
-    there = [d for d in _folders(folder) if not is_split(d.name) and not measured(d.name) and holds_images(d)]
+    there = [d for d in _folders(folder) if not is_split(d.name) and not is_input_name(d.name) and holds_images(d)]
     names = {d: stems(list_files(d), d)[0].keys() for d in there[:12]}
     for a, b in combinations(names, 2):
         if 2 * len(names[a] & names[b]) >= max(len(names[a]), len(names[b])) > 0:

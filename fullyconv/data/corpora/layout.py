@@ -13,18 +13,18 @@ from typing import final
 
 from fullyconv.errors import DataError, UnknownName, nearest, printable
 from fullyconv.files import read_text
-from fullyconv.files.listing import around
+from fullyconv.files.listing import lies_above
 from fullyconv.files.outputs import safe_name
 
 __all__ = [
     "SUFFIXES",
     "LeftOut",
     "choose_split",
+    "describe_folder",
     "holds_images",
     "is_fold",
     "is_split",
     "list_files",
-    "looked_at",
     "merge_splits",
     "only_folder",
     "paths_meant",
@@ -83,7 +83,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...] | None = SUFFIXES, left: 
     links: deque[Path] = deque([Path(folder)])
     while links:  # real folders first
         at = links.popleft()
-        if at != folder and around(at, folder):
+        if at != folder and lies_above(at, folder):
             left.add("link to a folder around it", at)
         elif _is_new(at, seen):
             links.extend(_list_tree(at, suffixes, found, seen, left))
@@ -293,7 +293,7 @@ def only_folder(root: Path) -> Path | None:
     return inner[0] if len(inner) == 1 and not is_split(inner[0].name) and not inner[0].is_symlink() else None
 
 
-def looked_at(root: Path, most: int = 8) -> str:
+def describe_folder(root: Path, most: int = 8) -> str:
     """What lies in `root`, in words, for a message."""
     if root.is_file():
         return f"it is a file of {root.stat().st_size} bytes"

@@ -17,7 +17,7 @@ from fullyconv.data.corpora.bands import is_multiband
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.corpus import Labels, unlabelled
 from fullyconv.data.corpora.folder import read_modality
-from fullyconv.data.corpora.layout import SUFFIXES, choose_split, list_files, looked_at, merge_splits
+from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files, merge_splits
 from fullyconv.errors import DataError, printable
 from fullyconv.taxonomy import Taxonomy
 
@@ -40,7 +40,7 @@ def open_nnunet(root: Path, split: str | None = None) -> Dataset:
     if not recognise(root):
         raise DataError(
             f"{printable(root)} is no raw nnU-Net data set: looked for imagesTr/, labelsTr/ and dataset.json; "
-            f"{looked_at(root)}; give the folder DatasetNNN_NAME."
+            f"{describe_folder(root)}; give the folder DatasetNNN_NAME."
         )
     stated = read_json(root / "dataset.json", "nnU-Net")
     coding = _coding(stated, root / "dataset.json")
@@ -58,7 +58,9 @@ def open_nnunet(root: Path, split: str | None = None) -> Dataset:
         for case, files in parts[s].items()
     ]
     if not rows:
-        raise DataError(f"{printable(root)} holds no cases of {printable(name)!r} ({looked_at(root / 'imagesTr')}).")
+        raise DataError(
+            f"{printable(root)} holds no cases of {printable(name)!r} ({describe_folder(root / 'imagesTr')})."
+        )
     if len(channels) == 1 and is_multiband(next(iter(rows[0].inputs.values()))):
         channels = dict.fromkeys(channels, "bands")
         rows = [Record(r.name, {"bands": r.inputs["rgb"]}, r.labels) for r in rows]

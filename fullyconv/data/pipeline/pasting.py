@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Dataset, Sample
 from fullyconv.errors import FullyconvError
-from fullyconv.regions import box, components
+from fullyconv.regions import bounding_box, components
 
 __all__ = ["Rare", "donor", "pasted", "rare_classes"]
 
@@ -90,7 +90,7 @@ def pasted(
 def _around(label: NDArray[np.integer], y: int, x: int, size: Sequence[int]) -> tuple[slice, slice]:
     """The box of the region at (y, x), with its margin; no larger than may be pasted, then about that pixel."""
     region = components(label)[0]
-    top, left, bottom, right = box(region == region[y, x])
+    top, left, bottom, right = bounding_box(region == region[y, x])
     window = []
     for low, high, at, whole, target in (
         (top, bottom, y, label.shape[0], size[0]),

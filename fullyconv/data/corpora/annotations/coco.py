@@ -31,7 +31,7 @@ from fullyconv.data.corpora.annotations.paint import (
 )
 from fullyconv.data.corpora.annotations.raster import BadShape, Size, check_outlines, checked_counts, coco_counts
 from fullyconv.data.corpora.annotations.shapes import Entry, Rings, Runs, Unused, draw_shapes, ring, short
-from fullyconv.data.corpora.layout import SUFFIXES, choose_split, list_files, looked_at
+from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files
 from fullyconv.errors import DataError, printable
 from fullyconv.files import read_ends
 from fullyconv.images import image_size
@@ -75,7 +75,7 @@ def open_coco(
     if not files:
         raise DataError(
             f"{printable(root)} holds no COCO annotations: looked for *.json and annotations/*.json with images, "
-            f"annotations and categories; {looked_at(root)}; export them as COCO."
+            f"annotations and categories; {describe_folder(root)}; export them as COCO."
         )
     wished = next((s for s in files if re.fullmatch(rf"{re.escape(split or 'train')}\d*", s)), split)  # val: val2017
     chosen = choose_split(list(files), wished, root) if len(files) > 1 or split not in (None, "all") else tuple(files)

@@ -36,7 +36,7 @@ from fullyconv.data.corpora.annotations.shapes import Entry, Runs, Unused, draw_
 from fullyconv.data.corpora.class_tables import read_classes
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.corpus import Labels, choose_kind
-from fullyconv.data.corpora.layout import SUFFIXES, list_files, looked_at, merge_splits, read_lines
+from fullyconv.data.corpora.layout import SUFFIXES, describe_folder, list_files, merge_splits, read_lines
 from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.files import read_ends, read_file
 from fullyconv.taxonomy import Colour
@@ -66,7 +66,8 @@ def open_cvat(root: Path, split: str | None = None, *, images: str | Path | None
     if file is None:
         raise DataError(
             f"{printable(root)} is no CVAT export: looked for labelmap.txt with SegmentationClass/ ('Segmentation mask "
-            f"1.1') or annotations.xml ('CVAT for images 1.1'); {looked_at(root)}; export the task in one of these."
+            f"1.1') or annotations.xml ('CVAT for images 1.1'); {describe_folder(root)}; "
+            "export the task in one of these."
         )
     return _open_xml(file, split, image_folder(file.parent, images))
 

@@ -30,7 +30,7 @@ from fullyconv.data.corpora.annotations.paint import (
 from fullyconv.data.corpora.annotations.raster import BadShape, Size, checked_points
 from fullyconv.data.corpora.annotations.shapes import Entry, Pen, Stencil, Unused, draw_shapes, short
 from fullyconv.data.corpora.corpus import choose_kind
-from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits, read_lines, role
+from fullyconv.data.corpora.layout import describe_folder, list_files, merge_splits, read_lines, role
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
 from fullyconv.files import read_ends
 from fullyconv.images import image_size
@@ -57,7 +57,7 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
     if not parts:
         raise DataError(
             f"{printable(root)} holds no labelme annotations: looked for *.json with shapes and imagePath; "
-            f"{looked_at(root)}; save them with labelme beside their images."
+            f"{describe_folder(root)}; save them with labelme beside their images."
         )
     if isinstance(line_width, bool) or not isinstance(line_width, int) or not 1 <= line_width <= 1000:
         raise UsageError(f"line_width is {short(line_width)}; give whole pixels from 1 to 1000.")

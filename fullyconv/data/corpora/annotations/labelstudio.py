@@ -28,7 +28,7 @@ from fullyconv.data.corpora.annotations.paint import (
 )
 from fullyconv.data.corpora.annotations.raster import BadShape
 from fullyconv.data.corpora.annotations.shapes import Entry, Unused, draw_shapes, short
-from fullyconv.data.corpora.layout import SUFFIXES, choose_split, list_files, looked_at
+from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files import read_ends
 from fullyconv.images import image_size
@@ -75,7 +75,7 @@ def open_labelstudio(
     if not files:
         raise DataError(
             f"{printable(root)} is no Label Studio export: looked for a .json list of tasks with annotations; "
-            f"{looked_at(root)}; export the project as JSON."
+            f"{describe_folder(root)}; export the project as JSON."
         )
     if len(files) > 1 and split in (None, "all") and "train" not in files:
         raise DataError(f"{printable(root)} holds {', '.join(files)}; name one as the split, or give the file itself.")

@@ -21,7 +21,7 @@ from fullyconv.data.corpora.annotations.paint import Painter, checked_size, clas
 from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size, coco_patch, coco_union
 from fullyconv.data.corpora.annotations.shapes import Unused, ring
 from fullyconv.data.corpora.corpus import choose_kind
-from fullyconv.data.corpora.layout import list_files, looked_at, merge_splits
+from fullyconv.data.corpora.layout import describe_folder, list_files, merge_splits
 from fullyconv.errors import DataError, printable
 from fullyconv.images import image_size, read_image
 from fullyconv.taxonomy import Colour
@@ -46,7 +46,7 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
     if not recognise(root):
         raise DataError(
             f"{printable(root)} is no Supervisely project: looked for meta.json and DATASET/img/ beside DATASET/ann/; "
-            f"{looked_at(root)}; download the project as 'json + images'."
+            f"{describe_folder(root)}; download the project as 'json + images'."
         )
     parts = _parts(root)
     chosen = choose_kind(parts, split, root)

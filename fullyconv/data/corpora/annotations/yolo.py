@@ -22,7 +22,7 @@ from fullyconv.data.corpora.annotations.raster import Patch, Size, coco_patch
 from fullyconv.data.corpora.class_tables import class_table, find_tables
 from fullyconv.data.corpora.folder_roles import images_of
 from fullyconv.data.corpora.foreign import is_outline
-from fullyconv.data.corpora.layout import choose_split, list_files, looked_at, merge_splits, stems
+from fullyconv.data.corpora.layout import choose_split, describe_folder, list_files, merge_splits, stems
 from fullyconv.errors import DataError, printable
 from fullyconv.files import read_text
 from fullyconv.images import image_size
@@ -52,8 +52,8 @@ def open_yolo(root: Path, split: str | None = None) -> Dataset:
     places = _places(base) if base.is_dir() else {}
     if not places:
         raise DataError(
-            f"{printable(root)} holds no YOLO labels: looked for images/ and labels/*.txt; {looked_at(Path(root))}; "
-            "export the set as YOLO segmentation."
+            f"{printable(root)} holds no YOLO labels: looked for images/ and labels/*.txt; "
+            f"{describe_folder(Path(root))}; export the set as YOLO segmentation."
         )
     chosen = choose_split([s for s in places if s], split, base) if set(places) != {""} else ("",)
     name, record_name = merge_splits(chosen)
