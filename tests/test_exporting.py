@@ -86,6 +86,7 @@ def test_every_output_and_input_proves_itself(model: Any, tmp_path: Path, output
         ("fcn8s-mobilenet_v3_large", {"classes": 300}),
         ("fcn32s-googlenet", {"classes": 3}),
         ("fcn16s-mobilenet_v2-rgb-hha", {"classes": 3}),
+        ("fcn4s-pyramid-mobilenet_v2", {"heads": {"semantic": 4, "geometric": 3}}),
     ],
 )
 def test_kinds_of_networks_prove_themselves(tmp_path: Path, name: str, how: dict[str, Any]) -> None:
@@ -122,7 +123,9 @@ def test_every_trunk_of_the_table_proves_itself(tmp_path: Path, name: str) -> No
     assert fc.export(trained(name), tmp_path / "m.onnx").difference < 1e-4
 
 
-TIMM = ("fcn16s-timm:regnety_002", "fcn8s-timm:mobilenetv3_large_100", "fcn8s-timm:resnet18")
+TIMM = (
+    "fcn16s-timm:regnety_002", "fcn8s-timm:mobilenetv3_large_100", "fcn8s-timm:resnet18", "fcn8s-pyramid-timm:resnet18",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in TIMM])

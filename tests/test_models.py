@@ -137,7 +137,7 @@ def coordinates(name: str, padding: str | None, h: int, w: int) -> tuple[FCN, Te
 @pytest.mark.parametrize(
     ("name", "padding"),
     [("fcn8s-resnet18", None), ("fcn8s-vgg16_conv", "same"), ("fcn8s-vgg16", "paper"),
-     ("fcn4s-mobilenet_v2", None),
+     ("fcn4s-mobilenet_v2", None), ("fcn4s-pyramid-mobilenet_v2", None),
      ("fcn32s-googlenet", "paper"), ("fcn32s-alexnet", "paper")],
 )  # fmt: skip
 def test_a_grid_of_coordinates_comes_out_as_the_pixels_own_coordinates(name: str, padding: str | None) -> None:
@@ -148,8 +148,10 @@ def test_a_grid_of_coordinates_comes_out_as_the_pixels_own_coordinates(name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "padding"), [("fcn8s-resnet18", None), ("fcn32s-alexnet", "paper"), ("fcn4s-squeezenet1_0", None)]
-)
+    ("name", "padding"),
+    [("fcn8s-resnet18", None), ("fcn32s-alexnet", "paper"), ("fcn4s-squeezenet1_0", None),
+     ("fcn4s-pyramid-squeezenet1_0", None)],
+)  # fmt: skip
 def test_an_impulse_moves_only_scores_within_the_receptive_field_and_symmetrically(
     name: str, padding: str | None
 ) -> None:

@@ -49,7 +49,11 @@ def assert_tiles_equal_whole(model: Any, size: tuple[int, int], tile: int | tupl
 SMALL = ["fcn32s-squeezenet1_0", "fcn8s-mobilenet_v2", "fcn4s-resnet18"]
 
 
-@pytest.mark.parametrize(("name", "size", "tile"), [(SMALL[0], (150, 301), 64), (SMALL[1], (67, 300), (96, 64))])
+@pytest.mark.parametrize(
+    ("name", "size", "tile"),
+    [(SMALL[0], (150, 301), 64), (SMALL[1], (67, 300), (96, 64)),
+     ("fcn4s-pyramid-mobilenet_v2", (67, 300), (96, 64))],
+)  # fmt: skip
 def test_tiles_give_the_scores_of_the_whole_image(name: str, size: tuple[int, int], tile: Any) -> None:
     name = name.replace("32s-squeeze", "16s-squeeze")
     assert_tiles_equal_whole(trained(name), size, tile)
@@ -128,7 +132,7 @@ def test_the_coarsest_stride_is_what_tiles_are_aligned_to() -> None:
 
 LIGHT = [
     "fcn32s-alexnet", "fcn32s-alexnet_tv", "fcn32s-googlenet", "fcn32s-googlenet_tv", "fcn8s-mobilenet_v2",
-    "fcn8s-resnet18", "fcn4s-squeezenet1_0",
+    "fcn8s-resnet18", "fcn4s-squeezenet1_0", "fcn4s-pyramid-efficientnet_lite0",
 ]  # fmt: skip
 
 

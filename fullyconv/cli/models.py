@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["info", "models"]
 
 GRAMMAR = (
-    "Names: fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]; "
+    "Names: fcn{32,16,8,4}s[-pyramid|-atonce|-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]; "
     "TRUNK is one above or timm:NAME."
 )
 
@@ -165,7 +165,7 @@ def _layers(model: FCN, height: int, width: int) -> Any:
     """Every layer of the first stream's trunk as a dict."""
     from fullyconv.models.trace import CannotTrace
 
-    trunk: Any = next(iter(model.streams.values())).trunk
+    trunk: Any = next(iter(model.streams.values())).features
     try:
         traced = trunk.trace()
     except CannotTrace:

@@ -72,7 +72,7 @@ def look(model: FCN, image: Image) -> Look:
     found: Features = {}
     pooled = []
     for key, stream in model.streams.items():
-        every = stream.trunk(x[:, stream.channels])  # type: ignore[operator,index]
+        every = stream.features(x[:, stream.channels])  # type: ignore[operator,index]
         found[key] = {tap: every[tap] for tap in model.taps}
         coarsest = every[model.taps[0]].float()
         pooled += [coarsest.mean((0, 2, 3)), coarsest.std((0, 2, 3), correction=0)]

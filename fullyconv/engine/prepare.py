@@ -114,7 +114,7 @@ class Prepared:
         if not isinstance(model, FCN):
             return _Made(state, model.coarse)
         try:
-            networks = {key: fold_layers(s.trunk, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
+            networks = {key: fold_layers(s.features, model.taps, dtype) for key, s in model.streams.items()}  # type: ignore[arg-type]
         except CannotTrace:
             return _Made(state, model.coarse)
         held = list(networks.values())

@@ -15,11 +15,15 @@ from torch import Tensor, fx, nn
 from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.errors import UsageError
 from fullyconv.exporting.graph import Graph
+from fullyconv.exporting.upsampling import UpsamplingReading
+from fullyconv.models.score_layers import UpsampledSum
 from fullyconv.models.trace import CannotTrace
-from fullyconv.models.trunks.timm import Timm
+from fullyconv.models.trunks import Trunk
 
-__all__ = ["array", "translate"]
+__all__ = ["LOOKED_AT", "array", "translate"]
 
+# Sizes of maps repeat with the stride once no kernel is larger than its map; 8 strides of 64 are far beyond that.
+LOOKED_AT = 512
 Write = Callable[[Graph, Any, str], str]
 
 
@@ -28,15 +32,15 @@ def array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def translate(graph: Graph, trunk: nn.Module, strides: Sequence[int], x: str) -> dict[int, str]:
+def translate(graph: Graph, trunk: Trunk, strides: Sequence[int], x: str) -> dict[int, str]:
     """Add `trunk`'s layers, reading the value `x` (float N C H W): {stride: value}.
 
     Raises UsageError naming the layer that cannot be translated.
     """
-    if isinstance(trunk, Timm):
-        x, trunk = _at_least(graph, x, trunk.least), trunk.inner()
+    if trunk.least > 1:
+        x = _at_least(graph, x, trunk.least)
     try:
-        network = fold_layers(trunk, strides)
+        network = fold_layers(trunk.inner(), strides)
     except CannotTrace as error:
         raise UsageError(f"This network cannot be exported: {error}") from error
     modules, values = dict(network.named_modules()), {}
@@ -46,10 +50,31 @@ def translate(graph: Graph, trunk: nn.Module, strides: Sequence[int], x: str) ->
         elif node.op == "output":
             return {int(s): values[n] for s, n in node.args[0].items()}
         elif node.op == "call_module":
-            values[node] = _module(graph, modules[str(node.target)], str(node.target), values[node.args[0]])
+            module, name = modules[str(node.target)], str(node.target)
+            if isinstance(module, UpsampledSum):
+                finer, coarser = (values[n] for n in node.args)
+                values[node] = _upsampled_sum(graph, module, finer, coarser, _cells(trunk, name))
+            else:
+                values[node] = _module(graph, module, name, values[node.args[0]])
         else:
             values[node] = _function(graph, node, values)
     raise AssertionError("a graph ends in its output")
+
+
+def _cells(trunk: Trunk, name: str) -> list[tuple[int, int]]:
+    """(cells of the coarser map, of the finer) at the sum `name`, for images of 1, 2, ... `LOOKED_AT` pixels."""
+    traced = trunk.trace()
+    finer, coarser = next(step.inputs for step in traced.steps if step.name == name)
+    found = [traced.sizes(*[max(n, trunk.least)] * 2) for n in range(1, LOOKED_AT + 1)]
+    if any(len({*sizes[at]}) > 1 for sizes in found for at in (finer, coarser)):
+        raise UsageError("This network cannot be exported: its rows and columns have different strides.")
+    return [(sizes[coarser][0], sizes[finer][0]) for sizes in found]
+
+
+def _upsampled_sum(graph: Graph, m: UpsampledSum, finer: str, coarser: str, sizes: list[tuple[int, int]]) -> str:
+    reading = UpsamplingReading.of(m.skip.factor, m.skip.offset, "replicate", sizes)
+    up = reading.write(graph, coarser, graph.add("Shape", [finer], start=2, end=4))
+    return graph.add("Add", [finer, up])
 
 
 def _at_least(graph: Graph, x: str, least: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.exporting.graph import Graph
-from fullyconv.exporting.layers import array, translate
+from fullyconv.exporting.layers import LOOKED_AT, array, translate
 from fullyconv.exporting.upsampling import UpsamplingReading
 from fullyconv.geometry import kernel_width, last_upsampling
 from fullyconv.models import FCN, parse
@@ -23,8 +23,6 @@ __all__ = ["INPUTS", "OUTPUTS", "Values", "build", "output_names"]
 OUTPUTS = ("labels", "scores", "probabilities", "coarse", "confidence")
 INPUTS = ("uint8", "float")
 IMAGE = "image"
-# Sizes of maps repeat with the stride once no kernel is larger than its map; 8 strides of 64 are far beyond that.
-LOOKED_AT = 512
 
 
 def output_names(output: str, heads: Collection[str]) -> dict[str, list[str]]:
@@ -61,7 +59,7 @@ def build(model: FCN, output: str, taken: str) -> tuple[Graph, Values]:
     features = {}
     for key, stream in model.streams.items():
         part = _channels(graph, x, stream.channels, model.preprocessing.channels)  # type: ignore[arg-type]
-        features[key] = translate(graph, stream.trunk, model.taps, part)  # type: ignore[arg-type]
+        features[key] = translate(graph, stream.features, model.taps, part)  # type: ignore[arg-type]
     traced = _traced(model)
     names = output_names(output, model.heads)
     values = Values(x, tuple(n.name for n in graph.nodes[before:]), {}, {})
@@ -112,7 +110,7 @@ def _channels(graph: Graph, x: str, part: slice, channels: int) -> str:
 
 
 def _traced(model: FCN) -> Trace:
-    trunk: Any = next(iter(model.streams.values())).trunk
+    trunk: Any = next(iter(model.streams.values())).features
     try:
         traced: Trace = trunk.trace()
     except CannotTrace as error:
@@ -131,7 +129,7 @@ class _Fusion:
         self, graph: Graph, model: FCN, head: str, features: Mapping[str, Mapping[int, str]], traced: Trace
     ) -> None:
         self.graph, self.model, self.head, self.features = graph, model, head, features
-        least: int = getattr(next(iter(model.streams.values())).trunk, "least", 1)
+        least: int = next(iter(model.streams.values())).features.least  # type: ignore[union-attr, assignment]
         found = [traced.sizes(*[max(n, least)] * 2) for n in range(1, LOOKED_AT + 1)]
         self.cells = {tap: [f[traced.outputs[tap]][0] for f in found] for tap in model.taps}
         columns = {tap: [f[traced.outputs[tap]][1] for f in found] for tap in model.taps}

@@ -18,6 +18,7 @@ from fullyconv.models.fcn import FCN, Stream
 from fullyconv.models.names import NETWORKS, OWN, Network, own_name, parse
 from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
+from fullyconv.models.pyramid import Pyramid
 from fullyconv.models.seeding import Seeded
 from fullyconv.models.trunks import PAPER, TRUNKS, Given, Trunk, create_trunk
 from fullyconv.models.trunks.timm import timm_parameters
@@ -136,7 +137,10 @@ def _build(
         channels = sum(network.width(m) for m in group)
         trunk = create_trunk(network.trunk, channels, padding) if own is None else _own(own, channels)
         taps = _taps(name, network, trunk.channels)
-        streams["_".join(group)] = Stream(trunk, heads, taps, slice(start, start + channels), network.scales)
+        pyramid = _pyramid(name, trunk, taps, padding) if network.pyramid else None
+        taps = taps[-1:] if network.pyramid else taps
+        part = slice(start, start + channels)
+        streams["_".join(group)] = Stream(trunk, heads, taps, part, network.scales, pyramid)
         start += channels
     assert trunk is not None
     model = FCN(
@@ -149,6 +153,13 @@ def _build(
     return model
 
 
+def _pyramid(name: str, trunk: Trunk, taps: tuple[int, ...], padding: str) -> Pyramid:
+    if padding == "paper":
+        raise UsageError(f"{name}: a pyramid has no paper's padding; use padding 'same'.")
+    grids, _ = trunk.maps()
+    return Pyramid({t: trunk.channels[t] for t in taps}, grids)
+
+
 def _own(module: nn.Module, channels: int) -> Trunk:
     return module if isinstance(module, Trunk) else Given(module, channels)
 
@@ -156,6 +167,8 @@ def _own(module: nn.Module, channels: int) -> Trunk:
 def _default_padding(network: Network) -> str:
     """The paper's padding where the paper has the network: skips were VGG16's alone."""
     skips = network.finest < network.coarsest
+    if network.pyramid:
+        return "same"
     return "paper" if network.trunk in (("vgg16",) if skips else PAPER) else "same"
 
 

@@ -23,6 +23,7 @@ from fullyconv import ops
 from fullyconv.errors import DataError, InternalError, UsageError
 from fullyconv.geometry import Geometry, Map, Skip, fuse, halo, last_upsampling
 from fullyconv.models.named_network import NamedNetwork
+from fullyconv.models.pyramid import Decoded, Pyramid
 from fullyconv.models.score_layers import BilinearUpsampling, Border, LearnedUpsampling, ScoreLayer, crop
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
@@ -36,17 +37,30 @@ Features = Mapping[int, Tensor]  # stride -> N C h w; of VGG16 {32: conv7, 16: p
 class Stream(nn.Module):
     """One trunk with a score layer for every head and tap, reading its own channels of the input.
 
-    `scales` multiply a tap's features before scoring (FCN-8s at-once: pool4 x 0.01, pool3 x 0.0001).
+    `scales` multiply a tap's features before scoring (FCN-8s at-once: pool4 x 0.01, pool3 x 0.0001). `pyramid` stands
+    between the trunk and its only tap, where the network is no sum of scores.
     """
 
     def __init__(
-        self, trunk: Trunk, heads: Mapping[str, int], taps: Sequence[int], channels: slice, scales: Mapping[int, float]
+        self,
+        trunk: Trunk,
+        heads: Mapping[str, int],
+        taps: Sequence[int],
+        channels: slice,
+        scales: Mapping[int, float],
+        pyramid: Pyramid | None = None,
     ) -> None:
         super().__init__()
-        self.trunk, self.channels, self.scales = trunk, channels, dict(scales)
+        self.trunk, self.channels, self.scales, self.pyramid = trunk, channels, dict(scales), pyramid
+        widths = self.features.channels
         self.score = nn.ModuleDict(
-            {h: nn.ModuleDict({str(t): ScoreLayer(trunk.channels[t], k) for t in taps}) for h, k in heads.items()}
+            {h: nn.ModuleDict({str(t): ScoreLayer(widths[t], k) for t in taps}) for h, k in heads.items()}
         )
+
+    @property
+    def features(self) -> Trunk:
+        """x N C H W -> {stride: what is scored}: the trunk, with its pyramid where it has one."""
+        return self.trunk if self.pyramid is None else Decoded(self.trunk, self.pyramid)
 
     def forward(self, features: Features, head: str, tap: int) -> Tensor:
         """Scores N K h w: score_fr of conv7 at tap 32, score_pool4 of pool4 at 16, score_pool3 of pool3 at 8."""
@@ -77,8 +91,10 @@ class FCN(NamedNetwork):
     ) -> None:
         super().__init__(name, heads, taps, preprocessing, options or {})
         self.streams, self.border = nn.ModuleDict(streams), border
-        maps, self.exact = next(iter(streams.values())).trunk.maps()
+        first = next(iter(streams.values()))
+        maps, self.exact = first.features.maps()
         self.maps = {t: maps[t] for t in taps}
+        self.grids = maps if first.pyramid else self.maps  # of all that is read, not only of what is scored
         self.skips, self.fused = _aligned(name, self.maps, border)
         self.bilinear = nn.ModuleDict({str(t): BilinearUpsampling(s, border) for t, s in self.skips.items()})
         self.learned = nn.ModuleDict({h: self._trained_upsamplings(k) for h, k in heads.items()} if learned else {})
@@ -98,7 +114,7 @@ class FCN(NamedNetwork):
 
     def coarse(self, x: Tensor) -> dict[str, Tensor]:
         """{head: N K h w}: the scores of every tap, fused, before the last upsampling."""
-        features = {key: self.streams[key].trunk(part) for key, part in self.inputs(x).items()}  # type: ignore[operator]
+        features = {key: self.streams[key].features(part) for key, part in self.inputs(x).items()}  # type: ignore[operator]
         return {head: self.fuse(features, head) for head in self.heads}
 
     def inputs(self, x: Tensor) -> dict[str, Tensor]:
@@ -138,11 +154,11 @@ class FCN(NamedNetwork):
         fields = [(self.maps[t], sum(strides[i:])) for i, t in enumerate(self.taps)]
         return Geometry(
             last.stride, last.offset, last.kernel, last.crop, self.border,
-            height, width, self.maps, self.skips, halo(fields), self.exact,
+            height, width, self.grids, self.skips, halo(fields), self.exact,
         )  # fmt: skip
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Score layers and learned upsampling: what "32s-fixed" trains and what gets the heads' learning rate."""
+        """Score layers and learned upsampling: all 0 or bilinear before training."""
         for stream in self.streams.values():
             yield from stream.score.parameters()  # type: ignore[union-attr]
         yield from self.learned.parameters()

@@ -58,7 +58,7 @@ class SegmentationModel(TorchModule, Protocol):
         """The score layers' parameters: all exactly 0 in a network that was never trained."""
 
     def trunk_parameters(self) -> Iterable[nn.Parameter]:
-        """The other parameters."""
+        """The trunk's: all others, but for a decoder's between the two."""
 
 
 class TrainableModel(SegmentationModel, Protocol):

@@ -48,11 +48,11 @@ class NamedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """What "32s-fixed" trains and what gets the heads' learning rate."""
+        """The score layers' parameters, and those of learned upsampling."""
 
     @abstractmethod
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
-        """All others."""
+        """What "32s-fixed" leaves as it is. A decoder between the two is of neither."""
 
     def __repr__(self) -> str:
         heads = ", ".join(f"{printable(h)}: {k} classes" for h, k in self.heads.items())

@@ -1,5 +1,7 @@
-"""Networks by name: the grammar `fcn{32,16,8,4}s[-atonce][-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]`
-and the networks of the paper as rows of one table."""
+"""Networks by name, by a grammar and as rows of one table (the paper's).
+
+`fcn{32,16,8,4}s[-pyramid|-atonce|-learned][-fixed]-TRUNK[-rgbd|-depth|-hha|-rgb-hha|-bandsN]`
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ class Network:
     scales: Mapping[int, float] = field(default_factory=dict)
     learned: bool = False
     fixed: bool = False
+    pyramid: bool = False
     heads: Mapping[str, int] = field(default_factory=lambda: {"semantic": 21})
     source: str = ""
     bands: int = 0  # channels of the modality "bands"
@@ -48,7 +51,7 @@ class Network:
 
 
 PATTERN = re.compile(
-    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha|-bands[1-9]\d{0,3})?"
+    r"fcn(?P<stride>32|16|8|4|2)s(?P<flags>(?:-(?:atonce|learned|fixed|pyramid))*)-(?P<trunk>.+?)(?P<inputs>-rgb-hha|-rgbd|-depth|-hha|-bands[1-9]\d{0,3})?"
 )
 _BARE = re.compile(PATTERN.pattern.replace("-(?P<trunk>.+?)", ""))  # without a trunk
 OWN = "own:"  # what the trunk is called that is a module of the user's
@@ -110,6 +113,8 @@ def parse(name: str) -> Network:
         raise UnknownName("trunk", trunk, TRUNKS)
     if "atonce" in flags and trunk not in ("vgg16", "vgg16_bn"):
         raise UsageError(f"The at-once scales (0.01, 0.0001) are VGG16's; leave -atonce out for {trunk}.")
+    if "pyramid" in flags and ("atonce" in flags or "learned" in flags):
+        raise UsageError("-pyramid adds no scores up, so it goes with neither -atonce nor -learned; leave one out.")
     return Network(
         trunk,
         int(found["stride"]),
@@ -119,5 +124,6 @@ def parse(name: str) -> Network:
         scales=ATONCE if "atonce" in flags else {},
         learned="learned" in flags,
         fixed="fixed" in flags,
+        pyramid="pyramid" in flags,
         source="grammar",
     )

@@ -87,6 +87,8 @@ def layer_names(model: FCN) -> dict[str, str]:
             f"{model.name} has no Caffe twin: its trunk is {network.trunk}; convert into one of "
             f"{', '.join(TRUNK_LAYERS)}."
         )
+    if network.pyramid:
+        raise UsageError(f"{model.name} has no Caffe twin: no released network has a pyramid; leave -pyramid out.")
     names: dict[str, str] = {}
     for key in model.streams:
         stream = STREAMS[key] if len(model.streams) > 1 else ""

@@ -15,7 +15,7 @@ from fullyconv import ops
 from fullyconv.geometry import Skip, kernel_width, plain
 from fullyconv.ops.autocast import without_autocast
 
-__all__ = ["BilinearUpsampling", "Border", "LearnedUpsampling", "ScoreLayer", "crop"]
+__all__ = ["BilinearUpsampling", "Border", "LearnedUpsampling", "ScoreLayer", "UpsampledSum", "crop"]
 
 Border = Literal["fade", "replicate"]
 
@@ -57,6 +57,19 @@ class BilinearUpsampling(nn.Module):
         if self.border == "fade":
             size = tuple((n - 1) * factor + kernel_width(factor) for n in scores.shape[2:])
         return ops.upsample(scores, size, factor, plain(self.skip.offset), border=self.border)
+
+
+@final
+class UpsampledSum(nn.Module):
+    """finer + coarser, the coarser map brought onto the finer one's grid and size, its edge repeated."""
+
+    def __init__(self, skip: Skip) -> None:
+        super().__init__()
+        self.skip = skip
+
+    def forward(self, finer: Tensor, coarser: Tensor) -> Tensor:
+        size, factor = tuple(finer.shape[2:]), self.skip.factor
+        return finer + ops.upsample(coarser, size, factor, plain(self.skip.offset), border="replicate")
 
 
 @final

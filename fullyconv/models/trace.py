@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, final
 
@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fullyconv.errors import FullyconvError
 from fullyconv.geometry import IMAGE, Layer, Map
+from fullyconv.models.score_layers import UpsampledSum
 from fullyconv.models.tracer import QuietTracer
 
 __all__ = ["CannotTrace", "Leaves", "Trace", "TracedLayer", "probe", "trace"]
@@ -37,6 +38,7 @@ class TracedLayer:
     inputs: tuple[str, ...]
     unbounded: bool = False
     channels: int | None = None
+    upsampled: bool = False  # the last of its inputs is interpolated onto the first one's grid
 
 
 @final
@@ -53,7 +55,11 @@ class Trace:
         for step in self.steps:
             here = IMAGE
             for i, source in enumerate(step.inputs):
-                here = found[source] if i == 0 else here.join(found[source])
+                other = found[source]
+                if i and step.upsampled:
+                    # The two cells that are read lie up to a stride off, on either side.
+                    other = Map(here.stride, here.offset, other.field + 2 * float(other.stride))
+                here = other if i == 0 else here.join(other)
             layer = step.layers[axis]
             here = here if layer is None else here.then(layer)
             found[step.name] = here.unbounded() if step.unbounded else here
@@ -130,7 +136,7 @@ class Leaves(QuietTracer):
     """Follows modules down to those whose geometry is known."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*WINDOWED, *POINTWISE, *GLOBAL)) or type(m).__name__ in POINTWISE_KINDS:
+        if isinstance(m, (*WINDOWED, *POINTWISE, *GLOBAL, UpsampledSum)) or type(m).__name__ in POINTWISE_KINDS:
             return True
         return super().is_leaf_module(m, module_qualified_name) and not any(True for _ in m.children())
 
@@ -141,6 +147,8 @@ def _module_step(node: fx.Node, module: nn.Module, inputs: tuple[str, ...]) -> T
     for cls, describe in WINDOWED.items():
         if type(module) is cls:  # a subclass may pad by the size of its input (TensorFlow's "same")
             return TracedLayer(str(node.target), kind, describe(module), inputs, channels=channels)
+    if isinstance(module, UpsampledSum):
+        return TracedLayer(str(node.target), kind, (None, None), inputs, upsampled=True)
     if isinstance(module, GLOBAL):
         return TracedLayer(str(node.target), kind, (None, None), inputs, unbounded=True)
     if isinstance(module, POINTWISE) or kind in POINTWISE_KINDS or not any(True for _ in module.parameters()):
@@ -205,7 +213,7 @@ def trace(network: nn.Module) -> Trace:
             step = _function_step(node, sources)
         taken = {s.name for s in steps}
         if step.name in taken:  # one module called twice (a shared ReLU): keep the node's own name
-            step = TracedLayer(node.name, step.kind, step.layers, step.inputs, step.unbounded, step.channels)
+            step = replace(step, name=node.name)
         steps.append(step)
         names[node] = step.name
     return Trace(tuple(steps), outputs)

@@ -139,7 +139,7 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
 
 def refuse_single_cells(model: TrainableModel, recipe: Recipe) -> None:
     """UsageError where batch norm would see one cell of one image: a single value has no spread."""
-    stride, images = max(model.taps), recipe.batch_size // recipe.accumulate
+    stride, images = model.geometry(1, 1).align, recipe.batch_size // recipe.accumulate
     if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm != "train":
         return
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):

@@ -63,11 +63,9 @@ class Timm(Trunk):
 
     @property
     def least(self) -> int:
-        """Rows and columns to which smaller images are padded with zeros."""
         return max(self.channels)
 
     def inner(self) -> nn.Module:
-        """The network without that padding, as a graph can be made of it: x -> {stride: features}."""
         return _Inner(self.net, self.indices)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:

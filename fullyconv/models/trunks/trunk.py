@@ -30,6 +30,15 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> dict[int, Tensor]: ...
 
+    @property
+    def least(self) -> int:
+        """Rows and columns to which smaller images are padded with zeros."""
+        return 1
+
+    def inner(self) -> nn.Module:
+        """The network without that padding, as a graph can be made of it: x -> {stride: features}."""
+        return self
+
     def trace(self) -> Trace:
         """Every layer's geometry. Raises CannotTrace (only trunks of other libraries do)."""
         return trace(self)
