@@ -49,7 +49,7 @@ def export(
     to: str = "onnx",
     output: str = "labels",
     input: str = "uint8",
-    images: Sequence[NDArray[Any]] = (),
+    images: Sequence[NDArray[np.number]] = (),
     int8: str | Path = "",
     max_loss: float = 0.5,
     onnxruntime_web: str | Path = "",
@@ -153,7 +153,7 @@ def _by_onnxruntime(
 
 
 def _by_openvino(
-    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: Path
+    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[np.number]], file: Path
 ) -> ExportProof:
     """Write FILE.bin, then FILE.xml, once OpenVINO gave the network's scores from both."""
     from fullyconv.exporting import openvino
@@ -170,7 +170,7 @@ def _by_openvino(
 
 
 def _by_torch(
-    graph: Graph, about: dict[str, Any], model: FCN, images: Sequence[NDArray[Any]], file: Path
+    graph: Graph, about: dict[str, Any], model: FCN, images: Sequence[NDArray[np.number]], file: Path
 ) -> ExportProof:
     """Write FILE.pt2 once a torch that knows nothing of fullyconv gave the network's scores from it."""
     from fullyconv.exporting import pt2

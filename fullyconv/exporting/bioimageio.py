@@ -56,7 +56,7 @@ def sides(geometry: Mapping[str, Any]) -> tuple[int, int, int]:
     return 2 * halo + align, align, halo
 
 
-def package(data: bytes, about: Mapping[str, Any], image: NDArray[Any], source: object) -> bytes:
+def package(data: bytes, about: Mapping[str, Any], image: NDArray[np.number], source: object) -> bytes:
     """The package's bytes (ZIP): `data`, an exported file that says `about` of itself, tested on `image` H W C as the
     file takes it (uint8, or float32 of any preprocessing)."""
     small = about["input"]["kind"] == "uint8"
@@ -78,7 +78,7 @@ def package(data: bytes, about: Mapping[str, Any], image: NDArray[Any], source: 
     return out.getvalue()
 
 
-def _scaled(image: NDArray[Any], how: Mapping[str, Any]) -> NDArray[np.float32]:
+def _scaled(image: NDArray[np.number], how: Mapping[str, Any]) -> NDArray[np.float32]:
     mean, std = (np.float32(how[k]) for k in ("mean", "std"))
     return np.asarray((image.astype(np.float32) * np.float32(how["scale"]) - mean) / std, np.float32)
 

@@ -126,7 +126,7 @@ def _spaced(count: int, most: int, shift: float = 0.0) -> list[int]:
     return [int((i + shift) * count / most) for i in range(most)]
 
 
-def _fed(image: NDArray[Any], about: Mapping[str, Any]) -> NDArray[Any]:
+def _fed(image: NDArray[np.number], about: Mapping[str, Any]) -> NDArray[Any]:
     """An image as the file takes it, N = 1."""
     if about["input"]["kind"] == "uint8":
         return np.ascontiguousarray(image)[None]
@@ -137,7 +137,7 @@ def _opened(data: bytes) -> ExportedNetwork:
     return ExportedNetwork.of_bytes(data, "the exported file")
 
 
-def _calibrated(bare: Any, feeds: Sequence[NDArray[Any]]) -> Any:
+def _calibrated(bare: Any, feeds: Sequence[NDArray[np.number]]) -> Any:
     """The least and largest value of every tensor that may be quantised, as onnxruntime holds them."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
@@ -187,7 +187,7 @@ def _quantised(bare: Any, trunk: Sequence[str], kept: Sequence[str], ranges: Any
 
 
 def _costs(
-    bare: Any, about: Mapping[str, Any], layers: Sequence[str], ranges: Any, seen: Sequence[NDArray[Any]]
+    bare: Any, about: Mapping[str, Any], layers: Sequence[str], ranges: Any, seen: Sequence[NDArray[np.number]]
 ) -> dict[str, float]:
     """Layer -> by how much the coarse scores change (squared, of their square) when it alone computes in 8 bits."""
     count, side = LOOKED
@@ -237,7 +237,7 @@ def _with_one(bare: Any, layer: str, ranges: Any) -> Any:
     return copy
 
 
-def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[Any], about: Mapping[str, Any]) -> tuple[float, float]:
+def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[np.number], about: Mapping[str, Any]) -> tuple[float, float]:
     """Medians of both, taken in turns."""
     small = about["input"]["kind"] == "uint8"
     image = x[0] if small else np.moveaxis(x[0], 0, -1)

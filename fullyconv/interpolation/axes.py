@@ -20,9 +20,10 @@ from typing import Literal, final
 
 from fullyconv.geometry import kernel_width
 
-__all__ = ["Axis", "Border", "NotFinite", "Sampling"]
+__all__ = ["Axis", "Border", "NotFinite", "Offset", "Sampling"]
 
 Border = Literal["fade", "replicate"]
+Offset = float | Fraction | tuple[float | Fraction, float | Fraction]  # of both axes, or of (rows, columns)
 
 
 @final

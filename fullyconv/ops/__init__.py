@@ -30,7 +30,7 @@ import fullyconv.ops.reference as reference
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.ops.autocast import without_autocast
 from fullyconv.ops.loss import Loss, Reduction, check_values, weight_of
-from fullyconv.ops.sampling import Border, NotFinite, Sampling
+from fullyconv.ops.sampling import Border, NotFinite, Offset, Sampling
 
 __all__ = [
     "choose",
@@ -52,7 +52,6 @@ IMPLEMENTATIONS = {  # each a module with the same functions, imported when it i
     "triton": "fullyconv.ops.triton",
 }
 OPERATIONS = ("upsample", "upsample_argmax", "upsample_cross_entropy", "upsample_softmax_max")
-Offset = float | Fraction | tuple[float | Fraction, float | Fraction]
 
 
 def choose(operation: str, scores: Tensor, impl: str | None = None) -> str:
@@ -362,7 +361,8 @@ def _detached(scores: Tensor) -> Tensor:
 
 
 def _sampling(scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Sampling:
-    return _sampled((scores.shape[2], scores.shape[3]), (int(size[0]), int(size[1])), stride, offset, border)
+    found: Sampling = _sampled((scores.shape[2], scores.shape[3]), (int(size[0]), int(size[1])), stride, offset, border)
+    return found
 
 
 @functools.lru_cache(maxsize=256)

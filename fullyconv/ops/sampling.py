@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fullyconv.interpolation.axes import Axis, Border, NotFinite, Sampling
+from fullyconv.interpolation.axes import Axis, Border, NotFinite, Offset, Sampling
 
-__all__ = ["Axis", "Border", "NotFinite", "Sampling", "edge_weights", "fold", "matrix", "window"]
+__all__ = ["Axis", "Border", "NotFinite", "Offset", "Sampling", "edge_weights", "fold", "matrix", "window"]
 
 
 def matrix(axis: Axis, top: int, bottom: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from fullyconv import ops
 from fullyconv.engine.precision import choose_precision, refuse, seconds
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UsageError
+from fullyconv.interpolation.axes import Border, Offset
 from fullyconv.models import FCN, parse
 from fullyconv.models.interface import SegmentationModel
 from fullyconv.predict.tiling import Readout
@@ -72,7 +73,7 @@ class EagerBackend:
         return {h: coarse[h] for h in self.network.heads}
 
     def read(
-        self, readout: Readout, scores: Tensor, size: Any, stride: int, offset: Any, border: Any
+        self, readout: Readout, scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border
     ) -> tuple[NDArray[Any], ...]:
         at = (size, stride, offset, border)
         if readout == "labels":
@@ -81,7 +82,7 @@ class EagerBackend:
             return (ops.upsample(scores, *at)[0].cpu().numpy(),)
         return tuple(part[0].cpu().numpy() for part in ops.upsample_softmax_max(scores, *at))
 
-    def upsample(self, scores: Tensor, size: Any, stride: int, offset: Any, border: Any) -> Tensor:
+    def upsample(self, scores: Tensor, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Tensor:
         return ops.upsample(scores, size, stride, offset, border)[0]
 
     def room(self, scores: Tensor, shape: Sequence[int]) -> Tensor:

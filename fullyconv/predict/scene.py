@@ -230,13 +230,13 @@ def _input(
     return prepared[None]
 
 
-def _colours(job: SceneJob, values: NDArray[Any]) -> NDArray[Any]:
+def _colours(job: SceneJob, values: NDArray[np.number]) -> NDArray[Any]:
     """Bands as the network takes them: for colour networks grey is repeated, of 16 bits the upper 8 are taken, as for
     images that are read whole."""
     if (job.predictor.inputs or ("rgb",)) != ("rgb",):
         return values
     if values.dtype == np.uint16:
-        values = (values >> 8).astype(np.uint8)
+        values = (values.view(np.uint16) >> 8).astype(np.uint8)
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
 
 

@@ -8,10 +8,10 @@ overlapping tiles are then blended with weights that fall off linearly, which is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fullyconv.allocator import give_back
 from fullyconv.errors import UsageError
 from fullyconv.geometry import OutputGeometry, Tile, tiles
+from fullyconv.interpolation.axes import Border, Offset
 from fullyconv.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ __all__ = ["Backend", "InferenceModel", "Readout", "Scores", "TilePlan", "plan_t
 
 Readout = Literal["labels", "scores", "confident labels"]  # what is wanted of the scores
 Scores = Any  # a backend's own arrays: torch's tensors, numpy's
+
+
+class _Upsampled(TypedDict):
+    size: tuple[int, int]
+    stride: int
+    offset: Offset
+    border: Border
+
+
 Coarse = Callable[[slice, slice], Mapping[str, Scores]]  # a window of the image -> {head: 1 K h w}
 
 
@@ -86,14 +96,14 @@ class Backend(Protocol):
         """The network's own input 1 C H W -> {head: coarse scores 1 K h w, float32}."""
 
     def read(
-        self, readout: Readout, scores: Scores, size: Any, stride: int, offset: Any, border: Any
+        self, readout: Readout, scores: Scores, size: Sequence[int], stride: int, offset: Offset, border: Border
     ) -> tuple[NDArray[Any], ...]:
         """What is wanted, ... H W, from coarse scores and the geometry of the last upsampling."""
 
-    def upsample(self, scores: Scores, size: Any, stride: int, offset: Any, border: Any) -> Scores:
+    def upsample(self, scores: Scores, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Scores:
         """Full scores K H W."""
 
-    def room(self, scores: Scores, shape: Any) -> Scores:
+    def room(self, scores: Scores, shape: Sequence[int]) -> Scores:
         """Zeros like `scores`."""
 
     def weigh(self, scores: Scores, weight: NDArray[np.float32]) -> Scores:
@@ -205,7 +215,7 @@ def _exact(
                 yield head, r.keep_from, c.keep_from, backend.read(readout, s, **at)
 
 
-def _at(model: InferenceModel, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int, int]) -> dict[str, Any]:
+def _at(model: InferenceModel, r: Tile, c: Tile, rows: tuple[int, int], columns: tuple[int, int]) -> _Upsampled:
     """`ops` arguments that upsample a tile's coarse scores onto the given rows and columns of the image."""
     g = model.geometry(r.stop - r.start, c.stop - c.start)
     offset = (g.offset + rows[0] - r.start, g.offset + columns[0] - c.start)

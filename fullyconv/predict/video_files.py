@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.drawing import overlay
@@ -52,7 +53,7 @@ class VideoLabeller:
         self._labels: NDArray[Any] | None = None
         self._shares: Any = None
 
-    def __call__(self, image: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, image: NDArray[np.number]) -> NDArray[Any]:
         """image H W 3 -> labels H W: of this frame, or of the last that was not skipped."""
         if self._labels is None or self._seen % self._every == 0 or self._labels.shape != image.shape[:2]:
             self._labels = self._compute(image)
@@ -60,7 +61,7 @@ class VideoLabeller:
         self._seen += 1
         return self._labels
 
-    def _compute(self, image: NDArray[Any]) -> NDArray[Any]:
+    def _compute(self, image: NDArray[np.number]) -> NDArray[Any]:
         head = next(iter(self._ready.heads))
         if not self._smooth:
             plain: NDArray[Any] = self._ready.labels(image)[head]
@@ -87,7 +88,7 @@ def label_video(
     frames = VideoFrames(source)
     number = 0
 
-    def draw(image: NDArray[Any]) -> NDArray[Any]:
+    def draw(image: NDArray[np.number]) -> NDArray[Any]:
         nonlocal number
         before = label.computed
         labels = label(image)

@@ -116,7 +116,7 @@ def _in_order(shapes: NDArray[np.number]) -> NDArray[np.int64]:
     return np.lexsort((box[:, 2], box[:, 3], box[:, 0], box[:, 1]))
 
 
-def _rows(data: Any, whole: NDArray[Any] | None, top: int, bottom: int) -> NDArray[Any]:
+def _rows(data: Any, whole: NDArray[np.number] | None, top: int, bottom: int) -> NDArray[Any]:
     from rasterio.windows import Window
 
     if whole is not None:
@@ -126,7 +126,11 @@ def _rows(data: Any, whole: NDArray[Any] | None, top: int, bottom: int) -> NDArr
 
 
 def _measured(
-    shapes: NDArray[Any], values: NDArray[np.int64], data: Any, whole: NDArray[Any] | None, confidence: Path | None
+    shapes: NDArray[np.number],
+    values: NDArray[np.int64],
+    data: Any,
+    whole: NDArray[np.number] | None,
+    confidence: Path | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(pixels, mean confidence) of each polygon, by rasterising them again; InternalError where they do not give the
     labels that they were drawn from."""
@@ -161,7 +165,7 @@ def _measured(
     return pixels, sums / np.maximum(pixels, 1) / 255 if confidence else np.full(n, np.nan)
 
 
-def _with_junctions(shapes: NDArray[Any], data: Any, whole: NDArray[Any] | None) -> NDArray[Any]:
+def _with_junctions(shapes: NDArray[np.number], data: Any, whole: NDArray[np.number] | None) -> NDArray[Any]:
     """The polygons with a corner wherever three of them meet: GDAL leaves those out that lie on a straight border, and
     then neighbours' borders would not be one."""
     import shapely
@@ -203,7 +207,7 @@ def _with_junctions(shapes: NDArray[Any], data: Any, whole: NDArray[Any] | None)
     return drawn
 
 
-def _junctions(data: Any, whole: NDArray[Any] | None) -> NDArray[np.int64]:
+def _junctions(data: Any, whole: NDArray[np.number] | None) -> NDArray[np.int64]:
     """(column, row) of the pixel corners at which three or four different labels meet."""
     found = []
     last: NDArray[Any] | None = None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.interpolation import strips
-from fullyconv.interpolation.axes import Sampling
+from fullyconv.interpolation.axes import Border, Offset, Sampling
 from fullyconv.runtime.exported import ExportedNetwork
 from fullyconv.runtime.onnx_session import threads
 
@@ -76,7 +76,7 @@ class RuntimeBackend:
         return self.network.coarse(x)
 
     def read(
-        self, readout: Readout, scores: Scores, size: Sequence[int], stride: int, offset: Any, border: Any
+        self, readout: Readout, scores: Scores, size: Sequence[int], stride: int, offset: Offset, border: Border
     ) -> tuple[NDArray[Any], ...]:
         sampling = _sampling(scores.shape[2:], size, stride, offset, border)
         kind = np.uint8 if scores.shape[1] <= 255 else np.uint16
@@ -88,7 +88,7 @@ class RuntimeBackend:
             return (strips.label(scores[0], sampling, kind),)
         return strips.label_and_confidence(scores[0], sampling, kind)
 
-    def upsample(self, scores: Scores, size: Sequence[int], stride: int, offset: Any, border: Any) -> Scores:
+    def upsample(self, scores: Scores, size: Sequence[int], stride: int, offset: Offset, border: Border) -> Scores:
         return strips.upsample(scores[0], _sampling(scores.shape[2:], size, stride, offset, border))
 
     def room(self, scores: Scores, shape: Sequence[int]) -> Scores:
@@ -126,13 +126,20 @@ def _resized(full: Scores, axis: int, length: int) -> Scores:
     return found
 
 
-def _sampling(coarse: Sequence[int], size: Sequence[int], stride: int, offset: Any, border: Any) -> Sampling:
+def _sampling(coarse: Sequence[int], size: Sequence[int], stride: int, offset: Offset, border: Border) -> Sampling:
     pair = offset if isinstance(offset, tuple) else (offset, offset)
-    return _sampled((int(coarse[0]), int(coarse[1])), (int(size[0]), int(size[1])), stride, pair, border)
+    found: Sampling = _sampled((int(coarse[0]), int(coarse[1])), (int(size[0]), int(size[1])), stride, pair, border)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
-def _sampled(coarse: tuple[int, int], size: tuple[int, int], stride: int, pair: Any, border: Any) -> Sampling:
+def _sampled(
+    coarse: tuple[int, int],
+    size: tuple[int, int],
+    stride: int,
+    pair: tuple[float | Fraction, float | Fraction],
+    border: Border,
+) -> Sampling:
     rows, columns = (Fraction(o).limit_denominator(1 << 16) for o in pair)
     return Sampling.of(coarse, size, stride, (rows, columns), border)
 
@@ -142,7 +149,9 @@ def _compiled() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _by_numba(readout: Readout, scores: Scores, sampling: Sampling, kind: Any) -> tuple[NDArray[Any], ...] | None:
+def _by_numba(
+    readout: Readout, scores: Scores, sampling: Sampling, kind: type[np.uint8] | type[np.uint16]
+) -> tuple[NDArray[Any], ...] | None:
     """By the compiled kernels, on this thread; None where a score is not finite, which they do not compute."""
     from fullyconv.interpolation import label_kernels
     from fullyconv.interpolation.kernel_plan import lay_out

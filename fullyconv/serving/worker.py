@@ -29,6 +29,7 @@ from fullyconv.images import BadImage
 from fullyconv.serving.wanted import MEDIA, Wanted
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from fullyconv.predict import Predictor
@@ -189,7 +190,7 @@ class Labeller:
             traceback.print_exc()  # a mistake of ours, for the log alone
             return _refused(500, "mistake", "The server made a mistake; its log says which.")
 
-    def _encoded(self, asked: Wanted, image: NDArray[Any]) -> tuple[str, bytes]:
+    def _encoded(self, asked: Wanted, image: NDArray[np.number]) -> tuple[str, bytes]:
         from fullyconv.images import encode_label
         from fullyconv.serving.wanted import OUTPUTS
 
@@ -208,7 +209,7 @@ class Labeller:
 
         return OUTPUTS["json"], json.dumps(described(asked, head, labels, taxonomy)).encode()
 
-    def _probabilities(self, image: NDArray[Any], head: str) -> bytes:
+    def _probabilities(self, image: NDArray[np.number], head: str) -> bytes:
         """An .npy file, float32 K H W."""
         from io import BytesIO
 
@@ -235,7 +236,7 @@ def decoded(body: bytes, media: str, limits: Mapping[str, Any]) -> NDArray[Any]:
     return read_image(body, max_pixels=limits["pixels"])
 
 
-def _drawn(image: NDArray[Any], kind: str) -> bytes:
+def _drawn(image: NDArray[np.number], kind: str) -> bytes:
     from io import BytesIO
 
     from PIL import Image

@@ -11,7 +11,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import Module
@@ -29,7 +28,7 @@ from fullyconv.models.names import own_name
 from fullyconv.recipes import Recipe, read
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train.batch_reader import BatchReader, read_ahead
-from fullyconv.train.context import CUBLAS, RunContext, held_out, prepare_run, training_mode
+from fullyconv.train.context import CUBLAS, NamedData, RunContext, held_out, prepare_run, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.loggers import refuse_missing
 from fullyconv.train.memory_advice import explained
@@ -122,7 +121,12 @@ def _with_own(recipe: Recipe, trunk: Module) -> Recipe:
     return recipe.replace(model=own_name(recipe.model, trunk), weights="")
 
 
-def _datasets(recipe: Recipe, data: Any, val: Any, classes: Any) -> tuple[Any, Any]:
+def _datasets(
+    recipe: Recipe,
+    data: NamedData | Sequence[tuple[object, object]],
+    val: NamedData | Sequence[tuple[object, object]] | None,
+    classes: int | Sequence[str] | Taxonomy | None,
+) -> tuple[NamedData, NamedData | None]:
     """`data` and `val` as data sets where they are sequences; without `val`, a fifth of a sequence is held out."""
     if isinstance(data, str | os.PathLike) and not os.fspath(data):
         raise UsageError("Name the labelled images to learn from: data=PATH, kind:PATH or a Dataset.")

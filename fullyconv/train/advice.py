@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fullyconv.errors import printable
 
 if TYPE_CHECKING:
     from fullyconv.train.context import RunContext
+    from fullyconv.train.step import Batch
 
 __all__ = ["learned_nothing", "not_finite", "nothing_counted"]
 
@@ -62,7 +63,7 @@ def _crop(c: RunContext) -> list[str]:
     return ["crops in which the classes are large (--set crop=[256,256])"] if not c.recipe.crop else []
 
 
-def not_finite(c: RunContext, batches: Sequence[Any]) -> str:
+def not_finite(c: RunContext, batches: Sequence[Batch]) -> str:
     """Why a step's loss was not finite, with what to do, as far as its images and the network say it; else ""."""
     if broken := [name for name, p in c.model.named_parameters() if not bool(p.isfinite().all())]:
         return (

@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 import numpy as np
 import torch
@@ -50,11 +50,17 @@ from fullyconv.train.process_group import ProcessGroup
 
 __all__ = ["CUBLAS", "TIMES", "RunContext", "prepare_run", "training_mode"]
 
+NamedData = str | os.PathLike[str] | Dataset  # what a run learns from or measures on: PATH, kind:PATH, or opened
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # what cuBLAS asks for to give the same bits again
 
 DATA = "data.json"  # in a run: every file's sha256 (`data.content`)
 HELD_OUT = "held-out"  # the split of what is measured where the data have none
 TIMES = "times.json"  # in a run: seconds by what they were spent on
+
+
+class _Opening(TypedDict):
+    inputs: tuple[str, ...] | None
+    heads: Mapping[str, object] | Sequence[str] | None
 
 
 @final
@@ -101,15 +107,15 @@ class RunContext:
 
 def prepare_run(
     recipe: Recipe,
-    data: Any,
-    val: Any,
+    data: NamedData,
+    val: NamedData | None,
     out: Path,
     world: ProcessGroup,
     display: Display,
     resume: bool,
     allow: Collection[str],
     check: bool,
-    stack: Any,
+    stack: contextlib.ExitStack,
     trunk: nn.Module | None = None,
 ) -> RunContext:
     """Open and check the data, make or find the network, take the run directory, and go back to its checkpoint."""
@@ -219,7 +225,7 @@ def _settled(
 
 
 def open_checked(
-    recipe: Recipe, data: Any, val: Any, display: Display, kept: Division | None = None
+    recipe: Recipe, data: NamedData, val: NamedData | None, display: Display, kept: Division | None = None
 ) -> tuple[Dataset, Dataset | None, dict[Path, str], Summary | None]:
     """`open_both` after the fast check: everything that is wrong at once, before anything is written; the sha256 of
     the files that it has read, and the doctor's summary."""
@@ -246,12 +252,12 @@ def open_checked(
 
 
 def open_both(
-    recipe: Recipe, data: object, val: object, kept: Division | None = None
+    recipe: Recipe, data: NamedData, val: NamedData | None, kept: Division | None = None
 ) -> tuple[Dataset, Dataset | None]:
     """The split to learn and the one to measure (None without), with the network's inputs and the recipe's heads."""
     named = models.parse(network_name(recipe)).inputs
     inputs = recipe.inputs or (None if named == ("rgb",) else named)  # None: the data's own, colour or bands
-    options: dict[str, Any] = {"inputs": inputs, "heads": recipe.heads or None}
+    options: _Opening = {"inputs": inputs, "heads": recipe.heads or None}
     train = data if isinstance(data, Dataset) else _split(data, recipe, "split", options)
     assert train is not None
     if val is None and not isinstance(data, Dataset) and recipe.val_split:
@@ -289,7 +295,7 @@ def _in_the_classes_learned(train: Dataset, val: Dataset) -> Dataset:
     return replace(relabelled(val, matches), notes=(*val.notes, *notes)) if matches else val
 
 
-def _beside(val: Any, recipe: Recipe, options: Mapping[str, Any]) -> Dataset:
+def _beside(val: str | os.PathLike[str], recipe: Recipe, options: _Opening) -> Dataset:
     """The data that were named to be measured: their split that the recipe names; where nobody named one, their "val",
     their only split, or all of them when they are one whole."""
     usual = Recipe.model_fields["val_split"].default
@@ -306,7 +312,7 @@ def _beside(val: Any, recipe: Recipe, options: Mapping[str, Any]) -> Dataset:
         return open_dataset(val, error.known[0] if error.known else "all", **options)
 
 
-def _split(data: Any, recipe: Recipe, key: str, options: Mapping[str, Any]) -> Dataset | None:
+def _split(data: str | os.PathLike[str], recipe: Recipe, key: str, options: _Opening) -> Dataset | None:
     """The split that `key` names. Where the recipe did not name it and the data has none: all, or None to measure."""
     try:
         return open_dataset(data, getattr(recipe, key), **options)
@@ -351,7 +357,7 @@ def training_mode(model: TorchModule, recipe: Recipe) -> None:
             module.train(not frozen)
 
 
-def _directory(out: Path, resume: bool, world: ProcessGroup, stack: Any) -> RunDirectory | None:
+def _directory(out: Path, resume: bool, world: ProcessGroup, stack: contextlib.ExitStack) -> RunDirectory | None:
     """The run directory, locked; the first process's alone."""
     run = None
     with world.together():

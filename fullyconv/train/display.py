@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO, final
 
 from fullyconv.terminal import plain, raw
@@ -100,7 +100,7 @@ class Display:
         else:
             print(plain(text), file=self.stream, flush=True)
 
-    def step(self, facts: dict[str, Any], progress: float, images: int, clock: Clock) -> None:
+    def step(self, facts: Mapping[str, float], progress: float, images: int, clock: Clock) -> None:
         """Show where the run is; facts: step, epoch, loss, chance (of the loss, 0 for none), lr, left (seconds)."""
         now = time.perf_counter()
         self._images.append((now, images))

@@ -30,7 +30,7 @@ from fullyconv.predict import Predictor
 from fullyconv.recipes import Recipe, read
 from fullyconv.terminal import say
 from fullyconv.train import fit
-from fullyconv.train.context import HELD_OUT, open_both
+from fullyconv.train.context import HELD_OUT, NamedData, open_both
 
 __all__ = ["CrossValidation", "cross_validate", "fold_datasets", "fold_numbers"]
 
@@ -113,7 +113,7 @@ def fold_datasets(dataset: Dataset, folds: int) -> list[tuple[Dataset, Dataset]]
 
 def cross_validate(
     recipe: Recipe,
-    data: Any,
+    data: NamedData,
     out: Path,
     folds: int,
     *,

@@ -203,15 +203,17 @@ class Loggers:
         if now != known:
             atomic_write(out / FILE, json.dumps(now).encode())
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         """The fractional figures of a row of metrics.jsonl. A logger that fails gets no more, and that is said."""
+        step = row["step"]
+        assert isinstance(step, int)
         values = {f"{row['kind']}/{key}": value for key, value in row.items() if isinstance(value, float)}
         for name, logger in list(self._open.items()):
             try:
-                logger.write(values, row["step"])
+                logger.write(values, step)
             except Exception as error:
                 self._note(
-                    f"{name} gets no figures from step {row['step']} on ({_first(error)}); training goes on, and "
+                    f"{name} gets no figures from step {step} on ({_first(error)}); training goes on, and "
                     "metrics.jsonl has them all."
                 )
                 del self._open[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from typing import Any, final
 
 import numpy as np
@@ -41,7 +42,7 @@ def settle(
     world: ProcessGroup,
     kept: Mapping[str, Any],
     allow: Collection[str],
-    stack: Any,
+    stack: ExitStack,
 ) -> tuple[Recipe, Machine]:
     """The recipe with its precision chosen, threads set until `stack` closes, and what was settled.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fullyconv import metrics
 from fullyconv.errors import DataError, StorageError, printable
@@ -17,6 +20,7 @@ from fullyconv.predict import Predictor
 from fullyconv.train.advice import nothing_counted
 from fullyconv.train.context import TIMES, RunContext
 from fullyconv.train.signals import Stop
+from fullyconv.train.training_state import State
 
 __all__ = ["keep_times", "measure"]
 
@@ -72,7 +76,7 @@ def keep_times(c: RunContext) -> None:
         c.display.note(f"{TIMES} is missing: {error}")
 
 
-def _note(c: RunContext, tables: dict[str, Any]) -> None:
+def _note(c: RunContext, tables: Mapping[str, NDArray[np.int64]]) -> None:
     state, figures = c.state, {}
     for head, table in tables.items():
         figures[head] = {"mean_iu": metrics.mean_iu(table), "pixel_accuracy": metrics.pixel_accuracy(table)}
@@ -99,7 +103,7 @@ def _note(c: RunContext, tables: dict[str, Any]) -> None:
     c.display.note(f"step {state.step}: {_said(state, figures[main], floor)}")
 
 
-def _said(state: Any, figures: dict[str, float], floor: Floor) -> str:
+def _said(state: State, figures: dict[str, float], floor: Floor) -> str:
     """The measurement in words, beside what always answering one class would score."""
     score, accuracy = figures["mean_iu"], figures["pixel_accuracy"]
     best = "best" if state.best_step == state.step else f"best {state.best:.4f} at step {state.best_step}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from fullyconv.models.interface import SegmentationModel
 from fullyconv.recipes import Recipe
@@ -23,7 +24,7 @@ class CaffeSGD(torch.optim.Optimizer):
     Source: Caffe's SGDSolver (`ComputeUpdateValue`).
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, groups: ParamsT, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

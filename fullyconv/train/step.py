@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fullyconv import ops
 from fullyconv.engine.autograd import fast_convolutions
+from fullyconv.interpolation.axes import Border
 from fullyconv.models.interface import TrainableModel
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
@@ -32,6 +33,12 @@ class Batch:
     images: NDArray[Any]
     labels: Mapping[str, NDArray[Any]]
     names: tuple[str, ...]
+
+
+class _LossOptions(TypedDict):
+    border: Border
+    ignore: int
+    weight: Tensor | None
 
 
 @final
@@ -73,7 +80,7 @@ def gradients(
     recipe: Recipe,
     world: ProcessGroup,
     weights: Mapping[str, Tensor | None],
-    scaler: Any,
+    scaler: torch.amp.GradScaler,
     clock: Callable[[str], object] = lambda _: None,
 ) -> Outcome:
     """Leave the gradient of the recipe's loss over all `batches` (of all processes) in the parameters' `.grad`.
@@ -91,7 +98,7 @@ def gradients(
             coarse = model.coarse(x)
         loss = _loss(model, coarse, label, x.shape[2:], recipe, sums, len(batch.names), weights)
         clock("forward")
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         clock("backward")
     world.sum_gradients([p for p in model.parameters() if p.requires_grad])
@@ -169,7 +176,7 @@ def _loss(
     """This batch's part of the step's loss, summed over heads. images: of the batch."""
     geometry, parts = model.geometry(*size), []
     for head, label in labels.items():
-        options: dict[str, Any] = {
+        options: _LossOptions = {
             "border": geometry.border,
             "ignore": model.taxonomies[head].ignore,
             "weight": weights.get(head),
@@ -188,7 +195,7 @@ def _loss(
 
 
 def _cross_entropy(
-    scores: Tensor, label: Tensor, stride: int, offset: Any, recipe: Recipe, options: Mapping[str, Any]
+    scores: Tensor, label: Tensor, stride: int, offset: float, recipe: Recipe, options: _LossOptions
 ) -> Tensor:
     """A batch's cross-entropy, summed over pixels, or over images of their means."""
     more: dict[str, Any] = {"label_smoothing": recipe.label_smoothing, "reduction": "sum"}
@@ -205,7 +212,7 @@ def _cross_entropy(
 
 
 def _of_regions(
-    term: str, scores: Tensor, label: Tensor, stride: int, offset: Any, recipe: Recipe, options: Mapping[str, Any]
+    term: str, scores: Tensor, label: Tensor, stride: int, offset: float, recipe: Recipe, options: _LossOptions
 ) -> Tensor:
     """A loss that compares regions: of all the images of a batch together."""
     if term == "tversky":
@@ -223,7 +230,7 @@ def _outcome(total: Tensor, sums: _Sums, recipe: Recipe) -> Outcome:
     return Outcome(loss, loss * float(sums.shares[head]) / float(sums.pixels[head]))
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer, scaler: Any, limit: float) -> float:
+def gradient_norm(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float) -> float:
     """Euclidean norm of all gradients (unscaled); they are scaled down to `limit` if that is above 0 and exceeded."""
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

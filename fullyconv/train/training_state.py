@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from fullyconv.checkpoint import Stored
 from fullyconv.data.base import Dataset
 from fullyconv.errors import DataError, UnknownName, UsageError, foreign_values, printable
 from fullyconv.models.interface import TrainableModel
@@ -122,9 +123,9 @@ def pack_training(
     model: nn.Module,
     average: nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    about: Any,
-    machine: Mapping[str, Any],
+    scaler: torch.amp.GradScaler,
+    about: Mapping[str, object],
+    machine: Mapping[str, object],
 ) -> dict[str, Any]:
     """The nest that `RunDirectory.save` stores as state.json and optim.safetensors.
 
@@ -142,7 +143,11 @@ def pack_training(
 
 
 def restore_training(
-    stored: Any, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, scaler: Any
+    stored: Stored,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> State:
     """Put everything back from a checkpoint, to the bit; returns where the run was."""
     kept = stored.state
@@ -175,7 +180,7 @@ def _foreign(where: Path, what: str) -> DataError:
     return DataError(f"{printable(where)} holds what fullyconv does not write ({printable(what)[:200]}); {REMEDY}.")
 
 
-def kept_machine(stored: Any) -> Mapping[str, Any]:
+def kept_machine(stored: Stored) -> Mapping[str, Any]:
     """What the checkpoint's run owes to its machine (`machine.Machine.facts`); DataError for what no run wrote."""
     kept = stored.state.get("machine", {})
     where = stored.directory / "state.json"
@@ -216,7 +221,7 @@ def _like(value: object, own: object) -> bool:
     return type(value) is type(own)
 
 
-def read_state(kept: Mapping[str, Any], where: Path) -> State:
+def read_state(kept: object, where: Path) -> State:
     """The state as stored; keys of other versions are passed over."""
     if not isinstance(kept, Mapping) or "step" not in kept:
         raise _foreign(where, "no step")
