@@ -13,7 +13,7 @@ from fullyconv import allocator
 
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES = """
-from fullyconv.allocator import huge_pages
+from fullyconv.allocator import request_huge_pages
 huge_pages()
 import torch
 kept = torch.ones(1 << 24)

@@ -95,7 +95,7 @@ def test_a_program_held_back_to_avx2_computes_with_no_more() -> None:
         "from numba.core.codegen import get_host_cpu_features\n"
         "from numba.core.registry import cpu_target\n"
         "codegen = cpu_target.target_context.codegen()\n"
-        "print(torch.backends.cpu.get_cpu_capability(), p.width(), codegen._tm_features, p.native('bf16'))"
+        "print(torch.backends.cpu.get_cpu_capability(), p.width(), codegen._tm_features, p.has_native('bf16'))"
     )
     environment = {**os.environ, **processor.held_back("avx2")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
