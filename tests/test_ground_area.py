@@ -13,6 +13,7 @@ from fullyconv.data import open_dataset
 from fullyconv.evaluation import evaluate
 from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
+from fullyconv.report import render
 
 pytest.importorskip("rasterio", reason="the extra geo is not installed")
 
@@ -42,6 +43,18 @@ def test_hectares_are_those_of_the_labelled_pixels_that_lie_on_a_map(data: Path)
     said = table(result)
     assert "A pixel is 10 m of ground (2 of the images lie on a map)." in said
     assert "5.94" in said
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_the_report_shows_the_areas_that_the_result_says(data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    result = evaluate(Predictor(Small()), open_dataset(f"folder:{data}", "val"), unknown="missed", keep=kept)
+    page = render(kept)
+    assert "A pixel is 10 m of ground; 2 of the 3 images lie on a map." in page
+    areas = result.about["ground"]["hectares"]["semantic"]
+    for truth, said in zip(areas["truth"], areas["prediction"], strict=True):
+        if truth:
+            assert f"<td>{truth:,.4g}</td><td>{said:,.4g}</td><td>{100 * (said / truth - 1):+.1f} %</td>" in page
 
 
 def test_images_without_a_place_say_nothing_of_ground(data: Path) -> None:

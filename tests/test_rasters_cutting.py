@@ -13,9 +13,11 @@ from test_rasters import UTM, ground, save
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.errors import DataError, UnknownName, UsageError
-from fullyconv.rasters.cutting import CutOptions, cut_scenes, find_scenes, pixel_metres
+from fullyconv.rasters.cutting import cut_scenes
 from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.ground_truth import open_truth
+from fullyconv.rasters.ground_windows import CutOptions, pixel_metres
+from fullyconv.rasters.scene_set import find_scenes
 from fullyconv.rasters.windows import Window
 
 rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")

@@ -43,6 +43,7 @@ def convert_annotations(
     total, done = sum(len(data) for data in parts.values()), 0
     with new_directory(target) as root, contextlib.ExitStack() as open_writers:
         for split, data in parts.items():
+            data.refuse_windows("Converting")
             if not data.taxonomies:
                 raise DataError(f"{printable(spec)} has no labels to write; give labelled images.")
             folder = root / one_part(split, "The split") if split else root

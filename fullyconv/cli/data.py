@@ -84,7 +84,8 @@ def cut_command(
     import json
     from dataclasses import asdict
 
-    from fullyconv.rasters.cutting import CutOptions, cut_scenes
+    from fullyconv.rasters.cutting import cut_scenes
+    from fullyconv.rasters.ground_windows import CutOptions
     from fullyconv.terminal import progress_line, say
 
     options = CutOptions(size, val, margin, least, seed, field, outside)

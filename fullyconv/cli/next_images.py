@@ -56,9 +56,11 @@ def next_command(
     if (note := listed.note(folder)) and not quiet:
         say(f"note: {note}")
     new, learned = _parted(model, folder, listed.files)
-    elsewhere = [
-        next(iter(r.inputs.values())) for spec in labelled or [] for r in open_dataset(spec, "all").records if r.inputs
-    ]
+    elsewhere = []
+    for spec in labelled or []:
+        known = open_dataset(spec, "all")
+        known.refuse_windows("--labelled")
+        elsewhere += [next(iter(r.inputs.values())) for r in known.records if r.inputs]
     if not new:
         raise MissingInput(f"The run learned from all {len(learned)} images of {printable(folder)}; give new ones.")
     network = open_network(model, device_for(model, device))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.data.pipeline import heartbeat
-from fullyconv.data.validity import read_valid
-from fullyconv.errors import DataError, printable
+from fullyconv.data.validity import filled, read_valid
+from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.files.outputs import name_fault
 from fullyconv.taxonomy import Taxonomy
 
@@ -33,6 +33,7 @@ class Record:
     inputs: Mapping[str, Path]  # modality ("rgb", "depth", "hha", ...) -> file
     labels: Mapping[str, Path] = field(default_factory=dict)  # head -> file; empty when there are none
     group: str = ""  # video, patient, scene: records of one group belong on one side of a split
+    window: tuple[int, int, int, int] | None = None  # top, left, bottom, right: the part of the files; None: all
 
     def __post_init__(self) -> None:
         if fault := name_fault(self.name):
@@ -56,6 +57,7 @@ class Sample:
 
 ReadInput = Callable[[Record, str], NDArray[Any]]  # (record, modality) -> H W C
 ReadLabels = Callable[[Record, str], NDArray[Any]]  # (record, head) -> H W ids
+ReadInvalid = Callable[[Record, str], NDArray[np.bool_] | None]  # (record, modality) -> pixels H W without data
 
 
 @final
@@ -77,6 +79,8 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what the reader decided ("classes inferred from the labels: 0..10"), said to the user
     strays: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
     added: Mapping[str, Any] = field(default_factory=dict)  # head -> how it joined the data's own (see `open_dataset`)
+    read_invalid: ReadInvalid | None = None  # where it is not the files that say what holds no data
+    doubts: tuple[tuple[str, Path, str], ...] = ()  # (kind of finding, file, words): what the check says of them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))  # a text will do
@@ -119,7 +123,7 @@ class Dataset:
     def image_and_invalid(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(`image(index)`, which pixels H W hold no data): those have the mean of the others; None where all do."""
         record = self.records[index]
-        read = [read_valid(self._input(record, m), record.inputs.get(m)) for m in self.inputs]
+        read = [self._valid(record, m) for m in self.inputs]
         planes, bad = [plane for plane, _ in read], [b for _, b in read if b is not None]
         if len(planes) == 1:
             return read[0]
@@ -128,6 +132,12 @@ class Dataset:
             raise DataError(f"{record.name}: its inputs {self.inputs} differ in size ({sorted(sizes)}); align them.")
         image = np.concatenate([p.astype(np.float32) for p in planes], axis=-1)
         return image, np.logical_or.reduce(bad) if bad else None
+
+    def _valid(self, record: Record, modality: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        image = self._input(record, modality)
+        if self.read_invalid is None:
+            return read_valid(image, record.inputs.get(modality))
+        return filled(image, self.read_invalid(record, modality))
 
     def _input(self, record: Record, modality: str) -> NDArray[Any]:
         heartbeat.at(record.inputs.get(modality, record.name))
@@ -141,6 +151,19 @@ class Dataset:
     def files(self) -> set[Path]:
         """Every file that is read: inputs and labels."""
         return {f for r in self.records for f in (*r.inputs.values(), *r.labels.values())}
+
+    @property
+    def by_windows(self) -> bool:
+        """Whether an image is a window of a larger file."""
+        return any(r.window is not None for r in self.records)
+
+    def refuse_windows(self, what: str) -> None:
+        """UsageError where images are windows of larger files, which `what` has no use for."""
+        if self.by_windows:
+            raise UsageError(
+                f"{what} takes images that are files of their own, and {printable(self.root)} holds scenes, of which "
+                "windows are read; write these with fullyconv data cut first."
+            )
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -159,4 +182,6 @@ class Dataset:
         for r in self.records:
             files = sorted([*r.inputs.items(), *r.labels.items()])
             digest.update(repr((r.name, [(k, p.name, p.stat().st_size) for k, p in files])).encode())
+            if r.window is not None:
+                digest.update(repr(r.window).encode())
         return digest.hexdigest()

@@ -36,9 +36,30 @@ class Division:
     def _marks(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset(self.held_out.values()), frozenset(self.learned.values())
 
+    @cached_property
+    def _ground(self) -> dict[str, list[tuple[int, ...]]]:
+        """{what tells a file from others: the windows of it that were learned from}."""
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for mark in self.learned.values():
+            file, at, window = mark.partition("@")
+            if at:
+                found.setdefault(file, []).append(tuple(int(v) for v in window.split(",")))
+        return found
+
+    def _overlaps(self, mark: str) -> bool:
+        """Whether a window has pixels of one that was learned from."""
+        file, at, window = mark.partition("@")
+        if not at or file not in self._ground:
+            return False
+        top, left, bottom, right = (int(v) for v in window.split(","))
+        return any(t < bottom and b > top and le < right and r > left for t, le, b, r in self._ground[file])
+
     def place(self, record: Record) -> Literal["held-out", "learned", "new"]:
-        """Where an image belongs; one that stands on both sides under other names counts as learned from."""
+        """Where an image belongs; one that stands on both sides under other names counts as learned from, as does a
+        window of a scene that shares a pixel with a learned one."""
         mark = _mark(record)
+        if self._overlaps(mark):
+            return "learned"
         if self.held_out.get(record.name) == mark:
             return "held-out"
         if self.learned.get(record.name) == mark or (mark and mark in self._marks[1]):
@@ -118,8 +139,8 @@ def not_learned(dataset: Dataset, kept: Division) -> Dataset:
 
 
 def _mark(record: Record) -> str:
-    """What tells the image's files from others: 16 digits of a sha256 over their sizes and parts of their content;
-    empty where there are no files to read."""
+    """What tells the image's files from others: 16 digits of a sha256 over their sizes and parts of their content, and
+    @top,left,bottom,right of a window of them; empty where there are no files to read."""
     if not record.inputs:
         return ""
     digest = hashlib.sha256()
@@ -133,4 +154,5 @@ def _mark(record: Record) -> str:
                     digest.update(opened.read(_WINDOW))
         except (OSError, FullyconvError):
             return ""
-    return digest.hexdigest()[:16]
+    window = "" if record.window is None else "@" + ",".join(map(str, record.window))
+    return digest.hexdigest()[:16] + window

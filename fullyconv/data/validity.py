@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 
-__all__ = ["invalid_pixels", "read_valid"]
+__all__ = ["filled", "invalid_pixels", "read_valid"]
 
 
 def invalid_pixels(image: NDArray[np.number], file: Path | None = None) -> NDArray[np.bool_] | None:
@@ -32,7 +32,11 @@ def invalid_pixels(image: NDArray[np.number], file: Path | None = None) -> NDArr
 
 def read_valid(image: NDArray[np.number], file: Path | None = None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """(`image` with the mean of its valid pixels, by band, at the invalid ones; which those are, None for none)."""
-    bad = invalid_pixels(image, file)
+    return filled(image, invalid_pixels(image, file))
+
+
+def filled(image: NDArray[Any], bad: NDArray[np.bool_] | None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """`read_valid` where it is known which pixels hold no data."""
     if bad is None:
         return image, None
     good = image[~bad]

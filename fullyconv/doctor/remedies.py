@@ -21,9 +21,9 @@ _AS_FOLDER = ("voc", "camvid", "ade20k")  # layouts that are folders too
 def suited(found: Iterable[Finding], datasets: Sequence[Dataset]) -> list[Finding]:
     """The findings with remedies that can work for the kind of data: a classes.txt is read for folders alone."""
     kinds = {d.kind for d in datasets}
-    if kinds <= {"folder"} or not datasets:
+    if kinds <= {"folder", "scenes"} or not datasets:
         return list(found)
-    kind = next(iter(kinds - {"folder"}))
+    kind = next(iter(kinds - {"folder", "scenes"}))
     return [replace(f, remedy=_remedy(f, kind)) if "classes.txt" in f.remedy else f for f in found]
 
 

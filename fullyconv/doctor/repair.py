@@ -49,6 +49,7 @@ def repair(
     cannot be repaired are left out and counted. OUT must not exist nor lie in the data; it appears whole or not at all.
     """
     for dataset in datasets:
+        dataset.refuse_windows("--fix")
         if out.resolve().is_relative_to(dataset.root.resolve()):
             raise UsageError(f"{printable(out)} lies inside the data; name a folder outside {printable(dataset.root)}.")
     if out.exists():

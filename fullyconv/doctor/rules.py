@@ -20,6 +20,9 @@ __all__ = ["RULES", "strays"]
 
 
 def strays(dataset: Dataset) -> Iterator[Finding]:
+    """What the reader found on its way: files of no image, and what it doubts."""
+    for kind, file, words in dataset.doubts:
+        yield finding(kind, [file], words, 1)
     for kind, file in dataset.strays:
         if kind == "duplicate-stem":
             yield finding(kind, [file], f"another file is named {printable(file.stem)} too, with another ending")

@@ -23,7 +23,7 @@ from fullyconv.data.corpora.bands import holds_tiff
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.folder_parts import ARRAYS
 from fullyconv.data.corpora.layout import SUFFIXES
-from fullyconv.data.validity import read_valid
+from fullyconv.data.validity import filled, read_valid
 from fullyconv.errors import FullyconvError, MissingExtra, TryAgain
 from fullyconv.files import sha256_file
 from fullyconv.images import BadImage, ImageInfo
@@ -188,6 +188,14 @@ def _facts(dataset: Dataset, record: Record, *, fast: bool) -> RecordFacts:
 # ---- images --------------------------------------------------------------------------------------------------
 
 
+def _shown(record: Record, file: Path) -> Path:
+    """What findings call a record's file; a window of it by its place."""
+    if record.window is None:
+        return file
+    top, left, bottom, right = record.window
+    return file.with_name(f"{file.name}, rows {top} to {bottom}, columns {left} to {right}")
+
+
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
@@ -213,9 +221,9 @@ def _problem(error: Exception, data: bytes | None) -> tuple[str, str]:
 def _input_facts(
     dataset: Dataset, record: Record, modality: str, file: Path, *, fast: bool
 ) -> tuple[InputFacts, NDArray[Any] | None]:
-    facts, data = InputFacts(modality, file), None
+    facts, data = InputFacts(modality, _shown(record, file)), None
     try:
-        if not _is_image(file):
+        if record.window is not None or not _is_image(file):
             image = dataset.read_input(record, modality)
             facts.size = (image.shape[0], image.shape[1])
         else:
@@ -231,7 +239,10 @@ def _input_facts(
             image = images.read_image(data) if colour else dataset.read_input(record, modality)
             facts.size = (image.shape[0], image.shape[1])
             facts.layout = None if colour else (image.shape[2], str(image.dtype))
-        image, invalid = read_valid(image, file)
+        if dataset.read_invalid is None:
+            image, invalid = read_valid(image, file)
+        else:
+            image, invalid = filled(image, dataset.read_invalid(record, modality))
         facts.invalid = 0 if invalid is None else int(invalid.sum())
     except (FullyconvError, OSError) as error:
         facts.problem = _problem(error, data)
@@ -282,12 +293,11 @@ def _thumbnail(image: NDArray[np.number]) -> NDArray[np.float32]:
 
 def _label_facts(dataset: Dataset, record: Record, head: str, image: NDArray[np.number] | None) -> LabelFacts:
     file = record.labels[head]
-    own = _is_image(file) or _is_array(file)
-    facts = LabelFacts(head, file, file if own else next(iter(record.inputs.values()), file))
+    own = record.window is None and (_is_image(file) or _is_array(file))
+    shown = file if own else _shown(record, next(iter(record.inputs.values()), file))
+    facts = LabelFacts(head, file, shown)
     coding = coding_of(dataset, head)
-    if (_is_image(facts.file) or _is_array(facts.file)) and not _raw_facts(
-        facts, by_colour=bool(coding and coding.colours)
-    ):
+    if own and not _raw_facts(facts, by_colour=bool(coding and coding.colours)):
         return facts
     try:
         ids = dataset.read_labels(record, head)

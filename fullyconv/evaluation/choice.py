@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fullyconv.data import open_dataset
 from fullyconv.data.corpora.derive import add_again
 from fullyconv.data.splits import Division, kept_in, not_learned, part
-from fullyconv.errors import UnknownName, printable
+from fullyconv.errors import DataError, UnknownName, printable
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset
@@ -30,6 +30,22 @@ def images_to_measure(data: str | Path, split: str, predictor: Predictor, model:
     return add_again(_found(data, split, inputs, kept), origin.get("heads") or {})
 
 
+def _unseen(dataset: Dataset, kept: Division | None) -> Dataset:
+    """Scenes' windows of val without those that share pixels with ground that the run learned from: val is other ground
+    under other options (size, seed), or scenes were added since."""
+    if kept is None or not dataset.by_windows:
+        return dataset
+    records = [r for r in dataset.records if kept.place(r) != "learned"]
+    left = len(dataset) - len(records)
+    if not left:
+        return dataset
+    options = "give the options that it was trained with (scenes,size=...,seed=...:PATH)"
+    if not records:
+        raise DataError(f"The run learned from ground in each of the {left} windows of val; {options}.")
+    note = f"{left} of {len(dataset)} windows of val hold ground that the run learned from and are left out; {options}."
+    return replace(dataset, records=records, notes=(*dataset.notes, note))
+
+
 def _found(data: str | Path, split: str, inputs: tuple[str, ...] | None, kept: Division | None) -> Dataset:
 
     if split == "held-out":
@@ -37,7 +53,7 @@ def _found(data: str | Path, split: str, inputs: tuple[str, ...] | None, kept: D
     try:
         named = open_dataset(data, split or "val", inputs=inputs)
         if split or named.taxonomies:
-            return named
+            return _unseen(named, kept) if split in ("", "val") else named
     except UnknownName:
         if split not in ("", "train") or (split and kept is None):
             raise

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fullyconv.data.base import Record
 from fullyconv.errors import FullyconvError
-from fullyconv.rasters.cutting import pixel_metres
 from fullyconv.rasters.gdal import open_source, read_by_windows
+from fullyconv.rasters.ground_windows import pixel_metres
 from fullyconv.rasters.windows import Window
 
 __all__ = ["GroundAreas"]
@@ -43,7 +43,7 @@ class GroundAreas:
 
     def _pixel(self, record: Record) -> tuple[float, float] | None:
         file = next(iter(record.inputs.values()), None)
-        if not self._able or file is None or file.suffix.lower() not in (".tif", ".tiff"):
+        if not self._able or file is None or file.suffix.lower() not in (".tif", ".tiff", ".vrt"):
             return None
         try:
             if not read_by_windows(file)[0]:
@@ -52,8 +52,8 @@ class GroundAreas:
         except FullyconvError:  # what is wrong with it was said when it was read
             return None
         try:
-            h, w = source.profile.size
-            return pixel_metres(source.profile, Window(0, 0, h, w))
+            window = Window(*record.window) if record.window else Window(0, 0, *source.profile.size)
+            return pixel_metres(source.profile, window)
         finally:
             source.close()
 

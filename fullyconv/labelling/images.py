@@ -79,6 +79,7 @@ def open_images(spec: str, out: Path) -> Collection:
     if kind is None and root.is_file():
         raise UsageError(f"{printable(root)} is a file; give the folder that it lies in, or write folder:LIST.csv.")
     data = open_dataset(spec, "all")
+    data.refuse_windows("Labelling")
     if data.inputs[0] != "rgb":
         raise UsageError(f"{printable(spec)} holds {', '.join(data.inputs)}; labelling takes colour images.")
     if not data.taxonomies:

@@ -16,6 +16,7 @@ import fullyconv.report.sentences as sentences
 from fullyconv.evaluation.result import ClassFigures, Result
 from fullyconv.evaluation.statistics import Interval, Resampled, costly_pairs, counts, image_iu, interval, resample
 from fullyconv.report.collect import KeptEvaluation, address, error_map, label_address, named_image, outline
+from fullyconv.report.ground import GroundTable, ground
 from fullyconv.report.heads import HeadRow, heads, learned
 from fullyconv.report.records import (
     Analysis,
@@ -216,6 +217,7 @@ class EvaluationPage:
     images: ImageTable | None
     gallery: Sequence[GalleryCard]
     suspects: Sequence[SuspectCard]
+    ground: GroundTable | None
     about: Sequence[tuple[str, str]]
     heads: Sequence[HeadRow]
     legend: Sequence[NamedColour]
@@ -238,6 +240,7 @@ def evaluation(found: KeptEvaluation) -> tuple[list[str], EvaluationPage]:
         images=_images(result),
         gallery=[_scene(g, found) for g in analysis.gallery],
         suspects=[_suspect(s, found) for s in analysis.suspects],
+        ground=ground(found),
         about=_about(found),
         heads=heads(found),
         legend=[NamedColour(n, c) for n, c in zip(result.taxonomy.names, result.taxonomy.palette, strict=True)],

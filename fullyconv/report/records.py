@@ -23,6 +23,7 @@ __all__ = [
     "Calibration",
     "GalleryEntry",
     "ImageFiles",
+    "MeasuredGround",
     "MeasurementRecord",
     "PairEntry",
     "SizeErrors",
@@ -165,6 +166,25 @@ class MachineRecord:
 
 @final
 @dataclass(frozen=True)
+class Areas:
+    """Hectares by class, as labelled and as predicted."""
+
+    truth: tuple[FiniteFloat, ...]
+    prediction: tuple[FiniteFloat, ...]
+
+
+@final
+@dataclass(frozen=True)
+class MeasuredGround:
+    """images: how many lie on a map; metres: along the finest and the coarsest pixel; hectares: by head."""
+
+    images: Count
+    metres: tuple[FiniteFloat, FiniteFloat]
+    hectares: Mapping[str, Areas]
+
+
+@final
+@dataclass(frozen=True)
 class About:
     """What was measured and how: `Result.about`, checked. ignore: by head; classes: by head, in words."""
 
@@ -180,6 +200,7 @@ class About:
     seconds: FiniteFloat
     images_per_second: Share
     classes: Mapping[str, str] = field(default_factory=dict)
+    ground: MeasuredGround | None = None
 
 
 # ---- result.json: what a kept evaluation adds -----------------------------------------------------------------------

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "supervisely": "fullyconv.data.corpora.annotations.supervisely:open_supervisely",
     "yolo": "fullyconv.data.corpora.annotations.yolo:open_yolo",
     "nnunet": "fullyconv.data.corpora.nnunet:open_nnunet",
+    "scenes": "fullyconv.rasters.scene_data:open_scenes",  # above this room: a name, imported when it is asked for
     "folder": "fullyconv.data.corpora.folder:open_folder",
 }
 """Kind -> "module:function", in the order in which a bare path is shown to them: the catch-all comes last."""

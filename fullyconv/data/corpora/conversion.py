@@ -45,6 +45,8 @@ def convert_dataset(
     if target.exists():
         raise UsageError(f"{printable(target)} exists already; name a new folder.")
     parts = open_splits(spec, splits, inputs, options)
+    for data in parts.values():
+        data.refuse_windows("Converting")
     plan = Outputs(target, (f for data in parts.values() for f in data.files))
     classes = _claim_classes(plan, parts)
     places = [
