@@ -169,6 +169,22 @@ def done(command: Sequence[str]) -> None:
     subprocess.run(command, check=True)
 
 
+def beside(result: Mapping[str, Any], path: Path | None, facts: Sequence[str]) -> None:
+    """Put `result` into the list in `path`: those of another width or with other `facts` stay, and of the same those
+    contestants or networks that were not measured this time."""
+    if not path:
+        return
+
+    def what(r: Mapping[str, Any]) -> list[Any]:
+        return [r["machine"]["width"], *(r[fact] for fact in facts)]
+
+    known = json.loads(path.read_text()) if path.exists() else []
+    for other in known:
+        if what(other) == what(result):
+            other["figures"] = {n: f for n, f in other["figures"].items() if n not in result["figures"]}
+    finish([*(r for r in known if r["figures"]), result], path)
+
+
 def finish(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], path: Path | None) -> None:
     """JSON to `path`, where one was asked for."""
     if path:

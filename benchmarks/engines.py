@@ -1,6 +1,7 @@
 """Everyday networks from an 8-bit image to labels: torch as `Predictor` runs it, and what users would deploy with.
 
-    python benchmarks/engines.py [--networks NAME ...] [--size 480 640] [--threads 1] [--rounds 7] [--json FILE]
+    python benchmarks/engines.py [--networks NAME ...] [--size 480 640] [--threads 1] [--rounds 7] [--models DIR]
+                                 [--width avx2] [--json FILE]
 
 One network at a time, drawn weights, 11 classes, float32; each contestant in a process of its own, in turns:
 
@@ -10,13 +11,13 @@ One network at a time, drawn weights, 11 classes, float32; each contestant in a 
     onnxruntime, whole file    the exported file alone, image to labels, without fullyconv
     OpenVINO, whole file       the same by OpenVINO, float32
 
-Ratios are to torch: above 1 is quicker than it.
+Ratios are to torch: above 1 is quicker than it. --models keeps the drawn networks and their files for the next call.
+docs/speed.py makes the tables of docs/performance.md from the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
@@ -102,23 +104,18 @@ def main() -> None:
     found: dict[str, Any] = {}
     before = contest.machine()
     for name in arguments.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            contest.done([sys.executable, __file__, "--make", name, folder])
+        with tempfile.TemporaryDirectory() as own:
+            folder = str(arguments.models / name) if arguments.models else own
+            if not Path(folder, "labels.xml").exists():  # the last that is made
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                contest.done([sys.executable, __file__, "--make", name, folder])
             line = [sys.executable, __file__, "--size", *map(str, size), "--threads", str(arguments.threads)]
             environment = {"OMP_NUM_THREADS": str(arguments.threads), **contest.HUGE}
             contestants = [contest.Contestant(way, [*line, "--worker", way, folder], environment) for way in WAYS]
             found[name] = contest.with_ratios(contest.compete(contestants, arguments.rounds), WAYS[0])
         contest.show(f"{name}, {size[0]}x{size[1]}, {arguments.threads} thread(s)", found[name])
     result = {"size": list(size), "threads": arguments.threads, "machine": before, "figures": found}
-    if arguments.json and arguments.json.exists():  # other sizes and threads stay beside it
-        known = json.loads(arguments.json.read_text())
-        kept = [r for r in known if (r["size"], r["threads"], r["machine"]["width"]) != _what(result)]
-        return contest.finish([*kept, result], arguments.json)
-    return contest.finish([result], arguments.json)
-
-
-def _what(result: dict[str, Any]) -> tuple[Any, ...]:
-    return result["size"], result["threads"], result["machine"]["width"]
+    return contest.beside(result, arguments.json, ("size", "threads"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Training steps: ours beside the same network in plain torch and beside others' networks on the same trunk.
 
     python benchmarks/train_step.py [--trunk resnet18] [--size 360 480] [--batch 4] [--rounds 7] [--rivals PYTHON]
-                                    [--json FILE]
+                                    [--threads 1] [--precisions fp32] [--width avx2] [--json FILE]
 
 Ours is a step of `fullyconv train`: bytes in, optimiser's step done, the allocator as on its command line. The plain
 rival is the same FCN-8s as everyone writes it: contiguous float32, full-size scores by interpolation, torch's cross
@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import contest
 
 CLASSES = 12
+SMP_NAMES = {"mobilenet_v3_large": "timm-mobilenetv3_large_100", "efficientnet_lite0": "timm-tf_efficientnet_lite0"}
 PLAIN, TORCHFCN, TORCHVISION, SMP = "plain FCN-8s fp32", "torchfcn FCN8s fp32", "torchvision FCNHead", "smp FPN"
 
 
@@ -51,6 +52,7 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
     model = models.create(name, classes=CLASSES, quiet=True, padding=padding or None)
     model = model.to(memory_format=torch.channels_last)
     training_mode(model, recipe)
+    allocator.give_back()
     optimizer, world = optimizer_for(model, recipe), ProcessGroup(0, 1, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -138,7 +140,7 @@ def smp_fpn(trunk: str) -> Any:
     import segmentation_models_pytorch as smp
     import torch
 
-    encoder = {"mobilenet_v3_large": "timm-mobilenetv3_large_100"}.get(trunk, trunk)
+    encoder = SMP_NAMES.get(trunk, trunk)
 
     class Padded(torch.nn.Module):
         def __init__(self) -> None:
@@ -153,12 +155,13 @@ def smp_fpn(trunk: str) -> Any:
     return Padded()
 
 
-def contestants(trunk: str) -> list[str]:
-    """The rival that ratios are to comes first of the rivals."""
+def contestants(trunk: str, precisions: Sequence[str]) -> list[str]:
+    """The rival that ratios are to comes first of the rivals. torchvision has no EfficientNet-Lite."""
     if trunk == "vgg16":
-        own = [f"fullyconv fcn8s-vgg16 {p} {padding}" for padding in ("paper", "same") for p in ("fp32", "bf16")]
+        own = [f"fullyconv fcn8s-vgg16 {p} {padding}" for padding in ("paper", "same") for p in precisions]
         return [*own, TORCHFCN]
-    return [*(f"fullyconv fcn8s-{trunk} {p}" for p in ("fp32", "bf16")), PLAIN, TORCHVISION, SMP]
+    others = [PLAIN, *([] if "lite" in trunk else [TORCHVISION]), SMP]
+    return [*(f"fullyconv fcn8s-{trunk} {p}" for p in precisions), *others]
 
 
 def worker(who: str, trunk: str, size: tuple[int, int], batch: int) -> None:
@@ -176,6 +179,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="all cores, unless given")
+    parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), help="those of ours that take part")
     parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -184,12 +189,13 @@ def main() -> None:
     if a.worker:
         return worker(a.worker, a.trunk, tuple(a.size), a.batch)
     before, taking_part = contest.machine(), []
-    for name in contestants(a.trunk):
+    for name in contestants(a.trunk, a.precisions):
         mine = name.startswith("fullyconv")
         python = a.rivals if name in (TORCHFCN, SMP) else sys.executable
         command = [python, __file__, "--worker", name, "--trunk", a.trunk, "--batch", str(a.batch), "--size"]
         path = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))} if python == sys.executable else {}
-        settings = {**path, **(contest.HUGE if mine else {})}
+        threads = {"OMP_NUM_THREADS": str(a.threads)} if a.threads else {}
+        settings = {**path, **threads, **(contest.HUGE if mine else {})}
         taking_part.append(contest.Contestant(name, [*command, *map(str, a.size)], settings))
     found = contest.compete(taking_part, a.rounds)
     rival = TORCHFCN if a.trunk == "vgg16" else PLAIN
@@ -198,8 +204,8 @@ def main() -> None:
             figures["images_per_second"] = round(a.batch * 1000 / figures["ms"], 2)
     contest.with_ratios(found, rival)
     contest.show(f"training step, {a.trunk}, {a.size[0]}x{a.size[1]}, batch {a.batch}, beside {rival}", found)
-    result = {"trunk": a.trunk, "size": a.size, "batch": a.batch, "machine": before, "figures": found}
-    return contest.finish(result, a.json)
+    facts = {"trunk": a.trunk, "size": list(a.size), "batch": a.batch, "threads": a.threads}
+    return contest.beside({**facts, "machine": before, "figures": found}, a.json, tuple(facts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -171,6 +172,55 @@ def test_caffes_update_is_torchs_while_the_rate_is_constant_and_its_own_when_it_
         v = 0.9 * v + lr * (np.array([0.3, -0.1 * i]) + 0.01 * w)
         w = w - v
     np.testing.assert_allclose(run(caffe, [0.1, 0.1, 0.01]).numpy(), w)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("shared", [False, True], ids=["gradients of their own", "gradients of one message"])
+def test_sgd_that_uses_up_the_gradients_is_torchs_to_the_bit_and_goes_on_from_its_state(
+    momentum: float, decay: float, shared: bool
+) -> None:
+    def make(own: bool, weights: list[torch.Tensor]) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+        groups = [{"params": parameters}]
+        if own:
+            return parameters, optimisation.FrugalSGD(groups, 0.1, momentum, decay)
+        return parameters, torch.optim.SGD(groups, 0.1, momentum, weight_decay=decay)
+
+    def step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, n: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.1 / n
+        drawn = [torch.randn(p.shape, generator=torch.Generator().manual_seed(n)) for p in parameters]
+        if shared:
+            parts = torch.cat([g.flatten() for g in drawn]).split([g.numel() for g in drawn])
+            drawn = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+        for p, gradient in zip(parameters, drawn, strict=True):
+            p.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    weights = [torch.randn(8, 4, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(5)]
+    ours, torchs = make(True, weights), make(False, weights)
+    for n in range(1, 4):
+        step(*ours, n)
+        step(*torchs, n)
+    assert all(torch.equal(a, b) for a, b in zip(ours[0], torchs[0], strict=True))
+    goes_on = make(True, [p.detach() for p in torchs[0]])
+    goes_on[1].load_state_dict(copy.deepcopy(torchs[1].state_dict()))
+    step(*goes_on, 4)
+    step(*torchs, 4)
+    assert all(torch.equal(a, b) for a, b in zip(goes_on[0], torchs[0], strict=True))
+
+
+def test_a_step_of_sgd_copies_no_gradient() -> None:
+    p = torch.nn.Parameter(torch.ones(1000))
+    optimizer = optimisation.FrugalSGD([{"params": [p]}], 0.1, 0.9, 0.01)
+    taken = p.grad = torch.ones(1000)
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"] is taken
+    p.grad = torch.ones(1000)
+    with torch.profiler.profile(profile_memory=True) as seen:
+        optimizer.step()
+    assert max(e.self_cpu_memory_usage for e in seen.key_averages()) < 1000 * 4
 
 
 def test_biases_have_their_own_rate_and_decay_and_heads_theirs() -> None:
