@@ -18,9 +18,9 @@ from PIL import Image
 from test_labelling import CLASSES, photos
 
 from fullyconv.labelling.app import MEDIA, PAGE, ROUTES, Labelling, application
+from fullyconv.labelling.image_pyramid import TILE, ImagePyramid, level_count, tile_box
 from fullyconv.labelling.images import open_images
 from fullyconv.labelling.project import Project, Proposal
-from fullyconv.labelling.pyramid import TILE, Pyramid, level_count, tile_box
 from fullyconv.labelling.rounds import Settings
 from fullyconv.labelling.server import LIMITS
 from fullyconv.serving.gate import COMMON, Gate
@@ -296,7 +296,7 @@ def test_the_tiles_of_each_level_are_the_image_made_smaller(size: tuple[int, int
         np.repeat(draw.integers(0, 255, (-(-size[0] // 64), -(-size[1] // 64), 3), np.uint8), 64, 0), 64, 1
     )
     image = np.ascontiguousarray(image[: size[0], : size[1]])
-    found = Pyramid(image)
+    found = ImagePyramid(image)
     assert max(size) <= TILE * 2 ** (level_count(size) - 1)
     for level in range(level_count(size)):
         height, width = (-(-n // 2**level) for n in size)

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fullyconv.errors import FullyconvError, StorageError
 from fullyconv.labelling.canvas import Box
 from fullyconv.labelling.edits import BadEdit, parse_edit
+from fullyconv.labelling.image_pyramid import TILE, ImagePyramid, level_count, tile_box
 from fullyconv.labelling.project import Project
-from fullyconv.labelling.pyramid import TILE, Pyramid, level_count, tile_box
 from fullyconv.labelling.rounds import Rounds, Settings
 from fullyconv.serving.assets import page_routes
 from fullyconv.serving.gate import COMMON, Gate, Refusal
@@ -71,7 +71,7 @@ class Labelling:
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_EVENTS)
         self.now = 0
         self._news = asyncio.Event()
-        self._pyramids: OrderedDict[int, Pyramid] = OrderedDict()
+        self._pyramids: OrderedDict[int, ImagePyramid] = OrderedDict()
         self._decoding = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
         self._refused: set[str] = set()
@@ -113,12 +113,14 @@ class Labelling:
             except TimeoutError:
                 return
 
-    async def pyramid(self, index: int) -> Pyramid:
+    async def pyramid(self, index: int) -> ImagePyramid:
         """An image's tiles; it is decoded when they are first asked for."""
         async with self._decoding:
             if index not in self._pyramids:
                 photo = self.project.photos[index]
-                self._pyramids[index] = await asyncio.to_thread(lambda: Pyramid(self.project.collection.read(photo)))
+                self._pyramids[index] = await asyncio.to_thread(
+                    lambda: ImagePyramid(self.project.collection.read(photo))
+                )
                 while len(self._pyramids) > _PYRAMIDS:
                     self._pyramids.popitem(last=False)
             self._pyramids.move_to_end(index)

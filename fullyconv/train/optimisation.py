@@ -50,7 +50,7 @@ class FrugalSGD(torch.optim.Optimizer):
     copies what lies channels last.)
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, groups: ParamsT, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

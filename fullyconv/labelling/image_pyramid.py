@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fullyconv.drawing import encode_jpeg
 from fullyconv.files import storage_errors
 
-__all__ = ["TILE", "Pyramid", "level_count", "tile_box"]
+__all__ = ["TILE", "ImagePyramid", "level_count", "tile_box"]
 
 TILE = 512  # pixels a side
 _IN_MEMORY = 20_000_000  # pixels; larger images lie in a temporary file without a name
@@ -40,7 +40,7 @@ def tile_box(size: tuple[int, int], level: int, x: int, y: int) -> tuple[int, in
 
 
 @final
-class Pyramid:
+class ImagePyramid:
     """The levels of an image H W 3 uint8."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
