@@ -35,7 +35,7 @@ ALLOWED = {
     "pages/__init__.py": "the pages' own templates, packed with them",
     "serving/assets.py": "a page's own files, packed with it",
     "exporting/web.py": "the page's own files, packed with it, and an archive whose bytes are known",
-    "labelling/pyramid.py": "maps a temporary file of its own",
+    "labelling/image_pyramid.py": "maps a temporary file of its own",
     "labelling/rounds.py": "the log of a process of its own, to write",
     "labelling/server.py": "the browser, not a file",
     "data/corpora/bands.py": "rasterio reads by itself what is_tiff, by `read_ends`, has found to be a regular TIFF",
