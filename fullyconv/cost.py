@@ -147,6 +147,10 @@ def _training(
     model: SegmentationModel, size: tuple[int, ...], precision: str, optimizer: Optimizer
 ) -> tuple[int, int, int]:
     """(flops, bytes of weights and the optimiser's state, bytes of other tensors, gradients among them)."""
+    if size[0] == 1:  # torch refuses statistics of a single value, which a small image's coarsest map is
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and max(size[2:]) <= model.geometry(1, 1).align:
+                layer.eval()
     learned = [p for p in model.parameters() if p.requires_grad]
     state = (1 if optimizer == "sgd" else 2) * sum(p.numel() * p.element_size() for p in learned)
     if precision == "bf16":  # automatic precision computes with converted copies of the weights

@@ -85,10 +85,11 @@ class Recipe(BaseModel):
         "`{from, map}` makes one from another, `{folder, classes}` reads one; `false` leaves one out.",
     )
     frozen_trunk: bool = _key(False, "Learn the score layers only (the paper's 32s-fixed).")
-    batch_norm: Literal["train", "frozen", "unfold"] = _key(
-        "train",
-        "Batch statistics are learned, kept as loaded, or (weights whose batch norm was folded into the convolutions) "
-        "measured on the first images so that the network starts as the same function.",
+    batch_norm: Literal["auto", "train", "frozen", "unfold"] = _key(
+        "auto",
+        "Batch statistics are learned, kept as loaded, or measured on the data's own images first, so that the network "
+        'learns them and starts as the same function all the same (unfold); auto: "frozen" where a step is too small '
+        'for statistics, else "unfold" with trained weights and "train" without.',
     )
 
     # Images

@@ -69,7 +69,7 @@ def test_a_file_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
 def test_names_from_the_data_stay_inside_the_comments(name: str, tmp_path: Path) -> None:
     heads = {name: HeadSummary([name, "b"], frequency=[0.9, 0.0])}
     chosen = {"crop": [32, 32], "batch_size": 1, "class_weights": "none"}
-    s = Summary({name: 3}, (40, 50), (40, 50), (40, 50), None, None, heads, chosen)
+    s = Summary({name: 3}, (40, 50), (40, 50), (40, 50), None, None, heads, chosen, (40, 50))
     (tmp_path / "r.toml").write_text(recipe_text(name, Path(f"{name}.toml"), s))
     assert recipes.read(tmp_path / "r.toml").lr == 0.001
     assert "never occurs" in (tmp_path / "r.toml").read_text()

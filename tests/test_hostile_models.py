@@ -242,6 +242,6 @@ def test_a_step_or_crop_larger_than_the_data_is_said(tmp_path: Path, capsys: Any
     fit(small(steps=1, batch_size=10**12, crop=(10**9, 10**9)), tmp_path / "run")
     said = capsys.readouterr().err
     assert "batch_size 1000000000000 is more than all images: a step learns all 7" in said
-    assert "crop 1000000000x1000000000 is larger than the first image (16x20) can be scaled to: 20x25 is taken" in said
+    assert "crop 1000000000x1000000000 is larger than any image (up to 16x20) can be scaled to: 20x25 is taken" in said
     fit(small(steps=1), tmp_path / "usual")
     assert "larger than" not in capsys.readouterr().err

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import training_tools  # noqa: F401  (registers the tiny network)
 from PIL import Image
+from training_tools import Tiny, images, small
 
 from fullyconv import models, recipes
 from fullyconv.data import open_dataset
@@ -121,3 +121,67 @@ def test_a_summed_loss_from_nothing_is_refused_even_where_weights_are_auto(tmp_p
     recipe = recipes.read(None, {"model": "fcn2s-tiny", "steps": 1, "loss": "sum", "lr": 1e-10})
     with pytest.raises(UsageError, match="random weights"):
         fit(recipe, folder(tmp_path / "d"), tmp_path / "run", quiet=True)
+
+
+def varied(root: Path, sizes: list[tuple[int, int]]) -> Dataset:
+    rng = np.random.default_rng(0)
+    for i, size in enumerate(sizes):
+        for kind, shape in (("images", (*size, 3)), ("labels", size)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            drawn = rng.integers(0, 2 if kind == "labels" else 256, shape).astype(np.uint8)
+            Image.fromarray(drawn).save(root / kind / f"{i}.png")
+    return open_dataset(root, None)
+
+
+def test_of_sizes_that_differ_much_the_crop_shows_what_half_of_them_hold(tmp_path: Path) -> None:
+    few_small = varied(tmp_path / "a", [(40, 60), (200, 260), (200, 260), (210, 270), (400, 500)])
+    assert taken(few_small)[0].crop == (192, 256)  # nine of ten hold 96x128 only
+    large = varied(tmp_path / "b", [(40, 60), *[(700, 900)] * 3])
+    assert taken(large)[0].crop == (320, 320)
+
+
+def test_no_crop_is_larger_than_images_can_be_scaled_to(tmp_path: Path) -> None:
+    assert taken(varied(tmp_path / "a", [(12, 12)] * 3))[0].crop == (18, 18)
+    dataset = varied(tmp_path / "b", [(12, 12), (20, 300), (200, 30)])
+    asked = recipes.read(None, {"model": "fcn2s-tiny", "crop": [400, 400], "batch_size": 2})
+    recipe, said = chosen.cut_to_the_data(asked, dataset)
+    assert recipe.crop == (300, 400)  # whichever image comes first
+    assert "larger than any image (up to 200x300) can be scaled to: 300x400" in said[0]
+
+
+def test_trained_batch_norm_is_learned_without_a_jump_unless_steps_are_too_small(tmp_path: Path) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "trunk.pt")
+    keys = {"weights": str(tmp_path / "trunk.pt"), "steps": 1, "class_weights": "none"}
+
+    def learned(name: str, **more: Any) -> str:
+        fit(small(**keys | more), images(), tmp_path / name, val=images(3, "val"), check=False, quiet=True)
+        return recipes.read(tmp_path / name / "recipe.toml").batch_norm
+
+    assert learned("usual") == "unfold"
+    assert learned("scratch", weights="") == "train"
+    assert learned("small", crop=[4, 8]) == "frozen"
+    assert learned("given", batch_norm="train") == "train"
+
+
+def test_a_run_that_unfolded_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "trunk.pt")
+    recipe = small(weights=str(tmp_path / "trunk.pt"), steps=4, schedule="constant")
+    more: dict[str, Any] = {"val": images(3, "val"), "check": False, "quiet": True}
+    whole = fit(recipe, images(), tmp_path / "whole", **more)
+    fit(recipe.replace(steps=2), images(), tmp_path / "parts", **more)
+    parts = fit(recipe, images(), tmp_path / "parts", resume=True, **more)
+    ends = [models.load(run / "last").state_dict() for run in (whole, parts)]
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_images_of_one_cell_are_learned_from_trained_weights_and_refused_without(tmp_path: Path) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "trunk.pt")
+    train = images(5, size=(7, 7))
+    recipe = small(weights=str(tmp_path / "trunk.pt"), steps=3, crop=[4, 4], batch_size=4)  # the last step has one
+    fit(recipe, train, tmp_path / "run", val=train, check=False, quiet=True)
+    with pytest.raises(UsageError, match="there are 5 images"):
+        fit(recipe.replace(weights=""), train, tmp_path / "scratch", val=train, check=False, quiet=True)
+
+
+def test_a_step_on_a_single_cell_can_be_reckoned() -> None:
+    assert chosen.cost.estimate(models.create("fcn8s-resnet18", 2, quiet=True), 12, 12, training=True).peak_bytes > 0

@@ -78,7 +78,7 @@ def _lines(data: str, target: Path, s: Summary) -> Iterator[str]:
     yield 'time = "30m"'
     yield ""
     yield "# --- images"
-    yield f"crop = {list(s.recipe['crop'])}  # what nine of ten images hold, at most 512; [] takes whole images"
+    yield f"crop = {list(s.recipe['crop'])}  # what most images hold, at most 512; [] takes whole images"
     yield f'batch_size = "auto"  # {s.recipe["batch_size"]} here, fewer where memory is short; or a number'
     yield "scale = [0.75, 1.5]  # narrower where all is seen from one distance"
     yield "flip = 0.5  # mirrored left to right; 0 where left and right mean something"

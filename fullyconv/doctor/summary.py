@@ -17,6 +17,7 @@ from fullyconv.errors import DataError
 
 __all__ = ["HeadSummary", "Summary", "summarise", "summarise_samples"]
 
+SMALL = 320  # pixels a side: crops are no smaller where half of the images hold them
 SKEWED = 20  # pixels of the largest class by those of the smallest, above which classes are weighted
 
 
@@ -39,8 +40,9 @@ class HeadSummary:
 @final
 @dataclass(frozen=True)
 class Summary:
-    """images by split; (H, W) range and median; channel mean and std in stored range (None after a fast pass); and by
-    head: names, share of the labelled pixels by class, median-frequency weights, share of ignored pixels."""
+    """images by split; (H, W) range and median by area, the largest H and the largest W in `sides`; channel mean and
+    std in stored range (None after a fast pass); and by head: names, share of the labelled pixels by class,
+    median-frequency weights, share of ignored pixels."""
 
     images: Mapping[str, int]
     smallest: tuple[int, int]
@@ -50,6 +52,7 @@ class Summary:
     std: tuple[float, ...] | None
     heads: Mapping[str, HeadSummary]
     recipe: Mapping[str, Any]
+    sides: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,6 +88,7 @@ def summarise(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Summ
         std,
         heads,
         _recipe(sizes, heads, images),
+        _pair(sizes.max(axis=0)),
     )
 
 
@@ -143,9 +147,13 @@ def _head(names: Sequence[str], labels: Sequence[LabelFacts]) -> HeadSummary:
 
 def _recipe(sizes: NDArray[np.integer], heads: Mapping[str, HeadSummary], images: Mapping[str, int]) -> dict[str, Any]:
     """What training takes where a recipe says "auto": a crop that fits most images, weights where classes are very
-    unequal (`fullyconv.train.chosen` lowers the batch to what memory holds)."""
-    low = np.percentile(sizes, 10, axis=0)
-    crop = [int(max(32, min(512, side // 32 * 32))) for side in low]
+    unequal (`fullyconv.train.chosen` lowers the batch to what memory holds).
+
+    The crop is what nine of ten images hold. Where sizes differ much that is a crop in which large images show
+    nothing whole, so it is at least what half of them hold, up to `SMALL` pixels; the smaller ones are padded."""
+    low, middle = np.percentile(sizes, (10, 50), axis=0)
+    side = np.maximum(low, np.minimum(middle, SMALL))
+    crop = [int(max(32, min(512, n // 32 * 32))) for n in side]
     shares = [f for h in heads.values() for f in h.frequency if f > 0]
     skewed = bool(shares) and max(shares) > SKEWED * min(shares)
     count = next(iter(images.values()))

@@ -167,11 +167,12 @@ class BatchReader:
         return Batch(sample.image[None], labels, ())
 
 
-def crop_of(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
-    """The crop, no larger than a first image of `size` can become by the recipe's scale: the rest would be padding."""
+def crop_of(recipe: Recipe, sides: Sequence[int]) -> tuple[int, int] | None:
+    """The crop, no larger than images of at most `sides` (rows, columns) can become by the recipe's scale: the rest
+    would be padding."""
     if not recipe.crop:
         return None
-    most = [math.ceil(side * recipe.scale[1]) for side in size]
+    most = [math.ceil(side * recipe.scale[1]) for side in sides]
     if recipe.turns:  # either side may come to lie along the other
         most = [max(most)] * 2
     return min(recipe.crop[0], most[0]), min(recipe.crop[1], most[1])
@@ -180,7 +181,7 @@ def crop_of(recipe: Recipe, size: Sequence[int]) -> tuple[int, int] | None:
 def _augmentation(dataset: Dataset, recipe: Recipe) -> Augmentation:
     colour, nearest = roles(dataset)
     return Augmentation(
-        crop=crop_of(recipe, dataset.image(0).shape[:2]),
+        crop=(recipe.crop[0], recipe.crop[1]) if recipe.crop else None,
         scale=recipe.scale,
         flip=recipe.flip,
         flip_vertical=recipe.flip_vertical,

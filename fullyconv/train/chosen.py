@@ -1,4 +1,5 @@
-"""What a recipe leaves to the data, chosen from what the doctor found in it: crop, batch size, class weights.
+"""What a recipe leaves to the data, chosen from what the doctor found in it: crop, batch size, class weights, and
+what becomes of batch norm.
 
 A key that says "auto" is settled once, before the first step; the run's recipe.toml holds what was taken, so a run
 that goes on, or is repeated, has the same.
@@ -6,9 +7,10 @@ that goes on, or is repeated, has the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +22,16 @@ from fullyconv.errors import printable
 from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
 from fullyconv.train.batch_reader import crop_of
+from fullyconv.train.network import fewest_images
 
-__all__ = ["choose_settings", "cut_to_the_data", "fitting_batch", "sample_summary"]
+__all__ = ["CHOSEN", "choose_settings", "cut_to_the_data", "fitting_batch", "sample_summary"]
+
+BatchNorm = Literal["train", "frozen", "unfold"]
+CHOSEN = ("crop", "batch_size", "class_weights", "batch_norm")
+PLAIN = {"batch_norm": "train"}  # what is not worth a word
 
 LOOKED_AT = 100  # images whose sizes and labels are read where the data were not checked
+FEW_CELLS = 16  # a dozen values say little of a mean and nothing of a spread; 2 crops of 96x96 have 18 at stride 32
 SHARE = 0.6  # of the memory there is that a step may take: the rest is for reading, measuring, and other programs
 FALLBACK = {"crop": (512, 512), "batch_size": 4, "class_weights": "none"}  # where nothing could be read
 
@@ -36,49 +44,76 @@ def choose_settings(
     kept: Mapping[str, object],
     device: torch.device,
 ) -> tuple[Recipe, list[str]]:
-    """The recipe without "auto" for crop, batch_size and class_weights, and a sentence that says what was taken.
+    """The recipe without "auto" for the keys of `CHOSEN`, and a sentence that says what was taken.
 
     summary: of the doctor's pass over the data; None: some images are looked at here. kept: what the run that goes on
     had taken (`{key: value}`), which stays.
     """
-    open_keys = [
-        key
-        for key, auto in (("crop", AUTO_CROP), ("batch_size", AUTO_BATCH), ("class_weights", "auto"))
-        if getattr(recipe, key) == auto
-    ]
+    autos = {"crop": AUTO_CROP, "batch_size": AUTO_BATCH}
+    open_keys = [key for key in CHOSEN if getattr(recipe, key) == autos.get(key, "auto")]
     if not open_keys:
         return recipe, []
     found: dict[str, Any] = {key: kept[key] for key in open_keys if key in kept}
     if len(found) == len(open_keys):
         return recipe.replace(**found), []
-    summary = summary or sample_summary(train)
-    offered = dict(FALLBACK if summary is None else summary.recipe)
+    if open_keys != ["batch_norm"]:
+        summary = summary or sample_summary(train)
+    offered = {"batch_norm": "auto", **FALLBACK, **({} if summary is None else summary.recipe)}
     for key in open_keys:
         found.setdefault(key, offered[key])
     chosen = recipe.replace(**found)
+    if "crop" in open_keys and summary is not None:
+        chosen = chosen.replace(crop=crop_of(chosen, summary.sides))
     why = {
         "crop": "" if summary is None else f"images are {_sizes(summary)}",
         "batch_size": "",
         "class_weights": _imbalance(train, summary),
+        "batch_norm": "",
     }
     if "batch_size" in open_keys and "batch_size" not in kept:
         fits, why["batch_size"] = fitting_batch(chosen, model, train, device)
         chosen = chosen.replace(batch_size=fits)
-    said = ", ".join(_said(chosen, key, why[key]) for key in open_keys)
-    return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {said}."]
+    if chosen.batch_norm == "auto":
+        taken, why["batch_norm"] = batch_norm_for(chosen, model, train)
+        chosen = chosen.replace(batch_norm=taken)
+    said = ", ".join(_said(chosen, key, why[key]) for key in open_keys if getattr(chosen, key) != PLAIN.get(key))
+    return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {said}."] if said else []
 
 
-def cut_to_the_data(recipe: Recipe, train: Dataset) -> list[str]:
-    """What is said where the recipe asks for larger steps or crops than these data have."""
+def batch_norm_for(recipe: Recipe, model: TrainableModel, train: Dataset) -> tuple[BatchNorm, str]:
+    """(what "auto" is for batch norm, why where that is worth a word). Trained statistics stay where a pass has fewer
+    than `FEW_CELLS` cells at the coarsest stride to measure others by."""
+    if not model.origin.get("weights"):
+        return "train", ""
+    sides, stride = recipe.crop or train.image(0).shape[:2], model.geometry(1, 1).align
+    each = math.prod(-(-side // stride) for side in sides)
+    cells = each * (recipe.batch_size // recipe.accumulate)
+    if cells < FEW_CELLS or each * fewest_images(recipe, len(train)) < 2:
+        return "frozen", f"a step has {cells} cells of stride {stride}, too few to learn its statistics from"
+    return "unfold", ""
+
+
+def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe with a crop that these data can fill, and what is said where it asks for larger steps or crops."""
     said = []
     if recipe.batch_size > len(train):
         said.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
-    size = train.image(0).shape[:2]
-    crop = crop_of(recipe, size)
+    if not recipe.crop:
+        return recipe, said
+    sides = largest_sides(train) if summary is None else summary.sides
+    crop = crop_of(recipe, sides)
     if crop is not None and crop != recipe.crop:
-        asked, taken, first = ("x".join(map(str, s)) for s in (recipe.crop, crop, size))
-        said.append(f"crop {asked} is larger than the first image ({first}) can be scaled to: {taken} is taken.")
-    return said
+        asked, taken, most = ("x".join(map(str, s)) for s in (recipe.crop, crop, sides))
+        said.append(f"crop {asked} is larger than any image (up to {most}) can be scaled to: {taken} is taken.")
+        recipe = recipe.replace(crop=crop)
+    return recipe, said
+
+
+def largest_sides(train: Dataset) -> tuple[int, int]:
+    """The largest height and the largest width among at most `LOOKED_AT` images at even distances."""
+    few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
+    rows, columns = zip(*(train.image(i).shape[:2] for i in few), strict=True)
+    return max(rows), max(columns)
 
 
 def sample_summary(train: Dataset) -> Summary | None:
@@ -96,8 +131,7 @@ def fitting_batch(recipe: Recipe, model: TrainableModel, train: Dataset, device:
     room = _memory(device)
     if not room or recipe.batch_size == 1:
         return recipe.batch_size, ""
-    size = train.image(0).shape[:2]
-    rows, columns = crop_of(recipe, size) or size
+    rows, columns = recipe.crop or train.image(0).shape[:2]
     kind = "cuda" if device.type == "cuda" else "cpu"
     optimizer: cost.Optimizer = "adamw" if recipe.optimizer == "adamw" else "sgd"
     one, two = (

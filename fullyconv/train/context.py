@@ -40,14 +40,15 @@ from fullyconv.models.interface import TorchModule, TrainableModel
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.taxonomy import Taxonomy, listed_names, match
-from fullyconv.train.batch_reader import crop_of, effects_of
-from fullyconv.train.chosen import choose_settings, cut_to_the_data
+from fullyconv.train.batch_reader import effects_of
+from fullyconv.train.chosen import CHOSEN, choose_settings, cut_to_the_data
 from fullyconv.train.display import Clock, Display
 from fullyconv.train.loggers import Loggers, open_loggers
 from fullyconv.train.machine import settle
 from fullyconv.train.network import network, network_name, refuse_single_cells
 from fullyconv.train.optimisation import optimizer_for
 from fullyconv.train.process_group import ProcessGroup
+from fullyconv.train.unfold import unfold
 
 __all__ = ["CUBLAS", "TIMES", "RunContext", "prepare_run", "training_mode"]
 
@@ -138,6 +139,8 @@ def prepare_run(
     effects_of(train, recipe)
     if not resume:  # before anything is written
         recipe = _settled(recipe, model, train, summary, {}, world, display)
+        if recipe.batch_norm == "unfold" and not recipe.frozen_trunk:
+            unfold(model, train)
     run = _directory(out, resume, world, stack)
     before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
     for part, dataset in (("train", train), ("val", val)):
@@ -164,10 +167,10 @@ def prepare_run(
     kept = training_state.kept_machine(stored) if stored else {}
     if resume:
         recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), world, display)
+    recipe, cut = cut_to_the_data(recipe, train, summary)
     recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
-    machine.notes += cut_to_the_data(recipe, train)
-    machine.facts["chosen"] = {key: getattr(recipe, key) for key in ("crop", "batch_size", "class_weights")}
-    for note in machine.notes:
+    machine.facts["chosen"] = {key: getattr(recipe, key) for key in CHOSEN}
+    for note in [*machine.notes, *cut]:
         display.note(note)
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
     give_back()  # what laying out and timing the network left: VGG16's 537 MB would lie in pieces under every step
@@ -220,7 +223,7 @@ def _settled(
     """The recipe with what it leaves to the data, the same in every process; refused where batch norm cannot learn."""
     recipe, said = choose_settings(recipe, model, train, summary, kept, world.device)
     recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
-    refuse_single_cells(model, recipe)
+    refuse_single_cells(model, recipe, len(train))
     for note in said:
         display.note(note)
     return recipe
@@ -401,9 +404,8 @@ def _stored(
 
 
 def _plan(recipe: Recipe, train: Dataset, val: Dataset | None) -> planning.TrainingPlan:
-    """Sizes are taken from the first image of each split."""
-    size = train.image(0).shape[:2]
-    h, w = crop_of(recipe, size) or size
+    """Sizes of whole images are taken from the first of each split."""
+    h, w = recipe.crop or train.image(0).shape[:2]
     step = h * w * min(recipe.batch_size, len(train))
     measured = float(np.prod(val.image(0).shape[:2])) * len(val) if val else 0.0
     return planning.plan_training(recipe, len(train), measured, step)

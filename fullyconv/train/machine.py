@@ -17,7 +17,6 @@ from fullyconv.engine import precision
 from fullyconv.errors import UsageError
 from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import Recipe
-from fullyconv.train.batch_reader import crop_of
 from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch, gradients
 
@@ -112,7 +111,7 @@ def _precision(
 def _seconds(name: str, recipe: Recipe, model: TrainableModel, train: Dataset, world: ProcessGroup) -> float:
     """The time of a step of `recipe` on `TRIED` images at a precision; the network stays as it was."""
     image = train.image(0)
-    rows, columns = crop_of(recipe, image.shape[:2]) or image.shape[:2]
+    rows, columns = recipe.crop or image.shape[:2]
     count = min(TRIED, recipe.batch_size)
     images = np.zeros((count, rows, columns, image.shape[2]), image.dtype)
     labels = {head: np.zeros((count, rows, columns), np.uint8) for head in model.heads}

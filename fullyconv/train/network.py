@@ -19,9 +19,8 @@ from fullyconv.models.surgery import init_from
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.recipes import Recipe
 from fullyconv.terminal import say
-from fullyconv.train.unfold import unfold
 
-__all__ = ["network", "network_name", "origin", "refuse_single_cells"]
+__all__ = ["fewest_images", "network", "network_name", "origin", "refuse_single_cells"]
 
 
 def network_name(recipe: Recipe) -> str:
@@ -67,8 +66,6 @@ def network(
         report = init_from(model, recipe.init_from)
         if not quiet:
             say(report)
-    if recipe.batch_norm == "unfold":
-        unfold(model, train)
     if recipe.frozen_trunk:
         for p in model.trunk_parameters():
             p.requires_grad_(False)
@@ -137,16 +134,23 @@ def origin(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     }
 
 
-def refuse_single_cells(model: TrainableModel, recipe: Recipe) -> None:
-    """UsageError where batch norm would see one cell of one image: a single value has no spread."""
-    stride, images = model.geometry(1, 1).align, recipe.batch_size // recipe.accumulate
-    if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm != "train":
+def fewest_images(recipe: Recipe, count: int) -> int:
+    """Images in the smallest pass of an epoch over `count`: its last step may have fewer than the others."""
+    last = count % recipe.batch_size if recipe.sampling == "epochs" else 0
+    return max(1, (last or min(recipe.batch_size, count)) // recipe.accumulate)
+
+
+def refuse_single_cells(model: TrainableModel, recipe: Recipe, count: int) -> None:
+    """UsageError where batch norm would see one cell of one of the `count` images: a single value has no spread."""
+    stride, images = model.geometry(1, 1).align, fewest_images(recipe, count)
+    if images > 1 or not recipe.crop or max(recipe.crop) > stride or recipe.batch_norm == "frozen":
         return
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         size = "x".join(map(str, recipe.crop))
         raise UsageError(
-            f"A batch of {images} crop of {size} is a single cell at stride {stride}, over which batch norm cannot be "
-            f"learned; take crops above {stride}, batch_size = 2, or batch_norm = 'frozen'."
+            f"A step of {images} crop of {size} is a single cell at stride {stride}, over which batch norm cannot be "
+            f"learned; take crops above {stride}, another batch_size (there are {count} images), or "
+            "batch_norm = 'frozen'."
         )
 
 

@@ -1,13 +1,18 @@
-"""Give batch norm its work back, where the weights come with it folded into the convolutions.
+"""Let batch norm learn from trained weights without a jump.
 
-A folded network's batch norm layers are identities (mean 0, variance 1). Learning with batch statistics would change
-its function at the first step; so each layer's statistics are measured on training images and its scale and shift are
-set to undo them: the network is the same function before and after, and learns as a normalised one.
+Learning with the statistics of a batch changes the function of a trained network at the first step: its own are those
+of other images (or, where batch norm was folded into the convolutions, mean 0 and variance 1). So each layer's
+statistics are measured on training images, and its scale and shift are set to undo them: the network is the same
+function before and after, and learns as a normalised one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fullyconv.data.base import Dataset
@@ -16,10 +21,13 @@ from fullyconv.train.step import network_input
 
 __all__ = ["unfold"]
 
+LARGEST = 512  # pixels a side that are looked at: the largest crop that is taken by itself, however large images are
+
 
 @torch.no_grad()
 def unfold(model: SegmentationModel, dataset: Dataset, images: int = 16) -> None:
-    """Measure every batch norm layer's input on the first `images` images, spread over the data set.
+    """Measure every batch norm layer's input on `images` images, spread over the data set: of each what lies in the
+    middle, up to `LARGEST` pixels a side.
 
     With y = g (x - m) / sqrt(v + eps) + b: new m and v are x's mean and variance, new g and b keep y for every x.
     """
@@ -33,18 +41,26 @@ def unfold(model: SegmentationModel, dataset: Dataset, images: int = 16) -> None
         sums[module] = sums[module] + part if module in sums else part
 
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine and m.track_running_stats]
+    if not layers:
+        return
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
     training, device = model.training, next(model.parameters()).device
     model.eval()
     stride = max(1, len(dataset) // images)
     for index in range(0, stride * min(images, len(dataset)), stride):
-        model.coarse(network_input(dataset.image(index)[None], model.preprocessing, device))
+        model.coarse(network_input(_middle(dataset.image(index))[None], model.preprocessing, device))
     for hook in hooks:
         hook.remove()
     model.train(training)
     for layer, (total, square, count) in sums.items():
         assert isinstance(layer, nn.BatchNorm2d)
         _restate(layer, total / count, square / count - (total / count).square())
+
+
+def _middle(image: NDArray[Any]) -> NDArray[Any]:
+    """At most `LARGEST` x `LARGEST` pixels of an image H W C."""
+    top, left = (max(0, n - LARGEST) // 2 for n in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + LARGEST, left : left + LARGEST])
 
 
 def _restate(layer: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
