@@ -134,6 +134,7 @@ EXTRAS: dict[str, str] = {
     "pyogrio": "geo",
     "pyarrow": "geo",
     "av": "video",
+    "cv2": "camera",
     "tifffile": "slides",
     "imagecodecs": "slides",
     "tiffslide": "slides",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 from test_rasters import Small
 
+from fullyconv.cli import main
 from fullyconv.errors import DataError, MissingExtra, UsageError
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import read_label
 from fullyconv.predict import Predictor
 from fullyconv.predict.sources import find_sources
 from fullyconv.predict.video_files import VideoLabeller, VideoOptions, claim_video, label_video
+from fullyconv.rasters.camera import Camera, open_device
 from fullyconv.rasters.video import VideoFrames
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
@@ -136,3 +140,95 @@ def test_without_pyav_the_extra_is_named_before_work(tmp_path: Path, monkeypatch
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.raises(MissingExtra, match=r"fullyconv\[video\]"):
         find_sources([tmp_path / "a.mp4"], tmp_path / "out")
+
+
+class Device:
+    """A camera: frames of one grey level each, `pause` seconds apart; silent after `silent` of them."""
+
+    def __init__(self, frames: int, pause: float = 0.01, silent: int | None = None) -> None:
+        self.frames, self.pause, self.silent, self.given, self.closed = frames, pause, silent, 0, False
+
+    def read(self) -> np.ndarray | None:
+        time.sleep(self.pause if self.given != self.silent else 3)
+        if self.given == self.frames:
+            return None
+        self.given += 1
+        return np.full((48, 64, 3), self.given, np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_camera_gives_its_newest_frame_and_counts_what_it_passed_over() -> None:
+    device = Device(30)
+    camera = Camera(device, "0")
+    seen, times_of = [], []
+    for at, image in camera:
+        seen.append(int(image[0, 0, 0]))
+        times_of.append(at)
+        time.sleep(0.05)
+    camera.close()
+    assert device.closed
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 30
+    assert camera.dropped == 30 - len(seen) > 0
+    assert times_of == sorted(set(times_of))
+    assert times_of[0] == 0
+
+
+def test_a_camera_ends_after_its_seconds_at_a_signal_and_when_it_falls_silent() -> None:
+    camera = Camera(Device(10_000), "0", seconds=0.2)
+    assert list(camera)
+    camera.close()
+    camera = Camera(Device(10_000), "0")
+    for n, _ in enumerate(camera):
+        if n == 3:
+            camera.stop.set()
+    camera.close()
+    assert n == 3
+    camera = Camera(Device(100, silent=5), "0", patience=0.3)
+    assert list(camera)
+    assert camera.lost
+    with pytest.raises(DataError, match="gave no frame"):
+        list(Camera(Device(0), "0"))
+
+
+def test_a_file_stands_for_a_camera_on_the_command_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    source = film(tmp_path / "a.mp4")
+    monkeypatch.setattr("fullyconv.cli.evaluate.predictor", lambda *_, **__: Predictor(Small()))
+    with pytest.raises(SystemExit) as done:
+        main(["predict", "run", "--source", str(source), "-o", str(tmp_path / "out"), "--frames"])
+    assert done.value.code == 0, capsys.readouterr()
+    made = tmp_path / "out" / "camera-a.mp4"
+    assert str(made) in capsys.readouterr().out
+    assert 1 <= len(times(made)) <= 12
+    assert len(list((tmp_path / "out" / "camera-a").iterdir())) == len(times(made))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--source", "63"], 65, "There is no camera 63 here"),
+        (["--source", "/dev/null"], 65, "There is no camera /dev/null here"),
+        (["--source", "http://x/y"], 65, "is no camera"),
+        (["a.png", "--source", "0"], 2, "labels a camera alone"),
+        (["--source", "0", "--confidence"], 2, "labels a camera alone"),
+        ([], 2, "Name the images"),
+        (["a.png", "--seconds", "3"], 2, "Name the images"),
+    ],
+)
+def test_what_is_no_camera_is_one_sentence(
+    tmp_path: Path, capsys: Any, monkeypatch: Any, arguments: list[str], code: int, said: str
+) -> None:
+    monkeypatch.setattr("fullyconv.cli.evaluate.predictor", lambda *_, **__: Predictor(Small()))
+    with pytest.raises(SystemExit) as done:
+        main(["predict", "run", *arguments, "-o", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert (done.value.code, said in error) == (code, True), error
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingExtra, match=r"fullyconv\[camera\]"):
+        open_device("0")

@@ -23,9 +23,13 @@ MANY = 16  # images for which it pays to find out which engine is quicker
 def predict(
     model: Annotated[str, typer.Argument(help="Model or run directory, or an exported file.")],
     images: Annotated[
-        list[Path],
-        typer.Argument(help="Images, or folders of them; before them further runs, whose probabilities are averaged."),
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Images, or folders of them; before them further runs, whose probabilities are averaged.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps: NAME.png, palette of classes.")],
     tool: Annotated[
         str,
@@ -73,6 +77,11 @@ def predict(
     smooth: Annotated[
         float, typer.Option(min=0, max=0.99, help="Videos: share of what earlier frames said, 0 to 0.99.")
     ] = 0,
+    source: Annotated[
+        str,
+        typer.Option(help="A camera instead of images: 0, 1, ... or /dev/video0; Ctrl-C ends it.", show_default=False),
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=0, help="Camera: end after so many seconds; 0: at Ctrl-C.")] = 0,
     tile: Tile = 0,
     max_memory: MaxMemory = "",
     precision: Precision = "auto",
@@ -111,6 +120,20 @@ def predict(
         overlay, confidence, probabilities, polygons, tolerance, least_area, frames, every, smooth, quiet,
         Resolution.parse(resolution),
     )  # fmt: skip
+    if source:
+        others = [*(images or []), tool, confidence, probabilities, polygons, least_area, resume, engine == "ray"]
+        if any(others):
+            raise UsageError("--source labels a camera alone: no images, and of the options for videos only.")
+        from fullyconv.predict.camera_files import label_camera
+        from fullyconv.predict.video_files import VideoOptions
+
+        ready = predictor(model, device=device, tile=tile, max_memory=max_memory, precision=precision, quiet=quiet)
+        made = label_camera(ready, source, out, VideoOptions(overlay, frames, every, smooth, quiet), seconds)
+        paths = [str(p) for what, p in made]
+        print(json.dumps({"files": paths, "failed": []}) if as_json else "\n".join(paths))
+        return
+    if not images or seconds:
+        raise UsageError("Name the images to label, or a camera with --source 0 (--seconds is about cameras).")
     if tool and engine == "ray":
         raise UsageError(f"--as {tool} works in this process; leave out --engine ray.")
     if tool:

@@ -16,10 +16,10 @@ from fullyconv.files.disk import PREFIX, make_directory, sync_file
 from fullyconv.files.staged import ResultFiles
 from fullyconv.images import encode_label
 from fullyconv.predict import Predictor
-from fullyconv.rasters.video import VideoFrames, write_video
+from fullyconv.rasters.video import FrameSource, VideoFrames, write_video
 from fullyconv.terminal import progress_line
 
-__all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_video"]
+__all__ = ["VideoLabeller", "VideoOptions", "claim_video", "label_frames", "label_video", "refuse_inputs"]
 
 KINDS = (".mp4", ".mov", ".m4v", ".mkv")  # written as they are read; the others become .mkv, which holds any sound
 
@@ -81,11 +81,22 @@ def label_video(
     ready: Predictor, source: Path, name: str, plan: ResultFiles, names: dict[str, str], options: VideoOptions
 ) -> list[tuple[str, Path]]:
     """Write what was claimed for one video, and its frames' label maps: (what, file)."""
+    refuse_inputs(ready, source)
+    return label_frames(ready, VideoFrames(source), name, plan, names, options)
+
+
+def refuse_inputs(ready: Predictor, source: Path) -> None:
+    """UsageError where the network takes more than colours."""
     if (inputs := ready.inputs or ("rgb",)) != ("rgb",):
         raise UsageError(f"This network takes {', '.join(inputs)}; {printable(source)} has colours alone.")
+
+
+def label_frames(
+    ready: Predictor, frames: FrameSource, name: str, plan: ResultFiles, names: dict[str, str], options: VideoOptions
+) -> list[tuple[str, Path]]:
+    """`label_video` for frames wherever they come from; closes them."""
     taxonomy = ready.taxonomies[next(iter(ready.heads))]
     label, written = VideoLabeller(ready, options.every, options.smooth), list[tuple[str, Path]]()
-    frames = VideoFrames(source)
     number = 0
 
     def draw(image: NDArray[np.number]) -> NDArray[Any]:
@@ -98,7 +109,7 @@ def label_video(
         number += 1
         return overlay(image, labels, taxonomy.palette)
 
-    line = progress_line(f"labelling {source.name},", options.quiet)
+    line = progress_line(f"labelling {frames.path.name},", options.quiet)
     try:
         if "overlay" not in names:
             for _, image in frames:

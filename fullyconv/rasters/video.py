@@ -7,11 +7,11 @@ five containers).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,28 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, MissingExtra, StorageError, printable
 from fullyconv.files.reading import open_regular
 
-__all__ = ["SUFFIXES", "VideoFrames", "write_video"]
+__all__ = ["SUFFIXES", "FrameSource", "VideoFrames", "write_video"]
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 FORMATS = "mov,mp4,matroska,webm,avi"
+
+
+class FrameSource(Protocol):
+    """Frames with times: a video, or a camera. rate: frames a second on average; base: the unit of times; count: how
+    many, 0 where that is not known; sound: streams whose packets are copied."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def rate(self) -> Fraction: ...
+    @property
+    def base(self) -> Fraction: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def sound(self) -> Sequence[Any]: ...
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]: ...
+    def close(self) -> None: ...
 
 
 def _av(what: str) -> Any:
@@ -61,6 +79,7 @@ class VideoFrames:
             self.rate = Fraction(self._stream.average_rate or 25)
             self.base = Fraction(self._stream.time_base or Fraction(1, 90_000))
             self.count = int(self._stream.frames or 0)  # 0 where the file does not say
+            self.sound = tuple(self._input.streams.audio)
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """(time in units of `base`, H W 3 uint8 RGB as it is to be shown) of every frame."""
@@ -82,7 +101,7 @@ class VideoFrames:
 
 def write_video(
     path: Path,
-    source: VideoFrames,
+    source: FrameSource,
     draw: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -96,7 +115,7 @@ def write_video(
     try:
         with av.open(str(path), "w") as out:
             stream: Any = None
-            sound = [(s, out.add_stream_from_template(s)) for s in source._input.streams.audio]
+            sound = [(s, out.add_stream_from_template(s)) for s in source.sound]
             for time, image in source:
                 drawn = draw(image)
                 if stream is None:
@@ -124,7 +143,7 @@ def write_video(
     return frames
 
 
-def _video_stream(out: Any, source: VideoFrames, shape: tuple[int, ...]) -> Any:
+def _video_stream(out: Any, source: FrameSource, shape: tuple[int, ...]) -> Any:
     stream = out.add_stream("libx264", rate=source.rate, options={"crf": "18", "preset": "veryfast", "bf": "0"})
     stream.height, stream.width = shape[0] // 2 * 2, shape[1] // 2 * 2
     stream.pix_fmt = "yuv420p"
