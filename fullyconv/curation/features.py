@@ -231,4 +231,6 @@ def learn_heads(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done += 1
+        if done == 1:
+            begun = time.monotonic()  # kernels that were compiled meanwhile are no step's time
     return done

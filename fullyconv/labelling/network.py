@@ -127,15 +127,18 @@ def windows(labels: NDArray[np.integer], ignore: int) -> list[Window]:
 
 
 def proposal(model: FCN, kept: FeatureFiles, file: Path, key: str) -> NDArray[Any] | None:
-    """The labels H W of an image; None of a network whose score layers have learned nothing yet."""
-    if model.untrained:
-        return None
+    """The labels H W of an image; None of a network whose score layers have learned nothing yet. What the trunk sees
+    is kept either way, for when somebody learns from the image."""
     image = read_image(file)
     height, width = image.shape[:2]
     if height * width > WHOLE:
+        if model.untrained:
+            return None
         found: NDArray[Any] = Predictor(model, tile=_TILE).labels(image)[next(iter(model.heads))]
         return found
     features = kept.get(key, (0, 0, height, width), lambda: image)
+    if model.untrained:
+        return None
     labels: NDArray[Any] = read_out(model, features, (height, width), next(iter(model.heads)))[0]
     return labels
 

@@ -1,7 +1,8 @@
 """The processes in which networks run for the page, so that a stroke never waits for one.
 
     python -m fullyconv.labelling.worker propose     lives as long as the page: images in, proposals out
-    python -m fullyconv.labelling.worker rank|learn  one job, then it ends
+    python -m fullyconv.labelling.worker rank        one job, then it ends
+    python -m fullyconv.labelling.worker learn       loads, waits for one job, then it ends
 
 A line of JSON a request on stdin, a line of JSON an answer on stdout; label maps and networks go by files in the
 project's own folder. What is said goes to stderr. The process ends when stdin does, or its parent.
@@ -94,12 +95,17 @@ def _rank(requests: TextIO, answer: Answer) -> None:
 
 
 def _learn(requests: TextIO, answer: Answer) -> None:
-    """{"load", "classes", "features", "items": [[key, image, label map]], "seconds", "out"}: a model directory."""
+    """{"load", "classes", "features"}, and when it is wanted {"items": [[key, image, label map]], "seconds", "out"}: a
+    model directory."""
     from fullyconv.labelling.network import FeatureFiles, adapted, learn_score_layers
 
-    begun, last = time.monotonic(), 0.0
-    asked = json.loads(requests.readline())
-    model = adapted(asked["load"], Taxonomy.from_json(asked["classes"]))
+    about = json.loads(requests.readline())
+    model = adapted(about["load"], Taxonomy.from_json(about["classes"]))
+    kept = FeatureFiles(Path(about["features"]), model)
+    line = requests.readline()
+    if not line:
+        return
+    begun, last, asked = time.monotonic(), 0.0, json.loads(line)
 
     def progress(what: str, share: float) -> None:
         nonlocal last
@@ -108,7 +114,6 @@ def _learn(requests: TextIO, answer: Answer) -> None:
             answer({"progress": what, "share": round(share, 3)})
 
     items = [(key, Path(image), Path(label)) for key, image, label in asked["items"]]
-    kept = FeatureFiles(Path(asked["features"]), model)
     found = learn_score_layers(model, kept, items, seconds=asked["seconds"], progress=progress)
     model.origin = {**model.origin, "heads_learned_on_labels": found}
     model.save_pretrained(asked["out"])
