@@ -59,7 +59,7 @@ def worker(data: str, minutes: float, settings: list[str]) -> None:
     display.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
     length = [f"time={60 * minutes:g}s", "val_every=100000", "save_every=10h"]  # measured at the end alone
     with tempfile.TemporaryDirectory() as folder:
-        fit(recipes.read("camvid-cpu", [*BASE, *length, *settings]), data, Path(folder) / "run", quiet=True)
+        fit(recipes.read_recipe("camvid-cpu", [*BASE, *length, *settings]), data, Path(folder) / "run", quiet=True)
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "measurement"][-1]
     found = {key: last[key] for key in ("step", "mean_iu", "pixel_accuracy", "per_class_iu")}

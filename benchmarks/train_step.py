@@ -40,7 +40,7 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
     import torch
 
     from fullyconv import allocator, models
-    from fullyconv.recipes import read
+    from fullyconv.recipes import read_recipe
     from fullyconv.train.context import training_mode
     from fullyconv.train.optimisation import optimizer_for
     from fullyconv.train.process_group import ProcessGroup
@@ -48,7 +48,7 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
 
     allocator.keep_freed()
     batch = Batch(images, {"semantic": labels}, tuple(map(str, range(len(images)))))
-    recipe = read(None, {"model": name, "precision": precision, "batch_size": len(images), "optimizer": "sgd"})
+    recipe = read_recipe(None, {"model": name, "precision": precision, "batch_size": len(images), "optimizer": "sgd"})
     model = models.create(name, classes=CLASSES, quiet=True, padding=padding or None)
     model = model.to(memory_format=torch.channels_last)
     training_mode(model, recipe)

@@ -25,12 +25,12 @@ __all__ = [
     "Tile",
     "UnevenPaths",
     "Upsampling",
+    "as_number",
     "compose",
     "fuse",
     "halo",
     "kernel_width",
     "last_upsampling",
-    "plain",
     "tiles",
 ]
 
@@ -209,10 +209,10 @@ def last_upsampling(scores: Map, border: Literal["fade", "replicate"]) -> Upsamp
     offset = Fraction(width - 1, 2) - scores.offset
     if offset.denominator != 1 and stride > 1:
         width -= 1  # an odd kernel puts the grid on whole pixels (AlexNet, GoogLeNet: 63)
-    return Upsampling(stride, plain(offset), width, plain(Fraction(width - 1, 2) - scores.offset), border)
+    return Upsampling(stride, as_number(offset), width, as_number(Fraction(width - 1, 2) - scores.offset), border)
 
 
-def plain(value: Fraction) -> int | float:
+def as_number(value: Fraction) -> int | float:
     """An int where the fraction is whole, else the float (exact here: denominators are powers of two)."""
     return value.numerator if value.denominator == 1 else float(value)
 

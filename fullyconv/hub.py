@@ -25,7 +25,7 @@ def push(directory: str | os.PathLike[str], repository: str, *, private: bool = 
     UsageError. Raises TryAgain when the Hub refuses or is not reached; credentials are huggingface_hub's own.
     """
     hub = _hub()
-    stored = checkpoint.verify(directory)
+    stored = checkpoint.verify_model(directory)
     if stored.has_state:
         raise UsageError(f"{printable(directory)} holds training state; save the model alone, then push that.")
     _check_name(repository)
@@ -74,7 +74,7 @@ def pull(repository: str, *, revision: str | None = None) -> Path:
     except Exception as error:
         raise _refused("Fetching", repository, error) from error
     try:
-        return checkpoint.verify(found).directory
+        return checkpoint.verify_model(found).directory
     except FullyconvError as error:
         raise DataError(f"{printable(repository)} is no whole fullyconv model: {error}") from error
 

@@ -1,7 +1,7 @@
 """Recipes: everything that decides a training run, as one flat TOML table that is checked before anything starts.
 
-`Recipe` is the table; `read` finds one by name (`fullyconv/published/NAME.toml`), by file, or takes the defaults, and
-applies `key=value` settings on top. The resolved recipe is written into the run.
+`Recipe` is the table; `read_recipe` gets one by name (`fullyconv/published/NAME.toml`), by file, or takes the defaults,
+and applies `key=value` settings on top. The resolved recipe is written into the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fullyconv.errors import DataError, MissingInput, UnknownName, UsageError, nearest
 from fullyconv.files import read_text
 
-__all__ = ["AUTO_BATCH", "AUTO_CROP", "Recipe", "key_table", "names", "parse_time", "published", "read", "setting"]
+__all__ = [
+    "AUTO_BATCH",
+    "AUTO_CROP",
+    "Recipe",
+    "key_table",
+    "names",
+    "parse_time",
+    "published_recipe",
+    "read_recipe",
+    "setting",
+]
 
 PUBLISHED = Path(__file__).parent / "published"
 DURATION = ("epochs", "steps", "time")
@@ -319,14 +329,14 @@ def names() -> list[str]:
     return sorted(path.stem for path in PUBLISHED.glob("*.toml"))
 
 
-def published(name: str) -> Recipe:
+def published_recipe(name: str) -> Recipe:
     """The published recipe of that name; UnknownName offers the nearest."""
     if name not in names():
         raise UnknownName("recipe", name, names())
-    return read(name)
+    return read_recipe(name)
 
 
-def read(recipe: str | Path | None = None, settings: Mapping[str, object] | Iterable[str] = ()) -> Recipe:
+def read_recipe(recipe: str | Path | None = None, settings: Mapping[str, object] | Iterable[str] = ()) -> Recipe:
     """The recipe of that name or in that file (None: the defaults) with `settings` on top.
 
     `settings` are a mapping, or texts `key=value` whose value is read as TOML, else as a string; `heads.NAME=value` is

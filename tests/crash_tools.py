@@ -61,7 +61,7 @@ def check(path: Path, least: int, best: int | None = None) -> int | None:
             assert stored.state["step"] == stored.config["step"] == step
         for link in ("last", "best"):
             if (path / link).is_symlink():
-                checkpoint.verify(path / link)
+                checkpoint.verify_model(path / link)
         assert best is None or checkpoint.read_model(path / "best").step == best
         return step
 

@@ -140,19 +140,19 @@ def stub() -> None:
 def serve(limits: str, seconds: str) -> None:
     from fullyconv.serving.gate import Gate
     from fullyconv.serving.request_limits import Limits
-    from fullyconv.serving.server import run
+    from fullyconv.serving.server import run_server
 
     settings = {"model": seconds, "tile": 0, "device": "cpu", "precision": "fp32"}
     gate = Gate(Limits(**json.loads(limits)))
-    run(settings, "127.0.0.1", 0, gate, lambda address: print(address, flush=True), (str(HERE), "worker"))
+    run_server(settings, "127.0.0.1", 0, gate, lambda address: print(address, flush=True), (str(HERE), "worker"))
 
 
 def real(model: str) -> None:
     from fullyconv.serving.gate import Gate
-    from fullyconv.serving.server import run
+    from fullyconv.serving.server import run_server
 
     settings = {"model": model, "tile": 2048, "device": "cpu", "precision": "fp32"}
-    run(settings, "127.0.0.1", 0, Gate(), lambda address: print(address, flush=True))
+    run_server(settings, "127.0.0.1", 0, Gate(), lambda address: print(address, flush=True))
 
 
 def plain(seconds: str) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullyconv import checkpoint, tensorfile
-from fullyconv.checkpoint import RunDirectory, Stored, check_canary, pack, read_model, unpack, verify, write_model
+from fullyconv.checkpoint import RunDirectory, Stored, check_canary, pack, read_model, unpack, verify_model, write_model
 from fullyconv.checkpoint.manifest import encode_manifest
 from fullyconv.errors import DataError, InternalError, MissingInput, StorageError, TryAgain, UsageError
 from fullyconv.files import Written, sha256_file
@@ -108,16 +108,16 @@ def test_the_manifest_lists_every_file_but_the_card(tmp_path: Path) -> None:
 def test_the_card_is_the_users_to_edit(tmp_path: Path) -> None:
     directory = model(tmp_path / "m")
     (directory / "README.md").write_text("my own words")
-    assert verify(directory).card == "my own words"
+    assert verify_model(directory).card == "my own words"
     (directory / "README.md").unlink()
-    assert verify(directory).card == ""
+    assert verify_model(directory).card == ""
 
 
 def test_config_and_header_are_read_without_torch(tmp_path: Path) -> None:
     directory = model(tmp_path / "m")
     code = (
-        "import sys; from fullyconv.checkpoint import read_model, verify\n"
-        f"s = verify({str(directory)!r})\n"
+        "import sys; from fullyconv.checkpoint import read_model, verify_model\n"
+        f"s = verify_model({str(directory)!r})\n"
         "assert s.config['name'] == 'fcn32s-tiny' and s.header['w'].shape == (4, 6)\n"
         "assert 'torch' not in sys.modules"
     )
@@ -299,13 +299,13 @@ def refused_share(tmp_path: Path, count: int, read: Callable[[Path], object]) ->
     return made, refused
 
 
-@pytest.mark.parametrize("read", [verify, read_everything])
+@pytest.mark.parametrize("read", [verify_model, read_everything])
 def test_damaged_bytes_are_refused_and_the_file_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
     assert refused_share(tmp_path, 400, read) == (400, 400)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("read", [verify, read_everything])
+@pytest.mark.parametrize("read", [verify_model, read_everything])
 def test_ten_thousand_damages_are_all_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     assert refused_share(tmp_path, 10_000, read) == (10_000, 10_000)
 
@@ -330,7 +330,7 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     directory = rich(tmp_path / "m")
     (directory / name).unlink()
     with pytest.raises(DataError, match=name):
-        verify(directory)
+        verify_model(directory)
 
 
 def test_files_of_two_models_do_not_mix(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_files_of_two_models_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.safetensors"):
         _ = read_model(two).tensors
     with pytest.raises(DataError, match=r"model\.safetensors"):
-        verify(two)
+        verify_model(two)
 
 
 def test_no_model_directory_is_a_missing_input(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
         assert [row["step"] for row in run.rows()] == [1, 2]
         run.log({"step": 3})
         save(run, 3)  # takes the damaged one's place
-        assert verify(tmp_path / "run" / "last").directory.name == "step-3"
+        assert verify_model(tmp_path / "run" / "last").directory.name == "step-3"
 
 
 def test_it_never_silently_starts_over(tmp_path: Path) -> None:
@@ -684,7 +684,7 @@ def test_pruning_counts_only_checkpoints_that_are_whole(tmp_path: Path) -> None:
         weights.write_bytes(b"gone")
         save(run, 3)
         assert run.steps() == [1, 3] or run.steps() == [1, 2, 3]
-        verify(tmp_path / "run" / "checkpoints" / "step-1")
+        verify_model(tmp_path / "run" / "checkpoints" / "step-1")
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fullyconv import processor
-from fullyconv.cli.convolutionalise import choose_class, class_names, load_classifier, text
+from fullyconv.cli.convolutionalise import choose_class, class_names, heat_text, load_classifier
 from fullyconv.cli.models import info, models
 from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.models import NETWORKS
@@ -114,5 +114,5 @@ def test_the_classifier_is_made_with_the_classes_of_its_file(tmp_path: Path) -> 
 
 def test_the_map_is_printed_in_tenths_of_its_highest_probability() -> None:
     value = {"class": "dog", "best": [{"class": "dog", "probability": 0.5}]}
-    lines = text(value, np.array([[0.5, 0.25], [0.04, 0.0]], np.float32)).splitlines()
+    lines = heat_text(value, np.array([[0.5, 0.25], [0.04, 0.0]], np.float32)).splitlines()
     assert lines == ["dog: 2 x 2 cells, at most 0.500", "95", "00", "best: dog 0.50"]

@@ -38,7 +38,7 @@ def test_the_recipe_is_what_train_takes_and_says_what_was_found(tmp_path: Path) 
     folder, target = data(tmp_path / "mine"), tmp_path / "my.toml"
     done = run("new", str(folder), "-o", str(target), "--quiet")
     assert done.exit_code == 0, done.output
-    recipe, text = recipes.read(target), target.read_text()
+    recipe, text = recipes.read_recipe(target), target.read_text()
     assert recipe.crop == (96, 128)
     assert recipe.batch_size == recipes.AUTO_BATCH
     assert recipe.seconds == 1800
@@ -53,7 +53,7 @@ def test_the_recipe_is_what_train_takes_and_says_what_was_found(tmp_path: Path) 
         "photometric",
     ):  # what is commented out is a recipe too
         line = next(li for li in text.splitlines() if li.startswith(f"# {key} ="))
-        assert recipes.read(None, [line[2:].partition("  #")[0]]) != recipes.read(None)
+        assert recipes.read_recipe(None, [line[2:].partition("  #")[0]]) != recipes.read_recipe(None)
     assert run("new", str(folder), "-o", str(target), "--quiet").exit_code == 0  # its own file may be written anew
 
 
@@ -71,5 +71,5 @@ def test_names_from_the_data_stay_inside_the_comments(name: str, tmp_path: Path)
     chosen = {"crop": [32, 32], "batch_size": 1, "class_weights": "none"}
     s = Summary({name: 3}, (40, 50), (40, 50), (40, 50), None, None, heads, chosen, (40, 50))
     (tmp_path / "r.toml").write_text(recipe_text(name, Path(f"{name}.toml"), s))
-    assert recipes.read(tmp_path / "r.toml").lr == 0.001
+    assert recipes.read_recipe(tmp_path / "r.toml").lr == 0.001
     assert "never occurs" in (tmp_path / "r.toml").read_text()

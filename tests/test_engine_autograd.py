@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fullyconv import models
 from fullyconv.engine import autograd, winograd
-from fullyconv.engine.autograd import convolve, fast_convolutions
+from fullyconv.engine.autograd import conv2d, fast_convolutions
 from fullyconv.engine.thresholds import Thresholds
 
 
@@ -38,7 +38,7 @@ def test_results_and_all_gradients_are_those_of_torch(monkeypatch, batch, size, 
     tensors = [drawn(0, batch, 32, *size).contiguous(memory_format=layout)]
     tensors += [(drawn(1, 48, 32, 3, 3) / 17).contiguous(memory_format=layout), drawn(2, 48)]
     exact = with_gradients(lambda x, w, b: F.conv2d(x, w, b, padding=padding), tensors, torch.float64)
-    found = with_gradients(lambda x, w, b: convolve(x, w, b, padding), tensors, torch.float32)
+    found = with_gradients(lambda x, w, b: conv2d(x, w, b, padding), tensors, torch.float32)
     for ours, theirs in zip(found, exact, strict=True):
         assert ours.shape == theirs.shape
         assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
@@ -78,7 +78,7 @@ def test_very_many_weights_are_multiplied_at_any_precision_unless_windows_are_to
 def test_what_follows_may_change_the_result_in_place() -> None:
     x, weight = drawn(0, 2, 32, 9, 9), drawn(1, 32, 32, 3, 3) / 17
     exact = with_gradients(lambda x, w: F.conv2d(x, w, None, padding=1).relu_(), [x, weight], torch.float64)
-    found = with_gradients(lambda x, w: convolve(x, w, None, (1, 1)).relu_(), [x, weight], torch.float32)
+    found = with_gradients(lambda x, w: conv2d(x, w, None, (1, 1)).relu_(), [x, weight], torch.float32)
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours - theirs).norm() <= 3e-6 * theirs.norm()
 
@@ -88,12 +88,12 @@ def test_gradients_that_nobody_wants_are_not_computed(monkeypatch) -> None:
         raise AssertionError("computed")
 
     x, weight = drawn(0, 1, 32, 8, 8), drawn(1, 32, 32, 3, 3)
-    y = convolve(x.requires_grad_(), weight, None, (1, 1))
+    y = conv2d(x.requires_grad_(), weight, None, (1, 1))
     monkeypatch.setattr(winograd, "weight_gradient", unexpected)
     y.sum().backward()
     assert weight.grad is None
     monkeypatch.undo()
-    y = convolve(x.detach(), weight.requires_grad_(), None, (1, 1))
+    y = conv2d(x.detach(), weight.requires_grad_(), None, (1, 1))
     monkeypatch.setattr(winograd, "convolve", unexpected)
     y.sum().backward()
     assert weight.grad is not None
@@ -104,13 +104,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
-        real = autograd.convolve
+        real = autograd.conv2d
 
         def counting(*given: Any) -> Tensor:
             self.calls += 1
             return real(*given)
 
-        monkeypatch.setattr(autograd, "convolve", counting)
+        monkeypatch.setattr(autograd, "conv2d", counting)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fullyconv.engine import winograd
 from fullyconv.engine.toom_cook import matrices
-from fullyconv.engine.winograd import convolve, reference, serves, transformed
+from fullyconv.engine.winograd import convolve, convolve_reference, serves, transformed
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_any_size_padding_and_layout_gives_the_convolution(monkeypatch, case: in
     assert y.shape == exact.shape
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert (y - exact).abs().max() <= 5e-6 * max(1.0, float(exact.abs().max()))
-    slow = reference(x.double(), transformed(weight).double(), bias, padding, case % 3 == 1)
+    slow = convolve_reference(x.double(), transformed(weight).double(), bias, padding, case % 3 == 1)
     assert (slow - exact).abs().max() <= 2e-6  # the transformed weights are float32
 
 
@@ -92,7 +92,7 @@ def test_rounding_is_a_few_times_a_stock_convolutions_and_half_of_the_usual_poin
     weights = torch.einsum("ia,kcab,jb->ijkc", usual[1], weight.double(), usual[1]).float().flatten(0, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "matrices", lambda: usual)
-        assert distance(reference(x, weights, None, (1, 1), False), exact) > 1.5 * ours
+        assert distance(convolve_reference(x, weights, None, (1, 1), False), exact) > 1.5 * ours
 
 
 def test_what_is_no_number_stays_none_and_spoils_its_own_tiles_alone() -> None:

@@ -236,7 +236,7 @@ def ties(model: Any, about: Any) -> None:
 @pytest.mark.parametrize("change", [crop, corners, weight, bgr, mean, ties])
 def test_what_computes_something_else_is_refused(file: Path, model: Any, change: Any) -> None:
     with pytest.raises(DataError, match=r"not compute|labels otherwise|fails at"):
-        exporting.verify(changed(file, change), model)
+        exporting.verify_export(changed(file, change), model)
 
 
 def test_a_wrong_mean_beside_a_float_file_is_refused(model: Any, tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_a_wrong_mean_beside_a_float_file_is_refused(model: Any, tmp_path: Path)
         about["preprocessing"]["mean"][0] += 0.05
 
     with pytest.raises(DataError, match="does not compute"):
-        exporting.verify(changed(tmp_path / "m.onnx", other), model)
+        exporting.verify_export(changed(tmp_path / "m.onnx", other), model)
 
 
 def test_the_unchanged_file_proves_itself_again(file: Path, model: Any) -> None:
-    assert exporting.verify(changed(file, lambda graph, about: None), model).difference < 1e-5
+    assert exporting.verify_export(changed(file, lambda graph, about: None), model).difference < 1e-5
 
 
 def test_any_flipped_bit_breaks_the_seal_or_the_file(file: Path, model: Any) -> None:
@@ -261,7 +261,7 @@ def test_any_flipped_bit_breaks_the_seal_or_the_file(file: Path, model: Any) -> 
         flipped[at] ^= 1
         out.write_bytes(flipped)
         with pytest.raises(DataError):
-            exporting.verify(out, model)
+            exporting.verify_export(out, model)
 
 
 def test_another_models_file_is_refused(file: Path) -> None:
@@ -269,7 +269,7 @@ def test_another_models_file_is_refused(file: Path) -> None:
     with torch.no_grad():
         next(other.head_parameters()).add_(1e-6)
     with pytest.raises(DataError, match="other weights"):
-        exporting.verify(file, other)
+        exporting.verify_export(file, other)
 
 
 def test_a_foreign_file_is_named_for_what_it_lacks(tmp_path: Path, model: Any, file: Path) -> None:
@@ -277,10 +277,10 @@ def test_a_foreign_file_is_named_for_what_it_lacks(tmp_path: Path, model: Any, f
     del foreign.metadata_props[:]
     (tmp_path / "f.onnx").write_bytes(foreign.SerializeToString())
     with pytest.raises(DataError, match="lacks fullyconv and fullyconv_seal"):
-        exporting.verify(tmp_path / "f.onnx", model)
+        exporting.verify_export(tmp_path / "f.onnx", model)
     (tmp_path / "t.onnx").write_bytes(b"no protobuf at all")
     with pytest.raises(DataError, match="no ONNX file"):
-        exporting.verify(tmp_path / "t.onnx", model)
+        exporting.verify_export(tmp_path / "t.onnx", model)
 
 
 def test_no_file_appears_without_a_proof(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,12 +357,12 @@ def intermediate(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_openvino_proves_its_own_files_and_again(intermediate: Path, model: Any) -> None:
     assert sorted(p.name for p in intermediate.parent.iterdir()) == ["m.bin", "m.xml"]
-    assert exporting.verify(intermediate, model).difference < 1e-5
+    assert exporting.verify_export(intermediate, model).difference < 1e-5
     other = trained(classes=5)
     with torch.no_grad():
         next(other.head_parameters()).add_(1e-6)
     with pytest.raises(DataError, match="other weights"):
-        exporting.verify(intermediate, other)
+        exporting.verify_export(intermediate, other)
 
 
 def test_openvino_files_whose_weights_changed_are_refused(intermediate: Path, model: Any, tmp_path: Path) -> None:
@@ -371,10 +371,10 @@ def test_openvino_files_whose_weights_changed_are_refused(intermediate: Path, mo
     (tmp_path / "m.xml").write_bytes(intermediate.read_bytes())
     (tmp_path / "m.bin").write_bytes(weights)
     with pytest.raises(DataError, match=r"not compute|labels otherwise"):
-        exporting.verify(tmp_path / "m.xml", model)
+        exporting.verify_export(tmp_path / "m.xml", model)
     (tmp_path / "m.xml").write_bytes(b"<net/>")
     with pytest.raises(DataError, match="no OpenVINO file of fullyconv's"):
-        exporting.verify(tmp_path / "m.xml", model)
+        exporting.verify_export(tmp_path / "m.xml", model)
 
 
 @pytest.mark.parametrize("how", [{"file": "m.onnx"}, {"file": "m.xml", "int8": "data"}])

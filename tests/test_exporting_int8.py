@@ -65,7 +65,7 @@ def test_a_file_in_8_bits_says_what_it_costs_and_labels_in_tiles_as_whole(
     image = photo(48, 56, seed=9)
     assert (whole(image) == tiled(image)).mean() > 0.999
     with pytest.raises(UsageError, match="computes in 8 bits"):
-        exporting.verify(tmp_path / "8.onnx", model)
+        exporting.verify_export(tmp_path / "8.onnx", model)
 
 
 @pytest.mark.slow

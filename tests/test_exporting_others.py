@@ -115,7 +115,7 @@ def test_probabilities_over_a_wrong_axis_are_refused(file: Path, model: Any) -> 
     out = file.with_name("wrong.onnx")
     out.write_bytes(sealed(graph.SerializeToString(deterministic=True)))
     with pytest.raises(DataError, match=r"labels otherwise|probability differs"):
-        exporting.verify(out, model)
+        exporting.verify_export(out, model)
 
 
 # Triton
@@ -203,7 +203,7 @@ def test_usage_is_never_reported_through_openvinos_telemetry(model: Any, tmp_pat
     (tmp_path / "openvino_telemetry.py").write_text(STAND_IN)  # stands before the real one, so nothing is sent
     model.save_pretrained(tmp_path / "model")
     ours = "import fullyconv as fc; fc.export('model', 'm.xml', 'openvino')"
-    again = "from fullyconv.exporting import verify; verify('m.xml', 'model')"
+    again = "from fullyconv.exporting import verify_export; verify_export('m.xml', 'model')"
 
     def said(code: str) -> str:
         path = os.pathsep.join([str(tmp_path), str(Path(fc.__file__).parents[1]), *sys.path])

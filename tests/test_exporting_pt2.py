@@ -86,10 +86,10 @@ def test_a_script_with_torch_alone_labels_and_reads_what_the_file_says(file: Pat
 
 @pytest.mark.slow
 def test_it_proves_itself_again_and_holds_no_pickle(file: Path, model: Any) -> None:
-    assert exporting.verify(file, model).difference < 1e-5
+    assert exporting.verify_export(file, model).difference < 1e-5
     with zipfile.ZipFile(file) as archive:
         assert not any(i.file_size for i in archive.infolist() if i.filename.endswith((".pt", ".pkl")))
-    assert pt2.read(file)[1]["proof"]["pixels"] > 0
+    assert pt2.read_pt2(file)[1]["proof"]["pixels"] > 0
 
 
 def changed(file: Path, change: Any, out: Path) -> Path:
@@ -121,9 +121,9 @@ def test_a_changed_weight_is_noticed_by_the_sum_and_by_the_proof(file: Path, mod
 
     path = changed(file, flip, tmp_path / "c.pt2")
     with pytest.raises(DataError, match="not as it was exported"):
-        exporting.verify(path, model)
+        exporting.verify_export(path, model)
     with pytest.raises(DataError, match=r"not compute|labels otherwise"):
-        exporting.verify(resealed(path), model)
+        exporting.verify_export(resealed(path), model)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_moved_crop_is_refused(file: Path, model: Any, tmp_path: Path) -> None
 
     path = resealed(changed(file, move, tmp_path / "c.pt2"))
     with pytest.raises(DataError, match=r"not compute|labels otherwise|refused|fails"):
-        exporting.verify(path, model)
+        exporting.verify_export(path, model)
 
 
 @pytest.mark.slow
@@ -152,22 +152,22 @@ def test_what_is_pickled_damaged_or_foreign_is_not_opened(
     monkeypatch.setattr(pt2, "FreshTorch", None)
     pickled = changed(file, lambda n, d: b"code" if n.endswith("sample_inputs/model.pt") else d, tmp_path / "p.pt2")
     with pytest.raises(DataError, match="pickled parts, which can run code"):
-        exporting.verify(resealed(pickled), model)
+        exporting.verify_export(resealed(pickled), model)
     weights = changed(
         file, lambda n, d: d.replace(b'"use_pickle": false', b'"use_pickle": true', 1), tmp_path / "w.pt2"
     )
     with pytest.raises(DataError, match="pickled parts"):
-        exporting.verify(resealed(weights), model)
+        exporting.verify_export(resealed(weights), model)
     (tmp_path / "cut.pt2").write_bytes(file.read_bytes()[:5000])
     with pytest.raises(DataError, match="damaged"):
-        exporting.verify(tmp_path / "cut.pt2", model)
+        exporting.verify_export(tmp_path / "cut.pt2", model)
     foreign = io.BytesIO()
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),)), foreign)
     (tmp_path / "f.pt2").write_bytes(foreign.getvalue())
     with pytest.raises(DataError, match="not exported by fullyconv"):
-        exporting.verify(tmp_path / "f.pt2", model)
+        exporting.verify_export(tmp_path / "f.pt2", model)
     with pytest.raises(DataError, match="other weights"):
-        exporting.verify(file, trained(heads={"semantic": 5, "surface": 4}))
+        exporting.verify_export(file, trained(heads={"semantic": 5, "surface": 4}))
 
 
 def test_8_bits_are_refused(model: Any, tmp_path: Path) -> None:

@@ -176,11 +176,11 @@ def attempt(what, path):
         from fullyconv.data import open_dataset
         open_dataset(path)
     elif what == "check":
-        from fullyconv.doctor import open_splits
-        open_splits(path)
+        from fullyconv.doctor import open_every_split
+        open_every_split(path)
     elif what == "recipe":
         from fullyconv import recipes
-        recipes.read(path)
+        recipes.read_recipe(path)
     elif what == "result":
         from fullyconv.evaluation.result import Result
         Result.load(path)

@@ -14,7 +14,7 @@ import pytest
 from fullyconv import images
 from fullyconv.cli import main
 from fullyconv.data import open_dataset
-from fullyconv.data.corpora.folder_roles import by_content, plain
+from fullyconv.data.corpora.folder_roles import by_content, plain_name
 from fullyconv.data.corpora.layout import list_files
 from fullyconv.doctor import check, open_every_split
 from fullyconv.errors import DataError, UnknownName
@@ -102,7 +102,7 @@ def test_domains_of_a_split_are_joined_under_their_names(tmp_path: Path) -> None
 
 
 def test_what_only_tells_the_format_is_no_part_of_a_folders_name() -> None:
-    assert [plain(n) for n in ("Masks_PNG", "img_dir", "labels", "Ground Truth", "map")] == [
+    assert [plain_name(n) for n in ("Masks_PNG", "img_dir", "labels", "Ground Truth", "map")] == [
         *("masks", "img", "labels", "ground_truth", "map")
     ]
 

@@ -15,12 +15,12 @@ from fullyconv.geometry import (
     Layer,
     Map,
     UnevenPaths,
+    as_number,
     compose,
     fuse,
     halo,
     kernel_width,
     last_upsampling,
-    plain,
     tiles,
 )
 
@@ -194,9 +194,9 @@ def test_same_padding_aligns_by_offset_and_crops_nothing() -> None:
 
 def test_kernel_widths() -> None:
     assert [kernel_width(f) for f in (1, 2, 3, 8, 16, 32)] == [1, 4, 5, 16, 32, 64]
-    assert plain(Fraction(3)) == 3
-    assert isinstance(plain(Fraction(3)), int)
-    assert plain(Fraction(5, 2)) == 2.5
+    assert as_number(Fraction(3)) == 3
+    assert isinstance(as_number(Fraction(3)), int)
+    assert as_number(Fraction(5, 2)) == 2.5
 
 
 @given(st.integers(1, 400), st.integers(1, 200), st.sampled_from([1, 8, 32]), st.integers(0, 90))

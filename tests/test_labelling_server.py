@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from test_labelling import CLASSES, photos
 
-from fullyconv.labelling.app import MEDIA, PAGE, ROUTES, Labelling, application
+from fullyconv.labelling.app import MEDIA, PAGE, ROUTES, Labelling, labelling_application
 from fullyconv.labelling.image_pyramid import TILE, ImagePyramid, level_count, tile_box
 from fullyconv.labelling.images import open_images
 from fullyconv.labelling.project import Project, Proposal
@@ -37,7 +37,7 @@ class Page:
         photos(place / "photos", **photos_)
         self.held = Project(open_images(str(place / "photos"), place / "out"), place / "out", CLASSES)
         self.labelling = Labelling(self.held, Settings("none", place / "runs", rank=False))
-        self.app = application(self.labelling, GATE)
+        self.app = labelling_application(self.labelling, GATE)
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", headers: Any = None, query: str = ""

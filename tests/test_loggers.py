@@ -16,7 +16,7 @@ import pytest
 from training_tools import course, fit, small
 
 from fullyconv.errors import MissingExtra, UsageError
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.train import checkpointing
 from fullyconv.train.loggers import FILE, LOGGERS, Loggers, chosen, open_loggers, refuse_missing
 
@@ -237,9 +237,9 @@ def test_the_key_names_the_loggers_there_are_and_the_former_one_counts() -> None
     assert set(get_args(kind)) == set(LOGGERS)
     assert chosen(Recipe()) == []
     assert chosen(Recipe(tensorboard=True, loggers=("mlflow", "tensorboard", "mlflow"))) == ["tensorboard", "mlflow"]
-    assert read(None, ["loggers=wandb"]).loggers == ("wandb",)
+    assert read_recipe(None, ["loggers=wandb"]).loggers == ("wandb",)
     with pytest.raises(UsageError, match="did you mean 'wandb'"):
-        read(None, {"loggers": ["wandbb"]})
+        read_recipe(None, {"loggers": ["wandbb"]})
 
 
 def test_other_processes_of_a_run_start_no_logger(tmp_path: Path, wandb: Wandb) -> None:

@@ -236,7 +236,7 @@ def test_pruning_drops_no_class_that_wins_a_pixel(seed: int, classes: int, level
     # Two rows of cells are one band, 17 columns one block: pixels between them, corners included.
     sampling = ops._sampling(scores, (9, 129), 8, Fraction(15, 2), "replicate")
     plan = numba._plan(scores, sampling)
-    work = label_kernels.scratch(plan, np.uint8)
+    work = label_kernels.label_scratch(plan, np.uint8)
     for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
         label_kernels.fetch_cells(numba._flat(scores), 0, row, plan, cells)
         label_kernels._winners(cells, classes, plan.columns, winner)
@@ -264,7 +264,7 @@ def test_pruning_leaves_few_classes_of_smooth_scores() -> None:
 
     scores = scores_like(7, (1, 21, 33, 33), smooth=True)[:, :, 20:22, :17].contiguous()
     plan = numba._plan(scores, ops._sampling(scores, (8, 128), 8, 8, "replicate"))
-    work = label_kernels.scratch(plan, np.uint8)
+    work = label_kernels.label_scratch(plan, np.uint8)
     for row, cells, winner in ((0, work.above, work.upper), (1, work.below, work.lower)):
         label_kernels.fetch_cells(numba._flat(scores), 0, row, plan, cells)
         label_kernels._winners(cells, 21, plan.columns, winner)

@@ -326,15 +326,15 @@ def test_an_error_in_one_part_of_the_work_reaches_the_caller() -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            for run in (threads.run, threads.run_on_pool):
+            for run in (threads.run_tasks, threads.run_on_pool):
                 with pytest.raises(ValueError, match="three"):
                     run(task, 8)
     finally:
         torch.set_num_threads(before)
     done: list[int] = []
-    threads.run(done.append, 20)
+    threads.run_tasks(done.append, 20)
     assert sorted(done) == list(range(20))
-    threads.run(done.append, 0)
+    threads.run_tasks(done.append, 0)
     assert len(done) == 20
 
 

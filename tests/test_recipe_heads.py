@@ -22,7 +22,7 @@ from fullyconv.data.pipeline.cache import cached
 from fullyconv.errors import DataError, StorageError, UnknownName, UsageError
 from fullyconv.files import disk
 from fullyconv.images import read_label
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.report import write
 from fullyconv.train import checkpointing
 from fullyconv.train.network import network_name
@@ -66,7 +66,7 @@ def test_depth_that_is_not_encoded_yet_is_an_error_that_says_how(street: Path) -
 
 def test_heads_are_names_or_a_table_and_both_survive_their_text() -> None:
     for heads in (("semantic", "geometric"), {"g": {"from": "semantic", "map": {"a": ["x"], "b": "*"}}, "h": False}):
-        recipe = read(None, {"heads": heads})
+        recipe = read_recipe(None, {"heads": heads})
         assert recipe.heads == heads
         assert Recipe(**tomllib.loads(recipe.to_toml())) == recipe
 
@@ -74,11 +74,11 @@ def test_heads_are_names_or_a_table_and_both_survive_their_text() -> None:
 def test_settings_reach_into_a_table_and_keep_its_other_entries(tmp_path: Path) -> None:
     file = tmp_path / "r.toml"
     file.write_text('[heads.a]\nfrom = "semantic"\nmap = {x = "*"}\n')
-    changed = read(file, ["heads.b.folder=other", "heads.a.map={y=['z']}", "heads.c=false"])
+    changed = read_recipe(file, ["heads.b.folder=other", "heads.a.map={y=['z']}", "heads.c=false"])
     assert changed.heads == {
         "a": {"from": "semantic", "map": {"y": ["z"]}}, "b": {"folder": "other"}, "c": False,
     }  # fmt: skip
-    assert read(file, ['heads=["semantic"]']).heads == ("semantic",)
+    assert read_recipe(file, ['heads=["semantic"]']).heads == ("semantic",)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_settings_reach_into_a_table_and_keep_its_other_entries(tmp_path: Path) 
 )
 def test_what_is_no_table_of_heads_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read(None, settings)
+        read_recipe(None, settings)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,9 @@ def test_early_and_late_fusion_learn_from_scratch_on_drawn_scenes(street: Path, 
                   "-o", str(street / split / "hha"), "--json"])  # fmt: skip
         assert not stop.value.code
     for recipe, streams in (("scenes-early", 1), ("scenes-late", 2)):
-        published = recipes.published(recipe)
+        published = recipes.published_recipe(recipe)
         model = published.model.replace("resnet18", "tiny").replace("fcn8s", "fcn2s")
-        quick = read(recipe, {"model": model, "steps": 2, "batch_size": 2, "precision": "fp32"})
+        quick = read_recipe(recipe, {"model": model, "steps": 2, "batch_size": 2, "precision": "fp32"})
         out = train.fit(quick, f"folder:{street}", tmp_path / recipe, quiet=True)
         assert len(fc.load(out / "last").streams) == streams
         data = open_dataset(f"folder:{street}", "val", inputs=fc.Predictor(fc.load(out / "last")).inputs)
@@ -390,7 +390,7 @@ def test_both_heads_are_learned_on_real_streets(tmp_path: Path, capsys: Any) -> 
     weights = next(Path(shared, "data", "weights").glob("mobilenet_v2*.pt"))
     keys = {"weights": str(weights), "steps": 30, "batch_size": 4, "crop": [176, 240], "ema": 0.9, "precision": "fp32",
             "val_split": ""}  # fmt: skip
-    out = train.fit(read("camvid-two-heads", keys), data, tmp_path / "run", quiet=True, check=False)
+    out = train.fit(read_recipe("camvid-two-heads", keys), data, tmp_path / "run", quiet=True, check=False)
     found = json.loads(said(capsys, "evaluate", str(out), data, "--json", "--quiet").out)
     floor = {"semantic": 0.10, "geometric": 0.45}
     for head, classes in (("semantic", 11), ("geometric", 3)):

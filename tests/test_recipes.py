@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fullyconv import recipes
 from fullyconv.errors import MissingInput, UnknownName, UsageError
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_solver_is_the_release(name: str) -> None:
-    r = recipes.published(name)
+    r = recipes.published_recipe(name)
     assert (r.lr, r.momentum, r.steps) == RELEASED[name]
     assert (r.model, r.optimizer, r.weight_decay, r.bias_lr, r.bias_decay) == (name, "caffe-sgd", 5e-4, 2.0, False)
     assert (r.sampling, r.schedule, r.warmup, r.ema, r.crop, r.flip) == ("replacement", "constant", 0, 0, (), 0)
@@ -49,7 +49,7 @@ def test_a_released_solver_is_the_release(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_published_recipe_names_its_source_and_survives_its_own_text(name: str) -> None:
-    r = recipes.published(name)
+    r = recipes.published_recipe(name)
     assert r.source
     assert r.name == name
     assert Recipe(**tomllib.loads(r.to_toml())) == r
@@ -57,19 +57,19 @@ def test_a_published_recipe_names_its_source_and_survives_its_own_text(name: str
 
 
 def test_the_light_recipe_divides_the_rate_by_a_hundred_a_stage() -> None:
-    rates = [recipes.published(f"cvpr-fcn{s}s-vgg16").lr for s in (32, 16, 8)]
+    rates = [recipes.published_recipe(f"cvpr-fcn{s}s-vgg16").lr for s in (32, 16, 8)]
     assert rates == pytest.approx([1e-4, 1e-6, 1e-8])
 
 
 def test_an_unknown_key_or_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="'batch_size'"):
-        read(None, ["batchsize=4"])
+        read_recipe(None, ["batchsize=4"])
     with pytest.raises(UnknownName, match="'camvid-cpu'"):
-        read("camvid-cpus")
+        read_recipe("camvid-cpus")
     with pytest.raises(UsageError, match=r"did you mean 'adamw'\?$"):
-        read(None, ["optimizer=adam"])
+        read_recipe(None, ["optimizer=adam"])
     with pytest.raises(UsageError, match=r"unable to parse string as a number\.$"):
-        read(None, ["lr=floats"])  # a type is no choice
+        read_recipe(None, ["lr=floats"])  # a type is no choice
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,18 @@ def test_an_unknown_key_or_recipe_is_answered_with_the_nearest() -> None:
 )
 def test_values_that_cannot_be_meant_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        read(None, settings)
+        read_recipe(None, settings)
 
 
 def test_a_summed_loss_with_a_mean_loss_rate_is_refused_with_the_conversion() -> None:
     with pytest.raises(UsageError, match=r"lr = 0\.0001 with momentum 0\.99 acts like a mean loss at lr = 18\.75") as e:
-        read("voc-fcn32s", ["lr=1e-4"])
+        read_recipe("voc-fcn32s", ["lr=1e-4"])
     assert "lr = 5e-10" in str(e.value)
-    assert read("voc-fcn32s", ["lr=2e-10"]).lr == 2e-10
+    assert read_recipe("voc-fcn32s", ["lr=2e-10"]).lr == 2e-10
 
 
 def test_settings_are_toml_or_else_text_and_a_length_replaces_the_recipes() -> None:
-    r = read("voc-fcn32s", ["weights=a file.pt", "flip=0.25", "crop=[32, 48]", "tensorboard=true", "time=90s"])
+    r = read_recipe("voc-fcn32s", ["weights=a file.pt", "flip=0.25", "crop=[32, 48]", "tensorboard=true", "time=90s"])
     assert (r.weights, r.flip, r.crop, r.tensorboard, r.time, r.steps) == ("a file.pt", 0.25, (32, 48), True, "90s", 0)
     assert r.seconds == 90
 
@@ -107,12 +107,12 @@ def test_settings_are_toml_or_else_text_and_a_length_replaces_the_recipes() -> N
 def test_a_recipe_file_is_read_and_its_faults_are_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('lr = 0.5\nmodel = "fcn8s-vgg16"\n')
-    assert (read(path).lr, read(str(path), ["lr=0.25"]).lr) == (0.5, 0.25)
+    assert (read_recipe(path).lr, read_recipe(str(path), ["lr=0.25"]).lr) == (0.5, 0.25)
     path.write_text("lr = = 1")
     with pytest.raises(UsageError, match=r"mine\.toml is not TOML"):
-        read(path)
+        read_recipe(path)
     with pytest.raises(MissingInput, match="nowhere"):
-        read(tmp_path / "nowhere.toml")
+        read_recipe(tmp_path / "nowhere.toml")
 
 
 @given(
@@ -131,7 +131,7 @@ def test_a_recipe_file_is_read_and_its_faults_are_named(tmp_path: Path) -> None:
     )
 )
 def test_any_recipe_is_what_its_text_says(values: dict[str, Any]) -> None:
-    r = read(None, values)
+    r = read_recipe(None, values)
     assert Recipe(**tomllib.loads(r.to_toml())) == r
     assert Recipe(**tomllib.loads(r.to_toml(only_set=True))) == r
 
@@ -151,15 +151,15 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "train.md").read_text()
     assert recipes.key_table() in page
     for name in recipes.names():
-        assert f"| `{name}` | {recipes.published(name).source} |" in page
+        assert f"| `{name}` | {recipes.published_recipe(name).source} |" in page
     assert all(field.description for field in Recipe.model_fields.values())
 
 
 def test_losses_are_added_up_by_name_with_their_factors() -> None:
-    assert read(None, {"loss": "mean"}).loss_terms == {"cross_entropy": 1.0}
-    assert read(None, {"loss": "image-mean"}).loss_terms == {"cross_entropy": 1.0}
-    assert read(None, {"loss": "cross_entropy + 0.5*dice"}).loss_terms == {"cross_entropy": 1.0, "dice": 0.5}
-    recipe = read(None, {"loss": "2*tversky+lovasz", "tversky": [0.4, 0.6]})
+    assert read_recipe(None, {"loss": "mean"}).loss_terms == {"cross_entropy": 1.0}
+    assert read_recipe(None, {"loss": "image-mean"}).loss_terms == {"cross_entropy": 1.0}
+    assert read_recipe(None, {"loss": "cross_entropy + 0.5*dice"}).loss_terms == {"cross_entropy": 1.0, "dice": 0.5}
+    recipe = read_recipe(None, {"loss": "2*tversky+lovasz", "tversky": [0.4, 0.6]})
     assert recipe.loss_terms == {"tversky": 2.0, "lovasz": 1.0}
     assert recipe.tversky == (0.4, 0.6)
 
@@ -180,4 +180,4 @@ def test_losses_are_added_up_by_name_with_their_factors() -> None:
 )
 def test_losses_that_cannot_be_meant_are_refused(keys: dict[str, object], words: str) -> None:
     with pytest.raises((UsageError, UnknownName), match=words):
-        read(None, keys)
+        read_recipe(None, keys)

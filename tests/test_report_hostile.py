@@ -17,7 +17,7 @@ from test_evaluate import SIZES, dataset
 from test_predict import Tiny
 from test_report import CHROMIUM, log
 
-from fullyconv.cli.compare import text
+from fullyconv.cli.compare import comparison_text
 from fullyconv.doctor.findings import finding
 from fullyconv.doctor.html import sheet
 from fullyconv.errors import DataError, FullyconvError, UsageError, foreign_values
@@ -144,7 +144,7 @@ def outcomes(honest: Path, place: Path, count: int, seed: int) -> Counter[str]:
                     render(run)
                 else:
                     with foreign_values(run, "write it again"):
-                        text(compare_results(good, Result.load(run)))
+                        comparison_text(compare_results(good, Result.load(run)))
                 found[f"{what} made"] += 1
             except FullyconvError as error:
                 found[f"{what} refused"] += 1

@@ -19,7 +19,7 @@ from fullyconv.errors import MissingInput, UnknownName, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.predict import Predictor
 from fullyconv.report.collect import KeptEvaluation
-from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role_of, unmeasured, write_paper
+from fullyconv.report.paper import Measured, elsewhere, lines, markdown, role_of, unmeasured_systems, write_paper
 from fullyconv.report.published import TABLES
 
 VOC, NYUD = TABLES[0], next(t for t in TABLES if t.kind == "nyud")
@@ -68,8 +68,8 @@ def test_a_measured_row_follows_the_last_published_row_of_its_role() -> None:
     assert found[at - 1].system == "FCN-8s staged"
     assert found[at].comparable
     assert found[at].values[2] == f"{100 * measured().result.mean_iu:.1f}"
-    assert "FCN-8s" not in unmeasured(VOC, [measured()])
-    assert "FCN-16s" in unmeasured(VOC, [measured()])
+    assert "FCN-8s" not in unmeasured_systems(VOC, [measured()])
+    assert "FCN-16s" in unmeasured_systems(VOC, [measured()])
 
 
 @pytest.mark.parametrize("other", [{"split": "val"}, {"images": 100}, {"protocol": "resized:520"}, {"average": "all"}])
@@ -77,7 +77,7 @@ def test_a_row_measured_otherwise_is_marked_and_counts_as_unmeasured(other: Any)
     row = next(line for line in lines(VOC, [measured(**other)]) if line.measured)
     assert not row.comparable
     assert row.source.endswith("other images")
-    assert "FCN-8s" in unmeasured(VOC, [measured(**other)])
+    assert "FCN-8s" in unmeasured_systems(VOC, [measured(**other)])
 
 
 def test_results_on_other_data_do_not_enter_a_table_but_get_their_own() -> None:

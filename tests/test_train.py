@@ -39,7 +39,7 @@ from fullyconv.errors import (
     UnknownName,
     UsageError,
 )
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.report.collect import read_run
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, measuring, memory_advice, optimisation, planning
@@ -241,7 +241,7 @@ def test_biases_have_their_own_rate_and_decay_and_heads_theirs() -> None:
 def test_a_rate_is_positive_at_most_its_peak_and_falls_after_the_warm_up(
     schedule: str, warmup: float, a: float, b: float
 ) -> None:
-    recipe = read(None, {"schedule": schedule, "warmup": warmup, "lr": 0.5})
+    recipe = read_recipe(None, {"schedule": schedule, "warmup": warmup, "lr": 0.5})
     first, second = (optimisation.rate(recipe, p) for p in sorted((a, b)))
     assert 0 <= first <= 0.5 + 1e-12
     if min(a, b) >= warmup:
@@ -260,7 +260,7 @@ def test_a_rate_is_positive_at_most_its_peak_and_falls_after_the_warm_up(
 def test_the_order_goes_on_from_any_position_and_processes_share_every_step(
     count: int, epoch: int, size: int, processes: int, sampling: str
 ) -> None:
-    recipe = read(None, {"batch_size": size, "sampling": sampling})
+    recipe = read_recipe(None, {"batch_size": size, "sampling": sampling})
     worlds = [ProcessGroup(r, processes, torch.device("cpu")) for r in range(processes)]
     whole = [t for t, _ in zip(tickets(count, recipe, State(), worlds[0]), range(12), strict=False)]
     there = next((i for i, t in enumerate(whole) if t.epoch == epoch), 0)
@@ -287,9 +287,9 @@ def test_the_same_bytes_come_from_a_thread_and_from_processes() -> None:
     recipes = [small(workers=w, rotation=10, batch_size=3) for w in (0, 2)]
     steps = []
     for recipe in recipes:
-        from fullyconv.train.batch_reader import read_ahead
+        from fullyconv.train.batch_reader import read_steps
 
-        stream = read_ahead(BatchReader(images(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
+        stream = read_steps(BatchReader(images(), recipe, np.zeros(3, np.float32)), recipe, State(), ALONE)
         steps.append([next(stream) for _ in range(5)])
         stream.close()
     for a, b in zip(*steps, strict=True):
@@ -526,8 +526,8 @@ def test_stages_start_from_the_scores_of_the_one_before(tmp_path: Path, monkeypa
     from fullyconv.train import staged
 
     table = {f"tiny{s}": {"model": f"fcn{s}s-tiny", "name": f"tiny{s}", "lr": 1e-9, "seed": s} for s in (4, 2)}
-    monkeypatch.setattr(staged, "published", lambda name: small(**table[name]))
-    recipe = published.read(None, {"stages": ["tiny4", "tiny2"], "epochs": 1})
+    monkeypatch.setattr(staged, "published_recipe", lambda name: small(**table[name]))
+    recipe = published.read_recipe(None, {"stages": ["tiny4", "tiny2"], "epochs": 1})
     out = fit(recipe, tmp_path / "run")
     assert sorted(p.name for p in out.iterdir()) == ["1-tiny4", "2-tiny2", "best", "last", "recipe.toml"]
     first, second = fc.load(out / "1-tiny4" / "last"), fc.load(out / "last")
@@ -539,7 +539,7 @@ def test_stages_start_from_the_scores_of_the_one_before(tmp_path: Path, monkeypa
     before = digest(out / "1-tiny4" / "last" / "model.safetensors")
     with pytest.raises(UsageError, match="holds a staged run"):
         fit(recipe, out)
-    fit(published.read(out / "recipe.toml"), out, resume=True)
+    fit(published.read_recipe(out / "recipe.toml"), out, resume=True)
     assert digest(out / "1-tiny4" / "last" / "model.safetensors") == before
 
 
@@ -573,7 +573,7 @@ def test_images_are_held_out_for_good(count: int) -> None:
 
 
 def plan_of(**keys: Any) -> planning.TrainingPlan:
-    return planning.plan_training(read(None, {"batch_size": 10} | keys), 100, val_pixels=600, step_pixels=100)
+    return planning.plan_training(read_recipe(None, {"batch_size": 10} | keys), 100, val_pixels=600, step_pixels=100)
 
 
 def test_measurements_take_at_most_a_tenth_of_the_work() -> None:

@@ -40,7 +40,7 @@ def folder(root: Path, count: int = 6, size: tuple[int, int] = (40, 50), rare: i
 
 def taken(dataset: Dataset, **settings: Any) -> tuple[recipes.Recipe, list[str]]:
     model = models.create("fcn2s-tiny", taxonomies=dataset.taxonomies, quiet=True)
-    recipe = recipes.read(None, {"model": "fcn2s-tiny", **settings})
+    recipe = recipes.read_recipe(None, {"model": "fcn2s-tiny", **settings})
     return chosen.choose_settings(recipe, model, dataset, None, {}, CPU)
 
 
@@ -94,11 +94,11 @@ def test_a_step_takes_no_more_memory_than_there_is(tmp_path: Path, monkeypatch: 
 
 def test_a_run_keeps_what_it_took_and_goes_on_with_it(tmp_path: Path, capsys: Any) -> None:
     data, out = folder(tmp_path / "d"), tmp_path / "run"
-    recipe = recipes.read(None, {"model": "fcn2s-tiny", "steps": 1})
+    recipe = recipes.read_recipe(None, {"model": "fcn2s-tiny", "steps": 1})
     assert 'crop = "auto"' in recipe.to_toml()
     fit(recipe, data, out)
     assert "Chosen for these data" in capsys.readouterr().err
-    kept = recipes.read(out / "recipe.toml")
+    kept = recipes.read_recipe(out / "recipe.toml")
     assert (kept.crop, kept.batch_size, kept.class_weights) == ((32, 32), 6, "none")
     assert kept.weights == ""  # nothing was taken, which recipe.toml says
     fit(recipe.replace(steps=2), data, out, resume=True)
@@ -108,17 +108,17 @@ def test_a_run_keeps_what_it_took_and_goes_on_with_it(tmp_path: Path, capsys: An
 
 
 def test_auto_is_a_word_of_recipes_and_survives_a_file(tmp_path: Path) -> None:
-    recipe = recipes.read(None, ["crop=auto", "batch_size=auto"])
+    recipe = recipes.read_recipe(None, ["crop=auto", "batch_size=auto"])
     (tmp_path / "r.toml").write_text(recipe.to_toml())
-    assert recipes.read(tmp_path / "r.toml") == recipe
+    assert recipes.read_recipe(tmp_path / "r.toml") == recipe
     with pytest.raises(UsageError, match="crop"):
-        recipes.read(None, ["crop=[0, 8]"])
+        recipes.read_recipe(None, ["crop=[0, 8]"])
     with pytest.raises(UsageError, match="batch_size"):
-        recipes.read(None, ["batch_size=-1"])
+        recipes.read_recipe(None, ["batch_size=-1"])
 
 
 def test_a_summed_loss_from_nothing_is_refused_even_where_weights_are_auto(tmp_path: Path) -> None:
-    recipe = recipes.read(None, {"model": "fcn2s-tiny", "steps": 1, "loss": "sum", "lr": 1e-10})
+    recipe = recipes.read_recipe(None, {"model": "fcn2s-tiny", "steps": 1, "loss": "sum", "lr": 1e-10})
     with pytest.raises(UsageError, match="random weights"):
         fit(recipe, folder(tmp_path / "d"), tmp_path / "run", quiet=True)
 

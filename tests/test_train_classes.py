@@ -15,7 +15,7 @@ from training_tools import fit, images, small
 
 from fullyconv.data.base import Dataset
 from fullyconv.errors import MissingExtra, UsageError
-from fullyconv.recipes import read
+from fullyconv.recipes import read_recipe
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train.context import open_both
 from fullyconv.train.staged import stage_recipes
@@ -111,20 +111,20 @@ def test_rates_that_no_step_survives_are_refused_in_one_sentence(key: str, value
     if (key, value) == ("weight_decay", "1e5"):
         value = "1e9"
     with pytest.raises(UsageError, match=key):
-        read(None, [f"{key}={value}", "lr=1" if key != "lr" else "name='x'"])
+        read_recipe(None, [f"{key}={value}", "lr=1" if key != "lr" else "name='x'"])
 
 
 def test_weights_that_are_all_zero_are_refused() -> None:
     with pytest.raises(UsageError, match="class_weights are all 0"):
-        read(None, ["class_weights=[0, 0, 0]"])
-    read(None, ["class_weights=[0, 0, 1]"])
+        read_recipe(None, ["class_weights=[0, 0, 0]"])
+    read_recipe(None, ["class_weights=[0, 0, 1]"])
 
 
 @pytest.mark.parametrize("value", ["1e7", "1e38", "1e300"])
 def test_weights_that_no_loss_survives_are_refused(value: str) -> None:
     with pytest.raises(UsageError, match=r"class_weights holds 1e\+.* at most 1e\+06"):
-        read(None, [f"class_weights=[1, {value}]"])
-    read(None, ["class_weights=[1, 1e6]"])
+        read_recipe(None, [f"class_weights=[1, {value}]"])
+    read_recipe(None, ["class_weights=[1, 1e6]"])
 
 
 def test_a_missing_tensorboard_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_missing_tensorboard_is_told_before_anything_is_written(tmp_path: Path
     with pytest.raises(MissingExtra, match="tensorboard"):
         fit(small(tensorboard=True), tmp_path / "run")
     with pytest.raises(MissingExtra, match="tensorboard"):
-        fit(read(None, {"stages": ["voc-fcn32s"], "tensorboard": True}), tmp_path / "run")
+        fit(read_recipe(None, {"stages": ["voc-fcn32s"], "tensorboard": True}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -144,18 +144,18 @@ def test_stages_of_ones_own_recipe_may_lie_beside_it(tmp_path: Path, monkeypatch
         'stages = ["coarse.toml", "fine.toml"]\nsteps = 1\nbatch_size = 2\n'
     )
     monkeypatch.chdir(tmp_path)
-    recipe = read("recipes/mine.toml")
+    recipe = read_recipe("recipes/mine.toml")
     monkeypatch.chdir("/")
     assert [s.model for s in stage_recipes(recipe)] == ["fcn4s-tiny", "fcn2s-tiny"]
     out = fit(recipe, tmp_path / "run")
     assert (out / "1-coarse" / "last").is_dir()
     assert (out / "2-finer" / "best").is_dir()
     assert json.loads((out / "last" / "config.json").read_text())["name"] == "fcn2s-tiny"
-    fit(read(out / "recipe.toml"), out, resume=True)  # the resolved recipe finds them again
+    fit(read_recipe(out / "recipe.toml"), out, resume=True)  # the resolved recipe finds them again
 
 
 def test_a_stage_with_stages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "inner.toml").write_text('stages = ["voc-fcn32s"]\n')
     (tmp_path / "outer.toml").write_text('stages = ["inner.toml"]\n')
     with pytest.raises(UsageError, match="has stages itself"):
-        stage_recipes(read(tmp_path / "outer.toml"))
+        stage_recipes(read_recipe(tmp_path / "outer.toml"))

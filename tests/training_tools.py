@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fullyconv import train as training
 from fullyconv.data.base import Dataset, Record
 from fullyconv.models.trunks import TRUNKS
-from fullyconv.models.trunks.trunk import Trunk, he_init, run
-from fullyconv.recipes import Recipe, read
+from fullyconv.models.trunks.trunk import Trunk, he_init, run_layers
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train import checkpointing, measuring
 from fullyconv.train.context import RunContext, prepare_run
@@ -50,7 +50,7 @@ class Tiny(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        return run(self.features, x, self.taps)
+        return run_layers(self.features, x, self.taps)
 
 
 class Plain(Tiny):
@@ -99,7 +99,9 @@ def small(**keys: Any) -> Recipe:
     values: dict[str, Any] = {"model": "fcn2s-tiny", "epochs": 3, "batch_size": 2, "lr": 0.01, "scale": (0.8, 1.25)}
     if {"steps", "time"} & set(keys):
         del values["epochs"]
-    return read(None, values | {"crop": (16, 16), "photometric": 0.1, "save_every": "1h", "precision": "fp32"} | keys)
+    return read_recipe(
+        None, values | {"crop": (16, 16), "photometric": 0.1, "save_every": "1h", "precision": "fp32"} | keys
+    )
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, train: Dataset | None = None, **more: Any) -> Path:

@@ -39,7 +39,7 @@ A model directory (Hugging Face layout):
 Every refusal is an error of `fullyconv.errors` that names the file.
 """
 
-from fullyconv.checkpoint.model import Stored, check_canary, following, read_model, verify, write_model
+from fullyconv.checkpoint.model import Stored, check_canary, following, read_model, verify_model, write_model
 from fullyconv.checkpoint.run import RunDirectory, model_of
 from fullyconv.checkpoint.state import pack, unpack
 
@@ -52,6 +52,6 @@ __all__ = [
     "pack",
     "read_model",
     "unpack",
-    "verify",
+    "verify_model",
     "write_model",
 ]

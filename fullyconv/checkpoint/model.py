@@ -27,7 +27,7 @@ from fullyconv.files import Written, new_directory, read_file, remove_stale, req
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Stored", "check_canary", "following", "read_model", "verify", "write_model"]
+__all__ = ["Stored", "check_canary", "following", "read_model", "verify_model", "write_model"]
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CANARY, STATE, OPTIMISER, CARD = "canary.safetensors", "state.json", "optim.safetensors", "README.md"
@@ -243,7 +243,7 @@ def _read_model(where: Path) -> Stored:
     return Stored(where, {k: v for k, v in config.items() if k not in _DERIVED}, preprocessor, header, files)
 
 
-def verify(directory: str | os.PathLike[str]) -> Stored:
+def verify_model(directory: str | os.PathLike[str]) -> Stored:
     """`read_model`, and the sha256 of every listed file now. Needs no torch."""
     stored = read_model(directory)
     for name, expected in stored.files.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from fullyconv.checkpoint.log import parse_log, whole
-from fullyconv.checkpoint.model import Stored, read_model, verify, write_model
+from fullyconv.checkpoint.model import Stored, read_model, verify_model, write_model
 from fullyconv.errors import DataError, FullyconvError, MissingInput, StorageError, printable
 from fullyconv.files import (
     Lock,
@@ -145,7 +145,7 @@ class RunDirectory:
         faults: list[str] = []
         for step in candidates:
             try:
-                stored = verify(self._directory(step))
+                stored = verify_model(self._directory(step))
             except (DataError, MissingInput) as error:  # a disk that cannot be read now is no damaged checkpoint
                 faults.append(str(error))
                 continue
@@ -211,7 +211,7 @@ class RunDirectory:
         """Whether every byte of a checkpoint is as recorded; read at most once a process."""
         if step not in self._verified:
             try:
-                verify(self._directory(step))
+                verify_model(self._directory(step))
             except FullyconvError:
                 return False
             self._verified.add(step)

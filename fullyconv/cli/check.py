@@ -48,14 +48,14 @@ def check_command(
             answer["repaired"] = repaired
         print(json.dumps(answer))
     else:
-        print(text(found))
+        print(findings_text(found))
         for what, count in (repaired or {}).items():
             print(f"{count} x {what}")
     if any(f.level == "error" for f in found.findings):
         raise typer.Exit(65)
 
 
-def text(found: Checked) -> str:
+def findings_text(found: Checked) -> str:
     """The findings by kind (the first five of each), and the summary, as lines."""
     from collections import defaultdict
 

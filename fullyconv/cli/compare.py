@@ -43,11 +43,11 @@ def compare_command(
         refuse_unmeasured(side, f"compare {a} {b}")
     with foreign_values(f"{a} or {b}", "write both again with fullyconv evaluate"):
         found = against(result(a), result(b))
-        said = json.dumps(found.to_json(), allow_nan=False) if as_json else text(found)
+        said = json.dumps(found.to_json(), allow_nan=False) if as_json else comparison_text(found)
     print(said)
 
 
-def text(found: Comparison) -> str:
+def comparison_text(found: Comparison) -> str:
     """The comparison as a table in percent; a star marks differences that other images would very likely show too."""
     lines = [found.verdict, *found.notes, "", f"{'':24}{'A':>8}{'B':>8}{'B - A':>9}   95 % interval"]
     lines += [_row(c) for c in (found.mean_iu, found.pixel_accuracy)]

@@ -37,7 +37,7 @@ def convert_command(
         raise UsageError(f"{out} holds {file}, which would be replaced with it; name another directory with -o.")
     network = read(file, model, classes or None, parse_heads(heads) or None)
     for head, k in network.heads.items():
-        network.taxonomies[head] = published(model, head, k) or network.taxonomies[head]
+        network.taxonomies[head] = published_taxonomy(model, head, k) or network.taxonomies[head]
     network.save_pretrained(out)
     if network.untrained:
         print("note: the file holds no scores, so they start at zero; train before use.", file=sys.stderr)
@@ -61,7 +61,7 @@ def parse_heads(text: str) -> dict[str, int]:
     return found
 
 
-def published(model: str, head: str, classes: int) -> Taxonomy | None:
+def published_taxonomy(model: str, head: str, classes: int) -> Taxonomy | None:
     """The published classes that a released head has: by the network's name, else by their number."""
     from fullyconv.data.corpora.taxonomies import CONTEXT, NYUD40, SIFTFLOW, SIFTFLOW_GEOMETRIC, VOC
 

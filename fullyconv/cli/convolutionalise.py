@@ -60,7 +60,7 @@ def convolutionalise_command(
         "class": label, "index": index, "best": best, "map": heat.tolist(), "stride": dense.stride,
         "input_size": dense.input_size, "file": str(out) if out else None, "proof": dense.proof.to_json(),
     }  # fmt: skip
-    print(json.dumps(value) if as_json else text(value, heat))
+    print(json.dumps(value) if as_json else heat_text(value, heat))
 
 
 def load_classifier(name: str, tensors: Mapping[str, object], path: Path) -> nn.Module:
@@ -156,7 +156,7 @@ def figure(
     return np.concatenate([image, mixed], 1)
 
 
-def text(value: dict[str, Any], heat: NDArray[np.float32]) -> str:
+def heat_text(value: dict[str, Any], heat: NDArray[np.float32]) -> str:
     """The map as digits: tenths of the highest probability."""
     top = max(float(heat.max()), 1e-12)
     rows = ["".join(f"{min(9, int(10 * float(v) / top))}" for v in row) for row in heat]

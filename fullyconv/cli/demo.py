@@ -30,7 +30,7 @@ def demo(
     from fullyconv.report import write
     from fullyconv.train import fit
 
-    recipe = recipes.read("demo", {"time": time, "seed": seed})  # refused before an earlier demo is removed
+    recipe = recipes.read_recipe("demo", {"time": time, "seed": seed})  # refused before an earlier demo is removed
     _make_room(out)
     _say(f"1/4 drawing {TRAIN + VAL} street scenes into {out / 'data'}")
     data = f"folder:{scenes.write_scenes(out / 'data', train=TRAIN, val=VAL, size=SIZE, seed=seed)}"

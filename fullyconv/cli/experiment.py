@@ -23,7 +23,7 @@ def shift_and_stitch_command(
     """Shifted passes interlaced = the same network with its filters spread ("à trous"): the difference is 0."""
     from fullyconv.experiments import stitching
 
-    show(stitching(range(1, depth + 1), size), as_json)
+    print_rows(stitching(range(1, depth + 1), size), as_json)
 
 
 @experiment.command("patch-sampling")
@@ -51,7 +51,7 @@ def patch_sampling_command(
     if not all(0 < p <= 1 for p in probabilities) or min(height, width) < 32:
         raise UsageError("--keep needs probabilities above 0 and up to 1, --size at least 32x32.")
     dataset = open_dataset(data, split)
-    show(run(dataset, model, weights or None, probabilities, steps, batch, (height, width)), as_json)
+    print_rows(run(dataset, model, weights or None, probabilities, steps, batch, (height, width)), as_json)
 
 
 @experiment.command("upper-bounds")
@@ -68,10 +68,10 @@ def upper_bounds_command(
 
     if not all(f.strip().isdecimal() and int(f) > 0 for f in factors.split(",")):
         raise UsageError(f"--factors {factors!r} must be whole numbers with commas between, such as 32,16,8.")
-    show(run(open_dataset(data, split), [int(f) for f in factors.split(",")]), as_json)
+    print_rows(run(open_dataset(data, split), [int(f) for f in factors.split(",")]), as_json)
 
 
-def show(rows: list[dict[str, Any]], as_json: bool) -> None:
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Rows of one shape as an aligned table on stdout."""
     import json
 

@@ -87,14 +87,14 @@ def export_command(
         return
     if not model:
         raise UsageError("Name the model or run directory to export:  fullyconv export MODEL -o FILE.onnx.")
-    from fullyconv.exporting import export, verify
+    from fullyconv.exporting import export, verify_export
     from fullyconv.files.outputs import output_file
     from fullyconv.terminal import say
 
     if (out is None) == (check is None):
         raise UsageError("Give either -o FILE.onnx to write or --verify FILE.onnx to prove again.")
     if check is not None:
-        proof = verify(check, model, _images(data))
+        proof = verify_export(check, model, _images(data))
     else:
         assert out is not None
         if to != "web":
@@ -113,7 +113,7 @@ def _is_ours(file: Path) -> bool:
     from fullyconv.exporting import pt2
 
     try:
-        return not file.exists() or bool(pt2.read(file))
+        return not file.exists() or bool(pt2.read_pt2(file))
     except DataError:
         return False
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
 
-__all__ = ["evaluate_source", "exported_facts", "refuse_unmeasured", "show"]
+__all__ = ["evaluate_source", "exported_facts", "print_exported", "refuse_unmeasured"]
 
 
-def show(file: str, as_json: bool) -> None:
+def print_exported(file: str, as_json: bool) -> None:
     """Print what an exported file says of itself, once its bytes are found to be what was sealed."""
     import json
 

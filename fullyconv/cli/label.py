@@ -41,7 +41,7 @@ def label_command(
     from fullyconv.labelling.images import open_images
     from fullyconv.labelling.project import Project, chosen_classes
     from fullyconv.labelling.rounds import Settings
-    from fullyconv.labelling.server import run
+    from fullyconv.labelling.server import run_labelling_server
     from fullyconv.terminal import say
 
     names = tuple(n.strip() for n in classes.split(",")) if classes else ()
@@ -63,7 +63,7 @@ def label_command(
         say(
             f"{len(project.photos)} images; label maps go to {place}. Every stroke is on the disk at once; Ctrl-C ends."
         )
-    run(
+    run_labelling_server(
         project,
         Settings(model, runs, train_minutes, rank=rank),
         port,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["machine_facts", "show"]
+__all__ = ["machine_facts", "print_machine"]
 
 
-def show(as_json: bool) -> None:
+def print_machine(as_json: bool) -> None:
     """Print `machine_facts`, a line each, or as one JSON object; what is amiss as notes on stderr."""
     import json
     import sys

@@ -44,7 +44,7 @@ def new(
         raise DataError(f"{printable(data)} holds no image whose size is known; fullyconv check says what is wrong.")
     text = recipe_text(data, target, found.summary)
     atomic_write(target, text.encode())
-    recipes.read(target)  # what is written is what `train` takes
+    recipes.read_recipe(target)  # what is written is what `train` takes
     if not quiet:
         warnings = sum(f.level == "warning" for f in found.findings)
         if warnings:

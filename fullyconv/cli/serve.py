@@ -40,7 +40,7 @@ def serve(
     from fullyconv.errors import UsageError
     from fullyconv.serving.gate import Gate
     from fullyconv.serving.request_limits import Limits
-    from fullyconv.serving.server import is_loopback, read_keys, run
+    from fullyconv.serving.server import is_loopback, read_keys, run_server
     from fullyconv.terminal import say
 
     keys = read_keys(api_key_file) if api_key_file else ()
@@ -63,4 +63,4 @@ def serve(
         print(address, flush=True)
         say("loading the network; Ctrl-C or SIGTERM answers what was accepted, then ends.")
 
-    run(settings, host, port, gate, listening)
+    run_server(settings, host, port, gate, listening)

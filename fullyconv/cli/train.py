@@ -72,7 +72,7 @@ def train(
         raise UsageError("--resume needs the run's directory: name it with --out.")
     kept = Path(out) / ("fold-1" if folds else "") / "recipe.toml"
     of_the_run = resume and not recipe and kept.is_file()
-    resolved = recipes.read(kept if of_the_run else recipe or None, changes)
+    resolved = recipes.read_recipe(kept if of_the_run else recipe or None, changes)
     if of_the_run:
         _refuse_code(resolved, changes, kept)
     if print_config:

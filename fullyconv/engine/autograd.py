@@ -21,20 +21,20 @@ from fullyconv.engine import winograd
 from fullyconv.engine.product import multiply
 from fullyconv.engine.thresholds import THRESHOLDS, Thresholds
 
-__all__ = ["convolve", "fast_convolutions"]
+__all__ = ["conv2d", "fast_convolutions"]
 
 
 def fast_convolutions(thresholds: Thresholds = THRESHOLDS) -> AbstractContextManager[Any]:
     """While it is entered, some of torch's convolutions on the CPU (stride and dilation 1, one group) are computed
     another way; gradients may be taken afterwards.
 
-    `convolve`: float32 (no automatic precision), 3x3, whole groups of 16 channels, maps that are not tiny; needs
+    `conv2d`: float32 (no automatic precision), 3x3, whole groups of 16 channels, maps that are not tiny; needs
     numba. `multiply`: from 16 million weights, at any precision.
     """
     return _FastConvolutions(thresholds)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=padding)` up to rounding, with gradients; x and weight as `winograd` takes
     them, padding at most 2.
     """
@@ -81,7 +81,7 @@ class _FastConvolutions(TorchFunctionMode):
             if _is_huge(x, weight, padding, self.thresholds):
                 return multiply(x, weight, bias, padding)
             if self.tiles and _has_tiles(x, weight, padding, self.thresholds):
-                return convolve(x, weight, bias, padding)
+                return conv2d(x, weight, bias, padding)
         return function(*args, **(kwargs or {}))
 
 

@@ -96,7 +96,7 @@ def scratch_bytes(shape: Sequence[int], dtype: torch.dtype, layer: ConvolutionSp
     if algorithm is Winograd and too_few(numbers, size, layer.thresholds):
         return numbers * dtype.itemsize  # the packed weights, which are then made
     if algorithm is Winograd:
-        return winograd.scratch_bytes(shape, *size) + (
+        return winograd.winograd_scratch_bytes(shape, *size) + (
             0 if numbers <= layer.thresholds.kept_transform else numbers * 4 * 4
         )
     return 3 * layer.thresholds.part_bytes if algorithm is Product and numbers > layer.thresholds.product_weights else 0

@@ -2,7 +2,7 @@
 """Numbers from 0 up as three 8-bit digits to the base 256, for processors that multiply bytes faster than floats.
 
 x = (2^16 d0 + 2^8 d1 + d2) / scale with d0 in 0..255 and d1, d2 in -128..127 (stored 128 higher), so that the largest
-number uses all 24 bits, as many as a float32 has. `split` is compiled; `reference` is its slow twin.
+number uses all 24 bits, as many as a float32 has. `split` is compiled; `split_reference` is its slow twin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from fullyconv.compiling import njit
 from fullyconv.ops import threads
 
-__all__ = ["MIDDLE", "TOP", "reference", "scale_of", "split"]
+__all__ = ["MIDDLE", "TOP", "scale_of", "split", "split_reference"]
 
 TOP = 255.49 * 65536  # the largest whole number whose digits, the lower ones being rounded, fit
 MIDDLE = 128  # what is stored for a digit of 0 below the first
@@ -56,12 +56,12 @@ def split(x: Tensor, scale: float, padding: Sequence[int]) -> tuple[Tensor, Tens
         _split(numbers, np.float32(scale), (step, pitch), (rows, h, columns * c, w * c), task * together, last,
                first, second, third)  # fmt: skip
 
-    threads.run(some, -(-n * size[1] // together))
+    threads.run_tasks(some, -(-n * size[1] // together))
     one, two, three = (d.permute(0, 3, 1, 2) for d in digits)
     return one, two, three
 
 
-def reference(x: Tensor, scale: float, padding: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def split_reference(x: Tensor, scale: float, padding: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """What `split` gives, in torch's own operations."""
     rows, columns = padding
     whole = torch.round(x * float(np.float32(scale))).to(torch.int32)

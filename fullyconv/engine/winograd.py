@@ -3,8 +3,8 @@
 A tile of 4 x 4 outputs is A' [ (G w G') * (B' d B) ] A of the 6 x 6 numbers d under it, where * goes place by place: of
 all tiles and channels together 36 matrix products are left, one for each of the 6 x 6 places. The three transforms
 evaluate and interpolate polynomials at `toom_cook.POINTS` and infinity: exact but for rounding. The points 0, +-3/4,
-+-3/2 lose half as much of it as the usual 0, +-1, +-2 (`tests/test_engine_winograd.py` holds both). `reference` is the
-slow twin.
++-3/2 lose half as much of it as the usual 0, +-1, +-2 (`tests/test_engine_winograd.py` holds both). Slow twin:
+`convolve_reference`.
 
 Sources: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1; on the points, Barabasz
 et al. 2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks".
@@ -27,12 +27,12 @@ from fullyconv.ops import threads
 
 __all__ = [
     "convolve",
+    "convolve_reference",
     "installed",
-    "reference",
-    "scratch_bytes",
     "serves",
     "transformed",
     "weight_gradient",
+    "winograd_scratch_bytes",
 ]
 
 WIDTH = 16  # channels taken at a time
@@ -66,7 +66,7 @@ def transformed(weight: Tensor, out: Tensor | None = None) -> Tensor:
     return found.view(PLACES, *weight.shape[:2])
 
 
-def scratch_bytes(shape: Sequence[int], images: int, rows: int, columns: int) -> int:
+def winograd_scratch_bytes(shape: Sequence[int], images: int, rows: int, columns: int) -> int:
     """What a convolution by weights K C 3 3 lays out at a time for so many images of results."""
     k, c = shape[:2]
     tiles = images * -(-rows // TILE) * -(-columns // TILE)
@@ -93,7 +93,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
 
     def gather(room: _ScratchBuffer, first: int, begin: int, end: int) -> None:
         place = kernels.TileSpan(first, begin, end, size, numbers.grid, (0, 0), k)
-        kernels.gathered(room.numbers.numpy(), room.pitch, place, shift, relu, out, kernels.scratch())
+        kernels.gathered(room.numbers.numpy(), room.pitch, place, shift, relu, out, kernels.tile_scratch())
 
     def turn(first: int) -> None:
         some = min(together, numbers.tiles - first)
@@ -106,7 +106,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[i
 
     begins = range(0, numbers.tiles, together)
     if alone:
-        threads.run(lambda i: turn(begins[i]), len(begins))
+        threads.run_tasks(lambda i: turn(begins[i]), len(begins))
     else:
         for first in begins:
             turn(first)
@@ -137,7 +137,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tens
     return found.view(3, 3, k, c).permute(2, 3, 0, 1)
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], relu: bool) -> Tensor:
+def convolve_reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], relu: bool) -> Tensor:
     """What `convolve` gives, in torch's own operations and in x's type."""
     a, _, b = (m.to(x.dtype) for m in matrices())
     rows, columns = (s + 2 * p - 2 for s, p in zip(x.shape[2:], padding, strict=True))
@@ -188,7 +188,7 @@ class _Places:
         import fullyconv.engine.winograd_kernels as kernels
 
         place = kernels.TileSpan(first, begin, end, self.map, self.grid, self.padding, self.channels)
-        self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.scratch())
+        self.make(self.numbers, self.pitches, place, room.numbers.numpy(), room.pitch, kernels.tile_scratch())
 
 
 @final
@@ -218,7 +218,7 @@ def _multiply(numbers: Tensor, weight: Tensor, out: Tensor) -> None:
 def _shared(tiles: int, some: Callable[[int, int], None], alone: bool = False) -> None:
     """some(first, last) for parts of the tiles, one for each thread, or for all of them in this one."""
     each = tiles if alone else max(1, -(-tiles // torch.get_num_threads()))
-    threads.run(lambda i: some(i * each, min(tiles, (i + 1) * each)), -(-tiles // each))
+    threads.run_tasks(lambda i: some(i * each, min(tiles, (i + 1) * each)), -(-tiles // each))
 
 
 def _runs(x: Tensor) -> bool:

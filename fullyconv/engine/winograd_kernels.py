@@ -15,7 +15,7 @@ from fullyconv.engine.toom_cook import PLACES, POINTS, TILE
 from fullyconv.interpolation.label_kernels import jit
 from fullyconv.interpolation.vectors import WIDTH, load, maximum, spread, store
 
-__all__ = ["TileSpan", "gathered", "scratch", "spread_gradient", "spread_out"]
+__all__ = ["TileSpan", "gathered", "spread_gradient", "spread_out", "tile_scratch"]
 
 F32 = np.float32
 _A, _B = POINTS[1], POINTS[3]
@@ -38,7 +38,7 @@ class TileSpan(NamedTuple):
     channels: Any
 
 
-def scratch() -> Any:
+def tile_scratch() -> Any:
     """What a thread transforms in: a tile of 16 channels."""
     return np.empty(PLACES * WIDTH, F32)
 

@@ -19,14 +19,14 @@ from fullyconv.exporting import bioimageio, web
 from fullyconv.exporting.deepness import deepness
 from fullyconv.exporting.graph import OPSET, Graph
 from fullyconv.exporting.network_graph import Values, build, output_names
-from fullyconv.exporting.proof import ExportProof, by_onnxruntime, compare_engines, drawn, window
+from fullyconv.exporting.proof import ExportProof, by_onnxruntime, centre_crop, compare_engines, drawn
 from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
-__all__ = ["ExportProof", "export", "exported_bytes", "verify"]
+__all__ = ["ExportProof", "export", "exported_bytes", "verify_export"]
 
 FORMATS = ("onnx", "openvino", "pt2", "web", "bioimageio")
 TESTED = 256  # pixels a side of the image by which a package of unbounded context is tested
@@ -118,7 +118,7 @@ def export(
         return _by_openvino(written, about, network, images, Path(file))
     if to == "bioimageio":
         least = bioimageio.sides(about["geometry"])[0] if about["geometry"]["halo"] is not None else TESTED
-        image = window(images[0] if images else next(drawn(network, input == "uint8")), least, least)
+        image = centre_crop(images[0] if images else next(drawn(network, input == "uint8")), least, least)
         written = bioimageio.package(written, about | {"proof": proof.to_json()}, image, Path(file).name)
     if to == "web":
         web.write_page(written, about, plan, engine)
@@ -200,7 +200,7 @@ def _in_fresh_torch(
         engine.close()
 
 
-def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[np.number]] = ()) -> ExportProof:
+def verify_export(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[np.number]] = ()) -> ExportProof:
     """Prove a file again: its seal, its sha256 of the weights, and its answers beside those of `model`.
 
     Raises DataError saying which of them does not hold.
@@ -211,7 +211,7 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[n
     if Path(file).suffix == ".xml":
         from fullyconv.exporting import openvino
 
-        about = openvino.read(Path(file))[1]
+        about = openvino.read_openvino(Path(file))[1]
         with foreign_values(file, "export the model again"):
             engines = openvino.open_compiled(Path(file), about["scores"])
             _refuse_other(about["weights_sha256"], network, file)
@@ -219,7 +219,7 @@ def verify(file: str | Path, model: FCN | str | Path, images: Sequence[NDArray[n
     if Path(file).suffix == ".pt2":
         from fullyconv.exporting import pt2
 
-        data, about = pt2.read(file)
+        data, about = pt2.read_pt2(file)
         with foreign_values(file, "export the model again"):
             _refuse_other(about["weights_sha256"], network, file)
             return _in_fresh_torch(data, about, network, images, file)

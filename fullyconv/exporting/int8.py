@@ -23,7 +23,7 @@ from fullyconv.errors import DataError, UnknownName, UsageError
 from fullyconv.evaluation import evaluate
 from fullyconv.evaluation.choice import images_to_measure
 from fullyconv.evaluation.comparison import compare_results
-from fullyconv.exporting.proof import TIMED, Measurement, window, with_values
+from fullyconv.exporting.proof import TIMED, Measurement, centre_crop, with_values
 from fullyconv.predict import Predictor
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.exported import ExportedNetwork
@@ -191,7 +191,7 @@ def _costs(
 ) -> dict[str, float]:
     """Layer -> by how much the coarse scores change (squared, of their square) when it alone computes in 8 bits."""
     count, side = LOOKED
-    feeds = [_fed(window(image, side, side), about) for image in seen[:: max(1, len(seen) // count)][:count]]
+    feeds = [_fed(centre_crop(image, side, side), about) for image in seen[:: max(1, len(seen) // count)][:count]]
     held = dict(about["coarse"])
 
     def scores(graph: Any) -> list[NDArray[Any]]:
@@ -241,7 +241,7 @@ def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[np.number], about: Mappin
     """Medians of both, taken in turns."""
     small = about["input"]["kind"] == "uint8"
     image = x[0] if small else np.moveaxis(x[0], 0, -1)
-    shown = window(image, *TIMED)
+    shown = centre_crop(image, *TIMED)
     fed = {"image": np.ascontiguousarray(shown if small else np.moveaxis(shown, -1, 0))[None]}
     sessions = [OnnxSession(data, "the exported file") for data in (fp32, int8)]
     times: tuple[list[float], list[float]] = ([], [])

@@ -19,7 +19,7 @@ from fullyconv.files import read_file
 from fullyconv.runtime.checking import LARGEST
 from fullyconv.runtime.sealing import ABOUT
 
-__all__ = ["OpenVino", "converted", "open_compiled", "quiet_openvino", "read", "version"]
+__all__ = ["OpenVino", "converted", "open_compiled", "quiet_openvino", "read_openvino", "version"]
 
 CONVERTER = "openvino.tools.ovc"
 PRECISION = "f32"  # asked for: where processors compute in bfloat16, OpenVINO would by itself
@@ -81,7 +81,7 @@ def converted(data: bytes, about: Mapping[str, object], file: Path) -> None:
     openvino.save_model(model, file, compress_to_fp16=False)
 
 
-def read(file: Path) -> tuple[Any, dict[str, Any]]:
+def read_openvino(file: Path) -> tuple[Any, dict[str, Any]]:
     """(model, what it says of itself) of FILE.xml and FILE.bin. DataError where they are damaged or not ours."""
     openvino = quiet_openvino()
     xml, weights = read_file(file, LARGEST), read_file(file.with_suffix(".bin"), LARGEST)
@@ -97,7 +97,7 @@ def read(file: Path) -> tuple[Any, dict[str, Any]]:
 
 def open_compiled(file: Path, held: Mapping[str, str]) -> tuple[OpenVino, OpenVino]:
     """(the file, the file giving the values that `held` names too)."""
-    plain, probing = read(file)[0], read(file)[0]
+    plain, probing = read_openvino(file)[0], read_openvino(file)[0]
     known = {name for output in probing.outputs for name in output.get_names()}
     if more := [name for name in held.values() if name not in known]:
         try:

@@ -25,9 +25,9 @@ __all__ = [
     "Measurement",
     "ProofEngine",
     "by_onnxruntime",
+    "centre_crop",
     "compare_engines",
     "drawn",
-    "window",
     "with_values",
 ]  # fmt: skip
 
@@ -157,7 +157,7 @@ def compare_engines(
     small = about["input"]["kind"] == "uint8"
     measured, total = _images(model, images, small), _Total()
     for n, height, width in SIZES:
-        batch = np.stack([window(next(measured), height, width) for _ in range(n)])
+        batch = np.stack([centre_crop(next(measured), height, width) for _ in range(n)])
         fed = batch if small else how(batch)
         truth = _eager(model, batch, about["output"])
         answers = dict(zip(plain.outputs, plain({taken: fed}), strict=True))
@@ -266,7 +266,7 @@ def _images(model: FCN, images: Sequence[NDArray[np.number]], small: bool) -> It
     return drawn(model, small) if not images else (images[i % len(images)] for i in range(1 << 30))
 
 
-def window(image: NDArray[np.number], height: int, width: int) -> NDArray[Any]:
+def centre_crop(image: NDArray[np.number], height: int, width: int) -> NDArray[Any]:
     """The middle `height` x `width` pixels, the image repeated where it is smaller."""
     rows, columns = -(-height // image.shape[0]), -(-width // image.shape[1])
     image = np.tile(image, (rows, columns, 1))

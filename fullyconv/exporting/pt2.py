@@ -30,7 +30,7 @@ from fullyconv.exporting.graph import Graph
 from fullyconv.files import read_file
 from fullyconv.runtime.sealing import ABOUT
 
-__all__ = ["FreshTorch", "Retold", "exported_program", "open_fresh", "read", "written"]
+__all__ = ["FreshTorch", "Retold", "exported_program", "open_fresh", "read_pt2", "written"]
 
 LARGEST = 1 << 33
 AFTER_SCORES = {"argmax", "_softmax", "softmax", "to", "_to_copy", "amax", "clone", "alias"}  # what answers are made by
@@ -234,7 +234,7 @@ def _digest(data: bytes) -> str:
     return found.hexdigest()
 
 
-def read(file: str | Path) -> tuple[bytes, dict[str, Any]]:
+def read_pt2(file: str | Path) -> tuple[bytes, dict[str, Any]]:
     """(the bytes, what they say of themselves) of a FILE.pt2; DataError where it is damaged, not ours, or pickled."""
     data = read_file(file, LARGEST)
     try:

@@ -30,7 +30,7 @@ from fullyconv.errors import (
     UsageError,
 )
 from fullyconv.exporting import exported_bytes
-from fullyconv.exporting.proof import LIMIT, TIMED, drawn, window
+from fullyconv.exporting.proof import LIMIT, TIMED, centre_crop, drawn
 from fullyconv.files import atomic_write, read_json
 from fullyconv.models import FCN
 from fullyconv.models.imagenet import cache_directory
@@ -166,7 +166,7 @@ def _measured(model: FCN, precision: str, network: ExportedNetwork, size: tuple[
 
 
 def _image(model: FCN, size: tuple[int, int]) -> np.ndarray:
-    return window(next(islice(drawn(model, small=True), 1)), *size)
+    return centre_crop(next(islice(drawn(model, small=True), 1)), *size)
 
 
 def _missing() -> MissingExtra | None:

@@ -36,7 +36,7 @@ from fullyconv.interpolation.vectors import (
     where_greater,
 )
 
-__all__ = ["KernelPlan", "Scratch", "confidences", "fetch_cells", "jit", "labels", "scratch"]
+__all__ = ["KernelPlan", "Scratch", "confidences", "fetch_cells", "jit", "label_scratch", "labels"]
 
 F32 = np.float32
 # Without numba's memory management (_nrt) nothing can be allocated in a kernel, and nothing counts references: counters
@@ -81,7 +81,7 @@ class Scratch(NamedTuple):
     line: Any  # labels of one row of pixels
 
 
-def scratch(plan: KernelPlan, dtype: Any) -> Scratch:
+def label_scratch(plan: KernelPlan, dtype: Any) -> Scratch:
     """For `labels` (of that dtype) and `confidences`."""
     classes, columns = plan.shape[0], plan.columns
     pixels = plan.lanes_x.size // WIDTH * plan.lanes_y.size

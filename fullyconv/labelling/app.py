@@ -30,7 +30,7 @@ from fullyconv.serving.assets import page_routes
 from fullyconv.serving.gate import COMMON, Gate, Refusal
 from fullyconv.terminal import say
 
-__all__ = ["MEDIA", "PAGE", "ROUTES", "Labelling", "application"]
+__all__ = ["MEDIA", "PAGE", "ROUTES", "Labelling", "labelling_application"]
 
 TEXT, HERE = "; charset=utf-8", "fullyconv.labelling"
 PAGE = {
@@ -148,7 +148,7 @@ class Labelling:
                     self.tell({"kind": "trouble", "image": index, "why": str(error)})
 
 
-def application(labelling: Labelling, gate: Gate) -> ASGIApp:
+def labelling_application(labelling: Labelling, gate: Gate) -> ASGIApp:
     """The ASGI application."""
     answers = _Answers(labelling)
     routes = page_routes(PAGE)

@@ -17,7 +17,7 @@ import uvicorn
 
 from fullyconv.errors import FullyconvError
 from fullyconv.files import read_file, storage_errors
-from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, application
+from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, labelling_application
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Settings
 from fullyconv.serving.gate import Gate
@@ -25,13 +25,13 @@ from fullyconv.serving.protocol import Connections, guarded_protocol
 from fullyconv.serving.request_limits import Limits
 from fullyconv.serving.server import SignalledServer, bind
 
-__all__ = ["run"]
+__all__ = ["run_labelling_server"]
 
 _KEY = 32  # characters
 LIMITS = Limits(body=1 << 20, bodies=1 << 26, per_address=64, write_seconds=60.0)
 
 
-def run(
+def run_labelling_server(
     project: Project, settings: Settings, port: int, listening: Callable[[str], None], browse: bool = False
 ) -> None:
     """Serve the page until SIGTERM or SIGINT; label maps are written before it returns.
@@ -69,7 +69,7 @@ def _key(file: Path) -> str:
 async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> None:
     labelling = Labelling(project, settings)
     config = uvicorn.Config(
-        application(labelling, gate), http=guarded_protocol(Connections(gate)), ws="none", lifespan="off",
+        labelling_application(labelling, gate), http=guarded_protocol(Connections(gate)), ws="none", lifespan="off",
         loop="asyncio", interface="asgi3", log_config=None, log_level="error", access_log=False, proxy_headers=False,
         server_header=False, timeout_keep_alive=gate.limits.idle_seconds, timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=gate.limits.headers,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv import ops
-from fullyconv.geometry import Skip, kernel_width, plain
+from fullyconv.geometry import Skip, as_number, kernel_width
 from fullyconv.ops.autocast import without_autocast
 
 __all__ = ["BilinearUpsampling", "Border", "LearnedUpsampling", "ScoreLayer", "UpsampledSum", "crop"]
@@ -56,7 +56,7 @@ class BilinearUpsampling(nn.Module):
         size = tuple(finer.shape[2:])
         if self.border == "fade":
             size = tuple((n - 1) * factor + kernel_width(factor) for n in scores.shape[2:])
-        return ops.upsample(scores, size, factor, plain(self.skip.offset), border=self.border)
+        return ops.upsample(scores, size, factor, as_number(self.skip.offset), border=self.border)
 
 
 @final
@@ -69,7 +69,7 @@ class UpsampledSum(nn.Module):
 
     def forward(self, finer: Tensor, coarser: Tensor) -> Tensor:
         size, factor = tuple(finer.shape[2:]), self.skip.factor
-        return finer + ops.upsample(coarser, size, factor, plain(self.skip.offset), border="replicate")
+        return finer + ops.upsample(coarser, size, factor, as_number(self.skip.offset), border="replicate")
 
 
 @final

@@ -15,7 +15,7 @@ from torch import Tensor
 import fullyconv.ops.resize as resize
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss
-from fullyconv.ops.sampling import Axis, Sampling, fold, matrix, window
+from fullyconv.ops.sampling import Axis, Sampling, coarse_window, fold, matrix
 
 __all__ = ["ENGINE", "Group", "Strip", "groups", "label", "label_and_confidence", "upsample"]
 
@@ -122,7 +122,7 @@ upsample = resize.upsample  # what is asked for is not small, and there is nothi
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
     """N H W of `dtype`."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
-    for group in groups(window(scores, sampling), sampling):
+    for group in groups(coarse_window(scores, sampling), sampling):
         for strip in group.strips:
             # max is several times faster than argmax here; both take the first of equals.
             strip.of(labels).copy_(group.scores(strip).max(1).indices)
@@ -133,7 +133,7 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
     """N H W of `dtype` and N H W, as the scores."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
     confidence = torch.empty(labels.shape, dtype=scores.dtype, device=scores.device)
-    for group in groups(window(scores, sampling), sampling):
+    for group in groups(coarse_window(scores, sampling), sampling):
         for strip in group.strips:
             full = group.scores(strip)
             best, index = full.max(1)
@@ -145,7 +145,7 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
 def losses(scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss) -> Tensor:
     """N H W, 0 where ignored."""
     each = torch.empty(labels.shape, dtype=scores.dtype, device=scores.device)
-    for group in groups(window(scores.detach(), sampling), sampling):
+    for group in groups(coarse_window(scores.detach(), sampling), sampling):
         for strip in group.strips:
             strip.of(each).copy_(_softmax(group.scores(strip), strip.of(labels), loss).losses)
     return each
@@ -155,7 +155,7 @@ def total(
     scores: Tensor, labels: Tensor, sampling: Sampling, loss: Loss, share: Tensor | None, gradient: bool
 ) -> Total:
     """One pass over the strips for the value and, if wanted, the gradient N K h w."""
-    cells = window(scores.detach(), sampling)
+    cells = coarse_window(scores.detach(), sampling)
     slope = torch.zeros_like(cells) if gradient else None
     value = torch.zeros((), dtype=torch.float64, device=scores.device)
     weight = value.clone()

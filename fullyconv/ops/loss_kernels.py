@@ -19,7 +19,7 @@ import numpy as np
 from fullyconv.interpolation.label_kernels import KernelPlan, fetch_cells, jit
 from fullyconv.interpolation.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
 
-__all__ = ["LossScratch", "WantedLosses", "add_spill", "losses", "scratch"]
+__all__ = ["LossScratch", "WantedLosses", "add_spill", "cross_entropies", "loss_scratch"]
 
 F32 = np.float32
 
@@ -60,8 +60,8 @@ class LossScratch(NamedTuple):
     mine: Any  # stride x (stride, made even) x 16 int32: class of a pixel, -1 for none
 
 
-def scratch(plan: KernelPlan, gradient: bool) -> LossScratch:
-    """For `losses`."""
+def loss_scratch(plan: KernelPlan, gradient: bool) -> LossScratch:
+    """For `cross_entropies`."""
     classes, columns, stride = plan.shape[0], plan.columns, plan.stride
 
     def floats(per_class: int) -> Any:
@@ -318,7 +318,7 @@ def _clear(values: Any) -> None:
 
 
 @jit
-def losses(scores: Any, plan: Any, state: Any, work: Any, wanted: Any) -> None:
+def cross_entropies(scores: Any, plan: Any, state: Any, work: Any, wanted: Any) -> None:
     """Cross entropy of the tasks that this thread draws; scores N K h w, flat."""
     (classes, height, width), columns = plan.shape, plan.columns
     above, below, up, down = work.above, work.below, work.up, work.down

@@ -36,7 +36,9 @@ def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:
     """N H W of `dtype` (uint8 or uint16); raises NotFinite."""
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype)
     plan, cells, out = _plan(scores, sampling), _flat(scores), _flat(labels)
-    _run(plan, lambda state: label_kernels.labels(cells, plan, state, label_kernels.scratch(plan, out.dtype), out))
+    _run(
+        plan, lambda state: label_kernels.labels(cells, plan, state, label_kernels.label_scratch(plan, out.dtype), out)
+    )
     return labels
 
 
@@ -48,7 +50,7 @@ def label_and_confidence(scores: Tensor, sampling: Sampling, dtype: torch.dtype)
     _run(
         plan,
         lambda state: label_kernels.confidences(
-            cells, plan, state, label_kernels.scratch(plan, out.dtype), out, shares
+            cells, plan, state, label_kernels.label_scratch(plan, out.dtype), out, shares
         ),
     )
     return labels, confidence
@@ -80,7 +82,7 @@ def _flat(values: Tensor) -> Any:
 def _run(plan: KernelPlan, kernel: Callable[[object], None]) -> None:
     """Let every thread draw tasks until none is left: kernel(state)."""
     state = np.zeros(2, np.int64)
-    threads.run(lambda _: kernel(state), min(torch.get_num_threads(), len(plan.tasks)))
+    threads.run_tasks(lambda _: kernel(state), min(torch.get_num_threads(), len(plan.tasks)))
     if state[1]:
         raise NotFinite
 
@@ -114,7 +116,12 @@ def _pass(
         sums=np.zeros((len(plan.tasks), 2)),
         counts=np.zeros((len(plan.tasks), 2), np.int64),
     )
-    _run(plan, lambda state: loss_kernels.losses(cells, plan, state, loss_kernels.scratch(plan, gradient), wanted))
+    _run(
+        plan,
+        lambda state: loss_kernels.cross_entropies(
+            cells, plan, state, loss_kernels.loss_scratch(plan, gradient), wanted
+        ),
+    )
     if wanted.counts[:, 0].any():
         raise bad_label(int(wanted.counts[wanted.counts[:, 0] > 0][0, 1]), classes, loss.ignore)
     if gradient:

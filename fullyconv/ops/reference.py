@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fullyconv.geometry import kernel_width
 from fullyconv.ops.loss import Loss, reduce_losses
-from fullyconv.ops.sampling import Sampling, matrix, window
+from fullyconv.ops.sampling import Sampling, coarse_window, matrix
 
 __all__ = ["bilinear_kernel", "cross_entropy", "label", "label_and_confidence", "upsample"]
 
@@ -33,7 +33,7 @@ def upsample(scores: Tensor, sampling: Sampling) -> Tensor:
 
 def _transposed_convolution(scores: Tensor, sampling: Sampling) -> Tensor:
     classes, stride = scores.shape[1], sampling.stride
-    cells = window(scores, sampling)
+    cells = coarse_window(scores, sampling)
     kernel = bilinear_kernel(stride, scores.dtype).to(scores.device).expand(classes, 1, -1, -1)
     full = F.conv_transpose2d(cells, kernel, stride=stride, groups=classes)
     crop = [
@@ -46,7 +46,7 @@ def _sampled(scores: Tensor, sampling: Sampling) -> Tensor:
     rows, columns = sampling.rows, sampling.columns
     across = matrix(columns, 0, columns.length, scores.dtype, scores.device)
     down = matrix(rows, 0, rows.length, scores.dtype, scores.device)
-    return torch.einsum("yi,nkij,xj->nkyx", down, window(scores, sampling), across)
+    return torch.einsum("yi,nkij,xj->nkyx", down, coarse_window(scores, sampling), across)
 
 
 def label(scores: Tensor, sampling: Sampling, dtype: torch.dtype) -> Tensor:

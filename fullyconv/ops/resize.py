@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fullyconv.ops.sampling import Axis, Sampling, edge_weights, window
+from fullyconv.ops.sampling import Axis, Sampling, coarse_window, edge_weights
 
 __all__ = ["interpolated", "separable", "upsample"]
 
@@ -40,7 +40,7 @@ def interpolated(scores: Tensor, sampling: Sampling) -> Tensor:
     """
     cells, skip = scores, [axis.start + axis.stride // 2 for axis in (sampling.rows, sampling.columns)]
     if sampling.border == "fade" or any(not 0 <= n < sampling.stride for n in skip):
-        cells, skip = window(scores, sampling), [_skip(axis) for axis in (sampling.rows, sampling.columns)]
+        cells, skip = coarse_window(scores, sampling), [_skip(axis) for axis in (sampling.rows, sampling.columns)]
     ends = [n + axis.length for n, axis in zip(skip, (sampling.rows, sampling.columns), strict=True)]
     # An axis of as many pixels as cells the kernel would simply copy, whatever the factor: ask for one more.
     size = [end + (end == count) for end, count in zip(ends, cells.shape[2:], strict=True)]

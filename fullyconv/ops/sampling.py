@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fullyconv.interpolation.axes import Axis, Border, NotFinite, Offset, Sampling
 
-__all__ = ["Axis", "Border", "NotFinite", "Offset", "Sampling", "edge_weights", "fold", "matrix", "window"]
+__all__ = ["Axis", "Border", "NotFinite", "Offset", "Sampling", "coarse_window", "edge_weights", "fold", "matrix"]
 
 
 def matrix(axis: Axis, top: int, bottom: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -35,7 +35,7 @@ def edge_weights(axis: Axis, border: Border, dtype: torch.dtype, device: torch.d
     return outer.index_add_(1, cell.clamp(0, axis.cells - 1), inner)
 
 
-def window(scores: Tensor, sampling: Sampling, columns: int = 0) -> Tensor:
+def coarse_window(scores: Tensor, sampling: Sampling, columns: int = 0) -> Tensor:
     """The coarse cells that the sampling reads, border rule applied: N K (intervals + 1) (intervals + 1 + spare).
 
     Inside this window every pixel is a convex combination of four neighbours; only outside the coarse map do the two
@@ -74,7 +74,7 @@ def _meets(axis: Axis) -> bool:
 
 
 def fold(gradient: Tensor, sampling: Sampling) -> Tensor:
-    """The adjoint of `window`: a gradient on the window's cells -> on the coarse map, N K h w."""
+    """The adjoint of `coarse_window`: a gradient on the window's cells -> on the coarse map, N K h w."""
     give = _unreplicated if sampling.border == "replicate" else _unfaded
     return give(give(gradient, 3, sampling.columns), 2, sampling.rows)
 

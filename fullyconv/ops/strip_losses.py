@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fullyconv.ops.chunked import Strip, groups
 from fullyconv.ops.loss import labelled
-from fullyconv.ops.sampling import Sampling, edge_weights, fold, window
+from fullyconv.ops.sampling import Sampling, coarse_window, edge_weights, fold
 
 __all__ = ["focal", "lovasz", "tversky"]
 
@@ -188,7 +188,7 @@ def _walk(
     scores: Tensor, sampling: Sampling, visit: Callable[[Tensor, Strip], Tensor | None], wanted: bool
 ) -> Tensor | None:
     """Show every strip of full scores to `visit`; if wanted, its gradients by them, brought to N K h w."""
-    cells = window(scores, sampling)
+    cells = coarse_window(scores, sampling)
     slope = torch.zeros_like(cells) if wanted else None
     for group in groups(cells, sampling):
         wide_slope = torch.zeros_like(group.wide) if wanted else None

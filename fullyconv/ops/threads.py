@@ -25,7 +25,7 @@ import torch
 
 from fullyconv import processor
 
-__all__ = ["run", "run_on_openmp", "run_on_pool"]
+__all__ = ["run_on_openmp", "run_on_pool", "run_tasks"]
 
 Task = Callable[[int], None]
 
@@ -35,7 +35,7 @@ _forked = False
 _Member: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def run(task: Task, count: int) -> None:
+def run_tasks(task: Task, count: int) -> None:
     """Call task(0) ... task(count - 1), spread over torch.get_num_threads() threads, this one included; raises what
     they raise.
     """
@@ -49,7 +49,7 @@ def run(task: Task, count: int) -> None:
 
 
 def run_on_openmp(task: Task, count: int) -> None:
-    """`run` by torch's OpenMP team; never in a forked child."""
+    """`run_tasks` by torch's OpenMP team; never in a forked child."""
     ticket, failures = itertools.count(), []
 
     def member(_: object) -> None:
@@ -78,7 +78,7 @@ def _openmp() -> Any:
 
 
 def run_on_pool(task: Task, count: int) -> None:
-    """`run` by Python threads."""
+    """`run_tasks` by Python threads."""
     workers = min(torch.get_num_threads(), count)
     ticket = itertools.count()
 

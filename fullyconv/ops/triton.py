@@ -15,7 +15,7 @@ from torch import Tensor
 import fullyconv.ops.resize as resize
 from fullyconv.ops.fused import Engine, Total
 from fullyconv.ops.loss import Loss, weight_of
-from fullyconv.ops.sampling import Axis, Sampling, fold, window
+from fullyconv.ops.sampling import Axis, Sampling, coarse_window, fold
 
 __all__ = ["ENGINE", "label", "label_and_confidence", "obstacle", "upsample"]
 
@@ -66,7 +66,7 @@ ENGINE = Engine(losses, total)
 def _labels(scores: Tensor, sampling: Sampling, dtype: torch.dtype, sure: bool) -> tuple[Tensor, Tensor]:
     from fullyconv.ops.triton_kernels import labels_kernel
 
-    cells = window(scores, sampling).contiguous()
+    cells = coarse_window(scores, sampling).contiguous()
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
     confidence = torch.empty(labels.shape if sure else (0,), device=scores.device)
     grid, tile = _grid(cells, sampling)
@@ -84,7 +84,7 @@ def _pass(
 ) -> tuple[Tensor, Tensor | None]:
     from fullyconv.ops.triton_kernels import loss_kernel
 
-    cells = window(scores.detach(), sampling).contiguous()
+    cells = coarse_window(scores.detach(), sampling).contiguous()
     images, classes, rows, columns = cells.shape
     each = torch.zeros(labels.shape, device=scores.device)
     weight = torch.ones(classes, device=scores.device) if loss.weight is None else loss.weight.to(torch.float32)

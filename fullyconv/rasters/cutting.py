@@ -20,7 +20,7 @@ from fullyconv.files.outputs import Outputs
 from fullyconv.rasters.geotiff import gdal
 from fullyconv.rasters.ground_windows import CutOptions, Piece, pixel_metres
 from fullyconv.rasters.scene_set import IGNORED, SceneClasses, SceneSet
-from fullyconv.rasters.windows import RasterProfile, Window, unmeasured
+from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["Cut", "cut_scenes"]
 
@@ -143,7 +143,7 @@ def _write_window(
 
     h, w, bands = values.shape
     colour = bands == 3 and values.dtype == np.uint8
-    said = unmeasured(values, profile.nodata)
+    said = nodata_pixels(values, profile.nodata)
     with gdal(str(path)) as rasterio, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         placed: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
 from fullyconv.files.reading import open_regular, read_ends, read_text
-from fullyconv.rasters.windows import RasterProfile, Window, unmeasured
+from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
 
@@ -131,7 +131,7 @@ class GeoTiffSource:
             alpha = self._data.read(self._alpha, window=at) if self._alpha else None
             mask = self._data.read_masks(self._bands[0], window=at) if self._masked else None
             mask = self._msk.read(1, window=at) if self._msk is not None else mask
-        bad = unmeasured(stored, self.profile.nodata)
+        bad = nodata_pixels(stored, self.profile.nodata)
         for layer in (alpha, mask):
             if layer is not None:
                 bad = (layer == 0) if bad is None else bad | (layer == 0)

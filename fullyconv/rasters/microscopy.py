@@ -18,7 +18,7 @@ from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
 from fullyconv.files.reading import open_regular
 from fullyconv.rasters.levels import Level, Resolution, choose_level
-from fullyconv.rasters.windows import RasterProfile, Window, unmeasured
+from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["SLIDES", "PlainTiffSource", "SlideSource", "is_ome"]
 
@@ -103,7 +103,7 @@ class PlainTiffSource:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         with _told(self.path, "tifffile"):
             stored = by_axes(self._array, self._axes, window)
-        bad = unmeasured(stored, self.profile.nodata)
+        bad = nodata_pixels(stored, self.profile.nodata)
         return stored, None if bad is None or not bad.any() else ~bad
 
     def identity(self) -> str:

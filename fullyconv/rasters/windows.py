@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import InternalError
 
-__all__ = ["Block", "BlockGrid", "RasterProfile", "RasterSource", "Span", "Window", "unmeasured"]
+__all__ = ["Block", "BlockGrid", "RasterProfile", "RasterSource", "Span", "Window", "nodata_pixels"]
 
 
 @final
@@ -169,7 +169,7 @@ class BlockGrid:
         return len(self.spans(0)) * len(self.spans(1))
 
 
-def unmeasured(stored: NDArray[np.number], nodata: float | None) -> NDArray[np.bool_] | None:
+def nodata_pixels(stored: NDArray[np.number], nodata: float | None) -> NDArray[np.bool_] | None:
     """Pixels H W that are NaN, infinite, or the declared nodata: in all bands of whole numbers without a sign, as GDAL
     means it for colours, in any band of others. As `images.declared_invalid`."""
     bad: NDArray[np.bool_] | None = None

@@ -19,7 +19,7 @@ from fullyconv.files.disk import sha256_file
 from fullyconv.files.reading import read_json
 from fullyconv.rasters.levels import Level, Resolution, choose_level
 from fullyconv.rasters.microscopy import LARGEST_CHUNK, by_axes
-from fullyconv.rasters.windows import RasterProfile, Window, unmeasured
+from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["ZarrSource", "is_zarr"]
 
@@ -85,7 +85,7 @@ class ZarrSource:
             stored = by_axes(self._array, self._axes, window)
         except Exception as error:
             raise _unreadable(self.path, error) from error
-        bad = unmeasured(stored, self.profile.nodata)
+        bad = nodata_pixels(stored, self.profile.nodata)
         return stored, None if bad is None or not bad.any() else ~bad
 
     def identity(self) -> str:

@@ -232,7 +232,7 @@ def _columns(measured: Sequence[Measured]) -> tuple[str, ...]:
     return (*FOUR, *([GEOMETRIC] if any(m.column(GEOMETRIC) is not None for m in measured) else []))
 
 
-def unmeasured(table: Table, measured: Sequence[Measured]) -> list[str]:
+def unmeasured_systems(table: Table, measured: Sequence[Measured]) -> list[str]:
     """The systems of the table that fullyconv has a network for and that no result was measured on the table's data."""
     done = {m.role_in(table) for m in measured if m.data.kind == table.kind and m.same_data(table)}
     return list(dict.fromkeys(r.system for r in table.rows if r.role and r.role not in done))
@@ -256,7 +256,7 @@ def markdown(measured: Sequence[Measured]) -> str:
         for line in rows:
             cells = [line.system, *line.values, line.source]
             text.append("| " + " | ".join(f"**{c}**" if line.measured else c for c in cells) + " |")
-        missing = unmeasured(table, measured) if table.rows else []
+        missing = unmeasured_systems(table, measured) if table.rows else []
         text += ["", f"Not measured on these images: {', '.join(missing)}."] if missing else []
         for found in stand_ins(table, measured):
             text += _tried(found)
@@ -316,7 +316,7 @@ def _html(measured: Sequence[Measured], images: Sequence[str]) -> str:
             note=t.note,
             columns=t.columns,
             lines=lines(t, measured) if t.rows else _only(t, measured),
-            missing=unmeasured(t, measured) if t.rows else [],
+            missing=unmeasured_systems(t, measured) if t.rows else [],
             tried=stand_ins(t, measured),
         )
         for t in (*TABLES, *elsewhere(measured))

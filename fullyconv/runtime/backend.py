@@ -158,7 +158,7 @@ def _by_numba(
 
     plan, state = lay_out(sampling, 1, scores.shape[1]), np.zeros(2, np.int64)
     flat, labels = np.ascontiguousarray(scores).reshape(-1), np.empty(sampling.size, kind)
-    work = label_kernels.scratch(plan, labels.dtype)
+    work = label_kernels.label_scratch(plan, labels.dtype)
     if readout == "labels":
         label_kernels.labels(flat, plan, state, work, labels.reshape(-1))
         return None if state[1] else (labels,)

@@ -31,7 +31,7 @@ import fullyconv.sandbox.seccomp as seccomp
 from fullyconv import tensorfile
 from fullyconv.errors import FullyconvError, InternalError
 
-__all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main", "walls"]
+__all__ = ["DONE", "END", "ERROR", "FRAME", "REFUSED", "main", "report_walls"]
 
 FRAME = struct.Struct("=cQ")  # kind, length of what follows
 END, ERROR = b"E", b"X"
@@ -141,7 +141,7 @@ def _confine(job: dict[str, Any], spaces: Collection[str]) -> None:
 _walls: dict[str, Any] = {}
 
 
-def walls(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def report_walls(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A reader of nothing: which walls stand around the child that it runs in."""
     return {}, dict(_walls)
 

@@ -180,7 +180,7 @@ def result_of(answer: int, path: Path, numpy: bool) -> tuple[dict[str, Any], Any
 def walls() -> dict[str, Any]:
     """Which walls stand around a child on this system: {"seccomp": bool, "landlock": its version or 0, "namespaces":
     kinds that the child has to itself}."""
-    found: dict[str, Any] = run("fullyconv.sandbox.child:walls", __file__, numpy=True)[1]
+    found: dict[str, Any] = run("fullyconv.sandbox.child:report_walls", __file__, numpy=True)[1]
     return found
 
 

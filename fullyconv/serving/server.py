@@ -1,4 +1,4 @@
-"""uvicorn with our protocol, our signals and a pool: `run` until a signal or a failure."""
+"""uvicorn with our protocol, our signals and a pool: `run_server` until a signal or a failure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fullyconv.serving.pool import WORKER, Pool, Settings
 from fullyconv.serving.prometheus import Figures
 from fullyconv.serving.protocol import Connections, guarded_protocol
 
-__all__ = ["SignalledServer", "bind", "is_loopback", "read_keys", "run"]
+__all__ = ["SignalledServer", "bind", "is_loopback", "read_keys", "run_server"]
 
 SHORTEST = 20  # characters of a key
 
@@ -43,7 +43,7 @@ def read_keys(file: Path) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(key).digest() for key in keys)
 
 
-def run(
+def run_server(
     settings: Settings,
     host: str,
     port: int,

@@ -25,14 +25,14 @@ from fullyconv.data.pipeline.own import find_transform
 from fullyconv.engine.precision import refuse
 from fullyconv.errors import Interrupted, Terminated, UsageError, printable
 from fullyconv.models.names import own_name
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.taxonomy import Taxonomy
-from fullyconv.train.batch_reader import BatchReader, read_ahead
+from fullyconv.train.batch_reader import BatchReader, read_steps
 from fullyconv.train.context import CUBLAS, NamedData, RunContext, held_out, prepare_run, training_mode
 from fullyconv.train.display import Display
 from fullyconv.train.loggers import refuse_missing
 from fullyconv.train.memory_advice import explained
-from fullyconv.train.process_group import device_for, join
+from fullyconv.train.process_group import join, resolve_device
 from fullyconv.train.signals import Stop
 from fullyconv.train.staged import run_stages
 from fullyconv.train.step import gradient_norm, gradients
@@ -77,10 +77,10 @@ def fit(
     >>> fc.load(run / "best").heads
     {'semantic': 3}
     """
-    recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     recipe = recipe if trunk is None else _with_own(recipe, trunk)
     data, val = _datasets(recipe, data, val, classes)
-    refuse(recipe.precision, device_for(recipe.device))
+    refuse(recipe.precision, resolve_device(recipe.device))
     refuse_missing(recipe)
     if recipe.transform:  # a file that cannot be run is told before anything starts
         find_transform(recipe.transform)
@@ -167,7 +167,7 @@ def learn(c: RunContext, stop: Stop) -> None:
         checkpointing.measure_now(c, stop)
         checkpointing.save_checkpoint(c)
     c.clock.restart()
-    with closing(read_ahead(reader, recipe, state, c.world)) as steps:
+    with closing(read_steps(reader, recipe, state, c.world)) as steps:
         while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
             step = checkpointing.next_step(c, steps)
             c.clock.lap("data")

@@ -24,7 +24,16 @@ from fullyconv.train.process_group import ProcessGroup
 from fullyconv.train.step import Batch
 from fullyconv.train.training_state import State
 
-__all__ = ["BatchReader", "ReadStep", "Ticket", "crop_of", "effects_of", "read_ahead", "refuse_many", "tickets"]
+__all__ = [
+    "BatchReader",
+    "ReadStep",
+    "Ticket",
+    "crop_of",
+    "effects_of",
+    "read_steps",
+    "refuse_many_unreadable",
+    "tickets",
+]
 
 
 @final
@@ -63,7 +72,7 @@ def tickets(count: int, recipe: Recipe, state: State, world: ProcessGroup) -> It
         epoch, position = epoch + 1, 0
 
 
-def read_ahead(
+def read_steps(
     reader: BatchReader, recipe: Recipe, state: State, world: ProcessGroup
 ) -> Generator[ReadStep, None, None]:
     """The run's steps, read by the recipe's workers; closing it ends them."""
@@ -74,7 +83,7 @@ def read_ahead(
     )
 
 
-def refuse_many(bad: Sequence[str], count: int, recipe: Recipe) -> None:
+def refuse_many_unreadable(bad: Sequence[str], count: int, recipe: Recipe) -> None:
     """DataError when more of the `count` images than the recipe allows (one at least) could not be read."""
     allowed, found = max(1, int(recipe.max_bad * count)), len(set(bad))
     if found > allowed:
@@ -124,7 +133,7 @@ class BatchReader:
                 if self.recipe.on_bad_sample == "fail":
                     raise
                 bad.append(f"{self.dataset.records[chosen].name}: {error}")
-                refuse_many(bad, len(self.dataset), self.recipe)
+                refuse_many_unreadable(bad, len(self.dataset), self.recipe)
         raise DataError(f"100 samples in a row could not be read, the last one because {bad[-1]}")
 
     def _changed(self, sample: Sample, rng: np.random.Generator, more: np.random.Generator) -> Sample:

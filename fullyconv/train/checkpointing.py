@@ -22,7 +22,7 @@ from fullyconv.errors import FullyconvError
 from fullyconv.files import open_append
 from fullyconv.models.interface import TorchModule
 from fullyconv.train.advice import not_finite
-from fullyconv.train.batch_reader import ReadStep, refuse_many
+from fullyconv.train.batch_reader import ReadStep, refuse_many_unreadable
 from fullyconv.train.context import RunContext, training_mode
 from fullyconv.train.signals import Stop
 from fullyconv.train.step import Outcome
@@ -111,7 +111,7 @@ def next_step(c: RunContext, steps: Iterator[ReadStep]) -> ReadStep:
             c.display.note(f"skipped, another image takes its place: {text}")
         c.state.bad += new
         if new:
-            refuse_many(c.state.bad, len(c.train), c.recipe)
+            refuse_many_unreadable(c.state.bad, len(c.train), c.recipe)
         return step
 
 

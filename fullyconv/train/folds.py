@@ -27,7 +27,7 @@ from fullyconv.files import atomic_write, make_directory
 from fullyconv.metrics import Interval
 from fullyconv.models import load
 from fullyconv.predict import Predictor
-from fullyconv.recipes import Recipe, read
+from fullyconv.recipes import Recipe, read_recipe
 from fullyconv.terminal import say
 from fullyconv.train import fit
 from fullyconv.train.context import HELD_OUT, NamedData, open_both
@@ -143,7 +143,7 @@ def cross_validate(
                 say(f"fold {k} of {folds}: {len(train)} images to learn, {len(val)} to measure")
             once = check and k == 1  # the images of the other folds are the same
             if k > 1:  # what the first left to the data holds for all, whether they are learned in one go or not
-                recipe = read(places[0] / "recipe.toml")
+                recipe = read_recipe(places[0] / "recipe.toml")
             fit(recipe, train, place, val=val, resume=begun, allow=allow, check=once, quiet=quiet)
         results.append(evaluate(Predictor(load(place / "last")), val))
     found = _merged(dataset, parts, results)

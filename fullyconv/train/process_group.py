@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fullyconv.errors import FullyconvError, TryAgain, UsageError
 
-__all__ = ["ProcessGroup", "device_for", "join"]
+__all__ = ["ProcessGroup", "join", "resolve_device"]
 
 
 @final
@@ -89,7 +89,7 @@ class ProcessGroup:
 def join(device: str) -> Iterator[ProcessGroup]:
     """Join the group that torchrun describes in the environment, or run alone; `device` as in the recipe."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    where = device_for(device)
+    where = resolve_device(device)
     if size == 1:
         yield ProcessGroup(0, 1, where)
         return
@@ -103,7 +103,7 @@ def join(device: str) -> Iterator[ProcessGroup]:
             dist.destroy_process_group()
 
 
-def device_for(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """`name` as a device that is there; "auto" is the local rank's GPU, or the CPU."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":

@@ -10,7 +10,7 @@ from fullyconv.checkpoint import read_model
 from fullyconv.errors import UsageError
 from fullyconv.files import atomic_write, make_directory, replace_link
 from fullyconv.files.outputs import one_part
-from fullyconv.recipes import Recipe, published, read
+from fullyconv.recipes import Recipe, published_recipe, read_recipe
 
 __all__ = ["run_stages", "stage_recipes"]
 
@@ -33,8 +33,8 @@ def stage_recipes(recipe: Recipe) -> list[Recipe]:
 def _stage(name: str) -> Recipe:
     """A published recipe, or one in a file, which has its file's name if none of its own."""
     if not name.endswith(".toml"):
-        return published(name)
-    found = read(name)
+        return published_recipe(name)
+    found = read_recipe(name)
     if found.stages:
         raise UsageError(f"The stage {name} has stages itself; list its recipes one by one.")
     return found if found.name else found.replace(name=Path(name).stem)

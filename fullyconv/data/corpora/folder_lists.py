@@ -11,7 +11,7 @@ from typing import final
 
 from fullyconv.data.corpora.class_tables import table_rank
 from fullyconv.data.corpora.folder_parts import Part
-from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, plain
+from fullyconv.data.corpora.folder_roles import IMAGES, LABELS, plain_name
 from fullyconv.data.corpora.layout import SUFFIXES, is_split, paths_meant, read_table
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName, printable
 from fullyconv.files.outputs import name_fault, safe_name
@@ -140,7 +140,7 @@ def _fold_lists(root: Path, fold: str) -> list[Path]:
 
 def _has_role(folder: Path) -> bool:
     """Whether a folder is named as one of images, labels or lists."""
-    return plain(folder.name) in (*IMAGES, *LABELS) or folder.name in _PLACES
+    return plain_name(folder.name) in (*IMAGES, *LABELS) or folder.name in _PLACES
 
 
 def _not_used(files: Sequence[Path], root: Path) -> str:

@@ -16,7 +16,7 @@ from fullyconv.data.corpora.folder_roles import (
     Sides,
     is_input_name,
     label_like,
-    plain,
+    plain_name,
 )
 from fullyconv.data.corpora.foreign import is_map
 from fullyconv.data.corpora.layout import SUFFIXES, LeftOut, holds_images, is_split, list_files, stems
@@ -142,8 +142,8 @@ def _told_by_content(part: Part, top: Path, others: Mapping[str, Path], heads: d
 
 def _rank(folder: Path) -> int:
     """Which of several folders of labels is asked first: the plainest name."""
-    name = next((n for n in (folder.name, folder.parent.name) if plain(n) in LABELS), "")
-    return LABELS.index(plain(name)) if name else len(LABELS)
+    name = next((n for n in (folder.name, folder.parent.name) if plain_name(n) in LABELS), "")
+    return LABELS.index(plain_name(name)) if name else len(LABELS)
 
 
 def coupled_part(top: Path, labels: Path) -> Part:
@@ -171,7 +171,7 @@ def joined(parts: Mapping[str, Part]) -> Part:
 
 def _head_of(name: str) -> str:
     """The head whose labels a folder of this name holds; "" for none."""
-    if name.lower() in LABELS or plain(name) in LABELS:
+    if name.lower() in LABELS or plain_name(name) in LABELS:
         return "semantic"
     heads = (name[len(n) + 1 :] for n in SURE_LABELS if name.lower().startswith(n + "-"))
     return next(filter(None, heads), "")

@@ -26,7 +26,7 @@ __all__ = [
     "is_input_name",
     "label_like",
     "named",
-    "plain",
+    "plain_name",
     "sides_of",
     "twins",
 ]
@@ -46,7 +46,7 @@ _LOOKED_AT = 3  # files of each folder
 FEW, MANY = 40, 64  # distinct values: of label maps at most, of photographs in colour at least
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A folder's name in small letters, blanks as "_", without what only tells the format: "Masks_PNG" is "masks"."""
     return _FORMAT.sub("", name.lower().replace(" ", "_"))
 
@@ -54,7 +54,7 @@ def plain(name: str) -> str:
 def named(folder: Path, names: Sequence[str]) -> Path | None:
     """The folder in `folder` that has the first of `names`, as it stands or plainly."""
     there: dict[str, Path] = {}
-    for of in (lambda n: n.lower(), plain):
+    for of in (lambda n: n.lower(), plain_name):
         for d in _folders(folder):
             there.setdefault(of(d.name), d)
     return next((there[n] for n in names if n in there), None)
@@ -102,7 +102,7 @@ def by_content(folder: Path) -> list[Sides]:
 
 def is_input_name(name: str) -> bool:
     """Whether a folder's name is that of a further input, which may look like labels."""
-    return plain(name) in _MEASURED
+    return plain_name(name) in _MEASURED
 
 
 def twins(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -116,7 +116,7 @@ def twins(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 def _sides(a: Path, b: Path) -> Sides | None:
     for top, labels in ((a, b), (b, a)):
-        if plain(top.name) not in LABELS and plain(labels.name) not in IMAGES and label_like(labels, top):
+        if plain_name(top.name) not in LABELS and plain_name(labels.name) not in IMAGES and label_like(labels, top):
             return Sides((top, labels))
     return None
 

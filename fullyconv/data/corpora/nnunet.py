@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.corpora.annotations.paint import read_json
 from fullyconv.data.corpora.bands import is_multiband
 from fullyconv.data.corpora.coding import Coding
 from fullyconv.data.corpora.corpus import Labels, unlabelled
 from fullyconv.data.corpora.folder import read_modality
 from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files, merge_splits
 from fullyconv.errors import DataError, printable
+from fullyconv.files import read_json
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["open_nnunet", "recognise"]
@@ -42,7 +42,7 @@ def open_nnunet(root: Path, split: str | None = None) -> Dataset:
             f"{printable(root)} is no raw nnU-Net data set: looked for imagesTr/, labelsTr/ and dataset.json; "
             f"{describe_folder(root)}; give the folder DatasetNNN_NAME."
         )
-    stated = read_json(root / "dataset.json", "nnU-Net")
+    stated = read_json(root / "dataset.json")
     coding = _coding(stated, root / "dataset.json")
     cases, notes = _cases(root, "Tr")
     channels = _channels(stated, cases)
@@ -129,7 +129,7 @@ def _folds(root: Path, cases: list[str], notes: list[str]) -> dict[str, list[str
     file = root / "splits_final.json"
     if not file.is_file():
         return {"train": cases}
-    folds = read_json(file, "nnU-Net splits")
+    folds = read_json(file)
     try:
         first = {s: [str(c) for c in folds[0][s]] for s in ("train", "val")}
     except (KeyError, IndexError, TypeError) as error:

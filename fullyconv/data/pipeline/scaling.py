@@ -73,7 +73,9 @@ def scaled_label(label: NDArray[np.integer], rows: ScaledAxis, columns: ScaledAx
     import fullyconv.data.pipeline.scaling_kernels as scaling_kernels
 
     out = _empty(rows, columns, ignore, label)
-    scaling_kernels.pick(np.ascontiguousarray(label), rows.nearest, columns.nearest, out, rows.start, columns.start)
+    scaling_kernels.take_cells(
+        np.ascontiguousarray(label), rows.nearest, columns.nearest, out, rows.start, columns.start
+    )
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fullyconv.compiling import njit
 
-__all__ = ["pick", "scale", "shares"]
+__all__ = ["scale", "shares", "take_cells"]
 
 _BITS = 22  # of the weights' fraction, as in Pillow: a byte and its weight fill 30
 _HALF = 1 << (_BITS - 1)
@@ -130,7 +130,7 @@ def scale(
 
 
 @_jit
-def pick(label: Any, rows: Any, columns: Any, out: Any, top: Any, left: Any) -> None:
+def take_cells(label: Any, rows: Any, columns: Any, out: Any, top: Any, left: Any) -> None:
     """out[top + r, left + c] = label[rows[r], columns[c]]."""
     for r in range(len(rows)):
         line, seen = label[rows[r]], out[top + r, left : left + len(columns)]

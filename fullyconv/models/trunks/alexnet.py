@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.trunk import Trunk, caffe_norm, caffe_pool, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, caffe_norm, caffe_pool, he_init, run_layers
 
 __all__ = ["AlexNet", "AlexNetTV"]
 
@@ -60,7 +60,7 @@ class AlexNet(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        found = run(self.features, x, self.taps)
+        found = run_layers(self.features, x, self.taps)
         found[32] = self.classifier(self.pad(found[32]))
         return found
 
@@ -107,6 +107,6 @@ class AlexNetTV(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        found = run(self.features, x, self.taps)
+        found = run_layers(self.features, x, self.taps)
         found[32] = self.classifier(self.pad(found[32]))
         return found

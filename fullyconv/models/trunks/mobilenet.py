@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.trunk import Trunk, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, he_init, run_layers
 
 __all__ = ["MobileNetV2", "MobileNetV3Large"]
 
@@ -78,7 +78,7 @@ class MobileNetV2(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        return run(self.features, x, self.taps)
+        return run_layers(self.features, x, self.taps)
 
 
 @final
@@ -154,4 +154,4 @@ class MobileNetV3Large(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        return run(self.features, x, self.taps)
+        return run_layers(self.features, x, self.taps)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.trunk import Trunk, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, he_init, run_layers
 
 __all__ = ["SqueezeNet"]
 
@@ -61,4 +61,4 @@ class SqueezeNet(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        return run(self.features, x, self.taps)
+        return run_layers(self.features, x, self.taps)

@@ -13,7 +13,7 @@ from fullyconv.geometry import Map, UnevenPaths
 from fullyconv.models.trace import CannotTrace, Trace, probe, trace
 from fullyconv.preprocessing import IMAGENET, Preprocessing
 
-__all__ = ["Trunk", "he_init", "run"]
+__all__ = ["Trunk", "he_init", "run_layers"]
 
 
 class Trunk(nn.Module, ABC):
@@ -85,7 +85,7 @@ def caffe_norm() -> nn.LocalResponseNorm:
     return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
 
 
-def run(layers: Iterable[nn.Module], x: Tensor, taps: Mapping[int, int]) -> dict[int, Tensor]:
+def run_layers(layers: Iterable[nn.Module], x: Tensor, taps: Mapping[int, int]) -> dict[int, Tensor]:
     """Apply `layers` in order; `taps` maps a layer's index to the stride under which its output is kept."""
     found: dict[int, Tensor] = {}
     for i, layer in enumerate(layers):

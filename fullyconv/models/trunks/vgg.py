@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from fullyconv.models.trunks.trunk import Trunk, he_init, run
+from fullyconv.models.trunks.trunk import Trunk, he_init, run_layers
 
 __all__ = ["VGG16"]
 
@@ -56,7 +56,7 @@ class VGG16(Trunk):
         he_init(self)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        found = run(self.features, x, self.taps)
+        found = run_layers(self.features, x, self.taps)
         if self.classifier is not None:
             found[32] = self.classifier(found[32])
         return found

@@ -24,7 +24,6 @@ from fullyconv.data.corpora.annotations.paint import (
     image_folder,
     listed_name,
     one_of,
-    read_json,
     read_rgb,
     refuse_shared,
     unique_names,
@@ -33,7 +32,7 @@ from fullyconv.data.corpora.annotations.raster import BadShape, Size, check_outl
 from fullyconv.data.corpora.annotations.shapes import Entry, Rings, Runs, Unused, draw_shapes, ring, short
 from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files
 from fullyconv.errors import DataError, printable
-from fullyconv.files import read_ends
+from fullyconv.files import read_ends, read_json
 from fullyconv.images import image_size
 
 __all__ = ["open_coco", "recognise"]
@@ -84,7 +83,7 @@ def open_coco(
             f"{printable(root)} holds {', '.join(chosen)}; name one split, since each has its own categories."
         )
     file = files[chosen[0]]
-    found = read_json(file, "COCO")
+    found = read_json(file)
     names = _categories(found, file)
     taxonomy, ids = classes_of(names.values())
     unused = Unused()

@@ -22,7 +22,6 @@ from fullyconv.data.corpora.annotations.paint import (
     by_name,
     checked_size,
     classes_of,
-    read_json,
     read_rgb,
     refuse_shared,
     unique_names,
@@ -32,7 +31,7 @@ from fullyconv.data.corpora.annotations.shapes import Entry, Pen, Stencil, Unuse
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import describe_folder, list_files, merge_splits, read_lines, role
 from fullyconv.errors import DataError, UnknownName, UsageError, printable
-from fullyconv.files import read_ends
+from fullyconv.files import read_ends, read_json
 from fullyconv.images import image_size
 
 __all__ = ["open_labelme", "recognise"]
@@ -105,7 +104,7 @@ def _unlisted(rows: list[Record], root: Path) -> list[Path]:
 
 def _read(file: Path, unused: Unused) -> dict[str, Any]:
     """What a JSON file says but for the image in it (only whether there is one); shapes that are none are counted."""
-    value = read_json(file, "labelme")
+    value = read_json(file)
     if not isinstance(value, Mapping) or not isinstance(value.get("shapes"), list):
         raise DataError(f"{printable(file)} holds no list of shapes; save it again with labelme.")
     shapes = []

@@ -21,7 +21,6 @@ from fullyconv.data.corpora.annotations.paint import (
     Painter,
     classes_of,
     image_folder,
-    read_json,
     read_rgb,
     refuse_shared,
     unique_names,
@@ -30,7 +29,7 @@ from fullyconv.data.corpora.annotations.raster import BadShape
 from fullyconv.data.corpora.annotations.shapes import Entry, Unused, draw_shapes, short
 from fullyconv.data.corpora.layout import SUFFIXES, choose_split, describe_folder, list_files
 from fullyconv.errors import DataError, MissingInput, UsageError, printable
-from fullyconv.files import read_ends
+from fullyconv.files import read_ends, read_json
 from fullyconv.images import image_size
 
 __all__ = ["open_labelstudio", "recognise"]
@@ -82,7 +81,7 @@ def open_labelstudio(
     chosen = choose_split(list(files), split, root)[0]
     file = files[chosen]
     unused = Unused()
-    tasks = _tasks(read_json(file, "Label Studio"), file, unused, predictions is True)
+    tasks = _tasks(read_json(file), file, unused, predictions is True)
     bound = _bind(tasks, bind, file)
     taxonomy, ids = classes_of(sorted({r.label for t in tasks for r in t.regions if r.label}))
     find = _Finder(list_files(image_folder(file.parent, images)), file)

@@ -22,7 +22,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import safe_name
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
-__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_json", "read_rgb", "within_measure"]
+__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_rgb", "within_measure"]
 
 BACKGROUND = "background"
 IGNORED = -1
@@ -137,11 +137,6 @@ def checked_size(height: Any, width: Any) -> Size:
     return height, width
 
 
-def read_json(file: Path, what: str) -> Any:
-    """The contents of a JSON file, or DataError that names it."""
-    return files.read_json(file)
-
-
 def inside(folder: Path, name: str) -> Path:
     """`folder`/`name` for a name from a foreign file; DataError if it leads out of the folder."""
     plain = name.replace("\\", "/")
@@ -219,7 +214,7 @@ def read_rgb(record: Record, modality: str) -> NDArray[Any]:
     import binascii
 
     try:
-        data = base64.b64decode(read_json(file, "labelme")["imageData"], validate=True)
+        data = base64.b64decode(files.read_json(file)["imageData"], validate=True)
     except (KeyError, TypeError, binascii.Error, ValueError) as error:
         raise DataError(f"{printable(file)} holds no image and names none that is there; add the image.") from error
     return images.read_image(data)

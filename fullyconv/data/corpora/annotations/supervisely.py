@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from fullyconv.data.base import Dataset, Record
-from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_json, read_rgb
+from fullyconv.data.corpora.annotations.paint import Painter, checked_size, classes_of, read_rgb
 from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size, coco_patch, coco_union
 from fullyconv.data.corpora.annotations.shapes import Unused, ring
 from fullyconv.data.corpora.corpus import choose_kind
 from fullyconv.data.corpora.layout import describe_folder, list_files, merge_splits
 from fullyconv.errors import DataError, printable
+from fullyconv.files import read_json
 from fullyconv.images import image_size, read_image
 from fullyconv.taxonomy import Colour
 
@@ -102,7 +103,7 @@ def _annotations(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """{image's name: (file, contents)} of ann/: X.jpg.json belongs to X.jpg, or X.json."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in list_files(folder / "ann", (".json",)):
-        value = read_json(file, "Supervisely annotation")
+        value = read_json(file)
         if not isinstance(value, dict) or not isinstance(value.get("objects"), list):
             raise DataError(f"{printable(file)} lists no objects; it is no annotation of Supervisely's.")
         value["objects"] = [o for o in value["objects"] if isinstance(o, dict)]
@@ -124,7 +125,7 @@ def _classes(
     names: list[str] = []
     colours: dict[str, Colour] = {}
     try:
-        for entry in read_json(meta, "Supervisely project")["classes"]:
+        for entry in read_json(meta)["classes"]:
             title, colour = str(entry["title"]), str(entry.get("color", ""))
             names.append(title)
             if len(colour) == 7 and colour[0] == "#":
