@@ -223,6 +223,7 @@ ENVIRONMENT = {
     "'WANDB_ERROR_REPORTING'": "wandb: sends nothing",
     "'MLFLOW_ALLOW_FILE_STORE'": "MLflow: files without a server",
     "'MLFLOW_DISABLE_TELEMETRY'": "MLflow: sends nothing",
+    "'ORT_DISABLE_TELEMETRY'": "onnxruntime: sends nothing",
     "'OMP_NUM_THREADS'": "OpenMP in a worker of Ray, before torch is loaded: cores are shared",
     "'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO'": "Ray: leaves CUDA_VISIBLE_DEVICES alone",
     "'RAY_USAGE_STATS_ENABLED'": "Ray: sends nothing",

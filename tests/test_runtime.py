@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import runpy
 import subprocess
@@ -65,6 +66,18 @@ def test_a_weight_of_another_bit_is_noticed_before_an_engine_sees_it(files: Any,
     (tmp_path / "changed.onnx").write_bytes(data)
     with pytest.raises(DataError, match="not as it was exported"):
         ExportedNetwork(tmp_path / "changed.onnx")
+
+
+def test_usage_is_never_counted_by_onnxruntime(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))")  # a stand-in
+    package = Path(fc.__file__).parent
+    code = "from fullyconv.runtime.onnx_session import quiet_onnxruntime; quiet_onnxruntime()"
+    path = os.pathsep.join([str(tmp_path), str(package.parent), *sys.path])
+    bare = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    loads = [p.name for p in package.rglob("*.py") if "import onnxruntime\n" in p.read_text()]
+    assert sorted(loads) == ["example.py", "onnx_session.py"], "a script of its own, and nothing else loads it"
 
 
 def assert_same_but_for_ties(said: Any, truth: Any, scores: Any) -> None:

@@ -24,6 +24,7 @@ from fullyconv.files import atomic_write, read_file
 from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
+from fullyconv.runtime.onnx_session import quiet_onnxruntime
 from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
 
 __all__ = ["ExportProof", "export", "exported_bytes", "verify_export"]
@@ -245,9 +246,7 @@ def _refuse_other(weights: str, model: FCN, file: object) -> None:
 
 
 def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+    return str(quiet_onnxruntime().__version__)
 
 
 def _written(bare: Any, about: Mapping[str, Any]) -> bytes:

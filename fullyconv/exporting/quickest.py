@@ -37,7 +37,7 @@ from fullyconv.models.imagenet import cache_directory
 from fullyconv.predict import Predictor
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.onnx_session import threads
+from fullyconv.runtime.onnx_session import quiet_onnxruntime, threads
 
 __all__ = ["ENGINES", "EngineChoice", "choose_engine"]
 
@@ -170,9 +170,9 @@ def _image(model: FCN, size: tuple[int, int]) -> np.ndarray:
 
 
 def _missing() -> MissingExtra | None:
-    for module in ("onnx", "onnxruntime"):
+    for module, load in (("onnx", lambda: __import__("onnx")), ("onnxruntime", quiet_onnxruntime)):
         try:
-            __import__(module)
+            load()
         except ModuleNotFoundError:
             return MissingExtra("The engine onnxruntime", "export", module)
     return None
@@ -180,7 +180,6 @@ def _missing() -> MissingExtra | None:
 
 def _key(model: FCN, precision: str, size: tuple[int, int]) -> str:
     """What a choice holds for: this network on this processor with these threads and versions."""
-    import onnxruntime
     import torch
 
     from fullyconv import __version__
@@ -188,7 +187,7 @@ def _key(model: FCN, precision: str, size: tuple[int, int]) -> str:
     facts = [
         model.name, model.config(), model.preprocessing.to_json(), digest(model), precision, list(size),
         processor.name(), processor.width(), threads(), torch.get_num_threads(),
-        __version__, str(torch.__version__), str(onnxruntime.__version__),
+        __version__, str(torch.__version__), str(quiet_onnxruntime().__version__),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -16,7 +16,7 @@ from fullyconv.errors import UnknownName, UsageError
 from fullyconv.interpolation import strips
 from fullyconv.interpolation.axes import Border, Offset, Sampling
 from fullyconv.runtime.exported import ExportedNetwork
-from fullyconv.runtime.onnx_session import threads
+from fullyconv.runtime.onnx_session import quiet_onnxruntime, threads
 
 __all__ = ["RuntimeBackend"]
 
@@ -41,9 +41,7 @@ class RuntimeBackend:
 
     @property
     def versions(self) -> dict[str, str]:
-        import onnxruntime
-
-        return {"onnxruntime": str(onnxruntime.__version__)}
+        return {"onnxruntime": str(quiet_onnxruntime().__version__)}
 
     def digest(self) -> str:
         """sha256 of the weights that the file was made from."""

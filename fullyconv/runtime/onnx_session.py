@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fullyconv import processor
 from fullyconv.errors import DataError, missing_extra, printable
 
-__all__ = ["OnnxSession", "threads"]
+__all__ = ["OnnxSession", "quiet_onnxruntime", "threads"]
 
 
 @final
@@ -24,7 +24,7 @@ class OnnxSession:
         """count: threads; 0 for `threads`. Raises DataError where onnxruntime refuses the file, MissingExtra where it
         is not installed."""
         try:
-            import onnxruntime
+            onnxruntime = quiet_onnxruntime()
         except ModuleNotFoundError as error:
             raise (missing_extra(error, "An ONNX file") or error) from error
         options = onnxruntime.SessionOptions()
@@ -49,6 +49,15 @@ class OnnxSession:
             size = " x ".join(str(n) for n in np.shape(next(iter(fed.values()))))
             raise DataError(f"{printable(self.source)} fails at {size}: {printable(error)[:200]}") from error
         return found
+
+
+def quiet_onnxruntime() -> Any:
+    """The module `onnxruntime`, told to send nothing: 1.32's wheel counts its use, under an id that it writes into the
+    user's cache."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
+    import onnxruntime
+
+    return onnxruntime
 
 
 def threads() -> int:
