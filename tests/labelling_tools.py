@@ -90,6 +90,16 @@ class Tab:
             assert time.monotonic() < end, f"{code} does not become true: {self.said} {self.page.inner_text('body')}"
             time.sleep(0.02)
 
+    def draw(self, key: str, way: list[tuple[int, int]]) -> None:
+        """Choose a class by its key and draw through pixels of the image, with the mouse."""
+        self.page.keyboard.press(key)
+        scale, left, top, at_x, at_y = self.view
+        for n, (x, y) in enumerate(way):
+            self.page.mouse.move(at_x + (x + 0.5 - left) * scale, at_y + (y + 0.5 - top) * scale)
+            if n == 0:
+                self.page.mouse.down()
+        self.page.mouse.up()
+
     def saved(self) -> None:
         self.until("document.body.dataset.pending === '0' || document.body.dataset.pending === undefined")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fullyconv.cli import main
 from fullyconv.data import open_dataset
 from fullyconv.errors import DataError, StorageError, TryAgain, UsageError
 from fullyconv.labelling.edits import BadEdit, parse_edit
@@ -146,6 +147,24 @@ def test_strokes_become_a_folder_that_train_reads(tmp_path: Path) -> None:
     assert (labels[4:7, 4:12] == 1).sum() == (labels == 1).sum() > 10
     np.testing.assert_array_equal(data[0].image, np.asarray(Image.open(tmp_path / "photos/p0.png")))
     with_labels.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fcn32s-squeezenet1_0", "has no stride 32; it has 16s"),
+        ("fcn8s-vgg16-depth", "takes a network of colour images"),
+        ("fcn8s-vgg61", "'vgg61' is not a known trunk"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_before_the_page_opens(
+    name: str, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["label", name, str(photos(tmp_path / "photos", 1)), "-o", str(out), "--classes", "a,b"])
+    assert (stop.value.code, said in capsys.readouterr().err) == (2, True)
+    assert not out.exists()
 
 
 def test_a_proposal_counts_when_it_is_accepted_and_provenance_says_so(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ class Page:
         content = b"".join(m.get("body", b"") for m in said[1:])
         return said[0]["status"], dict(said[0]["headers"]), content
 
+    async def events(self, after: int) -> Any:
+        return await self.get("events", after=after, session=self.labelling.session)
+
     async def get(self, path: str, **query: Any) -> Any:
         status, _, body = await self.ask("GET", f"/v1/{path}", query="&".join(f"{k}={v}" for k, v in query.items()))
         return json.loads(body) if status == 200 and path not in ("tile", "labels") else (status, body)
@@ -230,14 +233,14 @@ def test_a_full_disk_is_said_and_the_stroke_is_not_shown_as_kept(page: Page, mon
 
 def test_two_pages_see_each_others_strokes_and_the_later_one_lies_on_top(page: Page) -> None:
     async def work() -> None:
-        one = asyncio.ensure_future(page.get("events", after=0))
+        one = asyncio.ensure_future(page.events(0))
         await asyncio.sleep(0.01)
         assert not one.done()
         await page.edit("brush", id="aa" * 8, **STROKE)
         said = await one
         assert [e["id"] for e in said["events"]] == ["aa" * 8]
         await page.edit("brush", id="bb" * 8, **{**STROKE, "paint": 2})
-        more = await page.get("events", after=said["now"])
+        more = await page.events(said["now"])
         assert [e["id"] for e in more["events"]] == ["bb" * 8]
         assert set(np.unique(page.held.labels(0))) == {2, 255}
         await page.edit("undo")
@@ -249,18 +252,22 @@ def test_two_pages_see_each_others_strokes_and_the_later_one_lies_on_top(page: P
 def test_a_page_that_knows_another_server_is_told_to_begin_anew(page: Page) -> None:
     async def work() -> None:
         page.labelling.tell({"kind": "status"})
-        assert (await page.get("events", after=0))["lost"] is False
+        assert (await page.events(0))["lost"] is False
+        for after in (0, 1, 2):  # behind this one's count, level with it, before it: at once, without waiting
+            other = page.get("events", after=after, session=(page.labelling.session + 1) % 10**9)
+            said = await asyncio.wait_for(other, 2)
+            assert (said["lost"], said["events"], said["session"]) == (True, [], page.labelling.session)
         page.labelling.events.clear()
         for n in range(3000):
             page.labelling.tell({"kind": "x", "n": n})
-        assert (await page.get("events", after=1))["lost"] is True
+        assert (await page.events(1))["lost"] is True
 
     run(work)
 
 
 def test_waiting_pages_are_answered_when_the_server_ends(page: Page) -> None:
     async def work() -> None:
-        one = asyncio.ensure_future(page.get("events", after=5))
+        one = asyncio.ensure_future(page.events(5))
         await asyncio.sleep(0.01)
         page.labelling.end_waiting()
         assert (await asyncio.wait_for(one, 2))["events"] == []

@@ -50,9 +50,9 @@ def label_command(
     if not Path(model).is_dir():
         if Path(model).exists() or "/" in model:
             raise MissingInput(f"{printable(model)} is no run or model directory; give one, or the name of a network.")
-        from fullyconv.models.names import parse
+        from fullyconv.labelling.network import require_network
 
-        parse(model)
+        require_network(model)
     place = out or Path("labelled", safe_name(parse_spec(images)[1].resolve().name or "images"))
     found = open_images(images, place)
     taxonomy, why = chosen_classes(names, place, found.taxonomy, model)

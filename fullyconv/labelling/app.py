@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 import zlib
 from collections import OrderedDict, deque
@@ -62,14 +63,15 @@ _PYRAMIDS = 3
 
 @final
 class Labelling:
-    """The project and its rounds behind the page's questions; `changes` number what happens."""
+    """The project and its rounds behind the page's questions. `now` counts what happens, from 0 in every `session`: a
+    page that has seen another server on this port begins anew, however far this one has counted."""
 
     def __init__(self, project: Project, settings: Settings) -> None:
         self.project = project
         self.lock = asyncio.Lock()
         self.rounds = Rounds(project, settings, self.lock, self.tell)
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_EVENTS)
-        self.now = 0
+        self.now, self.session = 0, secrets.randbelow(10**9)
         self._news = asyncio.Event()
         self._pyramids: OrderedDict[int, ImagePyramid] = OrderedDict()
         self._decoding = asyncio.Lock()
@@ -233,7 +235,8 @@ class _Answers:
             ]
         t = held.taxonomy
         return _json({
-            "now": self.labelling.now, "classes": list(t.names), "palette": [list(c) for c in t.palette],
+            "now": self.labelling.now, "session": self.labelling.session, "classes": list(t.names),
+            "palette": [list(c) for c in t.palette],
             "ignored": held.codes.ignored, "images": images, "order": rounds.order, "status": rounds.status(),
             "folder": held.out.name, "tile": TILE, "notes": held.notes,
         })  # fmt: skip
@@ -298,15 +301,18 @@ class _Answers:
         return zlib.compress(b"".join(p.tobytes() for p in planes), 1)
 
     async def events(self, request: Request) -> Response:
-        """What happened after an event, waited for if nothing did."""
-        found = _numbers(request, "after")
+        """What happened after an event of a session, waited for if nothing did; `lost` where that cannot be told."""
+        found = _numbers(request, "after", "session")
         if found is None:
             return _response(BAD_QUERY)
-        await self.labelling.wait(found["after"])
+        after, known = found["after"], found["session"] == self.labelling.session
+        if known:
+            await self.labelling.wait(after)
         events = list(self.labelling.events)
-        lost = found["after"] > self.labelling.now or (events and found["after"] < events[0][0] - 1)
+        lost = not known or bool(events and after < events[0][0] - 1)
         return _json({
-            "now": self.labelling.now, "lost": bool(lost), "events": [e for n, e in events if n > found["after"]],
+            "now": self.labelling.now, "session": self.labelling.session, "lost": lost,
+            "events": [] if lost else [e for n, e in events if n > after],
         })  # fmt: skip
 
     async def edit(self, request: Request) -> Response:

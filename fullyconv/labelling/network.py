@@ -30,7 +30,7 @@ from fullyconv.models.surgery import init_from
 from fullyconv.predict import Predictor
 from fullyconv.taxonomy import Taxonomy
 
-__all__ = ["FeatureFiles", "adapted", "learn_score_layers", "proposal", "windows"]
+__all__ = ["FeatureFiles", "adapted", "learn_score_layers", "proposal", "require_network", "windows"]
 
 WHOLE = 1_500_000  # pixels of an image that is looked at in one piece
 WINDOW = 1024  # pixels a side of the windows of larger ones
@@ -38,6 +38,18 @@ _MOST_WINDOWS = 4  # of one image that are learned from
 _TILE = 1024
 _STEPS = 300  # at most, of learning score layers
 Window = tuple[int, int, int, int]  # half-open top, left, bottom, right
+
+
+def require_network(name: str) -> None:
+    """Raise what making the network `name` would: UnknownName; UsageError for a stride that its trunk lacks, or inputs
+    other than colour. Weights are not allocated, but for trunks of timm, which are found out by looking at an image."""
+    with torch.device("cpu" if parse(name).trunk.startswith("timm:") else "meta"):
+        _require_colour(create(name, quiet=True))
+
+
+def _require_colour(model: FCN) -> None:
+    if model.preprocessing.channels != 3:
+        raise UsageError("Labelling takes a network of colour images; this one takes others.")
 
 
 def adapted(source: str, taxonomy: Taxonomy) -> FCN:
@@ -48,8 +60,7 @@ def adapted(source: str, taxonomy: Taxonomy) -> FCN:
     """
     if os.path.isdir(source):
         model = require_trunk(load(source))
-        if model.preprocessing.channels != 3:
-            raise UsageError("Labelling takes a network of colour images; this one takes others.")
+        _require_colour(model)
         if len(model.heads) > 1 or next(iter(model.taxonomies.values())).names != taxonomy.names:
             ours = create(
                 model.name, taxonomies={"semantic": taxonomy}, padding=model.options.get("padding"),

@@ -327,17 +327,16 @@ async function load() {
   if (state.photo) { // the server was started again, or this page slept: what is seen stays where it is
     told(state.photo.image, await json(`/v1/image?image=${state.photo.image}`));
     tiles.stale();
-    return said.now;
+    return said;
   }
   const last = Number(sessionStorage.getItem("image") ?? -1);
   await open(last >= 0 && last < state.images.length ? last : following());
-  return said.now;
+  return said;
 }
 
 async function begin() {
   try {
-    const now = await load();
-    follow(now, happened, load, (why) => why && say(why, true));
+    follow(await load(), happened, load, (why) => why && say(why, true));
   } catch (error) {
     say(error.message, true);
     if (error.status !== 401) setTimeout(begin, 2000);

@@ -69,13 +69,14 @@ export class Outbox {
   }
 }
 
-export async function follow(after, take, lost, state) {
+// News after `now`, which counts within one session of the server; `lost` is called where some cannot be told.
+export async function follow({ now: after, session }, take, lost, state) {
   for (;;) {
     try {
-      const said = await json(`/v1/events?after=${after}`);
+      const said = await json(`/v1/events?after=${after}&session=${session}`);
       state("");
-      if (said.lost || said.now < after) await lost();
-      after = said.now;
+      if (said.lost) ({ now: after, session } = await lost());
+      else after = said.now;
       for (const event of said.events) take(event);
       if (!said.events.length) await pause(100);
     } catch (error) {
