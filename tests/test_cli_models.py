@@ -18,6 +18,7 @@ from fullyconv.models.trunks import TRUNKS
 NAMES = ["tabby cat", "tiger cat", "dog", "Cat"]
 
 
+@pytest.mark.slow
 def test_every_network_of_the_paper_is_listed_with_its_crops(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

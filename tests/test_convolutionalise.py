@@ -289,7 +289,7 @@ def prove(model: nn.Module, size: int) -> None:
     assert proof.stride in ((32, 32), (16, 16))
 
 
-@pytest.mark.parametrize("name", FAMILIES[:3])
+@pytest.mark.parametrize("name", [FAMILIES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES[1:3])])
 def test_torchvision_families(name: str) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
@@ -331,6 +331,7 @@ def photo() -> Path:
     return sorted((SHARED / "voc/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[2]  # a cat
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_heat_map_of_a_photo_follows_the_classifier_on_its_windows(photo: Path, tmp_path, capsys) -> None:
     """On real weights the map varies over the image as the classifier does on its windows."""

@@ -76,7 +76,7 @@ MODELS: dict[str, FCN] = {}
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "fcn32s-alexnet"])
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(h=st.integers(1, 130), w=st.integers(1, 130), n=st.integers(1, 2))
 @example(h=1, w=1, n=1)
 @example(h=1, w=129, n=1)
@@ -86,7 +86,7 @@ def test_the_window_gives_the_whole_networks_scores_for_any_size(name: str, h: i
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "fcn32s-alexnet"])
-@pytest.mark.parametrize("size", [(1, 1), (37, 64), (150, 91)])
+@pytest.mark.parametrize("size", [(37, 64), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 1), (150, 91)))])
 def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, size: tuple[int, int]) -> None:
     model, x = small(name), torch.randn(2, 3, *size)
     windows, found = [], {}

@@ -39,6 +39,7 @@ def test_a_loop_of_ones_own_learns() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_trunk_of_timm_gives_scores_of_the_images_size() -> None:
     pytest.importorskip("timm")
     assert load("timm_trunk").main("resnet10t").shape == (1, 5, 70, 93)

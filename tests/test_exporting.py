@@ -54,8 +54,18 @@ def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("output", ["labels", "scores", "probabilities", "coarse", "confidence"])
-@pytest.mark.parametrize("taken", ["uint8", "float"])
+OUTPUTS = ("labels", "scores", "probabilities", "coarse", "confidence")
+QUICK = (("labels", "uint8"), ("probabilities", "float"), ("coarse", "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("output", "taken"),
+    [
+        pytest.param(output, taken, marks=[] if (output, taken) in QUICK else pytest.mark.slow)
+        for output in OUTPUTS
+        for taken in ("uint8", "float")
+    ],
+)
 def test_every_output_and_input_proves_itself(model: Any, tmp_path: Path, output: str, taken: str) -> None:
     proof = fc.export(model, tmp_path / "m.onnx", output=output, input=taken)
     assert proof.difference < 1e-5
@@ -81,12 +91,12 @@ def test_every_output_and_input_proves_itself(model: Any, tmp_path: Path, output
     ("name", "how"),
     [
         ("fcn8s-mobilenet_v2", {"heads": {"semantic": 4, "geometric": 3}}),
-        ("fcn8s-learned-mobilenet_v2", {"classes": 3}),
         ("fcn32s-mobilenet_v2-bands5", {"classes": 3}),
-        ("fcn8s-mobilenet_v3_large", {"classes": 300}),
-        ("fcn32s-googlenet", {"classes": 3}),
-        ("fcn16s-mobilenet_v2-rgb-hha", {"classes": 3}),
         ("fcn4s-pyramid-mobilenet_v2", {"heads": {"semantic": 4, "geometric": 3}}),
+        pytest.param("fcn8s-learned-mobilenet_v2", {"classes": 3}, marks=pytest.mark.slow),
+        pytest.param("fcn8s-mobilenet_v3_large", {"classes": 300}, marks=pytest.mark.slow),
+        pytest.param("fcn32s-googlenet", {"classes": 3}, marks=pytest.mark.slow),
+        pytest.param("fcn16s-mobilenet_v2-rgb-hha", {"classes": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_kinds_of_networks_prove_themselves(tmp_path: Path, name: str, how: dict[str, Any]) -> None:

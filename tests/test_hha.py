@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fullyconv import scenes
+from fullyconv.cli import main
 from fullyconv.data import hha
 from fullyconv.errors import DataError, MissingInput
 
@@ -165,9 +167,12 @@ def test_cameras_by_name_and_from_files(tmp_path: Path) -> None:
     assert hha.read_camera(tmp_path / "notepad.json", (4, 4)) == hha.NYUD
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "fullyconv", "hha", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+def command(*arguments: object) -> SimpleNamespace:
+    """`fullyconv hha` in this process: what it said, and its exit code."""
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
+        main(["hha", *map(str, arguments)])
+    return SimpleNamespace(returncode=int(end.value.code or 0), stdout=out.getvalue(), stderr=said.getvalue())
 
 
 def test_the_command_writes_what_encode_returns_for_files_and_folders(tmp_path: Path) -> None:

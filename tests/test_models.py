@@ -98,7 +98,9 @@ def test_classes_and_heads_at_once_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["vgg16", "vgg16_bn", "alexnet_tv", "googlenet_tv"])
+@pytest.mark.parametrize(
+    "trunk", ["googlenet_tv", *(pytest.param(t, marks=pytest.mark.slow) for t in ("vgg16", "vgg16_bn", "alexnet_tv"))]
+)
 def test_classifiers_weights_are_coerced_into_convolutions(trunk: str) -> None:
     torchvision = pytest.importorskip("torchvision")
     extra = {"aux_logits": False, "init_weights": False} if trunk == "googlenet_tv" else {}
@@ -184,7 +186,9 @@ def test_same_padded_scores_are_plain_interpolation_where_cells_are_centred() ->
     assert torch.allclose(full, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if "pool" in n])
+@pytest.mark.parametrize(
+    "name", ["voc-fcn-pool3", *(pytest.param(f"voc-fcn-pool{n}", marks=pytest.mark.slow) for n in (4, 5))]
+)
 def test_published_ablations_cover_their_input(name: str) -> None:
     model = scored(fc.create(name))
     with torch.inference_mode():
@@ -388,7 +392,9 @@ def test_global_context_is_unbounded() -> None:
     assert fc.create("fcn8s-mobilenet_v2", 2).geometry(64, 64).halo < 400
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("convnext_atto", "efficientnet_b0"))]
+)
 def test_timm_trunks_take_any_size(name: str) -> None:
     pytest.importorskip("timm")
     model = scored(fc.create(f"fcn8s-timm:{name}", 3))

@@ -66,7 +66,12 @@ def compare(model: models.FCN, name: str, graph: Path, weights: Path, size: tupl
     return found
 
 
-@pytest.mark.parametrize("name", deploy_graphs.NETS)
+THIN = ("voc-fcn8s", "siftflow-fcn16s", "voc-fcn-alexnet", "nyud-fcn32s-color-hha")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in THIN else pytest.param(n, marks=pytest.mark.slow) for n in deploy_graphs.NETS]
+)
 def test_a_thin_network_equals_its_caffe_definition(tmp_path, name: str) -> None:
     divide = 32 if "alexnet" not in name else 16
     for seed, size in enumerate(((33, 71), (97, 40))):

@@ -118,7 +118,7 @@ def test_another_networks_choice_is_its_own(model: Any, cache: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["flip", pytest.param("cut", marks=pytest.mark.slow), pytest.param("other", marks=pytest.mark.slow), "json"],
+    ["flip", *(pytest.param(d, marks=pytest.mark.slow) for d in ("cut", "other", "json"))],
 )
 def test_a_damaged_cache_is_said_and_made_again(
     model: Any, image: Any, damage: str, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,12 +19,12 @@ from test_rasters import ground, save
 
 import fullyconv
 
-ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
+    pytest.importorskip("ray", reason="the extra ray is not installed")  # here: it takes seconds, and is not run by CI
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 

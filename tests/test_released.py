@@ -39,7 +39,9 @@ def run(*arguments: object) -> int:
     return int(done.value.code or 0)
 
 
-@pytest.mark.parametrize("name", ["voc-fcn8s", "voc-fcn8s-atonce", "siftflow-fcn16s"])
+@pytest.mark.parametrize(
+    "name", ["voc-fcn8s", *(pytest.param(n, marks=pytest.mark.slow) for n in ("voc-fcn8s-atonce", "siftflow-fcn16s"))]
+)
 def test_convert_writes_a_directory_that_loads_as_the_same_function(thin_networks, tmp_path, capsys, name) -> None:
     blobs = drawn(name)
     file = caffe_writer.write(tmp_path / "net.caffemodel", blobs)
@@ -129,7 +131,10 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRONG)
+QUICK = ("missing layer", "not a number", "at-once file, staged network")
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in WRONG])
 def test_a_file_of_another_network_is_refused_and_leaves_no_directory(thin_networks, tmp_path, capsys, case) -> None:
     name, damage, fact = WRONG[case]
     blobs = drawn(name)

@@ -70,6 +70,7 @@ def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys:
     assert "There is no val split: 2 of 10 images are held out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_are_held_out_where_the_val_split_comes_without_labels(tmp_path: Path, capsys: Any) -> None:
     data = folder(tmp_path / "data")
     for file in (data / "val" / "labels").iterdir():
@@ -158,7 +159,9 @@ def _terminated(data: str, out: str, number: int) -> None:
     main(["train", data, *TINY, "--out", out, "--quiet"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_step_and_resume_takes_the_runs_own_recipe(number: int, code: int, tmp_path: Path) -> None:
     data, out = str(folder(tmp_path / "data")), tmp_path / "run"
     assert call(_terminated, data, str(out), int(number)) == code

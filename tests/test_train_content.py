@@ -50,7 +50,7 @@ def invert(file: Path) -> None:
         out.write(changed)
 
 
-@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("check", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("folder", "said"),
     [("labels", "of 8 files 4 labels changed, such as the label of"), ("images", "of 8 files 4 images changed")],
@@ -101,7 +101,14 @@ def test_measured_files_that_changed_are_said(data: Path, tmp_path: Path, capsys
     assert "measured are not what they were (of 4 files 1 label changed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(b"{}"), lambda f: f.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: f.unlink(),
+        pytest.param(lambda f: f.write_bytes(b"{}"), marks=pytest.mark.slow),
+        pytest.param(lambda f: f.write_bytes(b""), marks=pytest.mark.slow),
+    ],
+)
 def test_without_its_table_of_files_a_run_still_notices(
     damage: Callable[[Path], None], data: Path, tmp_path: Path
 ) -> None:
