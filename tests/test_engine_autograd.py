@@ -30,11 +30,16 @@ def with_gradients(call: Any, tensors: list[Tensor], dtype: torch.dtype) -> list
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("batch", "size", "padding"), [(1, (3, 3), (0, 0)), (2, (13, 18), (1, 1)), (3, (9, 4), (1, 2)), (1, (1, 1), (2, 1))]
+    ("batch", "size", "padding"),
+    [
+        (1, (3, 3), (0, 0)),
+        (2, (13, 18), (1, 1)),
+        (3, (9, 4), (1, 2)),
+        (1, (1, 1), (2, 1)),
+        (1, (90, 62), (1, 1)),
+    ],  # the last in several turns of 2 MiB
 )
-def test_results_and_all_gradients_are_those_of_torch(monkeypatch, batch, size, padding, layout) -> None:
-    monkeypatch.setattr(winograd, "LEAST_PART", 0)
-    monkeypatch.setattr(winograd, "MOST_PART", 4 * 36 * 48 * 7)  # several turns
+def test_results_and_all_gradients_are_those_of_torch(batch, size, padding, layout) -> None:
     tensors = [drawn(0, batch, 32, *size).contiguous(memory_format=layout)]
     tensors += [(drawn(1, 48, 32, 3, 3) / 17).contiguous(memory_format=layout), drawn(2, 48)]
     exact = with_gradients(lambda x, w, b: F.conv2d(x, w, b, padding=padding), tensors, torch.float64)

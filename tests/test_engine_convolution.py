@@ -338,9 +338,9 @@ def test_a_network_computes_the_same_with_bytes_and_without(monkeypatch) -> None
     assert errors[True] <= max(2 * errors[False], 1e-6)
 
 
-def test_large_weights_are_transformed_in_every_call_and_small_ones_once(monkeypatch) -> None:
+def test_large_weights_are_transformed_in_every_call_and_small_ones_once() -> None:
     weight, bias, x = weights(48, 32, 3), torch.linspace(-1, 1, 48), numbers(2, 32, 29, 18)
-    monkeypatch.setattr(convolution, "SCRATCH", [])
+    convolution.SCRATCH.clear()
     always = {"kept_transform": 0, "winograd_results": 0}
     once = Winograd(weight, bias, layer(relu=True, winograd_results_kept=0))
     anew = Winograd(weight, bias, layer(relu=True, **always))

@@ -87,12 +87,11 @@ def test_the_window_gives_the_whole_networks_scores_for_any_size(name: str, h: i
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "fcn32s-alexnet"])
 @pytest.mark.parametrize("size", [(37, 64), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 1), (150, 91)))])
-def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, size: tuple[int, int]) -> None:
+def test_maps_handed_on_in_strips_are_the_whole_maps(name: str, size: tuple[int, int]) -> None:
     model, x = small(name), torch.randn(2, 3, *size)
     windows, found = [], {}
     for strip in (1 << 40, 20_000, 1):  # all at once, some rows, row by row
-        monkeypatch.setattr(window, "STRIP", strip)
-        ready = prepare(model)
+        ready = prepare(model, strip=strip)
         with torch.no_grad():
             found[strip] = ready(x)["semantic"]
         windows = ready.windows
@@ -100,7 +99,7 @@ def test_maps_handed_on_in_strips_are_the_whole_maps(monkeypatch, name: str, siz
     for strip in (20_000, 1):
         assert (found[strip] - found[1 << 40]).abs().max() <= 1e-5 * scale
     plan = windows[0].plan(*size)
-    rows = [window._rows_together(windows[0].nodes[a : b + 1], plan, 2) for a, b in windows[0]._chains.items()]
+    rows = [window._rows_together(windows[0].nodes[a : b + 1], plan, 2, 1) for a, b in windows[0]._chains.items()]
     assert any(rows)  # row by row was not whole
 
 

@@ -134,18 +134,18 @@ def test_wrong_shapes_types_and_names_are_refused() -> None:
         metrics.pixel_accuracy(np.eye(2), average="presnt")  # type: ignore[arg-type]
 
 
-def test_regions_that_are_counted_at_once_equal_pixels_counted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_that_are_counted_at_once_equal_pixels_counted_one_by_one() -> None:
     random = np.random.default_rng(1)
-    for most in (1 << 31, 64):
-        monkeypatch.setattr(counting, "_MOST", most)
-        for size in (1, 7, 8, 9, 63, 64, 65, 1000, 4099):
-            runs = [np.repeat(random.choice([0, 3, 7, 255], 400), random.integers(1, 40, 400)) for _ in range(2)]
-            labels, predictions = (r[5 : 5 + size].astype(np.uint8) for r in runs)
-            predictions[predictions == 255] = 1
-            expected = slow_table(labels, predictions, 8, 255)
-            for impl in IMPLEMENTATIONS:
-                table = metrics.confusion(labels, predictions, 8, impl=impl)  # type: ignore[arg-type]
-                np.testing.assert_array_equal(np.asarray(table), expected)
+    for size in (1, 7, 8, 9, 63, 64, 65, 1000, 4099):
+        runs = [np.repeat(random.choice([0, 3, 7, 255], 400), random.integers(1, 40, 400)) for _ in range(2)]
+        labels, predictions = (r[5 : 5 + size].astype(np.uint8) for r in runs)
+        predictions[predictions == 255] = 1
+        expected = slow_table(labels, predictions, 8, 255)
+        for impl in IMPLEMENTATIONS:
+            table = metrics.confusion(labels, predictions, 8, impl=impl)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(np.asarray(table), expected)
+        parts = counting._by_numba(labels, predictions, 8, 255, most=64)  # as 2^31 pixels and more are
+        np.testing.assert_array_equal(parts, expected)
 
 
 def test_without_numba_arrays_are_counted_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

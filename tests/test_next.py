@@ -16,7 +16,7 @@ from PIL import Image
 import fullyconv
 from fullyconv import ops
 from fullyconv.cli import main
-from fullyconv.curation import features, picking
+from fullyconv.curation import features
 from fullyconv.curation.picking import pick, uncertain_share
 from fullyconv.curation.queue import Suggestion, suggest
 from fullyconv.errors import MissingInput, UsageError
@@ -76,11 +76,10 @@ def test_no_image_is_chosen_twice_and_the_same_images_give_the_same_choice(
     assert len({p.index for p in first}) == len(first) == min(n, count)
 
 
-def test_of_very_many_images_an_even_part_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_images_an_even_part_is_counted() -> None:
     points = clouds([30, 20, 10])
     whole = pick(points, points[:0], np.ones(60), 3)
-    monkeypatch.setattr(picking, "_MOST_COVERED", 20)
-    part = pick(points, points[:0], np.ones(60), 3)
+    part = pick(points, points[:0], np.ones(60), 3, most_covered=20)
     group = np.repeat(np.arange(3), [30, 20, 10])
     assert {group[p.index] for p in part} == {group[p.index] for p in whole} == {0, 1, 2}
     assert part[1].stands_for == pytest.approx(20, abs=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -161,16 +162,15 @@ def test_without_a_place_to_remember_it_still_works(
     assert any("not remembered" in s for s in said)
 
 
-def test_the_oldest_kept_files_give_way(model: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_kept_files_give_way(model: Any, cache: Path) -> None:
     cache.mkdir(parents=True)
-    (cache / "old.onnx").write_bytes(b"1" * 100)
-    (cache / "other.txt").write_bytes(b"1" * 100)
+    for age, (name, size) in enumerate({"new.onnx": 100, "old.onnx": (1 << 30) - 100, "other.txt": 1 << 30}.items()):
+        (cache / name).touch()
+        os.truncate(cache / name, size)  # a GiB that takes no room
+        os.utime(cache / name, (1e9 - age, 1e9 - age))
     choose_engine(model, "onnxruntime")
-    kept = next(p for p in cache.glob("*.onnx") if p.name != "old.onnx")
-    monkeypatch.setattr(quickest, "MOST_KEPT", kept.stat().st_size + 50)
-    kept.unlink()
-    choose_engine(model, "onnxruntime")
-    assert sorted(p.name for p in cache.iterdir()) == sorted([kept.name, "other.txt"])
+    (kept,) = (p.name for p in cache.iterdir() if p.name not in ("new.onnx", "old.onnx", "other.txt"))
+    assert sorted(p.name for p in cache.iterdir()) == sorted([kept, "new.onnx", "other.txt"])
 
 
 def test_what_cannot_be_done_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,15 +283,12 @@ def test_many_wide_outlines_are_refused_for_all_of_them_together() -> None:
     "shape", [Pen("line", np.array([[390.0, 0.0], [390.0, 299.0]]), 1), Pen("point", np.array([[9.0, 9.0]]), 999)]
 )
 @pytest.mark.parametrize("by_area", [True, False])
-def test_shapes_that_span_an_image_over_and_over_end_in_a_sentence(
-    shape: Pen, by_area: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paint, "_MOST_PAINTED", 1 << 20)
+def test_shapes_that_span_an_image_over_and_over_end_in_a_sentence(shape: Pen, by_area: bool) -> None:
     entry = Entry((300, 400), ((1, shape),) * 1000, by_area)
     taxonomy, _ = paint.classes_of(["a"])
     assert paint.paint(*draw_shapes(Entry((300, 400), ((1, shape),) * 9, by_area), {}), taxonomy).max() == 1
     with pytest.raises(DataError, match=r"10[01] times"):
-        bounded(lambda: paint.paint(*draw_shapes(entry, {}), taxonomy), 5, 50)
+        bounded(lambda: paint.paint(*draw_shapes(entry, {}, most=1 << 20), taxonomy, most=1 << 20), 5, 50)
 
 
 def test_an_outline_takes_time_in_proportion_to_its_points() -> None:

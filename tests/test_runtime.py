@@ -113,19 +113,19 @@ def test_without_numba_the_strips_give_the_same(files: Any, monkeypatch: pytest.
 
 @pytest.mark.parametrize("border", ["fade", "replicate"])
 @pytest.mark.parametrize(("stride", "offset"), [(1, 1), (2, 0.5), (3, 1), (8, 4), (8, 31), (32, 19)])
-def test_strips_read_what_ops_reads(border: Any, stride: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_read_what_ops_reads(border: Any, stride: int, offset: float) -> None:
     from fullyconv.runtime.backend import _sampling
 
-    monkeypatch.setattr(strips, "BUDGET", 500)  # several strips
+    several = {"budget": 500}
     scores = torch.randn(1, 7, 4, 5, generator=torch.Generator().manual_seed(3))
     size = (3 * stride + 1, 2 * stride + 3)
     sampling = _sampling((4, 5), size, stride, offset, border)
     full = upsample(scores, size, stride, offset, border, "reference")[0].numpy()
-    np.testing.assert_allclose(strips.upsample(scores[0].numpy(), sampling), full, atol=1e-5)
-    labels, sure = strips.label_and_confidence(scores[0].numpy(), sampling, np.uint8)
+    np.testing.assert_allclose(strips.upsample(scores[0].numpy(), sampling, **several), full, atol=1e-5)
+    labels, sure = strips.label_and_confidence(scores[0].numpy(), sampling, np.uint8, **several)
     truth = upsample_softmax_max(scores, size, stride, offset, border, "reference")[1][0].numpy()
     assert_same_but_for_ties(labels, labels, full)
-    np.testing.assert_array_equal(labels, strips.label(scores[0].numpy(), sampling, np.uint8))
+    np.testing.assert_array_equal(labels, strips.label(scores[0].numpy(), sampling, np.uint8, **several))
     np.testing.assert_allclose(sure, truth, atol=1e-6)
 
 

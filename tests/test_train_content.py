@@ -135,12 +135,11 @@ def test_a_file_is_read_once_and_again_when_its_time_number_or_size_changed(
     real = content.sha256_file
     monkeypatch.setattr(content, "sha256_file", lambda f: (read.append(Path(f).name), real(f))[1])
     dataset, old = open_dataset(data, "train"), time.time() - 60
-    monkeypatch.setattr(content, "_SETTLED", -(10**12))  # ctime cannot be set: take every file for settled
 
     def contents(known: Contents) -> Contents:
         read.clear()
         found = Contents()
-        found.add("train", dataset, known, {}, time.time_ns())
+        found.add("train", dataset, known, {}, time.time_ns() + 10**12)  # long after: every file is settled
         return found
 
     first = contents(Contents())

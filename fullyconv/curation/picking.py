@@ -41,16 +41,21 @@ def uncertain_share(labels: NDArray[np.integer], sure: NDArray[np.float32]) -> f
 
 
 def pick(
-    candidates: NDArray[np.float32], labelled: NDArray[np.float32], unsure: NDArray[np.number], count: int
+    candidates: NDArray[np.float32],
+    labelled: NDArray[np.float32],
+    unsure: NDArray[np.number],
+    count: int,
+    most_covered: int = _MOST_COVERED,
 ) -> list[Pick]:
     """`count` of the `candidates` N x D (all, if there are fewer), in the order in which to label them.
 
-    labelled: M x D, the features of what is labelled already; unsure: N, each candidate's uncertain share.
+    labelled: M x D, the features of what is labelled already; unsure: N, each candidate's uncertain share; of more than
+    `most_covered` candidates, so many at even distances are counted.
     """
     n = len(candidates)
     every = _normalised(np.concatenate([candidates, labelled.reshape(-1, candidates.shape[1])]))
     x, known = every[:n], every[n:]
-    covered = np.arange(n) if n <= _MOST_COVERED else np.linspace(0, n - 1, _MOST_COVERED).astype(int)
+    covered = np.arange(n) if n <= most_covered else np.linspace(0, n - 1, most_covered).astype(int)
     distances = _distances(x, x[covered])
     nearest = _distances(known, x[covered]).min(0) if len(known) else np.full(len(covered), 2.0, np.float32)
     weight = np.asarray(unsure, np.float64)[covered]

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from fullyconv.engine.folding import Convolution, fold_layers
 from fullyconv.engine.locking import preparing
 from fullyconv.engine.precision import refuse
-from fullyconv.engine.window import Windowed
+from fullyconv.engine.window import STRIP, Windowed
 from fullyconv.errors import UsageError
 from fullyconv.models.fcn import FCN
 from fullyconv.models.interface import SegmentationModel, TorchModule
@@ -34,15 +34,16 @@ META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def prepare(model: SegmentationModel, precision: str = "fp32", window: bool = True) -> Prepared:
+def prepare(model: SegmentationModel, precision: str = "fp32", window: bool = True, strip: int = STRIP) -> Prepared:
     """x float32 N C H W -> {head: coarse scores N K h w, float32}, what `model.coarse(x)` gives in evaluation mode.
 
     precision: "fp32" or "bf16" (the trunk's; scores are added in float32). window: whether, with the paper's padding,
-    the surroundings that do not depend on the image are taken from a cache. Weights that change are noticed and
+    the surroundings that do not depend on the image are taken from a cache; strip: bytes of the widest map that are
+    then made at a time. Weights that change are noticed and
     prepared anew. Networks that cannot be traced, and others than FCN, are called as they are. UsageError for a type of
     numbers that the network's device has not.
     """
-    return Prepared(model, precision, window)
+    return Prepared(model, precision, window, strip)
 
 
 @final
@@ -61,9 +62,11 @@ class _Made:
 class Prepared:
     """See `prepare`. The network's own parameters are neither changed nor copied, but for their packed layout."""
 
-    def __init__(self, model: SegmentationModel, precision: str = "fp32", window: bool = True) -> None:
+    def __init__(
+        self, model: SegmentationModel, precision: str = "fp32", window: bool = True, strip: int = STRIP
+    ) -> None:
         refuse(precision, next((p.device for p in model.parameters()), META))
-        self.model, self.precision, self.window = model, precision, window
+        self.model, self.precision, self.window, self.strip = model, precision, window, strip
         self._made: _Made | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class Prepared:
         if not self.window or model.border != "fade":
             plain = {key: _features(n, dtype) for key, n in networks.items()}
             return _Made(state, partial(_coarse, model, plain), False, held)
-        windows = {key: Windowed(n) for key, n in networks.items()}
+        windows = {key: Windowed(n, self.strip) for key, n in networks.items()}
         trunks = {key: _features(w, dtype) for key, w in windows.items()}
         return _Made(state, partial(_coarse, model, trunks), False, held, list(windows.values()))
 

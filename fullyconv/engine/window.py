@@ -78,11 +78,12 @@ class Windowed:
     """A network of convolutions, poolings and pointwise layers, computed only where it sees the image.
 
     network: graph whose one input is the image N C H W and whose output is {key: feature map}; it must be in
-    evaluation mode. Called like it, it returns the same up to rounding.
+    evaluation mode. Called like it, it returns the same up to rounding. strip: bytes of the widest map that are made at
+    a time where maps are handed on in strips.
     """
 
-    def __init__(self, network: fx.GraphModule) -> None:
-        self.network = network
+    def __init__(self, network: fx.GraphModule, strip: int = STRIP) -> None:
+        self.network, self.strip = network, strip
         self.nodes, self.outputs = _nodes(network)
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         self._chains = _chains(self.nodes, set(self.outputs.values()))
@@ -96,7 +97,7 @@ class Windowed:
         kept, i = set(self.outputs.values()), 0
         while i < len(self.nodes):
             chain = self.nodes[i : self._chains.get(i, i) + 1]
-            rows = _rows_together(chain, plan, len(x))
+            rows = _rows_together(chain, plan, len(x), self.strip)
             chain = chain if rows else chain[:1]
             value = self._in_strips(chain, rows, plan, values, background) if rows else None
             values[chain[-1].name] = self._compute(chain[0], plan, values, background) if value is None else value
@@ -219,13 +220,13 @@ def _chains(nodes: Sequence[Node], outputs: Collection[str]) -> dict[int, int]:
     return chains
 
 
-def _rows_together(chain: Sequence[Node], plan: WindowPlan, images: int) -> int:
-    """Rows of the chain's last map whose making holds about `STRIP` bytes of the widest map; 0: all at once."""
+def _rows_together(chain: Sequence[Node], plan: WindowPlan, images: int, strip: int) -> int:
+    """Rows of the chain's last map whose making holds about `strip` bytes of the widest map; 0: all at once."""
     largest = max(area(plan.computed[node.name]) * node.bytes for node in chain) * images
     (top, bottom), _ = plan.computed[chain[-1].name]
-    if len(chain) == 1 or largest <= 4 * STRIP:
+    if len(chain) == 1 or largest <= 4 * strip:
         return 0
-    return max(1, (bottom - top) * STRIP // largest)
+    return max(1, (bottom - top) * strip // largest)
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:

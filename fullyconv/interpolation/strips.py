@@ -16,26 +16,28 @@ Scores = NDArray[np.float32]
 BUDGET = 1 << 19  # numbers of a strip: few enough for a processor's caches
 
 
-def upsample(scores: Scores, sampling: Sampling) -> Scores:
-    """K h w -> full scores K H W, float32."""
+def upsample(scores: Scores, sampling: Sampling, budget: int = BUDGET) -> Scores:
+    """K h w -> full scores K H W, float32, in strips of about `budget` numbers."""
     full = np.empty((len(scores), *sampling.size), np.float32)
-    for top, strip in _strips(scores, sampling):
+    for top, strip in _strips(scores, sampling, budget):
         full[:, top : top + strip.shape[1]] = strip
     return full
 
 
-def label(scores: Scores, sampling: Sampling, dtype: Any) -> NDArray[Any]:
+def label(scores: Scores, sampling: Sampling, dtype: Any, budget: int = BUDGET) -> NDArray[Any]:
     """The first class with the largest upsampled score: K h w -> H W of `dtype`."""
     labels = np.empty(sampling.size, dtype)
-    for top, strip in _strips(scores, sampling):
+    for top, strip in _strips(scores, sampling, budget):
         labels[top : top + strip.shape[1]] = _best(strip, dtype)[0]
     return labels
 
 
-def label_and_confidence(scores: Scores, sampling: Sampling, dtype: Any) -> tuple[NDArray[Any], Scores]:
+def label_and_confidence(
+    scores: Scores, sampling: Sampling, dtype: Any, budget: int = BUDGET
+) -> tuple[NDArray[Any], Scores]:
     """That class and its softmax probability: H W of `dtype`, H W float32."""
     labels, sure = np.empty(sampling.size, dtype), np.empty(sampling.size, np.float32)
-    for top, strip in _strips(scores, sampling):
+    for top, strip in _strips(scores, sampling, budget):
         index, high = _best(strip, dtype)
         labels[top : top + len(index)] = index
         sure[top : top + len(index)] = 1 / np.exp(strip - high).sum(0)
@@ -53,12 +55,12 @@ def _best(strip: Scores, dtype: Any) -> tuple[NDArray[Any], Scores]:
     return index, high
 
 
-def _strips(scores: Scores, sampling: Sampling) -> Iterator[tuple[int, Scores]]:
+def _strips(scores: Scores, sampling: Sampling, budget: int) -> Iterator[tuple[int, Scores]]:
     """(first row, full scores K rows W) from the top on: the columns of a few rows of cells, then the rows between."""
     across = _weights(sampling.columns, sampling.border)
     down, cells = _reading(sampling.rows, sampling.border)
     height, width = sampling.size
-    rows = max(1, BUDGET // (len(scores) * width))
+    rows = max(1, budget // (len(scores) * width))
     for top in range(0, height, rows):
         taken = slice(top, min(top + rows, height))
         first, last = cells[taken].min(), cells[taken].max() + 1

@@ -100,13 +100,13 @@ def _by_numpy(
 
 
 def _by_numba(
-    truth: npt.NDArray[np.integer], guess: npt.NDArray[np.integer], classes: int, ignore: int
+    truth: npt.NDArray[np.integer], guess: npt.NDArray[np.integer], classes: int, ignore: int, most: int = _MOST
 ) -> npt.NDArray[np.int64]:
     import fullyconv.metrics.counting_kernels as counting_kernels
 
     if truth.dtype == guess.dtype == np.uint8:
         width = min(classes + 1, 256)
-        parts = (slice(start, start + _MOST) for start in range(0, max(truth.size, 1), _MOST))
+        parts = (slice(start, start + most) for start in range(0, max(truth.size, 1), most))
         return _inside(sum(counting_kernels.count_bytes(truth[p], guess[p], width) for p in parts), classes, ignore)
     counts = counting_kernels.count(truth, guess, classes, ignore)
     if counts[classes].any() or counts[:, classes].any():

@@ -93,12 +93,13 @@ class _Child:
 class Session:
     """`ask(path, ...)` calls one reader function in a confined child that serves many files, one after the other.
 
-    memory: bytes above what the reader's imports cost, for every answer and in all; seconds: CPU time for one file.
-    After a crash or a breach of a limit the child is replaced. Thread-safe; a forked process starts one of its own.
+    memory: bytes above what the reader's imports cost, for every answer and in all; seconds: CPU time for one file, and
+    4 times as long, and `grace` seconds beyond, by the clock. After a crash or a breach of a limit the child is
+    replaced. Thread-safe; a forked process starts one of its own.
     """
 
-    def __init__(self, function: str, *, memory: int = 1 << 30, seconds: int = 60) -> None:
-        self._function, self._memory, self._seconds = function, memory, seconds
+    def __init__(self, function: str, *, memory: int = 1 << 30, seconds: int = 60, grace: float = GRACE) -> None:
+        self._function, self._memory, self._seconds, self._grace = function, memory, seconds, grace
         self._lock = threading.Lock()
         self._child: _Child | None = None
         _open.add(self)
@@ -131,7 +132,7 @@ class Session:
 
     def _heard(self, child: _Child, where: Path) -> bytes:
         """What the child says, b"" when it is gone; DataError when it computes or stands still for too long."""
-        end, begun = time.monotonic() + 4 * self._seconds + GRACE, child.used()
+        end, begun = time.monotonic() + 4 * self._seconds + self._grace, child.used()
         while (left := end - time.monotonic()) > 0 and child.used() - begun <= self._seconds:
             said = child.heard(min(left, _LOOK))
             if said is not None:

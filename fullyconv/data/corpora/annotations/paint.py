@@ -22,7 +22,7 @@ from fullyconv.errors import DataError, MissingInput, UsageError, printable
 from fullyconv.files.outputs import safe_name
 from fullyconv.taxonomy import Colour, Taxonomy, voc_palette
 
-__all__ = ["BACKGROUND", "Painter", "classes_of", "find_image", "paint", "read_rgb", "within_measure"]
+__all__ = ["BACKGROUND", "MOST_PAINTED", "Painter", "classes_of", "find_image", "paint", "read_rgb", "within_measure"]
 
 BACKGROUND = "background"
 IGNORED = -1
@@ -40,20 +40,25 @@ def classes_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None
     return Taxonomy(every, palette), {**ids, **dict.fromkeys((*nothing, "_background_"), 0)}
 
 
-def paint(size: Size, regions: Iterable[tuple[int, Patch]], taxonomy: Taxonomy) -> NDArray[Any]:
+MOST_PAINTED = 1 << 32  # pixels of all shapes of an image, or 100 times the image's: some ten seconds
+
+
+def paint(
+    size: Size, regions: Iterable[tuple[int, Patch]], taxonomy: Taxonomy, most: int = MOST_PAINTED
+) -> NDArray[Any]:
     """`regions` (id or IGNORED, patch) painted one over the other on background: later ones cover earlier ones."""
     labels = np.zeros(size, np.uint8 if taxonomy.ignore <= 255 else np.uint16)
-    for k, patch in within_measure(size, regions):
+    for k, patch in within_measure(size, regions, most):
         patch.of(labels)[patch.covered] = taxonomy.ignore if k == IGNORED else k
     return labels
 
 
-_MOST_PAINTED = 1 << 32  # pixels of all shapes of an image, or 100 times the image's: some ten seconds
-
-
-def within_measure(size: Size, regions: Iterable[tuple[int, Patch]]) -> Iterator[tuple[int, Patch]]:
-    """`regions` as they come; DataError once their boxes are more pixels than any drawing has."""
-    most, worked = max(_MOST_PAINTED, 100 * size[0] * size[1]), 0
+def within_measure(
+    size: Size, regions: Iterable[tuple[int, Patch]], most: int = MOST_PAINTED
+) -> Iterator[tuple[int, Patch]]:
+    """`regions` as they come; DataError once their boxes are more pixels than any drawing has: `most`, or 100 times the
+    image's."""
+    most, worked = max(most, 100 * size[0] * size[1]), 0
     for number, (k, patch) in enumerate(regions):
         worked += max(patch.covered.size, patch.worked)
         if worked > most:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fullyconv import images
 from fullyconv.data.corpora.annotations import raster
-from fullyconv.data.corpora.annotations.paint import within_measure
+from fullyconv.data.corpora.annotations.paint import MOST_PAINTED, within_measure
 from fullyconv.data.corpora.annotations.raster import BadShape, Patch, Size
 from fullyconv.errors import DataError, printable
 
@@ -197,21 +197,24 @@ class Entry:
     by_area: bool = False
 
 
-def draw_shapes(entry: Entry, ids: Mapping[str, int]) -> tuple[Size, Iterator[tuple[int, Patch]]]:
-    """What a `Painter` draws; one patch is alive at a time, but for those that are kept to be sorted."""
+def draw_shapes(
+    entry: Entry, ids: Mapping[str, int], most: int = MOST_PAINTED
+) -> tuple[Size, Iterator[tuple[int, Patch]]]:
+    """What a `Painter` draws; one patch is alive at a time, but for those that are kept to be sorted: of at most `most`
+    pixels, as `within_measure` counts them."""
     size = images.image_size(entry.size) if isinstance(entry.size, Path) else entry.size
-    return size, _by_area(entry.shapes, size) if entry.by_area else ((k, s.patch(size)) for k, s in entry.shapes)
+    return size, _by_area(entry.shapes, size, most) if entry.by_area else ((k, s.patch(size)) for k, s in entry.shapes)
 
 
 _KEPT = 1 << 27  # pixels of patches that are kept while their areas are compared
 
 
-def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size) -> Iterator[tuple[int, Patch]]:
+def _by_area(shapes: Sequence[tuple[int, Shape]], size: Size, most: int) -> Iterator[tuple[int, Patch]]:
     """Large ones first; equal ones in their order. Patches that are too many to be kept are worked out again."""
     areas: list[int] = []
     kept: list[Patch | None] = []
     held = 0
-    for _, patch in within_measure(size, ((k, shape.patch(size)) for k, shape in shapes)):
+    for _, patch in within_measure(size, ((k, shape.patch(size)) for k, shape in shapes), most):
         areas.append(int(np.count_nonzero(patch.covered)))
         held += patch.covered.size
         kept.append(patch if held <= _KEPT else None)
