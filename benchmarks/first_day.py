@@ -2,6 +2,7 @@
 
     python benchmarks/first_day.py --rivals PYTHON [--sets tiny mixed] [--minutes 4] [--scale 0.5] [--work DIR]
                                    [--json FILE] [--contestants ours ...] [--set KEY=VALUE ...]
+    python benchmarks/first_day.py --vary lr=3e-4 lr=1e-3 lr=3e-3 --sets tiny grey      ours alone, once by each setting
 
 Needs FULLYCONV_SHARED (first_day_sets.py says what it makes of it) and an environment made from
 requirements/rivals.lock. Every contestant trains for the same processor time of its own process (one thread, other
@@ -53,7 +54,7 @@ def train_ours(data: Path, seconds: float, out: Path, settings: list[str]) -> di
     display.time = ProcessorTime  # type: ignore[misc, assignment]
     run = out.parent / f"{out.name}-run"
     shutil.rmtree(run, ignore_errors=True)
-    fit(recipes.read(None, [f"time={seconds}s", *settings]), f"folder:{data}", run, quiet=not settings)
+    fit(recipes.read(None, [f"time={seconds}s", *settings]), f"folder:{data}", run, quiet=True)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     predictor = fc.Predictor(fc.load(run / "last"))
     from fullyconv.data import open_dataset
@@ -100,9 +101,7 @@ def timm_weights(out: Path) -> None:
 
 
 def compete(contestant: str, name: str, given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    out = work / "predictions" / f"{name}-{contestant.replace(' ', '-')}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out = emptied(work / "predictions" / f"{name}-{contestant.replace(' ', '-')}")
     seconds = str(60 * given.minutes)
     if contestant.startswith(OURS):
         command = [sys.executable, __file__, "--worker", str(work / name / "folder"), seconds, str(out)]
@@ -118,6 +117,23 @@ def compete(contestant: str, name: str, given: argparse.Namespace, work: Path) -
     return {**figures, **json.loads(said.splitlines()[-1])}
 
 
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def vary(name: str, given: argparse.Namespace, work: Path) -> None:
+    """Ours by each of several settings, one after the other in this process."""
+    for setting in given.vary:
+        out = emptied(work / "predictions" / f"{name}-{setting}")
+        found = train_ours(work / name / "folder", 60 * given.minutes, out, [setting, *given.set])
+        found = {**measured(work / name / "arrays", out), **found}
+        print(f"{name:8s} {setting:24s} {found}", flush=True)
+        if given.json:
+            add(given.json, given, name, " ".join([OURS, setting, *given.set]), found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sets", nargs="+", default=list(first_day_sets.SETS), choices=first_day_sets.SETS)
@@ -126,6 +142,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of all images, and of the rivals' sizes")
     parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of ours; named in the result")
+    parser.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, help="where the sets are made and kept; else in a folder that goes again")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -142,19 +159,31 @@ def main() -> None:
         timm_weights(work / "lite0.pt")
         for name in given.sets:
             first_day_sets.write(name, shared, work / name, given.scale)
+            if given.vary:
+                vary(name, given, work)
+                continue
             for contestant in given.contestants:
                 called = " ".join([contestant, *given.set]) if contestant == OURS else contestant
                 found = compete(called, name, given, work)
                 print(f"{name:8s} {called:24s} {found}", flush=True)
                 if given.json:
-                    add(given.json, f"{given.minutes:g} minutes, scale {given.scale:g}", name, called, found)
+                    add(given.json, given, name, called, found)
 
 
-def add(path: Path, budget: str, name: str, contestant: str, found: dict[str, Any]) -> None:
+def add(path: Path, given: argparse.Namespace, name: str, contestant: str, found: dict[str, Any]) -> None:
+    budget = f"{given.minutes:g} minutes, scale {given.scale:g}"
     result = json.loads(path.read_text()) if path.is_file() else {"unit": "mean IU, per cent", "results": {}}
     result["machine"] = contest.machine()
     result["results"].setdefault(budget, {}).setdefault(name, {})[contestant] = found
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(laid_out(result) + "\n")
+
+
+def laid_out(value: Any, indent: str = "") -> str:
+    """JSON with a line for every contestant."""
+    if not isinstance(value, dict) or not any(isinstance(v, dict) for v in value.values()) or "steps" in value:
+        return json.dumps(value)
+    lines = [f"{indent} {json.dumps(k)}: {laid_out(v, indent + ' ')}" for k, v in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_what_the_data_decide_is_taken_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rare", [4, 12])
-def test_images_without_files_are_sample_summary_as_those_in_files(tmp_path: Path, rare: int) -> None:
+def test_images_without_files_are_looked_at_as_those_in_files(tmp_path: Path, rare: int) -> None:
     files = open_dataset(folder(tmp_path / "d", count=5, size=(70, 100), rare=rare), "train")
     pairs = [(files.image(i), files[i].labels["semantic"]) for i in range(len(files))]
     assert taken(from_pairs(pairs, 2))[0] == taken(files)[0]
