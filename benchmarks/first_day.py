@@ -54,7 +54,7 @@ def train_ours(data: Path, seconds: float, out: Path, settings: list[str]) -> di
     display.time = ProcessorTime  # type: ignore[misc, assignment]
     run = out.parent / f"{out.name}-run"
     shutil.rmtree(run, ignore_errors=True)
-    fit(recipes.read(None, [f"time={seconds}s", *settings]), f"folder:{data}", run, quiet=True)
+    fit(recipes.read_recipe(None, [f"time={seconds}s", *settings]), f"folder:{data}", run, quiet=True)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     predictor = fc.Predictor(fc.load(run / "last"))
     from fullyconv.data import open_dataset
@@ -63,7 +63,7 @@ def train_ours(data: Path, seconds: float, out: Path, settings: list[str]) -> di
     for i, record in enumerate(val.records):
         label = predictor(val.image(i))
         np.savez_compressed(out / f"{Path(record.name).stem}.npz", label=label.astype(np.uint8))
-    recipe = recipes.read(run / "recipe.toml")
+    recipe = recipes.read_recipe(run / "recipe.toml")
     measured = [row for row in rows if row["kind"] == "measurement"]
     return {
         "steps": max(row["step"] for row in rows),

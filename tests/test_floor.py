@@ -21,6 +21,7 @@ from fullyconv.evaluation.statistics import Interval
 from fullyconv.report.records import Analysis
 from fullyconv.report.sentences import summary
 from fullyconv.taxonomy import Taxonomy
+from fullyconv.train import advice
 
 QUARTZ = Taxonomy(("Quartz", "Mica", "Feldspar"))
 ABOUT = {
@@ -147,3 +148,22 @@ def test_the_curves_of_a_run_show_the_floor_beside_what_was_measured() -> None:
     assert str(shown.measured).count('class="curve') == 2
     without = training(Run("run", measurements=[MeasurementRecord.of({"step": 1, "mean_iu": 0.1})]))
     assert len(without.measured_names) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([0.40, 0.45], "still rising when the run ended (40.0 %, then 45.0 %"),
+        ([0.60, 0.52], "is that of step 5 (60.0 %)"),
+        ([0.600, 0.605], ""),
+        ([0.60, 0.58], ""),
+        ([0.40], ""),
+    ],
+)
+def test_a_run_that_was_too_short_or_went_past_its_best_says_so(scores: list[float], words: str) -> None:
+    from types import SimpleNamespace
+
+    state = SimpleNamespace(best=max(scores), best_step=5, step=9, worse=int(scores[-1] < max(scores)))
+    said = advice.how_it_ended(SimpleNamespace(scores=scores, state=state))  # type: ignore[arg-type]
+    assert words in said
+    assert bool(said) == bool(words)

@@ -143,7 +143,7 @@ def test_of_sizes_that_differ_much_the_crop_shows_what_half_of_them_hold(tmp_pat
 def test_no_crop_is_larger_than_images_can_be_scaled_to(tmp_path: Path) -> None:
     assert taken(varied(tmp_path / "a", [(12, 12)] * 3))[0].crop == (18, 18)
     dataset = varied(tmp_path / "b", [(12, 12), (20, 300), (200, 30)])
-    asked = recipes.read(None, {"model": "fcn2s-tiny", "crop": [400, 400], "batch_size": 2})
+    asked = recipes.read_recipe(None, {"model": "fcn2s-tiny", "crop": [400, 400], "batch_size": 2})
     recipe, said = chosen.cut_to_the_data(asked, dataset)
     assert recipe.crop == (300, 400)  # whichever image comes first
     assert "larger than any image (up to 200x300) can be scaled to: 300x400" in said[0]
@@ -155,7 +155,7 @@ def test_trained_batch_norm_is_learned_without_a_jump_unless_steps_are_too_small
 
     def learned(name: str, **more: Any) -> str:
         fit(small(**keys | more), images(), tmp_path / name, val=images(3, "val"), check=False, quiet=True)
-        return recipes.read(tmp_path / name / "recipe.toml").batch_norm
+        return recipes.read_recipe(tmp_path / name / "recipe.toml").batch_norm
 
     assert learned("usual") == "unfold"
     assert learned("scratch", weights="") == "train"

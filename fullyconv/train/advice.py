@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from fullyconv.train.context import RunContext
     from fullyconv.train.step import Batch
 
-__all__ = ["learned_nothing", "not_finite", "nothing_counted"]
+__all__ = ["how_it_ended", "learned_nothing", "not_finite", "nothing_counted"]
 
 HUGE = 1e4  # spreads from the mean: what no measurement is
+
+TELLING = 0.01  # of mean IU: a point, less than which two measurements of one network's course often differ by
+PAST_THE_BEST = 0.05  # of mean IU: what is lost to the best before it is worth a word
 
 FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
 
@@ -28,6 +31,24 @@ def learned_nothing(c: RunContext) -> str:
         f"This run has learned nothing yet: its best mean IU, {c.state.best:.4f}, is no better than answering one "
         f"class everywhere. Try, one after the other: {'; '.join(tried)}; and see what fullyconv check says."
     )
+
+
+def how_it_ended(c: RunContext) -> str:
+    """A sentence where the measurements say that the run was too short, or that it went past its best; else ""."""
+    if len(c.scores) < 2:
+        return ""
+    before, last = c.scores[-2:]
+    if c.state.worse == 0 and last - before > TELLING:
+        return (
+            f"Mean IU was still rising when the run ended ({100 * before:.1f} %, then {100 * last:.1f} %, in "
+            f"{c.state.step} steps): a longer one (--time, or --set epochs) is likely to give more."
+        )
+    if c.state.best - last > PAST_THE_BEST:
+        return (
+            f"The best network is that of step {c.state.best_step} ({100 * c.state.best:.1f} %), which `best` holds; "
+            f"the last has {100 * last:.1f} %: a shorter run, a lower rate or more images would suit these data."
+        )
+    return ""
 
 
 def _steps(c: RunContext) -> list[str]:

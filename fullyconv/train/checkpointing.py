@@ -234,6 +234,8 @@ def finish_run(c: RunContext, stop: Stop) -> None:
     c.display.end(c.clock)
     if c.state.best >= 0 and c.state.best_at_floor:
         c.display.note(advice.learned_nothing(c))
+    elif said := advice.how_it_ended(c):
+        c.display.note(said)
 
 
 def _drop_cache(c: RunContext) -> None:

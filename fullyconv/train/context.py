@@ -92,6 +92,7 @@ class RunContext:
     loggers: Loggers | None = None  # the first process's alone
     floor_name: str = ""  # the class that occurs most in what was measured last, and its share of the pixels
     floor_share: float = 0.0
+    scores: list[float] = field(default_factory=list)  # mean IU of this process's measurements, in order
 
     def write(self, row: Mapping[str, object]) -> None:
         """A row of metrics.jsonl (and of the loggers). A full disk costs rows, not the run."""

@@ -82,6 +82,7 @@ def _note(c: RunContext, tables: Mapping[str, NDArray[np.int64]]) -> None:
         figures[head] = {"mean_iu": metrics.mean_iu(table), "pixel_accuracy": metrics.pixel_accuracy(table)}
     main = next(iter(figures))
     score = figures[main]["mean_iu"]
+    c.scores.append(score)
     state.measured, state.worse = state.step, state.worse + 1
     if score == score and score > state.best:  # a NaN never becomes the best
         state.best, state.best_step, state.worse = score, state.step, 0
