@@ -11,7 +11,9 @@ import pytest
 from test_rasters import Small, ground, label, read
 
 from fullyconv.errors import DataError, MissingExtra, UsageError
+from fullyconv.images import encode_png, read_label
 from fullyconv.predict import Predictor
+from fullyconv.predict.folder import LabelOptions, label_sources
 from fullyconv.predict.sources import find_sources
 from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.levels import Level, Resolution, choose_level
@@ -94,6 +96,31 @@ def test_every_source_gives_the_labels_of_the_whole(name: str, tmp_path: Path) -
     more = {"resolution": Resolution(downsample=1)} if name == "d.btf" else {}
     found = label(source, tmp_path / "out", tile=80, **more)
     np.testing.assert_array_equal(read(found["labels"]), Predictor(Small())(image))
+
+
+def test_a_folder_of_zarrs_ome_tiffs_and_photos_is_labelled_whole(tmp_path: Path) -> None:
+    image = ground(*SIZE)
+    folder = tmp_path / "plates"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.ome.tif", "e.zarr", "deep/g.ome.zarr"):
+        MADE[name if name in MADE else "f.zarr"](folder / name, image)
+    (folder / "photo.png").write_bytes(encode_png(image))
+    found = find_sources([folder], tmp_path / "out")
+    assert {str(p.relative_to(folder)): n for p, n in found.pairs} == {
+        "b.ome.tif": "b.ome", "deep/g.ome.zarr": "deep/g.ome", "e.zarr": "e", "photo.png": "photo",
+    }  # fmt: skip
+    assert found.rasters == {folder / "b.ome.tif", folder / "e.zarr", folder / "deep/g.ome.zarr"}
+    assert not found.notes or "zarr" not in " ".join(found.notes)
+    done = label_sources(Predictor(Small(), tile=80), found, tmp_path / "out", LabelOptions(overlay=False, quiet=True))
+    assert not done.failed
+    expected = Predictor(Small())(image)
+    for name in ("b.ome.tif", "e.tif", "deep/g.ome.tif"):
+        np.testing.assert_array_equal(read(tmp_path / "out" / name), expected)
+    np.testing.assert_array_equal(read_label(tmp_path / "out" / "photo.png"), expected)
+    again = label_sources(
+        Predictor(Small(), tile=80), found, tmp_path / "out", LabelOptions(overlay=False, quiet=True), resume=True
+    )
+    assert not again.written
 
 
 @pytest.mark.parametrize("name", ["a.svs", "d.btf", "e.zarr", "f.zarr"])

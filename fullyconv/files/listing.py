@@ -47,8 +47,11 @@ def lies_above(link: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     return inner == real or inner.startswith(real.rstrip(os.sep) + os.sep)
 
 
-def list_below(folder: Path, suffixes: Sequence[str], without: Path | None = None) -> Listing:
-    """The files below `folder` with these suffixes (lower case); hidden names and the folder `without` are left out.
+def list_below(
+    folder: Path, suffixes: Sequence[str], without: Path | None = None, stores: Callable[[Path], bool] | None = None
+) -> Listing:
+    """The files below `folder` with these suffixes (lower case), and the folders that `stores` says count as one file;
+    hidden names and the folder `without` are left out.
 
     Linked folders are entered after all that lies there really, and no real folder twice, so a loop ends. Takes time
     in proportion to the files. Raises DataError for more than five million of them.
@@ -69,6 +72,8 @@ def list_below(folder: Path, suffixes: Sequence[str], without: Path | None = Non
             name = f"{below}{entry.name}"
             if entry.name.startswith("."):
                 found.leave("hidden names", name)
+            elif _is(entry.is_dir) and stores is not None and stores(Path(entry.path)):
+                found.files.append(Path(entry.path))
             elif _is(entry.is_dir):
                 (linked if entry.is_symlink() else real).append((entry.path, f"{name}/"))
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -42,21 +42,26 @@ class Sources:
 
 
 def find_sources(given: Sequence[Path], out: Path, resolution: Resolution = FINEST) -> Sources:
-    """Images, rasters and videos among `given` files and below `given` folders, none of results in `out`; of Zarrs,
-    which are folders, those that are given themselves.
+    """Images, rasters and videos among `given` files and below `given` folders, none of results in `out`; a Zarr, which
+    is a folder, is one of them.
 
     MissingInput for what is not there or holds no images, UsageError for two of one name, MissingExtra for what an
     optional package reads; all before anything is labelled.
     """
-    pairs, notes = named_sources(given, out, (*RASTERS, *VIDEOS))
+    pairs, notes = named_sources(given, out, (*RASTERS, *VIDEOS), stores=is_zarr)
     rasters, note = _rasters(pairs, resolution)
     return Sources(pairs, _videos(pairs), rasters, (*notes, *note))
 
 
 def named_sources(
-    sources: Sequence[Path], out: Path, suffixes: Sequence[str] = SUFFIXES, what: str = "a label map"
+    sources: Sequence[Path],
+    out: Path,
+    suffixes: Sequence[str] = SUFFIXES,
+    what: str = "a label map",
+    stores: Callable[[Path], bool] | None = None,
 ) -> tuple[list[tuple[Path, str]], list[str]]:
     """Every image with the name (relative, without suffix) its outputs get, and notes of what folders hold besides.
+    stores: says which folders count as one image.
     Refuses clashes before work starts; takes time in proportion to the images."""
     pairs: list[tuple[Path, str]] = []
     notes: list[str] = []
@@ -64,7 +69,7 @@ def named_sources(
         if is_zarr(source):
             pairs.append((source, source.stem))
         elif source.is_dir():
-            listed = images_in(source, suffixes, out)
+            listed = images_in(source, suffixes, out, stores)
             pairs += [(p, p.relative_to(source).with_suffix("").as_posix()) for p in listed.files]
             notes += [note] if (note := listed.note(source)) else []
         elif source.exists():
@@ -82,11 +87,13 @@ def named_sources(
     return pairs, notes
 
 
-def images_in(folder: Path, suffixes: Sequence[str], out: Path) -> Listing:
+def images_in(
+    folder: Path, suffixes: Sequence[str], out: Path, stores: Callable[[Path], bool] | None = None
+) -> Listing:
     """The images below a folder, without label maps and those of the folder of results inside it; MissingInput for
-    none."""
+    none. stores: as of `named_sources`."""
     same = out.is_dir() and out.samefile(folder)
-    found = list_below(folder, suffixes, None if same else out)
+    found = list_below(folder, suffixes, None if same else out, stores)
     maps = label_maps(found.files, folder)
     for file in sorted(maps):
         found.leave("label maps", file.relative_to(folder).as_posix())
