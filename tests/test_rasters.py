@@ -17,6 +17,7 @@ from test_predict import Tiny
 
 from fullyconv.errors import DataError, InternalError, TryAgain, UsageError
 from fullyconv.files.outputs import Outputs
+from fullyconv.images import declared_invalid
 from fullyconv.predict import Predictor
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
 from fullyconv.rasters.gdal import open_source, read_by_windows
@@ -270,6 +271,33 @@ def test_bands_that_are_not_the_networks_are_refused_before_work(
     with pytest.raises(DataError, match=words):
         label(source, tmp_path / "out")
     assert not list(tmp_path.glob("out/*.tif"))
+
+
+def test_parts_that_were_never_written_hold_no_data_and_a_file_of_such_alone_is_refused(tmp_path: Path) -> None:
+    """GDAL reads them as 0, which is black."""
+    how = {"driver": "GTiff", "height": 96, "width": 128, "count": 3, "dtype": "uint8", "crs": UTM, "tiled": True,
+           "blockxsize": 32, "blockysize": 32, "SPARSE_OK": True,
+           "transform": from_origin(400000, 5e6, 10, 10)}  # fmt: skip
+    image = ground(96, 128)
+    with rasterio.open(tmp_path / "a.tif", "w", **how) as out:
+        for top, left in ((0, 0), (32, 96), (64, 32)):
+            window = rasterio.windows.Window(left, top, 32, 32)
+            out.write(np.moveaxis(image[top : top + 32, left : left + 32], -1, 0), window=window)
+    source = open_source(tmp_path / "a.tif")
+    values, good = source.read(Window(10, 20, 80, 120))
+    whole = np.zeros((96, 128), bool)
+    whole[:32, :32] = whole[32:64, 96:] = whole[64:, 32:64] = True
+    np.testing.assert_array_equal(good, whole[10:80, 20:120])
+    np.testing.assert_array_equal(values[good], image[10:80, 20:120][good])
+    np.testing.assert_array_equal(declared_invalid(tmp_path / "a.tif"), ~whole)
+    labels = read(label(tmp_path / "a.tif", tmp_path / "out")["labels"])
+    np.testing.assert_array_equal(labels == 255, ~whole)
+    with rasterio.open(tmp_path / "b.tif", "w", **how):
+        pass
+    with rasterio.open(tmp_path / "b.tif", "r+") as out:
+        out.build_overviews([2])
+    with pytest.raises(DataError, match="holds overviews alone"):
+        open_source(tmp_path / "b.tif")
 
 
 def test_a_file_that_is_cut_off_is_one_sentence_and_leaves_no_result(tmp_path: Path) -> None:

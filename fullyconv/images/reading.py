@@ -183,7 +183,7 @@ def read_wide_grey(data: bytes, name: str, cap: int) -> tuple[NDArray[np.uint16]
 def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None:
     """Which pixels H W (as displayed) a TIFF declares not to be measured: its nodata value (in unsigned integers in all
     bands, as GDAL means it; in others in any band), an alpha of 0, or a 0 in its mask, a page of its own or the file
-    beside it whose name ends in .msk. None where it declares nothing."""
+    beside it whose name ends in .msk; and those of parts that it leaves out. None where it declares nothing."""
     name, msk = name_of(source), f"{os.fspath(source)}.msk"
     with read_anywhere(source) as at:
         if not is_tiff(at(0, 4)):
@@ -192,10 +192,11 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
         mask = next((p for p in others if p.mask and p.size == page.size), None)
     said = (page.nodata is not None or page.alpha) and page.readable
     beside = mask is None and os.path.isfile(msk)
-    if not (said or mask is not None or beside):
+    absent = page.absent_pixels(0, 0, *page.size)
+    if not (said or mask is not None or beside or absent is not None):
         return None
     data = read_bytes(source)
-    bad: NDArray[np.bool_] = np.zeros(page.size, bool)
+    bad: NDArray[np.bool_] = np.zeros(page.size, bool) if absent is None else absent
     if said:
         check_page(page, len(data), name, pixel_cap())
         bad |= _nothing(samples(data, page, name), page)

@@ -162,6 +162,24 @@ class Page:
             rows, columns = min(self.number(_ROWS, h) or h, h), w
         return rows, columns, -(-h // max(rows, 1)), -(-w // max(columns, 1))
 
+    @cached_property
+    def absent(self) -> NDArray[np.bool_] | None:
+        """Which segments of `grid` (down x across) were never written, in whichever plane; None where all were."""
+        counts = self.segments[1]
+        _, _, down, across = self.grid
+        if not len(counts) or counts.all() or len(counts) % max(down * across, 1):
+            return None
+        found: NDArray[np.bool_] = (counts.reshape(-1, down, across) == 0).any(axis=0)
+        return found
+
+    def absent_pixels(self, top: int, left: int, bottom: int, right: int) -> NDArray[np.bool_] | None:
+        """Which pixels of a window, as stored, lie in segments that were never written; None for none."""
+        if self.absent is None:
+            return None
+        rows, columns, _, _ = self.grid
+        found = self.absent[np.arange(top, bottom) // rows][:, np.arange(left, right) // columns]
+        return found if found.any() else None
+
 
 def pages(at: At, name: str) -> Iterator[Page]:
     """The pages of a TIFF one after the other, `MAX_PAGES` of them at most; a chain that runs in a circle ends."""

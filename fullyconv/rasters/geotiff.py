@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
-from fullyconv.files.reading import open_regular, read_ends, read_text
+from fullyconv.files.reading import open_regular, read_anywhere, read_ends, read_text
+from fullyconv.images.limits import BadImage
+from fullyconv.images.tiff import Page, first_page
 from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
@@ -80,6 +82,7 @@ class GeoTiffSource:
                 )
             self._msk = self._beside(rasterio)
             self.profile, self._bands, self._alpha, self._masked, self._colours = self._facts()
+        self._page = _full_page(path) if path.suffix.lower() != ".vrt" else None
 
     def _beside(self, rasterio: Any) -> Any:
         """The mask in a file of its own (NAME.tif.msk), None without; BadImage for one of another size."""
@@ -132,9 +135,10 @@ class GeoTiffSource:
             mask = self._data.read_masks(self._bands[0], window=at) if self._masked else None
             mask = self._msk.read(1, window=at) if self._msk is not None else mask
         bad = nodata_pixels(stored, self.profile.nodata)
-        for layer in (alpha, mask):
+        lost = self._page.absent_pixels(window.top, window.left, window.bottom, window.right) if self._page else None
+        for layer in (lost, None if alpha is None else alpha == 0, None if mask is None else mask == 0):
             if layer is not None:
-                bad = (layer == 0) if bad is None else bad | (layer == 0)
+                bad = layer if bad is None else bad | layer
         values = self._colours[stored[..., 0].astype(np.uint8)] if self._colours is not None else stored
         return values, None if bad is None or not bad.any() else ~bad
 
@@ -150,6 +154,22 @@ class GeoTiffSource:
         self._data.close()
         if self._msk is not None:
             self._msk.close()
+
+
+def _full_page(path: Path) -> Page | None:
+    """The first page where parts of it were never written: their pixels hold no data, whatever GDAL gives for them.
+    DataError where none was, or where it is the page of an overview."""
+    try:
+        with read_anywhere(path) as at:
+            page = first_page(at, os.fspath(path))
+    except BadImage:
+        return None  # GDAL says what is wrong
+    if page.reduced or (page.absent is not None and page.absent.all()):
+        raise DataError(
+            f"{printable(path)} holds overviews alone: the pixels of its full size were never written; copy or export "
+            "it again (gdal_translate)."
+        )
+    return page if page.absent is not None else None
 
 
 def _parts(path: Path) -> list[Path]:
