@@ -23,6 +23,8 @@ from fullyconv.files import Sha256, Written, open_regular, require_space, storag
 if TYPE_CHECKING:
     import torch
 
+    TensorLike = NDArray[np.generic] | torch.Tensor
+
 __all__ = ["Header", "TensorInfo", "load_tensors", "read_header", "save_tensors", "stored_size"]
 
 HEADER_LIMIT = 16 << 20  # bytes of JSON: some 100,000 tensors
@@ -70,14 +72,14 @@ class Header(NamedTuple):
 # Writing
 
 
-def stored_size(tensors: Mapping[str, object]) -> int:
+def stored_size(tensors: Mapping[str, TensorLike]) -> int:
     """Bytes that `save_tensors` will write, metadata apart."""
     head, _ = _head(tensors, {})
     return len(head) + sum(_info(t)[2] for t in tensors.values())
 
 
 def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, object], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], tensors: Mapping[str, TensorLike], metadata: Mapping[str, str] | None = None
 ) -> Written:
     """Write numpy arrays or torch CPU tensors to a new file, fsynced; memory: two tensors at most are copied.
 
@@ -87,7 +89,7 @@ def save_tensors(
     return write_file(path, chunks(tensors, metadata or {}))
 
 
-def chunks(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
+def chunks(tensors: Mapping[str, TensorLike], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
     """The file's bytes in order: the header, then each tensor's memory, uncopied where it is contiguous."""
     head, order = _head(tensors, metadata)
     yield head
@@ -95,7 +97,7 @@ def chunks(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> Iterat
         yield _bytes_of(tensors[name])
 
 
-def _head(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+def _head(tensors: Mapping[str, TensorLike], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """The encoded header and the order of the tensors: largest element first (so all are aligned), then by name."""
     info = {name: _info(tensor) for name, tensor in tensors.items()}
     order = sorted(info, key=lambda name: (-_SIZES[info[name][0]], name))
@@ -110,16 +112,15 @@ def _head(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> tuple[b
     return struct.pack("<Q", len(text)) + text, order
 
 
-def _info(tensor: Any) -> tuple[str, tuple[int, ...], int]:
+def _info(tensor: TensorLike) -> tuple[str, tuple[int, ...], int]:
     shape = tuple(int(n) for n in tensor.shape)
-    numpy = isinstance(tensor, np.ndarray)
-    dtype = _FROM_NUMPY.get(tensor.dtype) if numpy else _FROM_TORCH.get(str(tensor.dtype))
+    dtype = _FROM_NUMPY.get(tensor.dtype) if isinstance(tensor, np.ndarray) else _FROM_TORCH.get(str(tensor.dtype))
     if dtype is None:
         raise InternalError(f"A tensor of type {tensor.dtype} cannot be stored; convert it to a plain type first.")
     return dtype, shape, math.prod(shape) * _SIZES[dtype]
 
 
-def _bytes_of(tensor: Any) -> memoryview:
+def _bytes_of(tensor: TensorLike) -> memoryview:
     if not isinstance(tensor, np.ndarray):
         import torch
 
@@ -229,6 +230,8 @@ def _empty(info: TensorInfo, numpy: bool) -> tuple[Any, memoryview]:
         array = np.empty(info.shape, _NUMPY[info.dtype])
         return array, array.reshape(-1).view(np.uint8).data
     import torch
+
+    TensorLike = NDArray[np.generic] | torch.Tensor
 
     tensor = torch.empty(info.shape, dtype=info.torch_dtype)
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data

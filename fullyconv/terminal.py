@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, final
 
 __all__ = ["escaping_output", "plain", "raw", "rewrite", "say"]
@@ -40,7 +40,7 @@ class _Guarded:
         self.raw.write(plain(text))
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 

@@ -27,6 +27,9 @@ from fullyconv.files import Written, new_directory, read_file, remove_stale, req
 if TYPE_CHECKING:
     import torch
 
+
+    from fullyconv.tensorfile import TensorLike
+
 __all__ = ["Stored", "check_canary", "following", "read_model", "verify_model", "write_model"]
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -38,11 +41,11 @@ _SLACK = 1 << 20  # bytes of JSON, card and file system bookkeeping allowed for 
 def write_model(
     directory: str | os.PathLike[str],
     *,
-    tensors: Mapping[str, object],
+    tensors: Mapping[str, TensorLike],
     config: Mapping[str, object],
     preprocessor: Mapping[str, object],
     card: str,
-    canary: Mapping[str, object] | None = None,
+    canary: Mapping[str, TensorLike] | None = None,
     state: object = None,
     extra: Mapping[str, object] | None = None,
 ) -> Path:
@@ -57,7 +60,7 @@ def write_model(
     with storage_errors("Looking at", target):
         _check_replaceable(target)
     tree, optimiser = pack(state)
-    files: dict[str, Mapping[str, Any]] = {WEIGHTS: tensors}
+    files: dict[str, Mapping[str, TensorLike]] = {WEIGHTS: tensors}
     if canary is not None:
         files[CANARY] = canary
     if state is not None:

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from fullyconv.checkpoint.log import parse_log, whole
 from fullyconv.checkpoint.model import Stored, read_model, verify_model, write_model
@@ -28,6 +28,9 @@ from fullyconv.files import (
 )
 from fullyconv.files.disk import PREFIX
 from fullyconv.files.reading import MOST_TEXT
+
+if TYPE_CHECKING:
+    from fullyconv.tensorfile import TensorLike
 
 __all__ = ["RunDirectory", "model_of"]
 
@@ -101,11 +104,11 @@ class RunDirectory:
         self,
         step: int,
         *,
-        tensors: Mapping[str, object],
+        tensors: Mapping[str, TensorLike],
         config: Mapping[str, object],
         preprocessor: Mapping[str, object],
         card: str,
-        canary: Mapping[str, object] | None = None,
+        canary: Mapping[str, TensorLike] | None = None,
         state: object = None,
         best: bool = False,
     ) -> Path:
@@ -118,7 +121,7 @@ class RunDirectory:
             return self._save(step, best, state=state, tensors=tensors, config=config, preprocessor=preprocessor,
                               card=card, canary=canary)  # fmt: skip
 
-    def _save(self, step: int, best: bool, *, state: Any, **content: Any) -> Path:
+    def _save(self, step: int, best: bool, *, state: object, **content: Any) -> Path:
         extra = {"step": step, "metrics_bytes": self._sync_log(), "metrics_crc": self._crc}
         directory = self._directory(step)
         if directory.exists() and step not in self._linked_steps():

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fullyconv.errors import DataError, InternalError, printable
+
+if TYPE_CHECKING:
+    import torch
+
+    from fullyconv.tensorfile import TensorLike
 
 __all__ = ["pack", "unpack"]
 
 _TAG = "$"  # {"$": kind, "v": value} stands for what JSON has no word for
 
 
-def pack(value: object) -> tuple[Any, dict[str, Any]]:
+def pack(value: object) -> tuple[Any, dict[str, TensorLike]]:
     """(JSON tree, {name: tensor}) of a nest of dict, list, tuple, str, int, float, bool, None, bytes, torch tensors
     and numpy arrays. Names are the path ("optimizer.state.0.exp_avg"). Raises InternalError for any other type."""
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, TensorLike] = {}
     return _pack(value, "", tensors), tensors
 
 
-def _pack(value: object, path: str, tensors: dict[str, Any]) -> Any:
+def _pack(value: object, path: str, tensors: dict[str, TensorLike]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, np.generic):
@@ -43,14 +48,14 @@ def _pack(value: object, path: str, tensors: dict[str, Any]) -> Any:
     raise InternalError(f"The state at {path or 'its root'} is a {type(value).__name__}, which cannot be stored.")
 
 
-def _pack_mapping(value: Mapping[object, object], path: str, tensors: dict[str, Any]) -> Any:
+def _pack_mapping(value: Mapping[object, object], path: str, tensors: dict[str, TensorLike]) -> Any:
     if all(isinstance(k, str) for k in value) and _TAG not in value:
         return {k: _pack(v, f"{path}.{k}", tensors) for k, v in value.items()}
     pairs = [[_pack(k, path, tensors), _pack(v, f"{path}.{k}", tensors)] for k, v in value.items()]
     return {_TAG: "dict", "v": pairs}
 
 
-def _pack_tensor(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+def _pack_tensor(value: Any, path: str, tensors: dict[str, TensorLike]) -> Any:
     name = path.lstrip(".") or "value"
     while name in tensors:
         name += "_"
@@ -58,7 +63,7 @@ def _pack_tensor(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     return {_TAG: "array" if isinstance(value, np.ndarray) else "tensor", "v": name}
 
 
-def unpack(tree: object, tensors: dict[str, Any]) -> Any:
+def unpack(tree: object, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The inverse of `pack`; `tensors` are torch tensors. Raises DataError when the two do not belong together."""
     try:
         return _unpack(tree, tensors)
@@ -67,7 +72,7 @@ def unpack(tree: object, tensors: dict[str, Any]) -> Any:
         raise DataError(f"The stored state cannot be read ({cause}); start from another checkpoint.") from error
 
 
-def _unpack(node: Any, tensors: Mapping[str, Any]) -> Any:
+def _unpack(node: object, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(node, list):
         return [_unpack(v, tensors) for v in node]
     if not isinstance(node, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -212,7 +213,7 @@ def _ground(result: Result) -> list[str]:
     return lines
 
 
-def _ways(about: Any) -> str:
+def _ways(about: Mapping[str, Any]) -> str:
     """What was not done plainly: augmentation, tiles, a smaller precision."""
     ways = [f"averaged over {' and '.join(about['tta'])}"] if about["tta"] else []
     if tile := about["tiling"]["tile"]:

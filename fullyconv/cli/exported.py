@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from fullyconv.evaluation import Result
+    from fullyconv.runtime.sealing import ExportFacts
 
 __all__ = ["evaluate_source", "exported_facts", "print_exported", "refuse_unmeasured"]
+
+
+class FileFacts(TypedDict):
+    """What is known of an exported file: its size, its graph and what it says of itself."""
+
+    file: str
+    bytes: int
+    operators: int
+    seal: str
+    about: ExportFacts
 
 
 def print_exported(file: str, as_json: bool) -> None:
@@ -27,8 +38,11 @@ def print_exported(file: str, as_json: bool) -> None:
     print("\n".join(printable(line) for line in lines))
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    about, given, g, proof = found["about"], *(found["about"][key] for key in ("input", "geometry", "proof"))
+def _lines(found: FileFacts) -> Iterator[str]:
+    about = found["about"]
+    given, g, proof = about["input"], about["geometry"], about["proof"]
+    if proof is None:
+        raise ValueError("no proof")
     yield f"{about['name']}, {found['bytes'] / 1e6:.1f} MB, {found['operators']} operators, {about['precision']}"
     yield f"takes: {', '.join(about['inputs'])}, {given['layout']}, {given['channels']} channels"
     for head, names in about["names"].items():
@@ -51,12 +65,12 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"weights: sha256 {about['weights_sha256']}"
 
 
-def exported_facts(file: str) -> dict[str, Any]:
+def exported_facts(file: str) -> FileFacts:
     """{"file", "bytes", "operators", "seal", "about": the metadata}; DataError where it is damaged or not ours."""
     from fullyconv.runtime.exported import ExportedNetwork
 
     network = ExportedNetwork(file)
-    about = {"precision": "fp32", **network.about}
+    about: ExportFacts = {**network.about, "precision": network.about.get("precision", "fp32")}
     return {
         "file": file, "bytes": Path(file).stat().st_size, "operators": network.operators, "seal": network.seal,
         "about": about,

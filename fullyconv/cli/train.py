@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fullyconv.allocator import keep_freed
 from fullyconv.cli.options import MaxPixels
 from fullyconv.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from fullyconv.recipes import Recipe
 
 __all__ = ["data_name", "train"]
 
@@ -108,7 +111,7 @@ def train(
     print(target)
 
 
-def _refuse_code(recipe: Any, changes: Mapping[str, Any], file: Path) -> None:
+def _refuse_code(recipe: Recipe, changes: Mapping[str, object], file: Path) -> None:
     """UsageError where a run's own recipe, which may be a stranger's, has a file of Python run that nobody named."""
     from fullyconv.errors import UsageError, printable
 
@@ -126,7 +129,7 @@ def _refuse_code(recipe: Any, changes: Mapping[str, Any], file: Path) -> None:
 
 
 def _cross_validated(
-    recipe: Any,
+    recipe: Recipe,
     data: str,
     out: Path,
     folds: int,
@@ -152,7 +155,7 @@ def _cross_validated(
     print(found.text())
 
 
-def _report(out: Path, recipe: Any, data: str, val: str, quiet: bool) -> None:
+def _report(out: Path, recipe: Recipe, data: str, val: str, quiet: bool) -> None:
     """Measure the best model once more, keeping its predictions, and write report.html. A full disk costs the page."""
     from fullyconv.data.splits import kept_in
     from fullyconv.evaluation import evaluate

@@ -51,7 +51,7 @@ def prepare(model: SegmentationModel, precision: str = "fp32", window: bool = Tr
 class _Made:
     """What calls share. coarse: the network in evaluation mode; as_it_is: its trunks were not prepared."""
 
-    state: tuple[Any, ...]
+    state: tuple[object, ...]
     coarse: Callable[[Tensor], Mapping[str, Tensor]]
     as_it_is: bool = True
     networks: Sequence[fx.GraphModule] = ()
@@ -112,7 +112,7 @@ class Prepared:
                     made = self._made = self._prepared(state)
         return made
 
-    def _prepared(self, state: tuple[Any, ...]) -> _Made:
+    def _prepared(self, state: tuple[object, ...]) -> _Made:
         model, dtype = _evaluating(self.model), DTYPES[self.precision]
         if not isinstance(model, FCN):
             return _Made(state, model.coarse)

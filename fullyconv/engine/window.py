@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from fullyconv.errors import InternalError
 from fullyconv.geometry import Layer
 
 __all__ = ["Windowed"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 PLANS, BACKGROUNDS = 64, 8  # sizes remembered; backgrounds are some 20 MB each for VGG16
 STRIP = 8 << 20  # bytes of the widest map, where maps are handed on in strips
@@ -137,10 +140,10 @@ class Windowed:
                 found = self._backgrounds.get(key) or self._new_background(key, plan, x)
         return found
 
-    def _new_background(self, key: Any, plan: WindowPlan, x: Tensor) -> Background:
+    def _new_background(self, key: tuple[object, ...], plan: WindowPlan, x: Tensor) -> Background:
         empty = x.new_zeros((1, x.shape[1], *plan.small)).contiguous(memory_format=torch.channels_last)
         found = Background(self._whole(empty, plan.needed))
-        return _remember(self._backgrounds, key, found, BACKGROUNDS)  # type: ignore[no-any-return]
+        return _remember(self._backgrounds, key, found, BACKGROUNDS)
 
     def _whole(self, x: Tensor, needed: Sequence[str]) -> dict[str, Tensor]:
         """The maps of `needed` for the image x, all cells computed."""
@@ -229,7 +232,7 @@ def _rows_together(chain: Sequence[Node], plan: WindowPlan, images: int, strip: 
     return max(1, (bottom - top) * strip // largest)
 
 
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
+def _remember(cache: OrderedDict[K, V], key: K, value: V, most: int) -> V:
     """Keep `value`, and at most `most` of them: the newest."""
     with preparing():
         cache[key] = value
@@ -272,8 +275,8 @@ def _node(name: str, inputs: tuple[str, ...], module: nn.Module) -> Node:
     return Node(name, inputs, (layers[0], layers[1]), module, work, m.out_channels * m.dtype.itemsize)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value), int(value))
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _apply(node: Node, inputs: list[Tensor], padding: tuple[int, int] | None = None) -> Tensor:

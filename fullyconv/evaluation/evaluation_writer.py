@@ -28,6 +28,7 @@ from fullyconv.regions import bounding_box, components
 
 if TYPE_CHECKING:
     from fullyconv.data.base import Dataset, Sample
+    from fullyconv.evaluation import HeadPrediction
     from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["EvaluationWriter", "typical"]
@@ -77,12 +78,13 @@ class EvaluationWriter:
             for folder, suffix in (*folders, ("confidence", "jpg")):
                 self._outputs.claim(folder, f"{record.name}.{suffix}")
 
-    def add(self, image: ImageTables, sample: Sample, said: Mapping[str, Any]) -> None:
+    def add(self, image: ImageTables, sample: Sample, said: Mapping[str, HeadPrediction]) -> None:
         """Count and write one image; said[head] has `.labels` and `.confidence`."""
         for head, answer in said.items():
             palette = self.dataset.taxonomies[head].palette
             self._write(f"{self._folder(head)}/{image.name}.png", encode_label(answer.labels, palette))
         labels, sure = said[self.head].labels, said[self.head].confidence
+        assert sure is not None, "an evaluation that is kept asks for confidence"
         self._write(f"confidence/{image.name}.jpg", encode_jpeg(np.rint(sure * 255).astype(np.uint8), 80))
         label = sample.labels[self.head]
         self.tallies.add(label, labels, sure, self.taxonomy.ignore)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fullyconv.models import FCN, load, parse
 from fullyconv.predict import Predictor, refuse_untrained
 from fullyconv.predict.eager import digest
 from fullyconv.runtime.onnx_session import quiet_onnxruntime
-from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, check_seal, checked_about, sealed
+from fullyconv.runtime.sealing import ABOUT, BLANK, FORMAT, SEAL, ExportFacts, check_seal, checked_about, sealed
 
 __all__ = ["ExportProof", "export", "exported_bytes", "verify_export"]
 
@@ -137,7 +137,7 @@ def exported_bytes(
     return _written(bare, about | {"proof": proof.to_json()}), proof
 
 
-def _graph(network: FCN, output: str, input: str) -> tuple[Any, dict[str, Any], Values]:
+def _graph(network: FCN, output: str, input: str) -> tuple[Any, ExportFacts, Values]:
     """(the network as an ONNX graph, what it says of itself, names of its values)."""
     graph, values = build(network, output, input)
     bare = graph.model()
@@ -147,14 +147,14 @@ def _graph(network: FCN, output: str, input: str) -> tuple[Any, dict[str, Any], 
 
 
 def _by_onnxruntime(
-    data: bytes, about: Mapping[str, object], model: FCN, images: Sequence[NDArray[np.number]], source: object
+    data: bytes, about: ExportFacts, model: FCN, images: Sequence[NDArray[np.number]], source: object
 ) -> ExportProof:
     engines = by_onnxruntime(data, about, source)
     return compare_engines(engines, {"onnxruntime": _onnxruntime_version()}, about, model, images, source)
 
 
 def _by_openvino(
-    data: bytes, about: Mapping[str, Any], model: FCN, images: Sequence[NDArray[np.number]], file: Path
+    data: bytes, about: ExportFacts, model: FCN, images: Sequence[NDArray[np.number]], file: Path
 ) -> ExportProof:
     """Write FILE.bin, then FILE.xml, once OpenVINO gave the network's scores from both."""
     from fullyconv.exporting import openvino
@@ -171,7 +171,7 @@ def _by_openvino(
 
 
 def _by_torch(
-    graph: Graph, about: dict[str, Any], model: FCN, images: Sequence[NDArray[np.number]], file: Path
+    graph: Graph, about: ExportFacts, model: FCN, images: Sequence[NDArray[np.number]], file: Path
 ) -> ExportProof:
     """Write FILE.pt2 once a torch that knows nothing of fullyconv gave the network's scores from it."""
     from fullyconv.exporting import pt2
@@ -179,14 +179,14 @@ def _by_torch(
     small = about["input"]["kind"] == "uint8"
     program = pt2.exported_program(graph, model.preprocessing.channels, small)
     # Values inside the file bear torch's names; there is no value to cut the file at.
-    about |= {"scores": pt2.scores_of(program, about["names"])} | dict.fromkeys(("coarse", "x"))
+    about = {**about, "scores": pt2.scores_of(program, about["names"]), "coarse": None, "x": None}
     proof = _in_fresh_torch(pt2.written(program, about), about, model, images, file)
     atomic_write(file, pt2.written(program, about | {"proof": proof.to_json()}))
     return proof
 
 
 def _in_fresh_torch(
-    data: bytes, about: Mapping[str, object], model: FCN, images: Sequence[NDArray[np.number]], file: str | Path
+    data: bytes, about: ExportFacts, model: FCN, images: Sequence[NDArray[np.number]], file: str | Path
 ) -> ExportProof:
     import torch
 
@@ -249,7 +249,7 @@ def _onnxruntime_version() -> str:
     return str(quiet_onnxruntime().__version__)
 
 
-def _written(bare: Any, about: Mapping[str, Any]) -> bytes:
+def _written(bare: Any, about: ExportFacts) -> bytes:
     """The file's bytes: the graph with what it says of itself, sealed."""
     from onnx import helper
 
@@ -258,7 +258,7 @@ def _written(bare: Any, about: Mapping[str, Any]) -> bytes:
     return sealed(bare.SerializeToString(deterministic=True))
 
 
-def _about(model: FCN, output: str, taken: str, values: Values) -> dict[str, Any]:
+def _about(model: FCN, output: str, taken: str, values: Values) -> ExportFacts:
     """What the file says of itself, but for its proof."""
     import onnx
     import torch

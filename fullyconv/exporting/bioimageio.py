@@ -23,6 +23,7 @@ from fullyconv.errors import UsageError, printable
 from fullyconv.exporting.graph import OPSET
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.onnx_session import OnnxSession
+from fullyconv.runtime.sealing import ExportFacts, GeometryFacts
 
 __all__ = ["check_describable", "package", "sides"]
 
@@ -44,7 +45,7 @@ def check_describable(preprocessing: Preprocessing, output: str, taken: str, hal
         raise UsageError(f"A context of {halo:g} pixels on each side leaves no tile of a usual size; export to onnx.")
 
 
-def sides(geometry: Mapping[str, Any]) -> tuple[int, int, int]:
+def sides(geometry: GeometryFacts) -> tuple[int, int, int]:
     """(least side, step of sides, halo) in pixels: tiles of such sides without their halo begin on the network's grid.
 
     halo 0 where the context is unbounded: only whole images give its labels, of any size from 1 on.
@@ -56,7 +57,7 @@ def sides(geometry: Mapping[str, Any]) -> tuple[int, int, int]:
     return 2 * halo + align, align, halo
 
 
-def package(data: bytes, about: Mapping[str, Any], image: NDArray[np.number], source: object) -> bytes:
+def package(data: bytes, about: ExportFacts, image: NDArray[np.number], source: object) -> bytes:
     """The package's bytes (ZIP): `data`, an exported file that says `about` of itself, tested on `image` H W C as the
     file takes it (uint8, or float32 of any preprocessing)."""
     small = about["input"]["kind"] == "uint8"
@@ -89,7 +90,7 @@ def _npy(array: NDArray[np.number]) -> bytes:
     return out.getvalue()
 
 
-def _ids(about: Mapping[str, Any]) -> dict[str, str]:
+def _ids(about: ExportFacts) -> dict[str, str]:
     """{the file's name of a value: bioimage.io's, a lower-case identifier}."""
     names = ["image", *(n for own in about["names"].values() for n in own)]
     plain = [re.sub(r"\W", "_", n.lower(), flags=re.ASCII).strip("_") for n in names]
@@ -97,7 +98,7 @@ def _ids(about: Mapping[str, Any]) -> dict[str, str]:
             enumerate(zip(names, plain, strict=True))}  # fmt: skip
 
 
-def _described(about: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, Any]:
+def _described(about: ExportFacts, members: Mapping[str, bytes]) -> dict[str, Any]:
     def file(name: str) -> dict[str, str]:
         return {"source": name, "sha256": hashlib.sha256(members[name]).hexdigest()}
 
@@ -123,16 +124,16 @@ def _described(about: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[s
     }  # fmt: skip
 
 
-def _title(about: Mapping[str, object]) -> str:
+def _title(about: ExportFacts) -> str:
     return re.sub(r"[^A-Za-z0-9_+\- ()]", "-", f"fullyconv {about['name']}")[:128]
 
 
-def _space(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _space(about: ExportFacts) -> list[dict[str, Any]]:
     least, step, _ = sides(about["geometry"])
     return [{"type": "space", "id": axis, "size": {"min": least, "step": step}} for axis in ("y", "x")]
 
 
-def _input(about: Mapping[str, Any], test: Mapping[str, str]) -> dict[str, Any]:
+def _input(about: ExportFacts, test: Mapping[str, str]) -> dict[str, Any]:
     small, how = about["input"]["kind"] == "uint8", about["preprocessing"]
     count = int(about["input"]["channels"])
     names = ["red", "green", "blue"] if about["inputs"] == ["rgb"] else [f"channel{k}" for k in range(count)]
@@ -150,7 +151,7 @@ def _input(about: Mapping[str, Any], test: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _output(
-    about: Mapping[str, Any], head: str, name: str, ids: Mapping[str, str], test: Mapping[str, str]
+    about: ExportFacts, head: str, name: str, ids: Mapping[str, str], test: Mapping[str, str]
 ) -> dict[str, Any]:
     classes, kind = [printable(n) for n in about["taxonomies"][head]["names"]], about["output"]
     halo = sides(about["geometry"])[2]
@@ -169,8 +170,9 @@ def _output(
     return {"id": ids[name], "axes": axes, "test_tensor": dict(test), "data": data, "description": described}
 
 
-def _readme(about: Mapping[str, Any]) -> str:
+def _readme(about: ExportFacts) -> str:
     proof, g = about["proof"], about["geometry"]
+    assert proof is not None, "a package holds a proven file"
     lines = [
         f"# {about['name']}",
         "",

@@ -7,13 +7,13 @@ arg max over the classes and smooths by `seg_small_segment`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+
+from fullyconv.runtime.sealing import ExportFacts
 
 __all__ = ["deepness"]
 
 
-def deepness(about: Mapping[str, Any]) -> dict[str, str]:
+def deepness(about: ExportFacts) -> dict[str, str]:
     """{key: JSON text}; empty where the plugin would not compute what the network does: it takes full probabilities
     of float images, bands in the network's own order and none of them as a logarithm.
 

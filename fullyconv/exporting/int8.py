@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -28,6 +28,7 @@ from fullyconv.predict import Predictor
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.exported import ExportedNetwork
 from fullyconv.runtime.onnx_session import OnnxSession, threads
+from fullyconv.runtime.sealing import ExportFacts
 
 __all__ = ["Images", "calibration_images", "quantise"]
 
@@ -35,7 +36,7 @@ QUANTISED = ("Conv", "Add", "Clip", "Relu", "MaxPool", "Concat")  # activations 
 CALIBRATED, CHOSEN = 32, 16  # images
 LOOKED = (4, 256)  # images, pixels a side, by which a layer's cost is measured
 
-Write = Callable[[Any, Mapping[str, Any]], bytes]
+Write = Callable[[Any, ExportFacts], bytes]
 Say = Callable[[str], None]
 
 
@@ -63,7 +64,7 @@ def calibration_images(data: str, model: str, predictor: Predictor) -> Images:
 
 
 def quantise(
-    bare: Any, about: Mapping[str, Any], trunk: Sequence[str], images: Images, max_loss: float, write: Write, say: Say
+    bare: Any, about: ExportFacts, trunk: Sequence[str], images: Images, max_loss: float, write: Write, say: Say
 ) -> tuple[Any, Measurement]:
     """(the graph in 8 bits, what was measured of it).
 
@@ -74,7 +75,7 @@ def quantise(
     feeds = [_fed(image, about) for image in seen]
     say(f"calibrating on {len(feeds)} images")
     ranges = _calibrated(bare, feeds)
-    in_8_bits = {**about, "precision": "int8"}
+    in_8_bits: ExportFacts = {**about, "precision": "int8"}
     fp32 = _opened(write(bare, about))
     layers = [n.name for n in bare.graph.node if n.op_type == "Conv" and n.name in set(trunk)]
     say(f"measuring what each of {len(layers)} layers costs")
@@ -126,7 +127,7 @@ def _spaced(count: int, most: int, shift: float = 0.0) -> list[int]:
     return [int((i + shift) * count / most) for i in range(most)]
 
 
-def _fed(image: NDArray[np.number], about: Mapping[str, Any]) -> NDArray[Any]:
+def _fed(image: NDArray[np.number], about: ExportFacts) -> NDArray[Any]:
     """An image as the file takes it, N = 1."""
     if about["input"]["kind"] == "uint8":
         return np.ascontiguousarray(image)[None]
@@ -187,12 +188,12 @@ def _quantised(bare: Any, trunk: Sequence[str], kept: Sequence[str], ranges: Any
 
 
 def _costs(
-    bare: Any, about: Mapping[str, Any], layers: Sequence[str], ranges: Any, seen: Sequence[NDArray[np.number]]
+    bare: Any, about: ExportFacts, layers: Sequence[str], ranges: Any, seen: Sequence[NDArray[np.number]]
 ) -> dict[str, float]:
     """Layer -> by how much the coarse scores change (squared, of their square) when it alone computes in 8 bits."""
     count, side = LOOKED
     feeds = [_fed(centre_crop(image, side, side), about) for image in seen[:: max(1, len(seen) // count)][:count]]
-    held = dict(about["coarse"])
+    held = dict(about["coarse"] or {})
 
     def scores(graph: Any) -> list[NDArray[Any]]:
         run = OnnxSession(with_values(graph.SerializeToString(), held), "the exported file")
@@ -237,7 +238,7 @@ def _with_one(bare: Any, layer: str, ranges: Any) -> Any:
     return copy
 
 
-def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[np.number], about: Mapping[str, Any]) -> tuple[float, float]:
+def _milliseconds(fp32: bytes, int8: bytes, x: NDArray[np.number], about: ExportFacts) -> tuple[float, float]:
     """Medians of both, taken in turns."""
     small = about["input"]["kind"] == "uint8"
     image = x[0] if small else np.moveaxis(x[0], 0, -1)

@@ -145,7 +145,7 @@ def _plain_convolution(graph: Graph, m: nn.Conv2d, x: str) -> str:
     return _conv(graph, m, x, m.weight, m.bias, False)
 
 
-def _conv(graph: Graph, m: Any, x: str, weight: Tensor, bias: Tensor | None, relu: bool) -> str:
+def _conv(graph: Graph, m: Convolution | nn.Conv2d, x: str, weight: Tensor, bias: Tensor | None, relu: bool) -> str:
     inputs = [x, graph.constant(array(weight), "weight")]
     inputs += [] if bias is None else [graph.constant(array(bias), "bias")]
     y = graph.add(
@@ -174,8 +174,8 @@ def _max_pool(graph: Graph, m: nn.MaxPool2d, x: str) -> str:
     )  # fmt: skip
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * 2
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value] * 2 if isinstance(value, int) else [int(v) for v in value]
 
 
 def _response_norm(graph: Graph, m: nn.LocalResponseNorm, x: str) -> str:
@@ -183,7 +183,7 @@ def _response_norm(graph: Graph, m: nn.LocalResponseNorm, x: str) -> str:
 
 
 def _mean(graph: Graph, m: nn.AdaptiveAvgPool2d, x: str) -> str:
-    if _pair(m.output_size) != [1, 1]:
+    if m.output_size not in (1, (1, 1), [1, 1]):
         raise UsageError(f"This network cannot be exported: it pools to {m.output_size} cells; only 1 is translated.")
     return graph.add("GlobalAveragePool", [x])
 

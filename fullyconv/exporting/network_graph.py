@@ -8,13 +8,15 @@ from fractions import Fraction
 from typing import Any, Literal, final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fullyconv.errors import UnknownName, UsageError
 from fullyconv.exporting.graph import Graph
 from fullyconv.exporting.layers import LOOKED_AT, array, translate
 from fullyconv.exporting.upsampling import UpsamplingReading
-from fullyconv.geometry import kernel_width, last_upsampling
+from fullyconv.geometry import Skip, kernel_width, last_upsampling
 from fullyconv.models import FCN, parse
+from fullyconv.models.score_layers import LearnedUpsampling
 from fullyconv.models.trace import CannotTrace, Trace
 from fullyconv.preprocessing import Preprocessing
 
@@ -97,7 +99,7 @@ def _preprocessed(graph: Graph, x: str, how: Preprocessing) -> str:
     return graph.add("Add", [x, graph.constant((-mean / std).astype(np.float32), "shift")])
 
 
-def _type(dtype: Any) -> int:
+def _type(dtype: DTypeLike) -> int:
     from onnx import helper
 
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
@@ -166,7 +168,7 @@ class _Fusion:
             found.append(self.graph.add("Conv", [self.features[key][tap], weight, bias], kernel_shape=[1, 1]))
         return found[0] if len(found) == 1 else self.graph.add("Sum", found)
 
-    def _up(self, tap: int, skip: Any, scores: str, finer: str, cells: Sizes, size: Sizes) -> str:
+    def _up(self, tap: int, skip: Skip, scores: str, finer: str, cells: Sizes, size: Sizes) -> str:
         learned = self.model.learned[self.head][str(tap)] if self.head in self.model.learned else None  # type: ignore[index]
         if learned is not None:
             return self._learned(learned, skip, scores, finer)
@@ -175,7 +177,7 @@ class _Fusion:
             return reading.write_whole(self.graph, scores, cells[0], size[0])
         return reading.write(self.graph, scores, self._size(finer))
 
-    def _learned(self, layer: Any, skip: Any, scores: str, finer: str) -> str:
+    def _learned(self, layer: LearnedUpsampling, skip: Skip, scores: str, finer: str) -> str:
         """`LearnedUpsampling` as nodes."""
         graph, factor = self.graph, skip.factor
         same = self.model.border != "fade"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fullyconv.errors import DataError, foreign_values, missing_extra, printable
 from fullyconv.files import read_file
 from fullyconv.runtime.checking import LARGEST
-from fullyconv.runtime.sealing import ABOUT
+from fullyconv.runtime.sealing import ABOUT, ExportFacts, facts_of
 
 __all__ = ["OpenVino", "converted", "open_compiled", "quiet_openvino", "read_openvino", "version"]
 
@@ -72,7 +72,7 @@ def version() -> str:
     return str(quiet_openvino().__version__)
 
 
-def converted(data: bytes, about: Mapping[str, object], file: Path) -> None:
+def converted(data: bytes, about: ExportFacts, file: Path) -> None:
     """Write ONNX bytes as FILE.xml and FILE.bin, in fp32, with what the model says of itself under "fullyconv"."""
     openvino = quiet_openvino()
     model = openvino.Core().read_model(data)
@@ -81,7 +81,7 @@ def converted(data: bytes, about: Mapping[str, object], file: Path) -> None:
     openvino.save_model(model, file, compress_to_fp16=False)
 
 
-def read_openvino(file: Path) -> tuple[Any, dict[str, Any]]:
+def read_openvino(file: Path) -> tuple[Any, ExportFacts]:
     """(model, what it says of itself) of FILE.xml and FILE.bin. DataError where they are damaged or not ours."""
     openvino = quiet_openvino()
     xml, weights = read_file(file, LARGEST), read_file(file.with_suffix(".bin"), LARGEST)
@@ -92,7 +92,7 @@ def read_openvino(file: Path) -> tuple[Any, dict[str, Any]]:
         cause = printable(error)[:160]
         raise DataError(f"{printable(file)} is no OpenVINO file of fullyconv's ({cause}); export it again.") from error
     with foreign_values(file, "export the model again"):
-        return model, dict(json.loads(text))
+        return model, facts_of(text)
 
 
 def open_compiled(file: Path, held: Mapping[str, str]) -> tuple[OpenVino, OpenVino]:

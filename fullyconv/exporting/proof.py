@@ -16,6 +16,7 @@ from fullyconv.models import FCN
 from fullyconv.models.tracer import shared_copy
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.onnx_session import OnnxSession
+from fullyconv.runtime.sealing import ExportFacts
 
 __all__ = [
     "LIMIT",
@@ -126,7 +127,7 @@ class ProofEngine(Protocol):
     ) -> list[NDArray[Any]]: ...
 
 
-def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tuple[ProofEngine, ProofEngine]:
+def by_onnxruntime(data: bytes, about: ExportFacts, source: object) -> tuple[ProofEngine, ProofEngine]:
     """(an ONNX file, the file giving its scores too)."""
     with foreign_values(source, "export the model again"):
         held = dict(about["scores"])
@@ -136,7 +137,7 @@ def by_onnxruntime(data: bytes, about: Mapping[str, Any], source: object) -> tup
 def compare_engines(
     engines: tuple[ProofEngine, ProofEngine],
     by: Mapping[str, str],
-    about: Mapping[str, Any],
+    about: ExportFacts,
     model: FCN,
     images: Sequence[NDArray[Any]] = (),
     source: object = "The file",

@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.exporting.graph import Graph
 from fullyconv.files import read_file
-from fullyconv.runtime.sealing import ABOUT
+from fullyconv.runtime.sealing import ABOUT, ExportFacts, facts_of
 
 __all__ = ["FreshTorch", "Retold", "exported_program", "open_fresh", "read_pt2", "written"]
 
@@ -190,7 +190,7 @@ def exported_program(graph: Graph, channels: int, small: bool) -> Any:
     return program
 
 
-def scores_of(program: Any, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def scores_of(program: torch.export.ExportedProgram, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """{head: the value inside the program that its answers are made of}."""
     given: dict[str, fx.Node] = {}
     for spec, node in zip(
@@ -208,12 +208,12 @@ def scores_of(program: Any, names: Mapping[str, Sequence[str]]) -> dict[str, str
     return found
 
 
-def _output_names(program: Any) -> list[str]:
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     """The keys of the mapping that the program returns, in the order of its values."""
     return [str(key) for key in program.call_spec.out_spec.context]
 
 
-def written(program: Any, about: Mapping[str, Any]) -> bytes:
+def written(program: torch.export.ExportedProgram, about: ExportFacts) -> bytes:
     """The file's bytes, which say `about` of themselves; "parts" among it is the sha256 of all the rest."""
     plain = io.BytesIO()
     torch.export.save(program, plain)
@@ -234,7 +234,7 @@ def _digest(data: bytes) -> str:
     return found.hexdigest()
 
 
-def read_pt2(file: str | Path) -> tuple[bytes, dict[str, Any]]:
+def read_pt2(file: str | Path) -> tuple[bytes, ExportFacts]:
     """(the bytes, what they say of themselves) of a FILE.pt2; DataError where it is damaged, not ours, or pickled."""
     data = read_file(file, LARGEST)
     try:
@@ -245,7 +245,7 @@ def read_pt2(file: str | Path) -> tuple[bytes, dict[str, Any]]:
                     f"{printable(file)} was not exported by fullyconv: it lacks extra/{ABOUT}; make it with  fullyconv "
                     "export MODEL --to pt2 -o FILE.pt2."
                 )
-            about = json.loads(archive.read(next(n for n in archive.namelist() if n.endswith(f"extra/{ABOUT}"))))
+            about = facts_of(archive.read(next(n for n in archive.namelist() if n.endswith(f"extra/{ABOUT}"))))
             held = [n for n in archive.namelist() if n.endswith("_config.json")]
             pickled = any('"use_pickle": true' in archive.read(n).decode() for n in held)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
@@ -253,11 +253,11 @@ def read_pt2(file: str | Path) -> tuple[bytes, dict[str, Any]]:
     if pickled or any(size for name, size in sizes.items() if name.endswith((".pt", ".pkl"))):
         raise DataError(f"{printable(file)} holds pickled parts, which can run code when loaded; export it again.")
     with foreign_values(file, "export the model again"):
-        if _digest(data) != about["parts"]:
+        if _digest(data) != about.get("parts"):
             raise DataError(
                 f"{printable(file)} is not as it was exported (its sha256 differs); export the model again."
             )
-        return data, dict(about)
+        return data, about
 
 
 @final
@@ -305,5 +305,5 @@ class FreshTorch:
         self._folder.cleanup()
 
 
-def open_fresh(data: bytes, about: Mapping[str, Any], source: object) -> FreshTorch:
+def open_fresh(data: bytes, about: ExportFacts, source: object) -> FreshTorch:
     return FreshTorch(data, [name for names in about["names"].values() for name in names], source)

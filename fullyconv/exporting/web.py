@@ -24,6 +24,7 @@ from typing import Any
 from fullyconv.errors import DataError, MissingInput, TryAgain, UsageError, printable
 from fullyconv.files import read_file
 from fullyconv.files.outputs import Outputs
+from fullyconv.runtime.sealing import ExportFacts, GeometryFacts
 
 __all__ = ["VERSION", "check_showable", "claimed", "engine_files", "write_page"]
 
@@ -123,7 +124,7 @@ def claimed(folder: Path) -> Outputs:
     return plan
 
 
-def write_page(data: bytes, about: Mapping[str, object], plan: Outputs, engine: Mapping[str, bytes]) -> None:
+def write_page(data: bytes, about: ExportFacts, plan: Outputs, engine: Mapping[str, bytes]) -> None:
     """Write the page, its engine and the exported file `data`, which says `about` of itself, as `claimed`."""
     page = files("fullyconv").joinpath("exporting", "page")
     for name, part in engine.items():
@@ -142,7 +143,7 @@ def page_file(name: str) -> bytes:
     return files("fullyconv").joinpath(*here).read_bytes()
 
 
-def _told(data: bytes, about: Mapping[str, Any], engine_bytes: int) -> dict[str, Any]:
+def _told(data: bytes, about: ExportFacts, engine_bytes: int) -> dict[str, Any]:
     """What the page is told of its network (model.json)."""
     from fullyconv import __version__
 
@@ -159,7 +160,7 @@ def _told(data: bytes, about: Mapping[str, Any], engine_bytes: int) -> dict[str,
     }  # fmt: skip
 
 
-def tiling(geometry: Mapping[str, Any], classes: int) -> dict[str, int | None]:
+def tiling(geometry: GeometryFacts, classes: int) -> dict[str, int | None]:
     """How the page reads a large image: whole up to `largest` pixels, else in cores of `core` with `context` around;
     core None where the network's context is unbounded, or so large that tiles would be nearly nothing else."""
     largest = min(PIXELS, SCORES // (8 * classes))

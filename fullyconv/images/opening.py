@@ -16,6 +16,7 @@ from fullyconv.images.tiff import check_pages
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+    from PIL.ImageFile import ImageFile
 
 __all__ = ["decode", "name_of", "open_image", "orientation_of", "read_bytes", "words"]
 
@@ -90,7 +91,7 @@ def _sniff(data: bytes, name: str) -> str:
     raise BadImage(name, f"is {what}; PNG, JPEG, WebP, TIFF and BMP are read: convert it.")
 
 
-def open_image(data: bytes, name: str, cap: int) -> PILImage.Image:
+def open_image(data: bytes, name: str, cap: int) -> ImageFile:
     """The image with its header read and checked, its pixels not yet decoded."""
     from PIL import Image
 

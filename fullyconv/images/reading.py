@@ -17,6 +17,7 @@ from fullyconv.images.tiff import Page, check_page, check_pages, first_page, is_
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+    from PIL.ImageFile import ImageFile
 
 __all__ = [
     "ImageInfo",
@@ -140,7 +141,7 @@ def stored_bits(opened: PILImage.Image, data: bytes) -> int:
     return {"1": 1, "I": 32, "F": 32}.get(opened.mode, 8)
 
 
-def read_wide(opened: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
+def read_wide(opened: ImageFile, data: bytes, name: str, cap: int) -> NDArray[np.uint16]:
     """A 16-bit colour image as uint16: decoded once for the high and once for the low bytes.
 
     Pillow unpacks such files to 8 bits by taking one byte of two: the high one of the file's byte order. Told the
@@ -160,7 +161,7 @@ def read_wide(opened: Any, data: bytes, name: str, cap: int) -> NDArray[np.uint1
             f"holds 16-bit {opened.mode} in a layout that is read as 8 bits only; save it as uncompressed TIFF, "
             "or as PNG with 3 or 4 channels.",
         )
-    low: Any = open_image(data, name, cap)
+    low = open_image(data, name, cap)
     other = raw[:-3] + swap[raw[-3:]]
     low.tile = [t._replace(args=(other, *t.args[1:]) if isinstance(t.args, tuple) else other) for t in low.tile]
     decode(opened, data, name, cap)

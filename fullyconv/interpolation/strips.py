@@ -24,7 +24,7 @@ def upsample(scores: Scores, sampling: Sampling, budget: int = BUDGET) -> Scores
     return full
 
 
-def label(scores: Scores, sampling: Sampling, dtype: Any, budget: int = BUDGET) -> NDArray[Any]:
+def label(scores: Scores, sampling: Sampling, dtype: type[np.integer], budget: int = BUDGET) -> NDArray[Any]:
     """The first class with the largest upsampled score: K h w -> H W of `dtype`."""
     labels = np.empty(sampling.size, dtype)
     for top, strip in _strips(scores, sampling, budget):
@@ -33,7 +33,7 @@ def label(scores: Scores, sampling: Sampling, dtype: Any, budget: int = BUDGET) 
 
 
 def label_and_confidence(
-    scores: Scores, sampling: Sampling, dtype: Any, budget: int = BUDGET
+    scores: Scores, sampling: Sampling, dtype: type[np.integer], budget: int = BUDGET
 ) -> tuple[NDArray[Any], Scores]:
     """That class and its softmax probability: H W of `dtype`, H W float32."""
     labels, sure = np.empty(sampling.size, dtype), np.empty(sampling.size, np.float32)
@@ -44,7 +44,7 @@ def label_and_confidence(
     return labels, sure
 
 
-def _best(strip: Scores, dtype: Any) -> tuple[NDArray[Any], Scores]:
+def _best(strip: Scores, dtype: type[np.integer]) -> tuple[NDArray[Any], Scores]:
     """(labels, their scores). Class by class: numpy's argmax over the first axis is many times as slow. As torch's, it
     takes the first of equals, and a score that is no number before all others."""
     high, index = strip[0].copy(), np.zeros(strip.shape[1:], dtype)

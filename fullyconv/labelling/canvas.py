@@ -90,7 +90,7 @@ def cover_of(record: Record, size: tuple[int, int]) -> Cover:
     return Cover(top, left, np.cumsum(steps, 1, dtype=np.int8)[:, :-1].astype(bool))
 
 
-def standing(records: Iterable[Any]) -> list[Any]:
+def standing(records: Iterable[Record]) -> list[Any]:
     """The edits that were not undone; a new one forgets what was."""
     kept: list[Any] = []
     undone: list[Any] = []

@@ -7,11 +7,12 @@ import contextlib
 import hashlib
 import os
 import secrets
+import socket
 import stat
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import uvicorn
 
@@ -66,7 +67,7 @@ def _key(file: Path) -> str:
     return key
 
 
-async def _run(project: Project, settings: Settings, bound: Any, gate: Gate) -> None:
+async def _run(project: Project, settings: Settings, bound: socket.socket, gate: Gate) -> None:
     labelling = Labelling(project, settings)
     config = uvicorn.Config(
         labelling_application(labelling, gate), http=guarded_protocol(Connections(gate)), ws="none", lifespan="off",
@@ -89,7 +90,7 @@ class _Server(SignalledServer):
         super().__init__(config)
         self.labelling = labelling
 
-    async def shutdown(self, sockets: Any = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.labelling.end_waiting()
         await asyncio.sleep(0.05)
         await super().shutdown(sockets)

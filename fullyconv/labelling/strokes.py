@@ -40,7 +40,7 @@ class Cover(NamedTuple):
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def on_capsule(x: Any, y: Any, a: Point, b: Point, diameter: int) -> Any:
+def on_capsule(x: NDArray[np.integer], y: NDArray[np.integer], a: Point, b: Point, diameter: int) -> Any:
     """Whether pixels x y (arrays of whole numbers) lie within half the diameter of the line from a to b."""
     ax, ay, dx, dy = int(a[0]), int(a[1]), int(b[0]) - int(a[0]), int(b[1]) - int(a[1])
     u, v = x - ax, y - ay

@@ -72,11 +72,11 @@ def _fastest() -> Implementation:
     return "numba" if importlib.util.find_spec("numba") is not None else "numpy"
 
 
-def _on_device(array: Any) -> bool:
+def _on_device(array: Array) -> bool:
     return not isinstance(array, np.ndarray) and array.device.type != "cpu"
 
 
-def _integers(array: Any, what: str) -> npt.NDArray[Any]:
+def _integers(array: Array, what: str) -> npt.NDArray[Any]:
     flat = np.ascontiguousarray(array if isinstance(array, np.ndarray) else array.detach().numpy()).reshape(-1)
     if flat.dtype.kind not in "iub":
         raise UsageError(f"{what} of type {flat.dtype} cannot be counted; give integers.")
@@ -150,7 +150,7 @@ def _bad_prediction(value: int, classes: int) -> DataError:
     )
 
 
-def _by_torch(labels: object, predictions: object, classes: int, ignore: int) -> Tensor:
+def _by_torch(labels: Array, predictions: Array, classes: int, ignore: int) -> Tensor:
     import torch
 
     truth = torch.as_tensor(labels).reshape(-1).to(torch.int64)

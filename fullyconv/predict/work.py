@@ -35,6 +35,8 @@ from fullyconv.terminal import progress_line
 
 __all__ = ["LabelJob", "LabelOptions", "LabelWork", "Written", "work_key"]
 
+Given = NDArray[np.number] | dict[str, NDArray[np.number]]  # an image, or one of each modality
+
 Files = dict[tuple[str, str], str]  # (what, head) -> the name claimed for it
 Written = list[tuple[str, Path]]  # (what, file)
 
@@ -162,7 +164,7 @@ def _settle(writing: list[Future[None]], most: int) -> None:
 
 
 def _answers(
-    predictor: Predictor | Ensemble, image: Any, plan: ResultFiles, names: Files, least: float = 0
+    predictor: Predictor | Ensemble, image: Given, plan: ResultFiles, names: Files, least: float = 0
 ) -> Callable[[], Written]:
     """Label one image; what is left to do, encoding and writing what was claimed for it, as a function."""
     sure = any(what == "confidence" for what, _ in names)
@@ -191,7 +193,7 @@ def _answers(
     return write
 
 
-def _probabilities(predictor: Predictor | Ensemble, image: object) -> dict[tuple[str, str], bytes]:
+def _probabilities(predictor: Predictor | Ensemble, image: Given) -> dict[tuple[str, str], bytes]:
     together = predictor if isinstance(predictor, Ensemble) else Ensemble([predictor])
     files = {}
     for head, probabilities in together.probabilities(image).items():

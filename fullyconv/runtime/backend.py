@@ -148,7 +148,7 @@ def _compiled() -> bool:
 
 
 def _by_numba(
-    readout: Readout, scores: Scores, sampling: Sampling, kind: type[np.uint8] | type[np.uint16]
+    readout: Readout, scores: Scores, sampling: Sampling, kind: type[np.integer]
 ) -> tuple[NDArray[Any], ...] | None:
     """By the compiled kernels, on this thread; None where a score is not finite, which they do not compute."""
     from fullyconv.interpolation import label_kernels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from fullyconv.files import read_file
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.runtime.checking import LARGEST, checked_graph, cut
 from fullyconv.runtime.onnx_session import OnnxSession
-from fullyconv.runtime.sealing import SEAL, check_seal, checked_about
+from fullyconv.runtime.sealing import SEAL, ExportFacts, check_seal, checked_about
 from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["ExportedGeometry", "ExportedNetwork", "is_exported"]
@@ -65,7 +64,7 @@ class ExportedNetwork:
         with foreign_values(source, "export the model again"):
             self._read(self.about)
 
-    def _read(self, about: Mapping[str, Any]) -> None:
+    def _read(self, about: ExportFacts) -> None:
         g = about["geometry"]
         self.name, self.inputs = str(about["name"]), tuple(str(i) for i in about["inputs"])
         self.heads = {str(h): int(k) for h, k in about["heads"].items()}
@@ -77,7 +76,9 @@ class ExportedNetwork:
         self._geometry = ExportedGeometry(
             int(g["stride"]), g["offset"], g["border"], halo, bool(g["exact"]), int(g["align"])
         )
-        self._coarse = {h: str(about["coarse"][h]) for h in self.heads}
+        if about["coarse"] is None or about["x"] is None:
+            raise ValueError("no coarse scores")
+        self._x, self._coarse = str(about["x"]), {h: str(about["coarse"][h]) for h in self.heads}
         self._names = {h: [str(n) for n in about["names"][h]] for h in self.heads}
         self._check()
 
@@ -127,8 +128,7 @@ class ExportedNetwork:
 
     def coarse(self, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Preprocessed float32 N C h w -> {head: coarse scores N K h' w'}."""
-        name = self.about["x"]
-        found = self._trunk({name: x}, list(self._coarse.values()))
+        found = self._trunk({self._x: x}, list(self._coarse.values()))
         out = dict(zip(self._coarse, found, strict=True))
         for head, scores in out.items():
             if scores.ndim != 4 or scores.shape[:2] != (len(x), self.heads[head]) or scores.dtype != np.float32:
@@ -142,4 +142,4 @@ class ExportedNetwork:
     @cached_property
     def _trunk(self) -> OnnxSession:
         shape = ("N", self.preprocessing.channels, "H", "W")
-        return OnnxSession(cut(self._graph, str(self.about["x"]), shape, set(self._coarse.values())), self.file)
+        return OnnxSession(cut(self._graph, self._x, shape, set(self._coarse.values())), self.file)

@@ -7,14 +7,72 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from fullyconv.errors import DataError, foreign_values, printable
 
-__all__ = ["ABOUT", "BLANK", "FORMAT", "SEAL", "check_seal", "checked_about", "sealed"]
+__all__ = [
+    "ABOUT",
+    "BLANK",
+    "FORMAT",
+    "SEAL",
+    "ExportFacts",
+    "GeometryFacts",
+    "check_seal",
+    "checked_about",
+    "facts_of",
+    "sealed",
+]
 
 ABOUT, SEAL, FORMAT = "fullyconv", "fullyconv_seal", 2
 BLANK = "0" * 64
+
+
+class InputFacts(TypedDict):
+    name: str
+    kind: str  # "uint8" or "float"
+    layout: str
+    channels: int
+
+
+class GeometryFacts(TypedDict):
+    """The last upsampling as `geometry.OutputGeometry`; halo None where the context is unbounded."""
+
+    stride: int
+    offset: int | float
+    border: Literal["fade", "replicate"]
+    exact: bool
+    halo: float | None
+    align: int
+
+
+class ExportFacts(TypedDict):
+    """What a file says of itself, as JSON. x, scores, coarse: names of values inside it, by which it is proved and cut
+    (None or absent in formats that cannot be cut)."""
+
+    format: int
+    name: str
+    inputs: list[str]
+    input: InputFacts
+    output: str
+    names: dict[str, list[str]]  # head -> the outputs that answer for it
+    scores: dict[str, str]
+    coarse: dict[str, str] | None
+    x: str | None
+    heads: dict[str, int]
+    taxonomies: dict[str, dict[str, Any]]
+    preprocessing: dict[str, Any]
+    geometry: GeometryFacts
+    weights_sha256: str
+    versions: dict[str, str | int]
+    training: NotRequired[Mapping[str, Any]]
+    proof: dict[str, Any] | None
+    precision: NotRequired[str]
+    int8: NotRequired[dict[str, Any]]
+    parts: NotRequired[str]
+
+
 NEEDED = (
     "format", "name", "inputs", "input", "output", "names", "heads", "taxonomies", "preprocessing", "geometry", "x",
     "coarse", "proof",
@@ -42,7 +100,15 @@ def check_seal(data: bytes, seal: str, source: object) -> None:
         )
 
 
-def checked_about(metadata: dict[str, str], source: object) -> dict[str, Any]:
+def facts_of(text: str | bytes) -> ExportFacts:
+    """A file's JSON; ValueError where it is no mapping. What it lacks is found where it is read (`foreign_values`)."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("no mapping")
+    return cast(ExportFacts, found)
+
+
+def checked_about(metadata: dict[str, str], source: object) -> ExportFacts:
     """The JSON of an exported file's metadata; `DataError` naming what is missing."""
     missing = [key for key in (ABOUT, SEAL) if key not in metadata]
     if missing:
@@ -51,9 +117,9 @@ def checked_about(metadata: dict[str, str], source: object) -> dict[str, Any]:
             "with  fullyconv export MODEL -o FILE.onnx."
         )
     with foreign_values(source, "export the model again"):
-        about = json.loads(metadata[ABOUT])
+        about = facts_of(metadata[ABOUT])
         lacking = [key for key in NEEDED if key not in about]
         if lacking or about["format"] != FORMAT:
             said = f"lacks {', '.join(lacking)}" if lacking else f"are of format {about['format']!r}, not {FORMAT}"
             raise DataError(f"{printable(source)}: the metadata {said}; export the model again.")
-        return dict(about)
+        return about

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from fullyconv.runtime.sealing import ExportFacts
 
 __all__ = ["BATCH", "triton_config"]
 
 BATCH = 8  # images of one size that Triton may put into one batch
 
 
-def triton_config(about: Mapping[str, Any]) -> str:
+def triton_config(about: ExportFacts) -> str:
     """`ModelConfig` as text, of what a file says of itself. The batch is Triton's own axis and so not among `dims`.
 
     The model's name is left to its directory, as Triton does where none is given.

@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 from array import array
@@ -81,7 +82,7 @@ def _control(job: dict[str, Any]) -> Any:
     return _socket.socket(fileno=job["control"])
 
 
-def _request(control: Any) -> dict[str, Any] | None:
+def _request(control: socket.socket) -> dict[str, Any] | None:
     """The next line, its file handed over; None when the parent has left."""
     line, descriptors = b"", array("i")
     while not line.endswith(b"\n"):
@@ -96,7 +97,7 @@ def _request(control: Any) -> dict[str, Any] | None:
     return request
 
 
-def _serve(function: Callable[..., Any], job: dict[str, Any], control: Any) -> int:
+def _serve(function: Callable[..., Any], job: dict[str, Any], control: socket.socket) -> int:
     """Answer line after line. A refusal of our own is an answer like another; any other error is the last one."""
     while request := _request(control):
         os.lseek(job["answer"], 0, os.SEEK_SET)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any, final
+from collections.abc import Awaitable
+from typing import TypeVar, final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +23,8 @@ from fullyconv.serving.prometheus import Figures
 from fullyconv.serving.wanted import BadQuery, wanted
 
 __all__ = ["application"]
+
+T = TypeVar("T")
 
 MISTAKE = Refusal(500, "mistake", "The server made a mistake; its log says which.")
 PAGE = {
@@ -147,7 +150,7 @@ class _Answers:
             parts.append(part)
         return b"".join(parts) or Refusal(400, "empty", "Send an image as the body.")
 
-    async def _while_waited_for(self, request: Request, work: Any) -> Any:
+    async def _while_waited_for(self, request: Request, work: Awaitable[T]) -> T | Refusal:
         """Work that nobody waits for any more is not done."""
         task = asyncio.ensure_future(work)
         left = asyncio.ensure_future(request.receive())  # the body is whole: what comes next is the disconnection

@@ -14,7 +14,7 @@ or in labels/.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -114,7 +114,7 @@ def read_modality(record: Record, modality: str) -> NDArray[Any]:
     return read_bands(record.inputs[modality])
 
 
-def _records(part: Part, split: str, record_name: Any) -> list[Record]:
+def _records(part: Part, split: str, record_name: Callable[[str, str], str]) -> list[Record]:
     return [
         Record(
             record_name(split, stem),

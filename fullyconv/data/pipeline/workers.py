@@ -83,7 +83,7 @@ class Watch:
 class _Worker:
     """The parent's side of one process: its socket, the tasks it has, the answer that is arriving."""
 
-    def __init__(self, process: Any, pipe: socket.socket, slot: heartbeat.Slot) -> None:
+    def __init__(self, process: multiprocessing.process.BaseProcess, pipe: socket.socket, slot: heartbeat.Slot) -> None:
         self.process, self.pipe, self.slot, self.watch = process, pipe, slot, Watch(slot, f"/proc/{process.pid}/stat")
         self.tasks: deque[tuple[int, Any]] = deque()
         self._answer = bytearray(_LENGTH.size)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     taxonomy, ids = classes_of(names, colours)
     ignored = [n for n in names if n.lower() in _IGNORED_NAMES]
     ids |= dict.fromkeys(ignored, IGNORED)
-    splits: dict[str, list[Any]] = {}
+    splits: dict[str, list[Element]] = {}
     for image in tree.iter("image"):
         splits.setdefault(image.get("subset", ""), []).append(image)
     chosen = choose_kind(splits if "" not in splits else (), split, file)
@@ -187,15 +188,15 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     )
 
 
-def _listed(images: list[Any]) -> dict[str, list[Any]]:
+def _listed(images: list[Element]) -> dict[str, list[Element]]:
     """name -> the <image> elements of that name."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Element]] = {}
     for image in images:
         found.setdefault(image.get("name", "").replace("\\", "/"), []).append(image)
     return found
 
 
-def _images(images: list[object], subset: str, base: Path, file: Path) -> dict[str, Path]:
+def _images(images: list[Element], subset: str, base: Path, file: Path) -> dict[str, Path]:
     """name -> its image, in images/SUBSET/, images/ or wherever the only one of that name lies."""
     folders = [f for f in (base, base / "images") if f.is_dir()]
     inner = [inside(f, subset) for f in folders] if subset else []
@@ -203,7 +204,7 @@ def _images(images: list[object], subset: str, base: Path, file: Path) -> dict[s
     return {name: find_image(name, [*inner, *folders], known, file) for name in _listed(images)}
 
 
-def _entry(same: list[Any], name: str, ids: Mapping[str, int], unused: Unused, file: Path) -> Entry:
+def _entry(same: list[Element], name: str, ids: Mapping[str, int], unused: Unused, file: Path) -> Entry:
     """The shapes of the <image> elements of one name, if they are one image's."""
     sizes = {(i.get("height"), i.get("width")) for i in same}
     if len(sizes) > 1 or len({i.get("task_id") for i in same}) > 1:
@@ -221,7 +222,7 @@ def _entry(same: list[Any], name: str, ids: Mapping[str, int], unused: Unused, f
     return Entry(size, tuple((ids[e.get("label", "")], shape) for e, _, shape in shapes))
 
 
-def _shape(element: Any, size: Size, ids: Mapping[str, int], name: str, unused: Unused) -> tuple[float, Any]:
+def _shape(element: Element, size: Size, ids: Mapping[str, int], name: str, unused: Unused) -> tuple[float, Any]:
     """(z, shape) of an element, or (0, None) for one that is counted as unused."""
     kind = element.tag if isinstance(element.tag, str) else "comment"
     if kind not in _SHAPES:
@@ -276,7 +277,7 @@ def _refuse_document_types(data: bytes) -> None:
     parser.Parse(data, True)
 
 
-def _labels(tree: Any, unused: Unused) -> tuple[list[str], dict[str, Colour]]:
+def _labels(tree: Element, unused: Unused) -> tuple[list[str], dict[str, Colour]]:
     """The label names in the order of the task's own list (else sorted, as used), and their colours."""
     names: list[str] = []
     colours: dict[str, Colour] = {}

@@ -130,16 +130,15 @@ def refuse_shared(found: Iterable[tuple[str, Path]], source: Path) -> None:
             )
 
 
-def checked_size(height: Any, width: Any) -> Size:
+def checked_size(height: object, width: object) -> Size:
     """(H, W) from a foreign file, or DataError. Whole numbers may be written as 480.0."""
     height, width = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width))
-    whole = type(height) is int and type(width) is int and min(height, width) > 0
-    if not (whole and height * width <= images.pixel_cap()):
-        said = "x".join(
-            "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
-        )
-        raise DataError(f"The size {said} (HxW) is no image's; correct it.")
-    return height, width
+    if type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= images.pixel_cap():
+        return height, width
+    said = "x".join(
+        "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
+    )
+    raise DataError(f"The size {said} (HxW) is no image's; correct it.")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Protocol, SupportsFloat, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,10 +69,10 @@ def short(who: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def number(value: Any, what: str) -> float:
+def number(value: object, what: str) -> float:
     """A finite number (XML writes it as text), else BadShape."""
     try:
-        found = math.nan if isinstance(value, bool) or value is None else float(value)
+        found = float(value) if isinstance(value, str | SupportsFloat) and not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
