@@ -35,7 +35,7 @@ PUBLISHED = Path(__file__).parent / "published"
 DURATION = ("epochs", "steps", "time")
 # "auto" of keys that are numbers, until `fullyconv.train.chosen` has settled them by the data.
 AUTO_CROP = (0, 0)
-AUTO_BATCH = 0
+AUTO_BATCH = 0  # likewise
 AVERAGES = ("mean", "sum", "image-mean")  # of the cross-entropy, where it is the only loss
 LOSSES = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
 

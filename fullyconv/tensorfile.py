@@ -231,8 +231,6 @@ def _empty(info: TensorInfo, numpy: bool) -> tuple[Any, memoryview]:
         return array, array.reshape(-1).view(np.uint8).data
     import torch
 
-    TensorLike = NDArray[np.generic] | torch.Tensor
-
     tensor = torch.empty(info.shape, dtype=info.torch_dtype)
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data
 

@@ -79,7 +79,7 @@ def coco_text(runs: NDArray[np.int64]) -> str:
 
 
 _SIZES = np.array([3, 4, 8, 16])  # bits of a run's length, as Label Studio's own encoder has them
-_LONGEST = 1 << 16
+_LONGEST = 1 << 16  # pixels of one run: what 16 bits, the widest of `_SIZES`, can say
 
 
 def brush_bytes(covered: Mask) -> list[int]:

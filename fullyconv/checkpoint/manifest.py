@@ -17,7 +17,7 @@ __all__ = ["MANIFEST", "check_file", "checked_json", "encode_json", "encode_mani
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-JSON_LIMIT = 64 << 20
+JSON_LIMIT = 64 << 20  # bytes: ours are kilobytes, with an optimiser's state megabytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 

@@ -27,7 +27,6 @@ from fullyconv.files import Written, new_directory, read_file, remove_stale, req
 if TYPE_CHECKING:
     import torch
 
-
     from fullyconv.tensorfile import TensorLike
 
 __all__ = ["Stored", "check_canary", "following", "read_model", "verify_model", "write_model"]

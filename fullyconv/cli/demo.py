@@ -10,7 +10,11 @@ import typer
 
 __all__ = ["demo"]
 
-TRAIN, VAL, SIZE = 200, 40, (120, 160)
+TRAIN, VAL, SIZE = (
+    200,
+    40,
+    (120, 160),
+)  # scenes and H W: so few and small that one core needs the three minutes that README promises
 
 
 def demo(

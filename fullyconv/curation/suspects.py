@@ -19,7 +19,7 @@ from fullyconv.regions import bounding_box, components
 
 __all__ = ["ClassTable", "LabelSuspect", "suspects_in"]
 
-_STEPS = 256
+_STEPS = 256  # of confidence in a class's table: as fine as the bytes in which a confidence map is stored
 _RIM = 3  # pixels that a border may lie off
 
 

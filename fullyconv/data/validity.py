@@ -35,7 +35,7 @@ def read_valid(image: NDArray[np.number], file: Path | None = None) -> tuple[NDA
     return filled(image, invalid_pixels(image, file))
 
 
-def filled(image: NDArray[Any], bad: NDArray[np.bool_] | None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def filled(image: NDArray[np.number], bad: NDArray[np.bool_] | None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """`read_valid` where it is known which pixels hold no data."""
     if bad is None:
         return image, None

@@ -23,7 +23,7 @@ NEAR_SIGNS = 0.65  # agreement of 256 signs, -1..1
 NEAR_TONES = 0.90  # correlation of the thumbnails
 # (gain, z) from which a label counts as shifted; of CamVid's labels moved by 8 to 12 pixels the weaker finds 9 in 10.
 FIT_WELL = (1.2, 4.0)
-FIT_LOOSELY = (1.6, 6.0)
+FIT_LOOSELY = (1.6, 6.0)  # of few images, or where many fit better elsewhere: then the labels are loose
 
 
 def _duplicates(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterator[Finding]:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationWriter", "typical"]
 
-SURE = 0.9
-SHOWN, CROPS, SUSPECTS = 640, 12, 12
+SURE = 0.9  # confidence from which a network that says otherwise casts doubt on a label
+SHOWN, CROPS, SUSPECTS = 640, 12, 12  # pixels of the longer side of what a page shows; how many of each are kept
 Window = tuple[int, int, int, int]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_progress"]
 
-SIDE = 240
+SIDE = 240  # pixels of the longer side of an image in the report's strip of them
 
 
 def draw_progress(predictor: Predictor, dataset: Dataset, directory: Path, epoch: float, images: int = 4) -> list[Path]:

@@ -139,7 +139,7 @@ def compare_engines(
     by: Mapping[str, str],
     about: ExportFacts,
     model: FCN,
-    images: Sequence[NDArray[Any]] = (),
+    images: Sequence[NDArray[np.number]] = (),
     source: object = "The file",
 ) -> ExportProof:
     """Run a file beside `model` on `images` (H W C as stored; none: drawn ones) at `SIZES`. engines: the file, and the
@@ -197,7 +197,13 @@ class _Total:
         self.difference = self.margin = self.sure = 0.0
         self.changed = self.pixels = 0
 
-    def add(self, truth: NDArray[Any], found: NDArray[Any], answers: Sequence[NDArray[Any]], output: str) -> None:
+    def add(
+        self,
+        truth: NDArray[np.floating],
+        found: NDArray[np.floating],
+        answers: Sequence[NDArray[np.number]],
+        output: str,
+    ) -> None:
         if truth.shape != found.shape:
             self.difference = float("inf")
             return
@@ -214,11 +220,11 @@ class _Total:
         if output == "confidence":
             self._sure(torch.from_numpy(truth).softmax(1).amax(1).numpy(), answers[1], largest)
 
-    def _sure(self, truth: NDArray[np.integer], said: NDArray[np.integer], largest: float) -> None:
+    def _sure(self, truth: NDArray[np.floating], said: NDArray[np.number], largest: float) -> None:
         # A probability follows a score's own size: e to a difference of that of the scores.
         self.sure = max(self.sure, _largest(truth - said) / max(1.0, largest))
 
-    def _labels(self, truth: NDArray[np.integer], said: NDArray[np.integer], largest: float) -> None:
+    def _labels(self, truth: NDArray[np.floating], said: NDArray[np.number], largest: float) -> None:
         best = truth.argmax(1)
         self.pixels += best.size
         if said.shape != best.shape or int(said.max()) >= truth.shape[1]:

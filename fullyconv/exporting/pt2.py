@@ -32,7 +32,7 @@ from fullyconv.runtime.sealing import ABOUT, ExportFacts, facts_of
 
 __all__ = ["FreshTorch", "Retold", "exported_program", "open_fresh", "read_pt2", "written"]
 
-LARGEST = 1 << 33
+LARGEST = 1 << 33  # bytes of a file that is read whole: float32 weights of two thousand million parameters
 AFTER_SCORES = {"argmax", "_softmax", "softmax", "to", "_to_copy", "amax", "clone", "alias"}  # what answers are made by
 EXAMPLE = (2, 101, 135)  # N, H, W: no size of 1, so that nothing is broadcast by chance
 RUNNER = Path(__file__).with_name("pt2_runner.py")

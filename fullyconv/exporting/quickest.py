@@ -43,7 +43,7 @@ __all__ = ["ENGINES", "EngineChoice", "choose_engine"]
 
 ENGINES = ("auto", "torch", "onnxruntime")
 GAIN = 1.1  # so many times quicker onnxruntime must be: less is within what a busy machine varies by
-TURNS = 5
+TURNS = 5  # of each engine after one that lays things out; the median of five passes over two that were disturbed
 COMPARED = (97, 129)  # rows and columns of the image whose labels both must give
 MOST_KEPT = 1 << 30  # bytes of files that are kept for later; the oldest give way
 

@@ -20,7 +20,7 @@ from fullyconv.files.disk import Lock, make_directory, require_space, sha256_fil
 __all__ = ["download"]
 
 LIMIT = 64 << 30  # bytes, where no size is given
-_REDIRECTS, _ATTEMPTS, _CHUNK = 5, 4, 1 << 20
+_REDIRECTS, _ATTEMPTS, _CHUNK = 5, 4, 1 << 20  # hosts use one or two; a download goes on where it broke off; bytes
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all
 
 

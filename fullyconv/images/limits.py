@@ -27,7 +27,7 @@ __all__ = [
 Source = str | os.PathLike[str] | bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB: Pillow's own warning level
-MAX_BYTES = 2**31
+MAX_BYTES = 2**31  # of a file, which is read whole before it is decoded
 MAX_SIDE = 1 << 20  # no image is a million pixels long; such headers are lies
 
 

@@ -40,11 +40,12 @@ _WANTED = {v for k, v in globals().items() if k.startswith("_") and k[1:].isuppe
 _PLACES = {33550, 33922, 34264, 34735}  # GeoTIFF's scale, tie points, matrix and keys: their presence is enough
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes by type of tag
 _NONE, _LZW, _PACKBITS, _FAX = 1, 5, 32773, (2, 3, 4)
+# LZW, Deflate and PackBits by their formats (12 bits for 4096 bytes, 1032 to 1, 2 bytes for 128), the rest generously.
 _RATIOS = {1: 1, 2: 20_000, 3: 20_000, 4: 20_000, 5: 4000, 8: 1100, 32946: 1100, 32773: 70, 34925: 40_000}
 _RATIOS[50000] = 40_000  # zstandard
 """How many bytes one compressed byte can stand for at most, by compression; the keys are what is unpacked here."""
-MAX_PAGES = 1000
-MAX_TAGS = 1000
+MAX_PAGES = 1000  # pyramids and masks have a dozen; each costs a read
+MAX_TAGS = 1000  # of a page: the standard has some 100
 BYTES_A_PIXEL = 16  # of the cap: so many bytes are decoded at most for each pixel that is read at most
 
 
@@ -330,7 +331,7 @@ def layout_of(page: Page) -> str:
     return f"{bits} bits a sample, compression {page.compression}"
 
 
-def _fits(value: float, dtype: np.dtype[Any]) -> bool:
+def _fits(value: float, dtype: np.dtype[np.integer]) -> bool:
     if dtype.kind == "f":
         return True
     info = np.iinfo(dtype)

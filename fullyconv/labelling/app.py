@@ -58,7 +58,7 @@ BAD_QUERY = Refusal(400, "query", "The query holds other keys than it may, or no
 _EVENTS = 2000  # kept for pages that come back
 _WAIT = 20.0  # seconds that a page is kept waiting for an event
 _WRITE_AFTER = 1.5  # seconds without a stroke after which label maps are written
-_PYRAMIDS = 3
+_PYRAMIDS = 3  # images whose tiles are kept, the newest: a few tens of MB each (`image_pyramid._IN_MEMORY`)
 
 
 @final

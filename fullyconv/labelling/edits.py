@@ -17,7 +17,7 @@ from fullyconv.labelling.strokes import MOST_DIAMETER, MOST_SIDE
 
 __all__ = ["BadEdit", "Edit", "Paint", "packed_runs", "parse_edit", "unpacked_runs"]
 
-MOST_POINTS = 4096
+MOST_POINTS = 4096  # of one stroke or outline: its cost grows with them
 _FAR = 2 * MOST_SIDE  # strokes may leave the image
 Coordinate = Annotated[int, Field(ge=-MOST_SIDE, le=_FAR)]
 Corner = Annotated[int, Field(ge=0, le=MOST_SIDE)]

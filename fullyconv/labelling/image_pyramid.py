@@ -20,7 +20,7 @@ __all__ = ["TILE", "ImagePyramid", "level_count", "tile_box"]
 TILE = 512  # pixels a side
 _IN_MEMORY = 20_000_000  # pixels; larger images lie in a temporary file without a name
 _STRIP = 1024  # rows halved at a time
-_QUALITY = 93
+_QUALITY = 93  # of JPEG: high, since borders are drawn at several times the size
 
 
 def level_count(size: tuple[int, int]) -> int:

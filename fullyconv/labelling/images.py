@@ -22,7 +22,7 @@ from fullyconv.taxonomy import Taxonomy, match
 
 __all__ = ["Collection", "Photo", "open_images"]
 
-_MOST_FILE = 1 << 31
+_MOST_FILE = 1 << 31  # bytes, as `images.limits.MAX_BYTES`
 
 
 @final

@@ -20,7 +20,7 @@ from fullyconv.files import open_append, storage_errors, sync_directory
 
 __all__ = ["Journal"]
 
-_DIGITS = 16
+_DIGITS = 16  # of the sha256 that chains the lines: 64 bits find damage, and nobody forges their own labels
 _START = "0" * _DIGITS
 
 

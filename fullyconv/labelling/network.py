@@ -35,7 +35,7 @@ __all__ = ["FeatureFiles", "adapted", "learn_score_layers", "proposal", "require
 WHOLE = 1_500_000  # pixels of an image that is looked at in one piece
 WINDOW = 1024  # pixels a side of the windows of larger ones
 _MOST_WINDOWS = 4  # of one image that are learned from
-_TILE = 1024
+_TILE = 1024  # pixels a side of a proposal's tiles, as of the windows that are learned from
 _STEPS = 300  # at most, of learning score layers
 Window = tuple[int, int, int, int]  # half-open top, left, bottom, right
 

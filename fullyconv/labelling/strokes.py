@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 __all__ = ["MOST_DIAMETER", "MOST_SIDE", "Cover", "brush", "on_capsule", "polygon", "slow_brush", "slow_polygon"]
 
 MOST_SIDE = 32_767  # pixels of an image's side: what keeps the rule's numbers exact
-MOST_DIAMETER = 1023
+MOST_DIAMETER = 1023  # pixels: as `MOST_SIDE`
 
 Point = Sequence[int]
 Mask = NDArray[np.bool_]

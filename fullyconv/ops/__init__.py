@@ -94,11 +94,19 @@ def _instead(impl: str | None) -> str:
     return "chunked"
 
 
-def _labels_by(operation: str, impl: str | None, scores: Tensor, size: Sequence[int], *geometry: Any) -> Any:
+def _labels_by(
+    operation: str,
+    impl: str | None,
+    scores: Tensor,
+    size: Sequence[int],
+    stride: int,
+    offset: Offset,
+    border: Border,
+) -> Any:
     """What the module in charge gives. Compiled kernels notice scores that are not finite as they read them: a look at
     all of them beforehand would take a good part of the time, and so would autocast, which they know nothing of.
     """
-    sampling, dtype = _sampling(scores, size, *geometry), label_dtype(scores.shape[1])
+    sampling, dtype = _sampling(scores, size, stride, offset, border), label_dtype(scores.shape[1])
     function = "label" if operation == "upsample_argmax" else "label_and_confidence"
     name = _choose(operation, scores, impl)
     if name == "numba":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "as_array", "open_network", "refuse_untrained", "resize_image"]
 
-SCALES = (0.75, 1.0, 1.25)
+SCALES = (0.75, 1.0, 1.25)  # of the image: the middle three of what the field averages, at 3.1 times the cost of one
 MOST_AT_ONCE = 16  # images of a list that go through the network together
 
 

@@ -21,7 +21,7 @@ from fullyconv.rasters.zarr_files import folder_sum
 __all__ = ["Finished", "ResultOptions", "claim_results", "head_folder", "read_ahead"]
 
 RECORD = ".predicted.sha256"  # beside the results: a line a finished image
-MOST = 1 << 28
+MOST = 1 << 28  # bytes of the list: some four million images
 AHEAD = 2  # images decoded and not yet labelled: enough for one thread, and memory stays flat
 
 Item = TypeVar("Item")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_size", "peak_bytes", "resident", "tile_for"]
 
-PROBES = (256, 512)
+PROBES = (256, 512)  # pixels a side of the two images by which bytes a pixel are told from what is there anyway
 # What tensors' sizes do not show, measured on CPU (768 to 1024 pixels; resnet18: 1.8 times the tensors' bytes a
 # pixel, squeezenet more): convolution workspaces and the allocator's gaps grow with the window; repacked weights and
 # code compiled for every new shape do not.

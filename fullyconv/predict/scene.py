@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks"]
 
+# Pixels a side of a block, the largest first: context is read twice, so larger blocks compute less, as memory allows.
 CORES = (4096, 3072, 2048, 1536, 1024, 512)
 EXPORTED = 1024  # pixels a side where nothing tells what a block takes
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)

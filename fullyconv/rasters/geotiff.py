@@ -27,7 +27,7 @@ from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 __all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
 
 CACHE = 64  # MiB of decoded tiles that GDAL keeps; its own choice, 5 % of the machine's memory, is no constant
-MOST_VRT = 64 << 20
+MOST_VRT = 64 << 20  # bytes of XML: some 100,000 sources
 
 
 def rasterio_or_missing(what: str) -> Any:

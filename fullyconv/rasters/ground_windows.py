@@ -25,7 +25,7 @@ from fullyconv.rasters.windows import RasterProfile, Window
 __all__ = ["CutOptions", "Piece", "divided", "first_placed", "pieces_of", "pixel_metres"]
 
 BLOCKS = (4, 2, 1)  # windows along the edge of a block of ground: the most of them that leave `ENOUGH` blocks
-ENOUGH = 5
+ENOUGH = 5  # blocks of ground: of fewer, no fifth could be held out
 Box = tuple[float, float, float, float]
 
 

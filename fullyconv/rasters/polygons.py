@@ -23,7 +23,7 @@ __all__ = ["FORMATS", "SUFFIXES", "LabelPolygons", "draw_polygons", "require_pol
 
 FORMATS = {"gpkg": "GPKG", "geojson": "GeoJSON", "geoparquet": "Parquet"}  # GDAL's names
 SUFFIXES = {"gpkg": "gpkg", "geojson": "geojson", "geoparquet": "parquet"}
-ROWS = 512
+ROWS = 512  # of the raster read at a time: a row of the stored tiles (`assembling.TILE`)
 
 
 def require_polygons(kind: str) -> None:

@@ -28,7 +28,7 @@ CODECS = {
     "sharding_indexed", "numcodecs.zlib", "numcodecs.lz4", "numcodecs.shuffle", "numcodecs.delta",
 }  # fmt: skip
 DESCRIBED = ("zarr.json", ".zarray", ".zgroup")
-LARGEST = 16 << 20
+LARGEST = 16 << 20  # bytes of JSON that describe an array or a group
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
 

@@ -15,7 +15,7 @@ from fullyconv.report.records import Analysis, BorderErrors, Calibration, SizeEr
 
 __all__ = ["duration", "evaluated", "listed", "percent", "summary", "under_way"]
 
-SOLVED, WEAK = 0.8, 0.5
+SOLVED, WEAK = 0.8, 0.5  # IU, by judgement: little is left to mend; below half, more pixels are wrong than right
 EXPLAINED = 4  # weak classes of which is said where they go
 
 

@@ -19,7 +19,7 @@ from fullyconv.runtime.protobuf import ByteSpan, Damaged, Field, bytes_field, fi
 __all__ = ["LARGEST", "OPERATORS", "OnnxGraph", "checked_graph", "cut"]
 
 LARGEST = 2**31 - 1  # bytes of one protobuf message
-MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 20_000, 20_000, 8
+MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 20_000, 20_000, 8  # our exports have hundreds, and 4 dimensions
 MOST_CELLS = 1 << 12  # of padding, stride, kernel or upsampling: what makes a tensor larger than its input
 VERSIONS = range(13, 26)  # of ONNX's operators
 

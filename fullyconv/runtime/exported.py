@@ -21,6 +21,7 @@ from fullyconv.taxonomy import Taxonomy
 
 __all__ = ["ExportedGeometry", "ExportedNetwork", "is_exported"]
 
+# Networks have strides of 32 or 64 and see some thousand pixels; labels have 16 bits, one value of which is void.
 MOST_STRIDE, MOST_HALO, MOST_CLASSES = 1 << 10, 1 << 16, 65535
 
 

@@ -30,8 +30,8 @@ WIDTHS = {FIXED64: 8, FIXED32: 4}
 
 # Far above any published network (ResNet-152: about 700 layers and 30,000 fields), far below what would hurt.
 MAX_FIELDS = 200_000
-MAX_LAYERS = 10_000
-MAX_BLOBS = 256
+MAX_LAYERS = 10_000  # likewise
+MAX_BLOBS = 256  # of one layer: most have two, batch norm three
 MAX_AXES = 32  # Caffe's own limit (kMaxBlobAxes)
 MAX_RUNS = 1_000  # pieces that one blob's values may come in
 MAX_NAME = 1_024  # bytes

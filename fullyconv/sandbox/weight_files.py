@@ -27,6 +27,8 @@ _KINDS = {
     b"\x89HDF": "an HDF5 file", b"MATLAB": "a MATLAB file", b"\x93NUMPY": "a numpy file", b"<": "a web page",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }  # fmt: skip
+# Of an archive, of its pickle in bytes and of its instructions: networks have thousands of tensors of
+# some tens of instructions each.
 _ENTRIES, _PICKLE_LIMIT, _STEPS = 200_000, 64 << 20, 20_000_000
 _TYPES = (
     "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble Untyped QInt8 QInt32 QUInt8"

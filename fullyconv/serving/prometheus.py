@@ -14,6 +14,7 @@ from fullyconv.serving.protocol import Connections
 
 __all__ = ["Figures"]
 
+# Seconds: the client library's own from 10 ms (no network answers sooner) to 10 s, and the usual deadline of 30.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 

@@ -21,7 +21,7 @@ __all__ = [
     "step_seed",
 ]
 
-DEFAULT_EPOCHS = 50.0
+DEFAULT_EPOCHS = 50.0  # where a recipe names neither a time nor a length
 
 
 @final

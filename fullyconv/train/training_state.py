@@ -20,7 +20,7 @@ __all__ = ["CHANGES", "State", "identity", "pack_training", "refuse_changes", "r
 
 CHANGES = ("network", "classes", "data", "transform")  # of a run's identity
 ALLOWED = (*CHANGES, "threads")  # what `allow` may name
-MOST_THREADS = 1 << 16
+MOST_THREADS = 1 << 16  # a checkpoint may ask for: no machine has so many cores, and torch would start them all
 SLOTS = (frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"}), frozenset({"velocity"}))
 
 

@@ -57,7 +57,7 @@ def unfold(model: SegmentationModel, dataset: Dataset, images: int = 16) -> None
         _restate(layer, total / count, square / count - (total / count).square())
 
 
-def _middle(image: NDArray[Any]) -> NDArray[Any]:
+def _middle(image: NDArray[np.number]) -> NDArray[Any]:
     """At most `LARGEST` x `LARGEST` pixels of an image H W C."""
     top, left = (max(0, n - LARGEST) // 2 for n in image.shape[:2])
     return np.ascontiguousarray(image[top : top + LARGEST, left : left + LARGEST])

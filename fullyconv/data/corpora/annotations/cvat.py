@@ -46,7 +46,7 @@ __all__ = ["open_cvat", "recognise"]
 
 _SHAPES = ("polygon", "mask", "box", "ellipse")
 _IGNORED_NAMES = ("ignore", "ignored", "__ignore__")
-_MAX_XML = 2**30
+_MAX_XML = 2**30  # bytes of one export, which is held as text and as a tree
 _BORDER = (224, 224, 192)  # of VOC's files: what is neither learned nor measured
 
 
