@@ -272,6 +272,46 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert len(found) == len(set(found)), sorted(n for n in found if found.count(n) > 1)
 
 
+# Public functions of one name, which are one interface.
+INTERFACES = {
+    "main": "what a process of its own runs, and the command line",
+    "recognise": "a reader of a corpus: whether this folder is one (`data.corpora.KINDS`)",
+    "label": "implementations of `ops` behind one contract, and the same without torch",
+    "label_and_confidence": "implementations of `ops` behind one contract, and the same without torch",
+    "losses": "implementations of `ops` behind one contract",
+    "total": "implementations of `ops` behind one contract",
+    "upsample": "`ops.upsample`, its implementations, and the same without torch",
+    "focal": "a loss over full scores, to be read, and in strips, to be used",
+    "lovasz": "a loss over full scores, to be read, and in strips, to be used",
+    "tversky": "a loss over full scores, to be read, and in strips, to be used",
+}
+# Files of one name, in these folders.
+MIRRORS = {
+    ("annotating", "data/corpora"): "a format's writer and its reader",
+    ("annotating", "data/corpora/annotations"): "a format's writer and its reader",
+    ("cli", "data"): "a command bears the name of what it calls",
+}
+
+
+def test_public_functions_of_one_name_are_one_interface() -> None:
+    found = Counter(
+        node.name
+        for path in modules().values()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+    )
+    assert {name for name, times in found.items() if times > 1} == set(INTERFACES)
+
+
+def test_files_of_one_name_are_one_interface() -> None:
+    folders: dict[str, list[str]] = {}
+    for path in modules().values():
+        if path.name != "__init__.py":
+            folders.setdefault(path.name, []).append(path.parent.relative_to(PACKAGE).as_posix())
+    twice = {name: tuple(sorted(among)) for name, among in folders.items() if len(among) > 1}
+    assert set(twice.values()) == set(MIRRORS), twice
+
+
 def test_no_object_changes_its_class() -> None:
     trees = {m: tree_of(path) for m, path in modules().items()}
     stored = [m for m, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.Attribute)

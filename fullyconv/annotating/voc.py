@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.annotating.writer import Picture, Writer, refuse_many_classes
+from fullyconv.annotating.writer import Picture, Writer, refuse_more_classes
 from fullyconv.errors import DataError, printable
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import encode_label
@@ -30,7 +30,7 @@ class VocWriter(Writer):
 
     def __init__(self, plan: Outputs, taxonomy: Taxonomy, model: str = "") -> None:
         super().__init__(plan, taxonomy, model)
-        refuse_many_classes(self.classes, 254, "A palette PNG")
+        refuse_more_classes(self.classes, 254, "A palette PNG")
         for name in self.classes.names:
             if ":" in name or name.startswith(("#", "!")):
                 raise DataError(f"labelmap.txt cannot hold the class name {printable(name)!r}; give it another first.")

@@ -180,7 +180,7 @@ class Writer(ABC):
         self.close()
 
 
-def refuse_many_classes(classes: Classes, most: int, where: str) -> None:
+def refuse_more_classes(classes: Classes, most: int, where: str) -> None:
     """UsageError for more classes than the format has values for."""
     if len(classes.names) > most:
         raise UsageError(f"{where} has room for {most} classes, these are {len(classes.names)}; choose another format.")

@@ -18,7 +18,7 @@ data = typer.Typer(
 
 
 @data.command("convert")
-def convert_command(
+def convert_data_command(
     source: Annotated[str, typer.Argument(help="Labelled images: PATH or kind:PATH.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
     tool: Annotated[

@@ -13,7 +13,7 @@ import numpy as np
 
 from fullyconv.engine.toom_cook import PLACES, POINTS, TILE
 from fullyconv.interpolation.label_kernels import jit
-from fullyconv.interpolation.vectors import WIDTH, load, maximum, spread, store
+from fullyconv.interpolation.vectors import WIDTH, load16, maximum, spread, store
 
 __all__ = ["TileSpan", "gathered", "spread_gradient", "spread_out", "tile_scratch"]
 
@@ -76,18 +76,18 @@ def _back(y0: Any, y1: Any, y2: Any, y3: Any, c: Any) -> Any:
 def _row(x: Any, i: Any, step: Any) -> Any:
     """Six vectors from x[i] on, `step` apart."""
     return (
-        load(x, i),
-        load(x, i + step),
-        load(x, i + 2 * step),
-        load(x, i + 3 * step),
-        load(x, i + 4 * step),
-        load(x, i + 5 * step),
+        load16(x, i),
+        load16(x, i + step),
+        load16(x, i + 2 * step),
+        load16(x, i + 3 * step),
+        load16(x, i + 4 * step),
+        load16(x, i + 5 * step),
     )
 
 
 @inline
 def _seen(x: Any, i: Any, row: Any, rows: Any, zero: Any) -> Any:
-    return load(x, i) if row >= 0 and row < rows else zero
+    return load16(x, i) if row >= 0 and row < rows else zero
 
 
 @jit
@@ -142,7 +142,7 @@ def gathered(x: Any, pitch: Any, place: Any, shift: Any, relu: Any, out: Any, sc
                 m0, m1, m2, m3, m4, m5 = _row(x, tile * channels + channel + j * pitch, 6 * pitch)
                 for i, m in enumerate(_after(m0, m1, m2, m3, m4, m5, c)):
                     store(m, scratch, i * ROW + j * WIDTH)
-            more = load(shift, channel)
+            more = load16(shift, channel)
             for i in range(min(TILE, height - top)):
                 m0, m1, m2, m3, m4, m5 = _row(scratch, i * ROW, WIDTH)
                 for j, m in enumerate(_after(m0, m1, m2, m3, m4, m5, c)):
@@ -174,9 +174,9 @@ def spread_gradient(x: Any, pitches: Any, place: Any, out: Any, pitch: Any, scra
                     store(y, scratch, i * ROW + j * WIDTH)
             to = tile * channels + channel
             for i in range(6):
-                y0 = load(scratch, i * ROW)
-                y1 = load(scratch, i * ROW + WIDTH)
-                y2 = load(scratch, i * ROW + 2 * WIDTH)
-                y3 = load(scratch, i * ROW + 3 * WIDTH)
+                y0 = load16(scratch, i * ROW)
+                y1 = load16(scratch, i * ROW + WIDTH)
+                y2 = load16(scratch, i * ROW + 2 * WIDTH)
+                y3 = load16(scratch, i * ROW + 3 * WIDTH)
                 for j, y in enumerate(_back(y0, y1, y2, y3, c)):
                     store(y, out, to + (6 * i + j) * pitch)

@@ -27,7 +27,7 @@ from fullyconv.interpolation.vectors import (
     copy,
     copy_eight,
     exp,
-    load,
+    load16,
     maximum,
     spread,
     store,
@@ -123,7 +123,7 @@ def _check(cells: Any, room: Any, state: Any) -> None:
     total = spread(F32(0))
     whole = cells.size - cells.size % WIDTH
     for at in range(0, whole, WIDTH):
-        total = total + spread(F32(0)) * load(cells, at)
+        total = total + spread(F32(0)) * load16(cells, at)
     store(total, room, 0)
     rest = F32(0)
     for at in range(whole, cells.size):
@@ -138,10 +138,10 @@ def _check(cells: Any, room: Any, state: Any) -> None:
 def _winners(cells: Any, classes: Any, columns: Any, winner: Any) -> None:
     """The first largest class of each cell in a row."""
     for column in range(0, columns - 1, WIDTH):
-        best = load(cells, column)
+        best = load16(cells, column)
         index = spread(F32(0))
         for k in range(1, classes):
-            v = load(cells, k * columns + column)
+            v = load16(cells, k * columns + column)
             index = where_greater(v, best, spread(F32(k)), index)
             best = maximum(v, best)
         store_integers(index, winner, column)
@@ -199,7 +199,7 @@ def _rivals(above: Any, below: Any, columns: Any, column: Any, upper: Any, lower
 @jit
 def _keep(above: Any, below: Any, at: Any, k: Any, bits: Any, found: Any, some: Any, alive: Any, plane: Any) -> None:
     """Class k as candidate number `found`: its plane over 16 intervals, score = p0 + x p1 + y (p2 + x p3)."""
-    c0, c1, c2, c3 = load(above, at), load(above, at + 1), load(below, at), load(below, at + 1)
+    c0, c1, c2, c3 = load16(above, at), load16(above, at + 1), load16(below, at), load16(below, at + 1)
     across = c1 - c0
     to = found * 4 * WIDTH
     store(c0, plane, to)
@@ -214,10 +214,10 @@ def _keep(above: Any, below: Any, at: Any, k: Any, bits: Any, found: Any, some: 
 def _candidates(plan: Any, work: Any, above: Any, below: Any, column: Any, mixed: Any) -> Any:
     """Classes that may win a pixel of the block's mixed intervals, ascending, and the bits of those; gives how many."""
     found, rival = 0, work.rival
-    floor = load(work.least, 0)
+    floor = load16(work.least, 0)
     for k in range(plan.shape[0]):
         at = k * plan.columns + column
-        c0, c1, c2, c3 = load(above, at), load(above, at + 1), load(below, at), load(below, at + 1)
+        c0, c1, c2, c3 = load16(above, at), load16(above, at + 1), load16(below, at), load16(below, at + 1)
         bits = at_least(maximum(maximum(c0, c1), maximum(c2, c3)), floor)
         if bits == 0:
             continue
@@ -245,7 +245,7 @@ def _label_tile(plan: Any, plane: Any, q: Any, some: Any, chosen: Any, count: An
     """Label and score of every pixel of interval q, 16 at a time, in the order of a tile."""
     groups = plan.lanes_y.size // WIDTH
     for chunk in range(plan.lanes_x.size // WIDTH):
-        x = load(plan.lanes_x, chunk * WIDTH)
+        x = load16(plan.lanes_x, chunk * WIDTH)
         to = chunk * groups
         g = 0
         while g + 4 <= groups:
@@ -260,7 +260,7 @@ def _label_tile(plan: Any, plane: Any, q: Any, some: Any, chosen: Any, count: An
 def _label_one(
     plane: Any, q: Any, some: Any, chosen: Any, count: Any, x: Any, ys: Any, g: Any, tile: Any, best: Any, to: Any
 ) -> None:
-    y = load(ys, g)
+    y = load16(ys, g)
     high, index = spread(F32(-np.inf)), spread(F32(0))
     for i in range(count):
         c = chosen[i]
@@ -279,7 +279,7 @@ def _label_four(
     plane: Any, q: Any, some: Any, chosen: Any, count: Any, x: Any, ys: Any, g: Any, tile: Any, best: Any, to: Any
 ) -> None:
     """`_label_one` four times: one class's plane is read once for 64 pixels."""
-    y0, y1, y2, y3 = load(ys, g), load(ys, g + WIDTH), load(ys, g + 2 * WIDTH), load(ys, g + 3 * WIDTH)
+    y0, y1, y2, y3 = load16(ys, g), load16(ys, g + WIDTH), load16(ys, g + 2 * WIDTH), load16(ys, g + 3 * WIDTH)
     h0, i0 = spread(F32(-np.inf)), spread(F32(0))
     h1, i1, h2, i2, h3, i3 = h0, i0, h0, i0, h0, i0
     for i in range(count):
@@ -357,11 +357,11 @@ def _share(plan: Any, plane: Any, q: Any, classes: Any, best: Any, share: Any) -
     """1 / sum over classes of exp(score - best): the softmax of the best, in the order of a tile."""
     groups = plan.lanes_y.size // WIDTH
     for chunk in range(plan.lanes_x.size // WIDTH):
-        x = load(plan.lanes_x, chunk * WIDTH)
+        x = load16(plan.lanes_x, chunk * WIDTH)
         for g in range(groups):
-            y = load(plan.lanes_y, g * WIDTH)
+            y = load16(plan.lanes_y, g * WIDTH)
             to = (chunk * groups + g) * WIDTH
-            high, total = load(best, to), spread(F32(0))
+            high, total = load16(best, to), spread(F32(0))
             for k in range(classes):
                 at = k * 4 * WIDTH + q
                 base = spread(plane[at]) + x * spread(plane[at + WIDTH])

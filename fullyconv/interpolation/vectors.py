@@ -23,7 +23,7 @@ __all__ = [
     "copy",
     "copy_eight",
     "exp",
-    "load",
+    "load16",
     "log",
     "maximum",
     "spread",
@@ -73,7 +73,7 @@ def _whole(value: int) -> Any:
 
 
 @intrinsic
-def load(typingctx: Any, array: Any, index: Any) -> Any:
+def load16(typingctx: Any, array: Any, index: Any) -> Any:
     """The 16 floats of a contiguous 1-D float32 array from `index` on; no bounds check."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

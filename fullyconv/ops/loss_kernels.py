@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fullyconv.interpolation.label_kernels import KernelPlan, fetch_cells, jit
-from fullyconv.interpolation.vectors import WIDTH, exp, load, log, maximum, spread, store, take_ticket
+from fullyconv.interpolation.vectors import WIDTH, exp, load16, log, maximum, spread, store, take_ticket
 
 __all__ = ["LossScratch", "WantedLosses", "add_spill", "cross_entropies", "loss_scratch"]
 
@@ -116,9 +116,9 @@ def _expand(above: Any, below: Any, columns: Any, column: Any, t: Any, base: Any
     t = spread(t)
     for k in range(base.size // WIDTH):
         at = k * columns + column
-        left, lower = load(above, at), load(below, at)
-        left = left + t * (load(above, at + 1) - left)
-        lower = lower + t * (load(below, at + 1) - lower)
+        left, lower = load16(above, at), load16(below, at)
+        left = left + t * (load16(above, at + 1) - left)
+        lower = lower + t * (load16(below, at + 1) - lower)
         store(left, base, k * WIDTH)
         store(lower - left, slope, k * WIDTH)
 
@@ -149,14 +149,14 @@ def _own_part(wanted: Any, work: Any, t: Any, row: Any, at: Any, place: Any, str
 def _softmax(work: Any, t0: Any, t1: Any, pixel: Any) -> Any:
     """(best, sum of exponentials) of two rows; the exponentials into work.power."""
     base, slope, power = work.base, work.slope, work.power
-    best0 = load(base, 0) + t0 * load(slope, 0)
-    best1 = load(base, 0) + t1 * load(slope, 0)
+    best0 = load16(base, 0) + t0 * load16(slope, 0)
+    best1 = load16(base, 0) + t1 * load16(slope, 0)
     for at in range(WIDTH, base.size, WIDTH):
-        b, s = load(base, at), load(slope, at)
+        b, s = load16(base, at), load16(slope, at)
         best0, best1 = maximum(b + t0 * s, best0), maximum(b + t1 * s, best1)
     sum0 = sum1 = spread(F32(0))
     for at in range(0, base.size, WIDTH):
-        b, s = load(base, at), load(slope, at)
+        b, s = load16(base, at), load16(slope, at)
         e0, e1 = exp(b + t0 * s - best0), exp(b + t1 * s - best1)
         store(e0, power, 2 * at)
         store(e1, power, 2 * at + WIDTH)
@@ -168,11 +168,11 @@ def _softmax(work: Any, t0: Any, t1: Any, pixel: Any) -> Any:
 def _value(work: Any, extra: Any, spare: Any, t: Any, row: Any, best: Any, total: Any) -> Any:
     """Each pixel's loss."""
     log_total = best + log(total)
-    value = (log_total - load(work.pixel, row * WIDTH)) * load(work.pixel, (4 + row) * WIDTH)
+    value = (log_total - load16(work.pixel, row * WIDTH)) * load16(work.pixel, (4 + row) * WIDTH)
     if extra.size:
         mean = spread(F32(0))
         for k in range(extra.size):
-            mean = mean + spread(extra[k]) * (load(work.base, k * WIDTH) + t * load(work.slope, k * WIDTH))
+            mean = mean + spread(extra[k]) * (load16(work.base, k * WIDTH) + t * load16(work.slope, k * WIDTH))
         value = value + log_total * spread(spare) - mean
     return value
 
@@ -182,9 +182,9 @@ def _softmax_part(work: Any, t0: Any, t1: Any, scale0: Any, scale1: Any) -> None
     """Add two rows' softmax part of the gradient to the sums of this phase."""
     lower0, lower1 = t0 * scale0, t1 * scale1
     for at in range(0, work.base.size, WIDTH):
-        e0, e1 = load(work.power, 2 * at), load(work.power, 2 * at + WIDTH)
-        store(load(work.whole, at) + scale0 * e0 + scale1 * e1, work.whole, at)
-        store(load(work.lower, at) + lower0 * e0 + lower1 * e1, work.lower, at)
+        e0, e1 = load16(work.power, 2 * at), load16(work.power, 2 * at + WIDTH)
+        store(load16(work.whole, at) + scale0 * e0 + scale1 * e1, work.whole, at)
+        store(load16(work.lower, at) + lower0 * e0 + lower1 * e1, work.lower, at)
 
 
 @jit
@@ -193,17 +193,17 @@ def _to_corners(work: Any, t: Any, extra: Any, shares: Any, shares_lower: Any) -
     t = spread(t)
     rest = spread(F32(1)) - t
     for at in range(0, work.base.size, WIDTH):
-        lower = load(work.lower, at) - load(work.own_lower, at)
-        upper = load(work.whole, at) - load(work.own, at)
+        lower = load16(work.lower, at) - load16(work.own_lower, at)
+        upper = load16(work.whole, at) - load16(work.own, at)
         if extra.size:
             k = spread(extra[at // WIDTH])
             lower, upper = lower - k * shares_lower, upper - k * shares
         upper = upper - lower
         to = 4 * at
-        store(load(work.corners, to) + rest * upper, work.corners, to)
-        store(load(work.corners, to + 16) + t * upper, work.corners, to + 16)
-        store(load(work.corners, to + 32) + rest * lower, work.corners, to + 32)
-        store(load(work.corners, to + 48) + t * lower, work.corners, to + 48)
+        store(load16(work.corners, to) + rest * upper, work.corners, to)
+        store(load16(work.corners, to + 16) + t * upper, work.corners, to + 16)
+        store(load16(work.corners, to + 32) + rest * lower, work.corners, to + 32)
+        store(load16(work.corners, to + 48) + t * lower, work.corners, to + 48)
 
 
 @jit
@@ -211,10 +211,10 @@ def _to_rows(corners: Any, columns: Any, column: Any, up: Any, down: Any) -> Non
     """Add a block's corners to the gradient's rows above and below the band."""
     for k in range(corners.size // (4 * WIDTH)):
         at, to = 4 * k * WIDTH, k * columns + column
-        store(load(up, to) + load(corners, at), up, to)
-        store(load(up, to + 1) + load(corners, at + 16), up, to + 1)
-        store(load(down, to) + load(corners, at + 32), down, to)
-        store(load(down, to + 1) + load(corners, at + 48), down, to + 1)
+        store(load16(up, to) + load16(corners, at), up, to)
+        store(load16(up, to + 1) + load16(corners, at + 16), up, to + 1)
+        store(load16(down, to) + load16(corners, at + 32), down, to)
+        store(load16(down, to + 1) + load16(corners, at + 48), down, to + 1)
 
 
 @jit
@@ -236,8 +236,8 @@ def _phase(plan: Any, wanted: Any, work: Any, j: Any, place: Any, spare: Any, ta
             continue
         t0, t1 = spread(y0), spread(y1)
         best0, best1, sum0, sum1 = _softmax(work, t0, t1, work.pixel)
-        share0, share1 = load(work.pixel, 2 * WIDTH), load(work.pixel, 3 * WIDTH)
-        own0, own1 = load(work.pixel, 4 * WIDTH), load(work.pixel, 5 * WIDTH)
+        share0, share1 = load16(work.pixel, 2 * WIDTH), load16(work.pixel, 3 * WIDTH)
+        own0, own1 = load16(work.pixel, 4 * WIDTH), load16(work.pixel, 5 * WIDTH)
         value0 = _value(work, wanted.extra, spare, t0, 0, best0, sum0)
         value1 = _value(work, wanted.extra, spare, t1, 1, best1, sum1)
         loss = loss + share0 * value0 + share1 * value1
