@@ -363,8 +363,8 @@ def test_exponential_and_logarithm_are_exact_to_two_units_in_the_last_place() ->
     @numba.njit  # type: ignore[misc]
     def run(x: Any, minus: Any, low: Any, high: Any) -> None:
         for i in range(0, x.size, 16):
-            vectors.store(vectors.exp(vectors.load_vector(minus, i)), low, i)
-            vectors.store(vectors.log(vectors.load_vector(x, i)), high, i)
+            vectors.store(vectors.exp(vectors.load16(minus, i)), low, i)
+            vectors.store(vectors.log(vectors.load16(x, i)), high, i)
 
     run(x, -x, low, high)
     for found, exact in ((low, np.exp(-x.astype(np.float64))), (high, np.log(x.astype(np.float64)))):
