@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import fullyconv
-from fullyconv.curation.review import doubts
+from fullyconv.curation.doubted_labels import doubts
 from fullyconv.data import open_dataset
 from fullyconv.predict import resize_image
 from fullyconv.regions import bounding_box, components

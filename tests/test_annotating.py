@@ -21,7 +21,7 @@ from pycocotools import mask as coco_oracle
 
 import fullyconv
 from fullyconv.annotating import FORMATS, open_writer
-from fullyconv.annotating.conversion import convert_annotations
+from fullyconv.annotating.data_sets import convert_annotations
 from fullyconv.annotating.runs import Region, brush_bytes, coco_text, column_runs, keyhole, regions, row_runs
 from fullyconv.annotating.writer import Classes
 from fullyconv.cli import main

@@ -19,7 +19,7 @@ from fullyconv import Predictor, models
 from fullyconv.cli import _register, app
 from fullyconv.errors import UsageError
 from fullyconv.predict.ensemble import Ensemble
-from fullyconv.predict.folder import LabelOptions, label_sources
+from fullyconv.predict.label_sources import LabelOptions, label_sources
 from fullyconv.predict.sources import find_sources
 from fullyconv.regions import components, sieved
 from fullyconv.taxonomy import Taxonomy

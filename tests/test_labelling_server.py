@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from test_labelling import CLASSES, photos
 
-from fullyconv.labelling.app import MEDIA, PAGE, ROUTES, Labelling, labelling_application
 from fullyconv.labelling.image_pyramid import TILE, ImagePyramid, level_count, tile_box
 from fullyconv.labelling.images import open_images
+from fullyconv.labelling.page_server import LIMITS
 from fullyconv.labelling.project import Project, Proposal
 from fullyconv.labelling.rounds import Settings
-from fullyconv.labelling.server import LIMITS
+from fullyconv.labelling.routes import MEDIA, PAGE, ROUTES, Labelling, labelling_application
 from fullyconv.serving.gate import COMMON, Gate
 
 KEY = "k" * 32

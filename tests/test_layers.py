@@ -60,7 +60,7 @@ LAYERS: dict[str, tuple[int, bool]] = {
 }
 ORDER = list(LAYERS)
 # Modules that need torch in rooms that do not: only ever imported inside functions.
-EAGER = {"fullyconv.predict.eager", "fullyconv.labelling.network"}
+EAGER = {"fullyconv.predict.eager", "fullyconv.labelling.page_network"}
 # Modules of compiled code, which need numba: only ever imported inside functions (the test below holds them to it).
 COMPILED = {
     "fullyconv.compiling",

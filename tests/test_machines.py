@@ -20,7 +20,7 @@ from fullyconv.files import disk, staged
 from fullyconv.files.outputs import Outputs
 from fullyconv.files.staged import StagedOutputs
 from fullyconv.predict import Predictor, units
-from fullyconv.predict.folder import Labelled, label_sources
+from fullyconv.predict.label_sources import Labelled, label_sources
 from fullyconv.predict.machines import MOST_LOSSES, Machines
 from fullyconv.predict.sources import find_sources
 from fullyconv.predict.units import UnitOutcome, UnitWorker, WorkerSetup, WorkUnit

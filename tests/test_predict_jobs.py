@@ -15,8 +15,8 @@ import fullyconv
 from fullyconv.cli import main
 from fullyconv.errors import UsageError
 from fullyconv.predict import Predictor
-from fullyconv.predict.folder import LabelOptions, label_sources
 from fullyconv.predict.jobs import AHEAD, Finished, read_ahead
+from fullyconv.predict.label_sources import LabelOptions, label_sources
 from fullyconv.predict.sources import InputFiles, find_sources
 
 

@@ -20,8 +20,8 @@ from fullyconv.files.outputs import Outputs
 from fullyconv.images import declared_invalid
 from fullyconv.predict import Predictor
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
+from fullyconv.rasters.block_journal import BlockJournal
 from fullyconv.rasters.gdal import open_source, read_by_windows
-from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.windows import BlockGrid, RasterProfile, Window
 from fullyconv.taxonomy import Taxonomy
 

@@ -15,7 +15,7 @@ from PIL import Image
 import fullyconv
 from fullyconv.cli import main
 from fullyconv.curation.corrections import keep, parse_numbers, write_corrections
-from fullyconv.curation.review import Doubt, fold_of
+from fullyconv.curation.doubted_labels import Doubt, fold_of
 from fullyconv.curation.suspects import ClassTable, suspects_in
 from fullyconv.data import open_dataset
 from fullyconv.errors import DataError, UsageError

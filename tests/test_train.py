@@ -523,10 +523,10 @@ def _train(out: str) -> None:
 
 def test_stages_start_from_the_scores_of_the_one_before(tmp_path: Path, monkeypatch: Any) -> None:
     from fullyconv import recipes as published
-    from fullyconv.train import staged
+    from fullyconv.train import stages
 
     table = {f"tiny{s}": {"model": f"fcn{s}s-tiny", "name": f"tiny{s}", "lr": 1e-9, "seed": s} for s in (4, 2)}
-    monkeypatch.setattr(staged, "published_recipe", lambda name: small(**table[name]))
+    monkeypatch.setattr(stages, "published_recipe", lambda name: small(**table[name]))
     recipe = published.read_recipe(None, {"stages": ["tiny4", "tiny2"], "epochs": 1})
     out = fit(recipe, tmp_path / "run")
     assert sorted(p.name for p in out.iterdir()) == ["1-tiny4", "2-tiny2", "best", "last", "recipe.toml"]

@@ -18,7 +18,7 @@ from fullyconv.errors import MissingExtra, UsageError
 from fullyconv.recipes import read_recipe
 from fullyconv.taxonomy import Taxonomy
 from fullyconv.train.context import open_both
-from fullyconv.train.staged import stage_recipes
+from fullyconv.train.stages import stage_recipes
 from fullyconv.train.training_state import refuse_changes
 
 

@@ -29,7 +29,7 @@ def compare_command(
     """Say whether result B beats result A on the same images (paired bootstrap, 95 %), and in which classes."""
     import json
 
-    from fullyconv.cli.exported import evaluate_source, refuse_unmeasured
+    from fullyconv.cli.exported_files import evaluate_source, refuse_unmeasured
     from fullyconv.errors import foreign_values
     from fullyconv.evaluation import Result
     from fullyconv.evaluation.comparison import compare_results as against

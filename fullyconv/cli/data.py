@@ -39,7 +39,7 @@ def convert_data_command(
     """Write any data set as plain folders: SPLIT/images, SPLIT/labels (index PNG), classes.txt."""
     import json
 
-    from fullyconv.annotating.conversion import convert_annotations
+    from fullyconv.annotating.data_sets import convert_annotations
     from fullyconv.data import parse_options
     from fullyconv.data.corpora.conversion import convert_dataset as write
     from fullyconv.errors import UsageError

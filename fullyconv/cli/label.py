@@ -39,9 +39,9 @@ def label_command(
     from fullyconv.errors import MissingInput, UsageError, printable
     from fullyconv.files.outputs import safe_name
     from fullyconv.labelling.images import open_images
+    from fullyconv.labelling.page_server import run_labelling_server
     from fullyconv.labelling.project import Project, chosen_classes
     from fullyconv.labelling.rounds import Settings
-    from fullyconv.labelling.server import run_labelling_server
     from fullyconv.terminal import say
 
     names = tuple(n.strip() for n in classes.split(",")) if classes else ()

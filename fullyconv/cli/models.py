@@ -88,14 +88,14 @@ def info(
     import json
 
     if not name:
-        from fullyconv.cli.machine import print_machine
+        from fullyconv.cli.machine_report import print_machine
 
         print_machine(as_json)
         return
     from fullyconv.runtime.exported import is_exported
 
     if is_exported(name):
-        from fullyconv.cli.exported import print_exported as show_exported
+        from fullyconv.cli.exported_files import print_exported as show_exported
 
         show_exported(name, as_json)
         return

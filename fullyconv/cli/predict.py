@@ -112,7 +112,7 @@ def predict(
     from fullyconv.cli.evaluate import predictor
     from fullyconv.predict.annotation_files import label_for_tool
     from fullyconv.predict.ensemble import Ensemble
-    from fullyconv.predict.folder import LabelOptions, label_sources
+    from fullyconv.predict.label_sources import LabelOptions, label_sources
     from fullyconv.predict.sources import InputFiles, find_sources
     from fullyconv.rasters.levels import Resolution
 

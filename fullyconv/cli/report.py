@@ -38,7 +38,7 @@ def report(
 
         print(write_paper([Path(s) for s in source[1:]], out or Path("paper.html"), images or ()))
         return
-    from fullyconv.cli.exported import evaluate_source, refuse_unmeasured
+    from fullyconv.cli.exported_files import evaluate_source, refuse_unmeasured
     from fullyconv.files.outputs import output_file
     from fullyconv.report import write
     from fullyconv.runtime.exported import is_exported

@@ -14,7 +14,7 @@ from fullyconv.terminal import progress_line, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fullyconv.curation.review import Doubt
+    from fullyconv.curation.doubted_labels import Doubt
     from fullyconv.curation.sheet import Card
     from fullyconv.data.base import Dataset
 
@@ -44,7 +44,7 @@ def review_command(
     import json
 
     from fullyconv.curation.corrections import keep, parse_numbers, write_corrections
-    from fullyconv.curation.review import doubts
+    from fullyconv.curation.doubted_labels import doubts
     from fullyconv.curation.sheet import page
     from fullyconv.data import open_dataset
     from fullyconv.files.outputs import Outputs

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.curation.review import Doubt
+from fullyconv.curation.doubted_labels import Doubt
 from fullyconv.data.base import Dataset
 from fullyconv.data.corpora.class_tables import classes_text
 from fullyconv.errors import DataError, UsageError, printable

@@ -16,6 +16,15 @@ animated, pages  the first frame                                   the first fra
 
 from __future__ import annotations
 
+from fullyconv.images.decoding import (
+    ImageInfo,
+    declared_invalid,
+    image_info,
+    image_size,
+    read_image,
+    read_palette,
+    turn,
+)
 from fullyconv.images.labels import (
     StoredLabel,
     encode_label,
@@ -27,7 +36,6 @@ from fullyconv.images.labels import (
 )
 from fullyconv.images.limits import FORMATS, MAX_PIXELS, BadImage, pixel_cap, pixels_allowed
 from fullyconv.images.opening import read_bytes
-from fullyconv.images.reading import ImageInfo, declared_invalid, image_info, image_size, read_image, read_palette, turn
 
 __all__ = [
     "FORMATS",

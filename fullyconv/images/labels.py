@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError
 from fullyconv.files import atomic_write, read_file
+from fullyconv.images.decoding import is_lossy, read_wide, read_wide_grey, stored_bits
 from fullyconv.images.limits import MAX_BYTES, BadImage, Source, pixel_cap, too_large
 from fullyconv.images.opening import decode, name_of, open_image, orientation_of, read_bytes, words
 from fullyconv.images.png import plain_palette, plain_samples
-from fullyconv.images.reading import is_lossy, read_wide, read_wide_grey, stored_bits
 from fullyconv.images.tiff import MAX_PAGES, check_pages, is_tiff, same_value, samples, wide_enough
 
 if TYPE_CHECKING:

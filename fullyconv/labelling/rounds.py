@@ -109,7 +109,7 @@ class Rounds:
 
     async def _process(self, role: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "fullyconv.labelling.worker", role, stdin=asyncio.subprocess.PIPE,
+            sys.executable, "-P", "-m", "fullyconv.labelling.network_worker", role, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, env=_environment(), limit=1 << 26,
         )  # fmt: skip
 

@@ -25,11 +25,11 @@ from fullyconv.predict.raster_files import BLOCKS, journal_of
 from fullyconv.predict.sources import invalid_note
 from fullyconv.predict.units import UnitOutcome, WorkerSetup, WorkUnit
 from fullyconv.predict.work import LabelJob, LabelOptions, work_key
-from fullyconv.rasters.journal import BlockJournal
+from fullyconv.rasters.block_journal import BlockJournal
 from fullyconv.terminal import progress_line, say
 
 if TYPE_CHECKING:
-    from fullyconv.predict.folder import Labelled
+    from fullyconv.predict.label_sources import Labelled
 
 __all__ = ["Machines", "WorkerPool", "label_on_machines"]
 

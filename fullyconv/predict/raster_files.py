@@ -22,8 +22,8 @@ from fullyconv.predict import Predictor
 from fullyconv.predict.jobs import claim_results, head_folder
 from fullyconv.predict.scene import SceneCounts, SceneJob, label_blocks
 from fullyconv.rasters.assembling import RasterLayer, write_geotiff
+from fullyconv.rasters.block_journal import BlockJournal
 from fullyconv.rasters.gdal import FINEST, open_source
-from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.levels import Resolution
 from fullyconv.rasters.polygons import SUFFIXES, draw_polygons, write_polygons
 from fullyconv.terminal import rewrite, say

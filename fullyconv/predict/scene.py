@@ -21,7 +21,7 @@ from fullyconv.errors import DataError, UsageError
 from fullyconv.geometry import Tile
 from fullyconv.predict.memory_limit import peak_bytes
 from fullyconv.predict.tiling import Scores, _at, plan_tiles
-from fullyconv.rasters.journal import BlockJournal, job_key
+from fullyconv.rasters.block_journal import BlockJournal, job_key
 from fullyconv.rasters.windows import Block, BlockGrid, RasterProfile, RasterSource, Span, Window
 from fullyconv.runtime.exported import ExportedNetwork
 

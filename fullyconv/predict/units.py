@@ -23,7 +23,7 @@ from fullyconv.predict.raster_files import RasterWork, journal_of
 from fullyconv.predict.scene import label_blocks
 from fullyconv.predict.sources import InputFiles
 from fullyconv.predict.work import LabelJob, LabelOptions, LabelWork, Written, work_key
-from fullyconv.rasters.journal import BlockJournal
+from fullyconv.rasters.block_journal import BlockJournal
 
 __all__ = ["JobResult", "UnitOutcome", "UnitWorker", "WorkUnit", "WorkerSetup"]
 

@@ -26,8 +26,8 @@ from fullyconv.predict.jobs import claim_results, read_ahead
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
 from fullyconv.predict.sources import InputFiles, Sources
 from fullyconv.predict.video_files import VideoOptions, claim_video, label_video
+from fullyconv.rasters.block_journal import job_key
 from fullyconv.rasters.gdal import FINEST
-from fullyconv.rasters.journal import job_key
 from fullyconv.rasters.levels import Resolution
 from fullyconv.rasters.polygons import require_polygons
 from fullyconv.regions import sieved

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import StorageError, printable
 from fullyconv.files.disk import PREFIX, remove_tree, sync_file
+from fullyconv.rasters.block_journal import BlockJournal
 from fullyconv.rasters.geotiff import rasterio_or_missing
-from fullyconv.rasters.journal import BlockJournal
 from fullyconv.rasters.levels import resolution_tags
 from fullyconv.rasters.windows import BlockGrid, RasterProfile
 

@@ -34,7 +34,7 @@ from fullyconv.train.loggers import refuse_missing
 from fullyconv.train.memory_advice import explained
 from fullyconv.train.process_group import join, resolve_device
 from fullyconv.train.signals import Stop
-from fullyconv.train.staged import run_stages
+from fullyconv.train.stages import run_stages
 from fullyconv.train.step import gradient_norm, gradients
 
 __all__ = ["fit"]

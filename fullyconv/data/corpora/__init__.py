@@ -15,7 +15,7 @@ KINDS: dict[str, str] = {
     "sbd": "fullyconv.data.corpora.sbd:open_sbd",
     "nyud": "fullyconv.data.corpora.nyud:open_nyud",
     "siftflow": "fullyconv.data.corpora.siftflow:open_siftflow",
-    "context": "fullyconv.data.corpora.context:open_context",
+    "context": "fullyconv.data.corpora.pascal_context:open_context",
     "cityscapes": "fullyconv.data.corpora.cityscapes:open_cityscapes",
     "ade20k": "fullyconv.data.corpora.ade20k:open_ade20k",
     "cvat": "fullyconv.data.corpora.annotations.cvat:open_cvat",

@@ -18,9 +18,9 @@ import uvicorn
 
 from fullyconv.errors import FullyconvError
 from fullyconv.files import read_file, storage_errors
-from fullyconv.labelling.app import MEDIA, ROUTES, Labelling, labelling_application
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Settings
+from fullyconv.labelling.routes import MEDIA, ROUTES, Labelling, labelling_application
 from fullyconv.serving.gate import Gate
 from fullyconv.serving.protocol import Connections, guarded_protocol
 from fullyconv.serving.request_limits import Limits

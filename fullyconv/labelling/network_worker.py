@@ -1,8 +1,8 @@
 """The processes in which networks run for the page, so that a stroke never waits for one.
 
-    python -m fullyconv.labelling.worker propose     lives as long as the page: images in, proposals out
-    python -m fullyconv.labelling.worker rank        one job, then it ends
-    python -m fullyconv.labelling.worker learn       loads, waits for one job, then it ends
+    python -m fullyconv.labelling.network_worker propose     lives as long as the page: images in, proposals out
+    python -m fullyconv.labelling.network_worker rank        one job, then it ends
+    python -m fullyconv.labelling.network_worker learn       loads, waits for one job, then it ends
 
 A line of JSON a request on stdin, a line of JSON an answer on stdout; label maps and networks go by files in the
 project's own folder. What is said goes to stderr. The process ends when stdin does, or its parent.
@@ -53,7 +53,7 @@ def _propose(requests: TextIO, answer: Answer) -> None:
     """{"load": network, "classes", "features"} and {"image", "key", "out"} in any order; an answer each."""
     from fullyconv.files import atomic_write
     from fullyconv.images import encode_label
-    from fullyconv.labelling.network import FeatureFiles, adapted, proposal
+    from fullyconv.labelling.page_network import FeatureFiles, adapted, proposal
     from fullyconv.predict.eager import digest
 
     model, kept = None, None
@@ -84,7 +84,7 @@ def _propose(requests: TextIO, answer: Answer) -> None:
 def _rank(requests: TextIO, answer: Answer) -> None:
     """{"load", "classes", "images", "labelled"}: every one of the images in the order in which to label them."""
     from fullyconv.curation.queue import suggest
-    from fullyconv.labelling.network import adapted
+    from fullyconv.labelling.page_network import adapted
 
     asked = json.loads(requests.readline())
     model = adapted(asked["load"], Taxonomy.from_json(asked["classes"]))
@@ -97,7 +97,7 @@ def _rank(requests: TextIO, answer: Answer) -> None:
 def _learn(requests: TextIO, answer: Answer) -> None:
     """{"load", "classes", "features"}, and when it is wanted {"items": [[key, image, label map]], "seconds", "out"}: a
     model directory."""
-    from fullyconv.labelling.network import FeatureFiles, adapted, learn_score_layers
+    from fullyconv.labelling.page_network import FeatureFiles, adapted, learn_score_layers
 
     about = json.loads(requests.readline())
     model = adapted(about["load"], Taxonomy.from_json(about["classes"]))
