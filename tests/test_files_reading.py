@@ -38,7 +38,7 @@ ALLOWED = {
     "labelling/image_pyramid.py": "maps a temporary file of its own",
     "labelling/rounds.py": "the log of a process of its own, to write",
     "labelling/page_server.py": "the browser, not a file",
-    "data/corpora/bands.py": "rasterio reads by itself what `holds_tiff`, by `read_ends`, has found to be a regular TIFF",
+    "data/corpora/bands.py": "rasterio reads by itself what `holds_tiff`, by `read_ends`, found a regular TIFF",
     "rasters/geotiff.py": "rasterio reads by itself what `open_regular` has found to be a regular file",
     "rasters/assembling.py": "rasterio writes, and reads again, a temporary file of ours",
     "rasters/ground_truth.py": "rasterio reads by itself what `GeoTiffSource` has found to be a regular file",

@@ -50,7 +50,7 @@ def label_command(
     if not Path(model).is_dir():
         if Path(model).exists() or "/" in model:
             raise MissingInput(f"{printable(model)} is no run or model directory; give one, or the name of a network.")
-        from fullyconv.labelling.network import require_network
+        from fullyconv.labelling.page_network import require_network
 
         require_network(model)
     place = out or Path("labelled", safe_name(parse_spec(images)[1].resolve().name or "images"))
