@@ -13,7 +13,7 @@ from test_rasters import Small, ground, label, read
 from fullyconv.errors import DataError, MissingExtra, UsageError
 from fullyconv.images import encode_png, read_label
 from fullyconv.predict import Predictor
-from fullyconv.predict.folder import LabelOptions, label_sources
+from fullyconv.predict.label_sources import LabelOptions, label_sources
 from fullyconv.predict.sources import find_sources
 from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.levels import Level, Resolution, choose_level
