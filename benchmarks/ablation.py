@@ -33,6 +33,7 @@ BASE = ("model=fcn4s-efficientnet_lite0", "weights=auto")
 LEVERS: dict[str, tuple[str, ...]] = {
     "sum": (),
     "pyramid": ("model=fcn4s-pyramid-efficientnet_lite0",),
+    "pyramid-head-lr-1": ("model=fcn4s-pyramid-efficientnet_lite0", "head_lr=1.0"),
     "mobilenet_v2": ("model=fcn4s-mobilenet_v2",),  # with its weights only where a file or package has them
     "batch-4": ("batch_size=4",),
     "head-lr-1": ("head_lr=1.0",),

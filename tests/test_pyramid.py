@@ -106,9 +106,24 @@ def test_the_pyramid_learns_at_the_heads_rate_and_stays_learned_where_the_trunk_
 
 
 def test_every_layer_gets_a_gradient_once_the_scores_are_not_zero() -> None:
-    model = scored(fc.create(NAME, 3)).train()
+    model = trained(NAME, 3).train()
     model(torch.randn(2, 3, 64, 64))["out"].square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_a_new_pyramid_is_a_sum_of_projections() -> None:
+    pyramid = fc.create(NAME, 3).eval().streams["rgb"].pyramid
+    generator = torch.Generator().manual_seed(0)
+    maps = [
+        {
+            s: torch.randn(1, pyramid.lateral[str(s)][0].in_channels, 64 // s, 64 // s, generator=generator)
+            for s in pyramid.strides
+        }
+        for _ in range(2)
+    ]
+    both = {s: maps[0][s] + maps[1][s] for s in pyramid.strides}
+    with torch.inference_mode():
+        assert torch.allclose(pyramid(both), pyramid(maps[0]) + pyramid(maps[1]), atol=1e-4)
 
 
 def test_a_new_one_scores_zero_and_says_it_is_untrained() -> None:

@@ -1,10 +1,11 @@
 """A stronger decoder on the same taps: features, not scores, are brought onto the finest map and then scored once.
 
-    x32 -> 1x1 -> 3x3 -> x2 + 1x1(x16) -> 3x3 -> x2 + 1x1(x8) -> 3x3 -> x2 + 1x1(x4) -> 3x3 -> score
+    1x1(x32) -> refine -> x2 + 1x1(x16) -> refine -> x2 + 1x1(x8) -> refine -> x2 + 1x1(x4) -> refine -> score
 
 The paper adds up scores (`fcn`), so that what a finer map shows cannot be read in the light of the coarser ones; here
-it can. Source: feature pyramid networks (Lin et al. 2017), each sum smoothed on its own way up, as in U-Net
-(Ronneberger et al. 2015). Nothing looks at the whole image: the field stays finite, tiles stay exact.
+it can. Source: feature pyramid networks (Lin et al. 2017), each level refined on the way up, as in U-Net (Ronneberger
+et al. 2015), by y + 3x3(ReLU(y)) whose second term starts as 0 (Goyal et al. 2017): an untrained pyramid is a plain
+sum. Nothing looks at the whole image: the field stays finite, tiles stay exact.
 """
 
 from __future__ import annotations
@@ -35,22 +36,23 @@ class Pyramid(nn.Module):
         super().__init__()
         self.strides = tuple(sorted(channels, reverse=True))
         self.lateral = nn.ModuleDict({str(s): _convolution(channels[s], 1) for s in self.strides})
-        self.smooth = nn.ModuleDict({str(s): _convolution(WIDTH, 3) for s in self.strides})
+        self.refine = nn.ModuleDict({str(s): nn.Sequential(nn.ReLU(), *_convolution(WIDTH, 3)) for s in self.strides})
         self.join = nn.ModuleDict(
             {
                 str(fine): UpsampledSum(fuse(grids[coarse], grids[fine], whole=False)[0])
                 for coarse, fine in zip(self.strides, self.strides[1:], strict=False)
             }
         )
-        self.act = nn.ReLU(inplace=True)
         he_init(self)
+        for level in self.refine.values():
+            nn.init.zeros_(level[-1].weight)  # type: ignore[index, arg-type]
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
         y: Tensor | None = None
         for stride in self.strides:
             level = self.lateral[str(stride)](features[stride])
             y = level if y is None else self.join[str(stride)](level, y)
-            y = self.act(self.smooth[str(stride)](y))
+            y = y + self.refine[str(stride)](y)
         assert y is not None, "a pyramid has a level"
         return y
 
