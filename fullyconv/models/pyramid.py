@@ -45,7 +45,7 @@ class Pyramid(nn.Module):
         )
         he_init(self)
         for level in self.refine.values():
-            nn.init.zeros_(level[-1].weight)  # type: ignore[index, arg-type]
+            nn.init.zeros_(level[-1].weight)  # type: ignore[index]
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
         y: Tensor | None = None
