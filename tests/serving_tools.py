@@ -2,7 +2,8 @@
 
     python serving_tools.py serve LIMITS SECONDS    LIMITS: JSON for `Limits`; SECONDS that the stub takes an image
     python serving_tools.py real MODEL              the worker itself
-    python serving_tools.py plain SECONDS           uvicorn as it comes, with the same stub: the negative control
+    python serving_tools.py plain SECONDS [decode]  uvicorn as it comes, with the same stub: the negative control;
+                                                    decode: it opens the image itself, as one does
     python serving_tools.py worker FD               the stub
 
 The stub does what the first bytes of an "image" say: die, hang, or answer after SECONDS with the body's length.
@@ -54,6 +55,16 @@ class Served:
             assert time.monotonic() < end, "the server does not become ready"
             time.sleep(0.02)
 
+    def until_listening(self, seconds: float = 60) -> None:
+        """uvicorn alone has a port before it listens."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return self.connect().close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < end, "the server does not listen"
+                time.sleep(0.05)
+
     def figure(self, name: str) -> float:
         text = self.get("/metrics")[2].decode()
         return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
@@ -102,6 +113,8 @@ def serving(kind: str, *arguments: str) -> Iterator[Served]:
     try:
         assert process.stdout is not None
         served = Served(process, int(process.stdout.readline().rstrip("/\n").rpartition(":")[2]))
+        if kind == "plain":
+            served.until_listening()
         if kind == "serve":
             served.until_ready()
         yield served
@@ -155,11 +168,13 @@ def real(model: str) -> None:
     run_server(settings, "127.0.0.1", 0, Gate(), lambda address: print(address, flush=True))
 
 
-def plain(seconds: str) -> None:
+def plain(seconds: str, decode: str = "") -> None:
     """What one writes in five minutes: starlette and uvicorn as they come, an unbounded queue before one worker."""
     import asyncio
+    import io
 
     import uvicorn
+    from PIL import Image
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
@@ -169,6 +184,8 @@ def plain(seconds: str) -> None:
 
     async def predict(request: Request) -> JSONResponse:
         body = await request.body()
+        if decode:
+            Image.open(io.BytesIO(body)).convert("RGB")
         async with turn:
             await asyncio.sleep(float(seconds))
         return JSONResponse({"bytes": len(body)})
@@ -180,7 +197,7 @@ def plain(seconds: str) -> None:
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{bound.getsockname()[1]}/", flush=True)
-    uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error", limit_concurrency=64)).run([bound])
+    uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", limit_concurrency=64)).run([bound])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_parity import thinned
+from typer.main import get_command
 
+from fullyconv import cli
 from fullyconv.models import released
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -76,6 +82,37 @@ def test_caffe_weights_become_a_model_directory(
     directory = load("caffe_weights").main(file, "voc-fcn8s", tmp_path / "photo.png")
     assert (directory / "model.safetensors").is_file()
     assert "in the photo: " in capsys.readouterr().out
+
+
+UNIT = EXAMPLES / "serve" / "fullyconv.service"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_takes_the_unit_and_finds_it_shut_in(tmp_path: Path) -> None:
+    def analyzed(text: str, *how: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "a.service").write_text(text.replace("/opt/fullyconv/bin/fullyconv", "/bin/true"))
+        return subprocess.run(["systemd-analyze", *how, str(tmp_path / "a.service")], capture_output=True, text=True)
+
+    unit = UNIT.read_text()
+    verified = analyzed(unit, "verify", "--man=no")
+    assert (verified.returncode, verified.stderr) == (0, "")
+    strict = ("security", "--offline=true", "--threshold=20")  # 2.0 of 10 points of exposure
+    assert analyzed(unit, *strict).returncode == 0
+    assert analyzed(unit.partition("DynamicUser")[0], *strict).returncode != 0, "without its walls it is not"
+
+
+def test_the_unit_and_the_container_start_a_command_that_there_is() -> None:
+    container = (EXAMPLES / "serve" / "Containerfile").read_text()
+    start, more = (json.loads(re.search(f"^{word} (.*)$", container, re.M)[1]) for word in ("ENTRYPOINT", "CMD"))  # type: ignore[index]
+    unit = re.search("^ExecStart=(.*)$", UNIT.read_text(), re.M)
+    assert unit
+    if not cli.app.registered_commands:
+        cli._register()
+    options = {o for p in get_command(cli.app).commands["serve"].params for o in p.opts}  # type: ignore[attr-defined]
+    for line in ([*start, *more], unit[1].split()):
+        assert line[:3] == ["/opt/fullyconv/bin/fullyconv", "serve", "/srv/model.onnx"]
+        assert {word for word in line if word.startswith("--")} <= options
+    assert "USER 65532:65532" in container
 
 
 def test_every_example_is_run_here_and_says_how_to_start_it() -> None:
