@@ -282,7 +282,8 @@ function status(s) {
   const words = [];
   if (s.fault) words.push(s.fault);
   else if (!model.name) words.push("The network is being loaded.");
-  else words.push(model.untrained ? `${model.name} has learned nothing yet: label a little, then Learn.` : `Proposals by ${s.source} (${model.name}).`);
+  else if (!model.untrained) words.push(`Proposals by ${s.source} (${model.name}).`);
+  else words.push(learning.state === "done" ? "What was learned is being loaded." : `${model.name} has learned nothing yet: label a little, then Learn.`);
   if (learning.state === "running") words.push(`Learning: ${learning.what} ${Math.round(100 * (learning.share || 0))} %.`);
   if (learning.state === "done") words.push(`Learned from ${learning.images} images in ${learning.seconds} s.`);
   if (learning.state === "failed") words.push(`Not learned: ${learning.why}`);
