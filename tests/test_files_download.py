@@ -145,6 +145,31 @@ def test_a_part_of_unknown_origin_is_not_built_on(server: Server, tmp_path: Path
     assert server.ranges == [None]
 
 
+def test_a_part_is_gone_on_with_for_its_own_address_and_version_alone(server: Server, tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    def careless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Gives the rest of whatever it has, whichever version was asked for."""
+        asked.append(handler.headers.get("If-Range"))
+        whole(handler)
+
+    for url, versions in ((server.url, ['"v0"']), ("https://example.org/other", [None])):
+        (tmp_path / "w.bin").unlink(missing_ok=True)
+        (tmp_path / "w.bin.part").write_bytes(b"of another")
+        (tmp_path / "w.bin.part.json").write_text(f'{{"url": "{url}", "version": "\\"v0\\""}}')
+        asked.clear()
+        server.answer = careless
+        fetch(server, tmp_path / "w.bin")
+        assert asked == versions
+
+
+def test_no_more_is_written_than_the_file_may_have(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda handler: send(handler, 200, DATA * 50, Content_Length="")
+    with pytest.raises(DataError, match=f"sends more than {len(DATA)} bytes"):
+        fetch(server, tmp_path / "w.bin", size=len(DATA))
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < len(DATA) * 3
+
+
 def test_a_complete_part_is_taken_after_416(server: Server, tmp_path: Path) -> None:
     (tmp_path / "w.bin.part").write_bytes(DATA)
     (tmp_path / "w.bin.part.json").write_text(f'{{"url": "{server.url}", "version": "\\"v1\\""}}')

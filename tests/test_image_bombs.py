@@ -38,6 +38,13 @@ def chunks(count: int, kind: bytes) -> bytes:
     return data[:33] + chunk(kind, b"") * count + data[33:]
 
 
+def webp(*more: tuple[bytes, bytes], lossless: bool = True) -> bytes:
+    """A WebP with parts of any kind behind its pixels."""
+    data = encoded(GREY, "WEBP", lossless=lossless, exif=b"Exif\0\0II*\0")
+    data += b"".join(kind + struct.pack("<I", len(held)) + held + b"\0" * (len(held) % 2) for kind, held in more)
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
 def huge(more: dict[int, int]) -> bytes:
     return tiff(GREY, more=more, deflate=True)
 
@@ -52,6 +59,9 @@ BOMBS = {
     "a thousand bands": lambda: huge({277: 60_000, 256: 9000, 257: 9000}),
     "more rows than bytes": lambda: huge({256: 9000, 257: 9000, 278: 9000}),
     "a page chain without end": lambda: tiff(GREY)[:4] + struct.pack("<I", 2**31) + tiff(GREY)[8:],
+    "20 MB of EXIF in a WebP": lambda: webp((b"EXIF", b"Exif\0\0" + bytes(20_000_000))),
+    "many parts of XMP in a WebP": lambda: webp(*[(b"XMP ", bytes(1_000_000))] * 20),
+    "thousands of parts of a WebP": lambda: webp(*[(b"abcd", b"")] * 10_000),
     "a PNG of more pixels than bytes": lambda: png(9000, 9000, 8, 2, b"\0" * 100),
 }
 
@@ -77,8 +87,9 @@ def test_a_bomb_is_refused_in_less_than_half_a_second_of_the_processor(make, rea
 
 
 def test_files_that_are_mostly_holes_are_refused_unread(tmp_path: Path) -> None:
-    bmp = encoded(GREY, "BMP")
-    for name, data in (("a.png", encoded(GREY)), ("b.bmp", bmp)):
+    kinds = (("a.png", encoded(GREY)), ("b.bmp", encoded(GREY, "BMP")), ("c.webp", encoded(GREY, "WEBP")),
+             ("d.webp", encoded(GREY, "WEBP", lossless=True)), ("e.webp", webp()))  # fmt: skip
+    for name, data in kinds:
         with (tmp_path / name).open("wb") as file:
             file.write(data)
             file.truncate(2**31 - 1)
@@ -93,3 +104,6 @@ def test_what_encoders_write_stays_far_below_the_bounds() -> None:
     for options in ({"progressive": True}, {"icc_profile": b"x" * 500_000}, {"comment": b"c" * 60_000}):
         assert images.read_image(encoded(noise, "JPEG", **options)).shape == noise.shape
     assert (images.read_image(encoded(noise)) == noise).all()
+    for lossless in (False, True):
+        more = {"lossless": lossless, "exif": b"Exif\0\0II*\0" + bytes(60_000), "icc_profile": b"x" * 3_000_000}
+        assert images.read_image(encoded(noise, "WEBP", **more)).shape == noise.shape

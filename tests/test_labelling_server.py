@@ -119,6 +119,7 @@ def test_strangers_and_other_paths_are_refused(page: Page, method: str, path: st
     [
         ([(b"content-type", b"text/plain"), (b"content-length", b"2")], 415),
         ([(b"content-type", b"application/json"), (b"content-length", str(LIMITS.body + 1).encode())], 413),
+        ([(b"content-type", b"application/json"), (b"content-length", b"2000000")], 413),
         ([(b"content-type", b"application/json"), (b"content-length", b"0")], 400),
         ([(b"content-type", b"application/json"), (b"content-encoding", b"gzip"), (b"content-length", b"2")], 415),
     ],

@@ -349,7 +349,7 @@ def test_no_option_travels_by_an_environment_variable() -> None:
 
 
 # Derived from and used themselves: what says more about the same thing.
-BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "SignalledServer", "_Asked"}
+BASES = {"CocoWriter", "Upsampling", "QuietTracer", "Leaves", "GuardedProtocol", "SignalledServer", "_Asked", "_Kept"}
 
 
 def test_a_class_is_abstract_or_final() -> None:

@@ -18,11 +18,14 @@ from fullyconv.rasters.gdal import open_source
 from fullyconv.rasters.ground_truth import open_truth
 from fullyconv.rasters.ground_windows import CutOptions, pixel_metres
 from fullyconv.rasters.scene_set import find_scenes
+from fullyconv.rasters.thinning import thinned
 from fullyconv.rasters.windows import Window
 
 rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
 pyogrio = pytest.importorskip("pyogrio", reason="the extra geo is not installed")
 shapely = pytest.importorskip("shapely", reason="the extra geo is not installed")
+from affine import Affine  # noqa: E402
+from rasterio import features  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 from rasterio.warp import transform  # noqa: E402
 
@@ -359,3 +362,25 @@ def test_the_command_cuts_and_what_it_wrote_is_sound(made: Path, tmp_path: Path,
         main(["data", "cut", str(made), "-o", str(out)])
     assert done.value.code == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_polygon_thinned_to_a_window_burns_the_same_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    walk = rng.normal(0, 12, (3000, 2)).cumsum(0) % 400 - 100 if seed % 2 else rng.uniform(-100, 300, (3000, 2))
+    rings = [shapely.linearrings(part) for part in np.split(walk, 6)]  # they cross themselves and each other
+    shape = shapely.multipolygons([shapely.polygons(rings[0], rings[1:3]), shapely.polygons(rings[3], rings[4:])])
+    for left, top in ((0, 0), (60, 100), (150, 20)):
+        place = Affine(1, 0, left, 0, 1, top)
+        whole = features.rasterize([(shape, 1)], (50, 70), transform=place)
+        part = thinned(shape, (left - 2, top - 2, left + 72, top + 52))
+        np.testing.assert_array_equal(features.rasterize([(part, 1)], (50, 70), transform=place), whole)
+        assert 0 < whole.sum() < whole.size
+
+
+def test_what_lies_on_one_side_of_a_window_is_nothing_to_it_and_long_outlines_become_short() -> None:
+    turn = np.linspace(0, 2 * np.pi, 100_001)
+    circle = shapely.polygons(np.stack([100 + 90 * np.cos(turn), 100 + 90 * np.sin(turn)], 1))
+    assert thinned(circle, (0, 0, 20, 20)) is not None
+    assert thinned(circle, (0, 300, 20, 320)) is None
+    assert shapely.get_num_coordinates(thinned(circle, (95, 185, 105, 195))) < 4000

@@ -103,6 +103,18 @@ def wide_pads() -> Any:
     return model
 
 
+def later() -> Any:
+    model = small()
+    model.opset_import[0].version = 99
+    return model
+
+
+def nowhere() -> Any:
+    model = small()
+    model.graph.output.append(helper.make_tensor_value_info("ghost", TensorProto.FLOAT, [1]))
+    return model
+
+
 HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "data in another file": (elsewhere, "far lies in another file"),
     "control flow": (control, "If"),
@@ -113,6 +125,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "an operator that no export has": (lambda: small(helper.make_node("Loop", ["p"], ["x"])), "Loop"),
     "operators of another domain": (of_domain, "operators of com.microsoft"),
     "functions": (with_function, "functions"),
+    "operators of a later version": (later, "version 99 of ONNX's operators"),
     "a tensor that claims to be huge": (lambda: small(tensors=(tensor("h", [1 << 30, 1 << 30]),)), "0 bytes"),
     "a tensor of less than nothing": (lambda: small(tensors=(tensor("h", [-4]),)), r"shape \[-4\]"),
     "a tensor of texts": (lambda: small(tensors=(tensor("h", [1], TensorProto.STRING),)), "type 8"),
@@ -127,6 +140,11 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: small(helper.make_node("Conv", ["p", "w"], ["x"], strides=[1 << 40, 1])),
         "strides of",
     ),
+    "upsampling to a size": (
+        lambda: small(helper.make_node("Resize", ["p", "", "", "labels"], ["x"], mode="linear")),
+        "takes a size instead of a scale",
+    ),
+    "an answer that nobody makes": (nowhere, "nothing makes the output ghost"),
     "padding that is computed": (lambda: small(helper.make_node("Pad", ["p", "labels"], ["x"])), "not in the file"),
 }
 
@@ -136,6 +154,12 @@ def test_what_no_export_holds_is_refused_by_name(what: str) -> None:
     make, words = HOSTILE[what]
     with pytest.raises(DataError, match=words):
         checked_graph(bytes_of(make()), "a.onnx")
+
+
+def test_two_graphs_in_one_file_are_refused() -> None:
+    data = bytes_of(small())
+    with pytest.raises(DataError, match="two graphs"):
+        checked(data + data, "a.onnx")
 
 
 def test_bytes_cut_or_changed_anywhere_are_refused_or_read_in_bounds() -> None:

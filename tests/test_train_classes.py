@@ -14,6 +14,8 @@ from PIL import Image
 from training_tools import fit, images, small
 
 from fullyconv.data.base import Dataset
+from fullyconv.doctor import warnings
+from fullyconv.doctor.findings import finding
 from fullyconv.errors import MissingExtra, UsageError
 from fullyconv.recipes import read_recipe
 from fullyconv.taxonomy import Taxonomy
@@ -159,3 +161,10 @@ def test_a_stage_with_stages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outer.toml").write_text('stages = ["inner.toml"]\n')
     with pytest.raises(UsageError, match="has stages itself"):
         stage_recipes(read_recipe(tmp_path / "outer.toml"))
+
+
+def test_thousands_of_warnings_of_a_kind_are_three_lines_and_their_number() -> None:
+    unused = [finding("unused-class", [Path("d")], f"class {k}", 0, k) for k in range(20_000)]
+    lines = warnings([*unused, finding("blank-image", [Path("a.png")], "grey")])
+    assert len(lines) == 5
+    assert lines[-1] == "warning: 19997 more like this [unused-class]; fullyconv check --json lists all."

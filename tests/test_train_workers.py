@@ -109,6 +109,14 @@ def test_a_frozen_reader_is_named_with_its_file_and_does_not_outlive_the_run(
         os.close(os.open(tmp_path / "fifo.png", os.O_WRONLY))
 
 
+@pytest.mark.slow  # it is waited for on purpose
+def test_a_stopped_reader_is_told_long_before_one_that_stands_still(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(TryAgain, match="is stopped"):
+        list(ordered_map(functools.partial(freeze_at, tmp_path, "stopped"), iter(range(9)), 1, timeout=200.0))
+    assert time.monotonic() - start < 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "how"), [(0, "fifo"), (2, "fifo"), (2, "stopped")])
 def test_by_default_a_frozen_reader_is_told_within_ten_seconds(workers: int, how: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ for being whole, and nothing that compares images is looked at.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ from fullyconv.doctor.scan import Progress, RecordFacts, scan
 from fullyconv.doctor.summary import Summary, summarise
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UnknownName
 
-__all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_every_split", "refuse_errors"]
+__all__ = ["KINDS", "Checked", "Finding", "check", "examine", "open_every_split", "refuse_errors", "warnings"]
 
+SHOWN = 3  # findings of a kind that a run says one by one
 Data = str | os.PathLike[str] | Dataset | Sequence[Dataset]
 
 
@@ -104,6 +105,23 @@ def open_every_split(spec: str | os.PathLike[str], **options: Any) -> list[Datas
 _NO_SPLIT = "no such split"
 
 
+def warnings(findings: Sequence[Finding]) -> list[str]:
+    """A line for each finding, the first three of a kind and then how many more: a set of thousands of classes or files
+    is no reason for as many lines."""
+    lines: list[str] = []
+    seen: Counter[tuple[str, str]] = Counter()
+    for one in findings:
+        seen[one.kind, one.remedy] += 1
+        if seen[one.kind, one.remedy] <= SHOWN:
+            lines.append(f"warning: {one.message} {one.remedy}")
+    lines += [
+        f"warning: {n - SHOWN} more like this [{kind}]; fullyconv check --json lists all."
+        for (kind, _), n in seen.items()
+        if n > SHOWN
+    ]
+    return lines
+
+
 def refuse_errors(findings: Sequence[Finding]) -> None:
     """Raises one DataError with a sentence for each finding of level error (the first three of a kind)."""
     by_kind: dict[str, list[Finding]] = defaultdict(list)
@@ -114,8 +132,8 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
         return
     lines = []
     for kind, some in by_kind.items():
-        lines += [f"  {f.message}" for f in some[:3]]
-        more = f" ({len(some) - 3} more like this.)" if len(some) > 3 else ""
+        lines += [f"  {f.message}" for f in some[:SHOWN]]
+        more = f" ({len(some) - SHOWN} more like this.)" if len(some) > SHOWN else ""
         lines.append(f"    {some[0].remedy}{more} [{kind}]")
     count = sum(map(len, by_kind.values()))
     what = "1 thing is" if count == 1 else f"{count} things are"

@@ -13,6 +13,7 @@ from fullyconv.images.jpeg import check_scans
 from fullyconv.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, Source, lifted, too_large
 from fullyconv.images.png import check_chunks, check_rows, row_bytes
 from fullyconv.images.tiff import check_pages
+from fullyconv.images.webp import check_parts
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -58,16 +59,29 @@ SPARE = 2**26  # bytes beyond its pixels that a file may hold: metadata
 
 
 def _plausible(head: bytes, size: int, name: str) -> None:
-    """Refuses, unread, a PNG or BMP that is much larger than its pixels: such files are mostly holes."""
+    """Refuses, unread, a PNG, BMP or WebP that is much larger than its pixels: such files are mostly holes."""
     if head[:4] == b"\x89PNG" and len(head) >= 33:
         most = row_bytes(head) * 2 + SPARE
     elif head[:2] == b"BM" and len(head) >= 30:
         w, h = (abs(int.from_bytes(head[i : i + 4], "little", signed=True)) for i in (18, 22))
         most = 4 * w * h + SPARE
+    elif head[8:15] == b"WEBPVP8" and len(head) >= 30 and not (head[15:16] == b"X" and head[20] & 2):  # 2: animated
+        most = 4 * _webp_pixels(head) + SPARE
     else:
         return
     if size > most:
         raise BadImage(name, f"is {size} bytes large, far more than its pixels take; save it anew.")
+
+
+def _webp_pixels(head: bytes) -> int:
+    """Of the canvas, by the first part's header (RFC 9649; 14 bits a side in the plain kinds, 24 in VP8X)."""
+    bits = int.from_bytes(head[24:30], "little")
+    if head[12:16] == b"VP8X":
+        return ((bits & 0xFFFFFF) + 1) * ((bits >> 24) + 1)
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
+    return (bits >> 16 & 0x3FFF) * (bits >> 32 & 0x3FFF)
 
 
 def _sniff(data: bytes, name: str) -> str:
@@ -100,6 +114,8 @@ def open_image(data: bytes, name: str, cap: int) -> ImageFile:
         check_chunks(data, name)
     elif kind == "JPEG":
         check_scans(data, name)
+    elif kind == "WEBP":
+        check_parts(data, name)
     elif kind == "TIFF":
         check_pages(lambda start, length: data[start : start + length], len(data), name, cap)
     try:

@@ -81,7 +81,11 @@ def cover_of(record: Record, size: tuple[int, int]) -> Cover:
     if record["op"] != "region":
         return Cover(0, 0, np.zeros((0, 0), bool))
     runs = unpacked_runs(record["runs"])
-    if not len(runs) or runs.min() < 0 or runs[:, 0].max() >= size[0] or runs[:, 2].max() > size[1]:
+    row, first, end = runs.T
+    after = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (first[1:] >= end[:-1]))  # as `region_runs` gives them
+    if not len(runs) or runs.min() < 0 or row.max() >= size[0] or end.max() > size[1] or not (
+        after.all() and (first < end).all()
+    ):  # fmt: skip
         raise DataError("The journal holds a region that lies outside of its image; the image was exchanged.")
     top, left = int(runs[0, 0]), int(runs[:, 1].min())
     steps = np.zeros((int(runs[-1, 0]) + 1 - top, int(runs[:, 2].max()) + 1 - left), np.int8)

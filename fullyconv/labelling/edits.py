@@ -6,18 +6,20 @@ import base64
 import binascii
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fullyconv.errors import DataError
+from fullyconv.errors import DataError, printable
 from fullyconv.labelling.strokes import MOST_DIAMETER, MOST_SIDE
 
-__all__ = ["BadEdit", "Edit", "Paint", "packed_runs", "parse_edit", "unpacked_runs"]
+__all__ = ["BadEdit", "Edit", "Paint", "packed_runs", "parse_edit", "refuse_foreign", "unpacked_runs"]
 
 MOST_POINTS = 4096  # of one stroke or outline: its cost grows with them
+MOST_RUNS = 1 << 28  # bytes of a region's runs, unpacked: each row of the largest image cut a hundred times
 _FAR = 2 * MOST_SIDE  # strokes may leave the image
 Coordinate = Annotated[int, Field(ge=-MOST_SIDE, le=_FAR)]
 Corner = Annotated[int, Field(ge=0, le=MOST_SIDE)]
@@ -75,6 +77,78 @@ Edit = Brushed | Outlined | Filled | Told
 _EDIT: TypeAdapter[Any] = TypeAdapter(Annotated[Edit, Field(discriminator="op")])
 
 
+class _Kept(BaseModel):
+    """What the journal holds of an edit: the image by its name, and what was found out when it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    image: str = Field(min_length=1, max_length=4096)
+    id: str = Field(pattern="^[0-9a-f]{16,32}$")
+    spent: float = Field(0.0, ge=0, le=600)
+    time: float
+
+
+@final
+class KeptBrush(_Kept):
+    op: Literal["brush"]
+    points: list[Annotated[list[Coordinate], Field(min_length=2, max_length=2)]] = Field(
+        min_length=1, max_length=MOST_POINTS
+    )
+    diameter: int = Field(ge=1, le=MOST_DIAMETER)
+    paint: Paint
+
+
+@final
+class KeptPolygon(_Kept):
+    op: Literal["polygon"]
+    points: list[Annotated[list[Corner], Field(min_length=2, max_length=2)]] = Field(
+        min_length=3, max_length=MOST_POINTS
+    )
+    paint: Paint
+
+
+@final
+class KeptRegion(_Kept):
+    op: Literal["region"]
+    point: list[Corner]
+    runs: str
+    paint: Paint
+
+
+@final
+class KeptAccept(_Kept):
+    op: Literal["accept"]
+    base: str = Field(pattern="^[0-9a-f]{64}$")  # becomes part of a path
+    source: Literal["existing", "proposal"]
+    model: str
+
+
+@final
+class KeptWord(_Kept):
+    op: Literal["reopen", "undo", "redo"]
+
+
+_KEPT: TypeAdapter[Any] = TypeAdapter(
+    Annotated[KeptBrush | KeptPolygon | KeptRegion | KeptAccept | KeptWord, Field(discriminator="op")]
+)
+
+
+def refuse_foreign(records: Sequence[Mapping[str, object]], classes: int, journal: object) -> None:
+    """DataError for a journal that no labelling page wrote: its sums tell damage, not who wrote it."""
+    for line, record in enumerate(records, 1):
+        try:
+            _KEPT.validate_python(record)
+            paint = record.get("paint")
+            if not isinstance(paint, int) or paint < classes:
+                continue
+        except ValidationError:
+            pass
+        raise DataError(
+            f"{printable(journal)} holds at line {line} what no labelling page wrote; restore it from a copy, or move "
+            "it away to begin anew."
+        )
+
+
 @final
 class BadEdit(DataError):
     """What was asked for is no edit."""
@@ -100,9 +174,13 @@ def packed_runs(runs: NDArray[np.int64]) -> str:
     return base64.b64encode(zlib.compress(runs.astype("<i4").tobytes(), 6)).decode()
 
 
-def unpacked_runs(text: str) -> NDArray[np.int64]:
+def unpacked_runs(text: str, most: int = MOST_RUNS) -> NDArray[np.int64]:
     """The inverse; DataError for what is none."""
     try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").reshape(-1, 3).astype(np.int64)
+        reading = zlib.decompressobj()
+        data = reading.decompress(base64.b64decode(text), most)
+        if not reading.eof:
+            raise ValueError
+        return np.frombuffer(data, "<i4").reshape(-1, 3).astype(np.int64)
     except (ValueError, zlib.error, binascii.Error) as error:
         raise DataError("The journal holds a region that cannot be read; restore it from a copy.") from error

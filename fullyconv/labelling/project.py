@@ -21,10 +21,10 @@ from fullyconv.checkpoint import model_of, read_model
 from fullyconv.data.corpora.class_tables import classes_text, read_classes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.files import Lock, atomic_write, make_directory, read_json
-from fullyconv.files.outputs import Outputs
+from fullyconv.files.outputs import Outputs, name_fault
 from fullyconv.images import encode_label, image_size, read_label
 from fullyconv.labelling.canvas import Box, Canvas, Codes, standing
-from fullyconv.labelling.edits import BadEdit, Edit, Filled, packed_runs
+from fullyconv.labelling.edits import BadEdit, Edit, Filled, packed_runs, refuse_foreign
 from fullyconv.labelling.images import Collection
 from fullyconv.labelling.journal import Journal
 from fullyconv.labelling.strokes import MOST_SIDE
@@ -103,22 +103,33 @@ class Project:
         fresh = not self.home.is_dir()
         if fresh and out.is_dir() and any(out.iterdir()):
             raise UsageError(f"{printable(out)} holds files of something else; name a new folder by -o.")
+        table = classes_text(taxonomy) if before is None else ""
         make_directory(self.home)
         self._lock = Lock(self.home / "lock")
         self._lock.acquire()
-        self.journal = Journal(self.home / "journal")
+        try:
+            self.journal = Journal(self.home / "journal")
+        except BaseException:
+            self._lock.release()
+            raise
         self.notes = [self.journal.note] if self.journal.note else []
         self._records: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._known: dict[str, dict[str, Any]] = {}
-        for record in self.journal.records:
-            self._file(record)
+        try:
+            refuse_foreign(self.journal.records, len(taxonomy), self.journal.path)
+            for record in self.journal.records:
+                self._file(record)
+            self._refuse_another_journal()
+        except BaseException:
+            self.close()
+            raise
         self._open: OrderedDict[int, Layers] = OrderedDict()
         self._sizes: dict[int, tuple[int, int]] = {}
         if lost := sorted(set(self._records) - set(self.number)):
             self.notes.append(f"{len(lost)} labelled images are not in the folder any more ({printable(lost[0])}).")
         if before is None:
             plan = Outputs(out)
-            plan.write(plan.claim("classes.txt"), classes_text(taxonomy).encode())
+            plan.write(plan.claim("classes.txt"), table.encode())
 
     def close(self) -> None:
         self.journal.close()
@@ -127,6 +138,20 @@ class Project:
     def _file(self, record: dict[str, Any]) -> None:
         self._records[record["image"]].append(record)
         self._known[record["id"]] = record
+
+    def _refuse_another_journal(self) -> None:
+        """DataError where a label map was written from an edit that the journal does not hold: it lost its end, or is
+        that of another folder, and the label maps would be written anew without what they show."""
+        for index, photo in enumerate(self.photos):
+            written = self._written(index)
+            ids = [r["id"] for r in self._records.get(photo.name, [])]
+            last = written.get("last_edit")
+            if written and (len(ids) < written["edits"] or (last is not None and last not in ids)):
+                raise DataError(
+                    f"{printable(self.journal.path)} does not hold the edits that the label map of "
+                    f"{printable(photo.name)} was written from: it is damaged, or another folder's. Restore it from a "
+                    f"copy, or move {HIDDEN} and provenance away to begin anew."
+                )
 
     # What there is
 
@@ -277,12 +302,16 @@ class Project:
     def _written(self, index: int) -> dict[str, Any]:
         file = self.out / "provenance" / f"{self.photos[index].name}.json"
         value = read_json(file) if file.is_file() else {}
-        return value if isinstance(value, dict) else {}
+        kinds = {"edits": int, "file": str, "versions": list}
+        sound = isinstance(value, dict) and all(isinstance(value.get(k), kind) for k, kind in kinds.items())
+        return value if sound else {}
 
     def written_image(self, index: int) -> Path:
         """The copy of an image beside its label map."""
-        name = self._written(index)["file"]
-        return self.out / "images" / str(name)
+        name = str(self._written(index).get("file", ""))
+        if fault := name_fault(name):
+            raise DataError(f"The provenance of {printable(self.photos[index].name)} names an image that {fault}.")
+        return self.out / "images" / name
 
     def write(self, index: int) -> Path:
         """Write an image's label map, its image and provenance. Raises UsageError where somebody changed them since."""
@@ -323,6 +352,7 @@ class Project:
                 "unlabelled": int(painted.size - painted.sum()) - below,
             },
             "seconds": round(self.seconds(index), 1), "edits": self.edits(index),
+            "last_edit": self._records[photo.name][-1]["id"],
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }  # fmt: skip
 

@@ -1,15 +1,14 @@
 """GeoTIFF, COG, BigTIFF and VRT by windows, through rasterio (extra `geo`).
 
-GDAL is told to stay on this machine: a VRT that names an address, an archive or another of GDAL's virtual places is
-refused, and only the two drivers are tried.
+GDAL is told to stay on this machine, only the two drivers are tried, and of a VRT it sees what `vrt.mosaic` keeps.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -19,15 +18,15 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
-from fullyconv.files.reading import open_regular, read_anywhere, read_ends, read_text
+from fullyconv.files.reading import open_regular, read_anywhere, read_ends
 from fullyconv.images.limits import BadImage
 from fullyconv.images.tiff import Page, first_page
+from fullyconv.rasters.vrt import MOST_BANDS, TIFFS, mosaic
 from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
 __all__ = ["GeoTiffSource", "gdal", "rasterio_or_missing"]
 
 CACHE = 64  # MiB of decoded tiles that GDAL keeps; its own choice, 5 % of the machine's memory, is no constant
-MOST_VRT = 64 << 20  # bytes of XML: some 100,000 sources
 
 
 def rasterio_or_missing(what: str) -> Any:
@@ -43,6 +42,7 @@ def rasterio_or_missing(what: str) -> Any:
 def gdal(what: str) -> Iterator[Any]:
     """rasterio under our settings; GDAL's own errors become DataError naming `what`."""
     rasterio = rasterio_or_missing(f"Reading {printable(what)} by windows")
+    from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
     settings = {
@@ -52,7 +52,7 @@ def gdal(what: str) -> Iterator[Any]:
     try:
         with rasterio.Env(**settings):
             yield rasterio
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         cause = error.__cause__ or error
         raise DataError(
             f"{printable(what)} cannot be read ({printable(cause)[:160]}); it is damaged, cut off, or of a kind that "
@@ -64,30 +64,44 @@ def gdal(what: str) -> Iterator[Any]:
 class GeoTiffSource:
     """A GeoTIFF, plain or Big TIFF, COG or VRT."""
 
-    note = ""
-
     def __init__(self, path: Path) -> None:
-        self.path = path
-        os.close(open_regular(path))  # no pipe, no device, nothing that blocks
+        self.path, self.note = path, ""
+        self._table: Any = None  # a VRT as GDAL is told of it
         self._files = [path]
-        if path.suffix.lower() == ".vrt":
-            self._files += _parts(path)
         with gdal(str(path)) as rasterio:
-            import warnings
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._data = rasterio.open(
-                    path, driver="VRT" if path.suffix.lower() == ".vrt" else "GTiff", sharing=False
+            self._data = self._opened(rasterio)
+            if self._data.count > MOST_BANDS:
+                raise DataError(
+                    f"{printable(path)} has {self._data.count} bands; at most {MOST_BANDS} are read: leave some out."
                 )
             self._msk = self._beside(rasterio)
             self.profile, self._bands, self._alpha, self._masked, self._colours = self._facts()
         self._page = _full_page(path) if path.suffix.lower() != ".vrt" else None
 
+    def _opened(self, rasterio: Any) -> Any:
+        """What rasterio opens: the TIFF itself, or of a VRT what `vrt.mosaic` keeps of it."""
+        import warnings
+
+        os.close(open_regular(self.path))  # no pipe, no device, nothing that blocks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            if self.path.suffix.lower() != ".vrt":
+                return rasterio.open(self.path, driver="GTiff", sharing=False)
+            text, parts = mosaic(self.path)
+            self._files += parts
+            home = self.path.absolute().parent
+            if away := [p for p in parts if not Path(os.path.normpath(p)).is_relative_to(home)]:
+                self.note = (
+                    f"{printable(self.path.name)} shows {len(away)} of its {len(parts)} files from outside of its "
+                    f"folder (the first: {printable(away[0])})."
+                )
+            self._table = rasterio.MemoryFile(text.encode(), ext=".vrt")
+            return self._table.open(driver="VRT", sharing=False)
+
     def _beside(self, rasterio: Any) -> Any:
         """The mask in a file of its own (NAME.tif.msk), None without; BadImage for one of another size."""
         name = Path(f"{self.path}.msk")
-        if not name.is_file() or read_ends(name, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if not name.is_file() or read_ends(name, 4) not in TIFFS:
             return None
         mask = rasterio.open(name, driver="GTiff", sharing=False)
         self._files.append(name)
@@ -117,6 +131,12 @@ class GeoTiffSource:
         masked = not alpha and any(MaskFlags.per_dataset in f for f in data.mask_flag_enums)
         placed = not data.transform.is_identity
         points = data.gcps if data.gcps[0] else None
+        if placed and not _is_place(tuple(data.transform)[:6]):
+            raise DataError(
+                f"{printable(self.path)} says a place on the map that is none (its transform is "
+                f"{', '.join(f'{v:g}' for v in tuple(data.transform)[:6])}); correct it (gdal_edit -a_ullr), or take "
+                "the georeference off (gdal_edit -unsetgt)."
+            )
         profile = RasterProfile(
             (data.height, data.width), 3 if colours is not None else len(bands),
             np.dtype(np.uint8) if colours is not None else np.result_type(*kinds),
@@ -125,6 +145,11 @@ class GeoTiffSource:
             data.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG", dict(data.tags()), points, data.rpcs,
         )  # fmt: skip
         return profile, bands, alpha, masked, colours
+
+    @property
+    def opened(self) -> Any:
+        """rasterio's own, which `close` closes."""
+        return self._data
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         h, w = window.size
@@ -152,6 +177,8 @@ class GeoTiffSource:
 
     def close(self) -> None:
         self._data.close()
+        if self._table is not None:
+            self._table.close()
         if self._msk is not None:
             self._msk.close()
 
@@ -172,24 +199,8 @@ def _full_page(path: Path) -> Page | None:
     return page if page.absent is not None else None
 
 
-def _parts(path: Path) -> list[Path]:
-    """The files that a VRT is made of; DataError for one that leads off this machine's plain files."""
-    text = read_text(path, MOST_VRT)
-    names = re.findall(r"<SourceFilename([^>]*)>([^<]*)</SourceFilename>", text)
-    if "/vsi" in text.lower() or "://" in re.sub(r'xmlns[:\w]*="[^"]*"', "", "".join(n for _, n in names)):
-        raise DataError(f"{printable(path)} names files that lie elsewhere than on this machine; fetch them first.")
-    if (
-        re.search(r"<(SourceDataset|PixelFunctionCode|GDALWarpOptions|VRTRawRasterBand)", text, re.I)
-        or "VRTRaw" in text
-    ):
-        raise DataError(f"{printable(path)} computes or warps; write it as a GeoTIFF first (gdal_translate).")
-    found = []
-    for attributes, name in names:
-        relative = re.search(r'relativeToVRT\s*=\s*"1"', attributes)
-        part = (path.parent / name) if relative else Path(name)
-        if read_ends(part, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            raise DataError(f"{printable(path)} is made of {printable(part)}, which is no TIFF; only those are read.")
-        found.append(part)
-    if not found:
-        raise DataError(f"{printable(path)} names no plain file; build it with gdalbuildvrt from TIFFs.")
-    return found
+def _is_place(transform: Sequence[float]) -> bool:
+    """Whether pixels lie beside each other on a map: finite numbers, and sides that are neither nothing nor endless."""
+    a, b, _, d, e, _ = transform
+    sides = math.hypot(a, d), math.hypot(b, e)
+    return all(abs(v) < 1e12 for v in transform) and min(sides) > 1e-12 and abs(a * e - b * d) > 1e-9 * math.prod(sides)

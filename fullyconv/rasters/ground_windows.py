@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import DataError, UsageError
+from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.rasters.ground_truth import BACKGROUND, map_bounds, moved_box
 from fullyconv.rasters.windows import RasterProfile, Window
 
@@ -26,6 +26,7 @@ __all__ = ["CutOptions", "Piece", "divided", "first_placed", "pieces_of", "pixel
 
 BLOCKS = (4, 2, 1)  # windows along the edge of a block of ground: the most of them that leave `ENOUGH` blocks
 ENOUGH = 5  # blocks of ground: of fewer, no fifth could be held out
+MOST_WINDOWS = 2_000_000  # that are listed: of 512 pixels, Germany at half a metre
 Box = tuple[float, float, float, float]
 
 
@@ -75,11 +76,16 @@ def pieces_of(
     pairs: Sequence[tuple[Path, Path]], profiles: Sequence[RasterProfile], options: CutOptions
 ) -> list[Piece]:
     """Every window of (scene, labels) with these profiles, scene by scene, row by row."""
-    found = []
+    found: list[Piece] = []
     first = first_placed(profiles)
     stems = [s.stem for s, _ in pairs]
     for i, (profile, stem) in enumerate(zip(profiles, stems, strict=True)):
         name = stem if stems.count(stem) == 1 else pairs[i][0].name.replace(".", "_")
+        if len(found) + math.prod(max(1, n // options.size) for n in profile.size) > MOST_WINDOWS:
+            raise DataError(
+                f"{printable(pairs[i][0])} has {profile.size[0]} x {profile.size[1]} pixels (HxW), which are over "
+                f"{MOST_WINDOWS} windows of {options.size} pixels; give a larger --size, or a part of the scene."
+            )
         rows = _edges(profile.size[0], options.size, profile.origin[0])
         columns = _edges(profile.size[1], options.size, profile.origin[1])
         for top, bottom in pairwise(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fullyconv.errors import DataError, MissingExtra, printable
 from fullyconv.files.disk import sha256_file
-from fullyconv.files.reading import open_regular
+from fullyconv.files.reading import read_anywhere
 from fullyconv.rasters.levels import Level, Resolution, choose_level
 from fullyconv.rasters.windows import RasterProfile, Window, nodata_pixels
 
@@ -24,6 +24,7 @@ __all__ = ["SLIDES", "PlainTiffSource", "SlideSource", "is_ome"]
 
 SLIDES = (".svs", ".ndpi", ".scn", ".bif", ".tiffslide")
 LARGEST_CHUNK = 1 << 30  # bytes of one stored tile or strip, which is decoded whole
+MOST_PAGES = 10_000
 _UNITS = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -73,13 +74,35 @@ def _told(path: Path, module: str) -> Iterator[Any]:
         log.propagate = before
 
 
+def _refuse_endless_chain(path: Path) -> None:
+    """DataError for a TIFF of more pages than any microscope writes, or whose pages lead back to each other: the
+    libraries read them all before they say anything. No pipe or device is opened."""
+    with read_anywhere(path) as at:
+        order = "<" if at(0, 2) == b"II" else ">"
+        big = at(2, 2) in (b"+\0", b"\0+")
+        wide = big or path.suffix.lower() == ".ndpi"  # NDPI: TIFF with offsets of 8 bytes behind its pages
+        start = struct.unpack(f"{order}Q", at(8 if big else 4, 8).ljust(8, b"\0"))[0]
+        place = start if wide else struct.unpack(f"{order}I", at(4, 4).ljust(4, b"\0"))[0]
+        seen: set[int] = set()
+        while place:
+            if place in seen or len(seen) >= MOST_PAGES:
+                raise DataError(
+                    f"{printable(path)} has a chain of over {len(seen)} pages, which leads back to itself or is longer "
+                    f"than the {MOST_PAGES} that are read; export the slide again."
+                )
+            seen.add(place)
+            count = int.from_bytes(at(place, 8 if big else 2), "little" if order == "<" else "big")
+            following = at(place + (8 + 20 * count if big else 2 + 12 * count), 8 if wide else 4)
+            place = int.from_bytes(following, "little" if order == "<" else "big")
+
+
 @final
 class PlainTiffSource:
     """The first image of a TIFF, plain, Big or OME, striped or tiled; its bands may lie in pages of their own."""
 
     def __init__(self, path: Path, asked: Resolution) -> None:
         self.path = path
-        os.close(open_regular(path))
+        _refuse_endless_chain(path)
         with _told(path, "tifffile") as tifffile:
             self._file = tifffile.TiffFile(path)
             try:
@@ -119,7 +142,7 @@ class SlideSource:
 
     def __init__(self, path: Path, asked: Resolution) -> None:
         self.path = path
-        os.close(open_regular(path))
+        _refuse_endless_chain(path)
         with _told(path, "tiffslide") as tiffslide:
             self._slide = tiffslide.TiffSlide(path)
             (width, _), mpp = self._slide.dimensions, self._slide.properties.get("tiffslide.mpp-x")

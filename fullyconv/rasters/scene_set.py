@@ -137,9 +137,8 @@ class SceneSet:
         by_file = {file: open_truth(file, options.field, options.outside) for _, file in pairs}
         truths = [by_file[file] for _, file in pairs]
         found = cls(pairs, opened, truths, _classes(root, pairs, truths), options)
-        for one in by_file.values():
-            found.notes += one.notes
         found._check()
+        found.notes[:0] = [s.note for s in opened if s.note] + [note for t in by_file.values() for note in t.notes]
         profiles = [s.profile for s in opened]
         every = pieces_of(pairs, profiles, options)
         used = [p for p in every if found._look(p)]
@@ -159,12 +158,12 @@ class SceneSet:
     def _look(self, piece: Piece) -> bool:
         """Whether enough of a window is measured and labelled."""
         _, good, labels = self.read(piece)
-        values = set(np.flatnonzero(np.bincount(labels[labels >= 0])).tolist())
-        if max(values, default=0) >= IGNORED:
+        if labels.max() >= IGNORED:
             raise DataError(
-                f"The labels of {printable(piece.name)} hold the value {max(values)}; ids go up to 254: renumber "
+                f"The labels of {printable(piece.name)} hold the value {labels.max()}; ids go up to 254: renumber "
                 "the classes, or declare the value as nodata."
             )
+        values = set(np.flatnonzero(np.bincount(labels[labels >= 0])).tolist())
         enough = bool((labels >= 0).mean() >= max(self.options.least, 1 / labels.size))
         if enough:
             self.values[piece.name] = values

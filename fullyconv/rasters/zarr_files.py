@@ -28,7 +28,9 @@ CODECS = {
     "sharding_indexed", "numcodecs.zlib", "numcodecs.lz4", "numcodecs.shuffle", "numcodecs.delta",
 }  # fmt: skip
 DESCRIBED = ("zarr.json", ".zarray", ".zgroup")
-LARGEST = 16 << 20  # bytes of JSON that describe an array or a group
+LARGEST = 1 << 20  # bytes of JSON that describe an array or a group, and that a stored piece may add to its values
+MOST_SIDE = 1 << 31  # pixels along a side, as of a raster
+MOST_LEVELS = 64  # of one image: each is half the size of the one before
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
 
@@ -50,7 +52,7 @@ class ZarrSource:
         group, parts, axes = _described(path)
         facts = [_array_facts(part) for part in parts]
         axes = axes or _guessed(path, facts[0][0])
-        shapes = [shape for shape, _ in facts]
+        shapes = [shape for shape, *_ in facts]
         for shape in shapes:
             wrong = any(n > 1 for a, n in zip(axes, shape, strict=False) if a not in "YXC")
             if len(axes) != len(shape) or wrong or not {"Y", "X"} <= set(axes):
@@ -62,6 +64,7 @@ class ZarrSource:
         levels = [Level(size, _pixel(group, i, axes), sizes[0][1] / size[1]) for i, size in enumerate(sizes)]
         self.level = choose_level(levels, asked, path)
         self._root, self._axes, fill = parts[self.level], axes, facts[self.level][1]
+        _refuse_others(path, self._root, facts[self.level][2])
         try:
             self._array = zarr.open_array(store=zarr.storage.LocalStore(self._root, read_only=True), mode="r")
             kind = np.dtype(self._array.dtype)
@@ -107,6 +110,32 @@ def folder_sum(root: Path) -> str:
     return whole.hexdigest()
 
 
+def _refuse_others(path: Path, root: Path, most: int) -> None:
+    """DataError for links below `root` that lead out of the Zarr `path`, for pipes and devices, and for files of over
+    `most` bytes."""
+    home = os.path.realpath(path)
+    waiting = [os.fspath(root)]
+    while waiting:
+        at = waiting.pop()
+        _refuse_outside(at, home)
+        with os.scandir(at) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    _refuse_outside(entry.path, home)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not os.path.isfile(entry.path):
+                    raise DataError(f"{printable(entry.path)} is no regular file; a Zarr holds files alone.")
+                elif entry.stat().st_size > most:
+                    raise DataError(f"{printable(entry.path)} is larger than a piece can be; export it again.")
+
+
+def _refuse_outside(place: str, home: str) -> None:
+    real = os.path.realpath(place)
+    if real != home and not real.startswith(home + os.sep):
+        raise DataError(f"{printable(place)} leads out of its Zarr; copy what belongs to it into it.")
+
+
 def _unreadable(path: Path, error: Exception) -> DataError:
     cause = printable(error)[:160] or type(error).__name__
     return DataError(f"{printable(path)} cannot be read ({cause}); it is damaged or cut off: copy or export it again.")
@@ -120,13 +149,13 @@ def _described(path: Path) -> tuple[dict[str, Any], list[Path], str]:
             f"{printable(path)} is no Zarr (it has none of {', '.join(DESCRIBED)}); give the array's folder."
         )
     facts: Any = read_json(found, LARGEST)
-    if found.name == ".zarray" or (found.name == "zarr.json" and facts.get("node_type") == "array"):
-        return {}, [path], ""
     more = path / ".zattrs"
-    attributes: Any = (read_json(more, LARGEST) if more.is_file() else {}) if found.name == ".zgroup" else facts
-    attributes = attributes.get("attributes", attributes)
-    scales = attributes.get("ome", attributes).get("multiscales")
     try:
+        if found.name == ".zarray" or (found.name == "zarr.json" and facts.get("node_type") == "array"):
+            return {}, [path], ""
+        attributes: Any = (read_json(more, LARGEST) if more.is_file() else {}) if found.name == ".zgroup" else facts
+        attributes = attributes.get("attributes", attributes)
+        scales = attributes.get("ome", attributes).get("multiscales")
         first = scales[0]
         names = [str(d["path"]) for d in first["datasets"]]
         axes = "".join(str(a["name"] if isinstance(a, dict) else a).upper() for a in first.get("axes", "tczyx"))
@@ -136,22 +165,34 @@ def _described(path: Path) -> tuple[dict[str, Any], list[Path], str]:
         ) from error
     if not names or any(".." in name.split("/") or name.startswith("/") for name in names):
         raise DataError(f"{printable(path)} names arrays outside of itself; export it again.")
+    if len(set(names)) < len(names) or len(names) > MOST_LEVELS or len(axes) > MOST_LEVELS:
+        raise DataError(f"{printable(path)} names {len(names)} levels, over 64 or some of them twice; export it again.")
     return first, [path / name for name in names], axes
 
 
-def _array_facts(folder: Path) -> tuple[tuple[int, ...], Any]:
-    """(shape, fill value); DataError for codecs that are not in the list and for pieces that are too large."""
-    old = folder / ".zarray"
-    facts: Any = read_json(old if old.is_file() else folder / "zarr.json", LARGEST)
+def _array_facts(folder: Path) -> tuple[tuple[int, ...], Any, int]:
+    """(shape, fill value, bytes that no file exceeds).
+
+    DataError for codecs that are not in the list, for pieces that are too large, and where two descriptions lie: the
+    library would read the other one.
+    """
     try:
-        if old.is_file():
+        old, new = (folder / ".zarray").is_file(), (folder / "zarr.json").is_file()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{printable(folder)[:200]} is no array's folder; export it again.") from error
+    if old and new:
+        raise DataError(f"{printable(folder)} is described twice (.zarray and zarr.json); remove the wrong one.")
+    facts: Any = read_json(folder / (".zarray" if old else "zarr.json"), LARGEST)
+    try:
+        if old:
             codecs = [*(facts.get("filters") or []), *([facts["compressor"]] if facts.get("compressor") else [])]
             names, chunk = [str(c["id"]) for c in codecs], facts["chunks"]
         else:
             names, chunk = _codec_names(facts["codecs"]), facts["chunk_grid"]["configuration"]["chunk_shape"]
-        shape = tuple(int(n) for n in facts["shape"])
-        size = int(np.prod([int(n) for n in chunk], dtype=np.float64))
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        shape, fill = tuple(int(n) for n in facts["shape"]), facts.get("fill_value")
+        sides = [int(n) for n in chunk]
+        size = int(np.prod(sides, dtype=np.float64))
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise DataError(f"{printable(folder)} does not describe an array as Zarr does; export it again.") from error
     if unknown := sorted(set(names) - CODECS):
         raise DataError(
@@ -159,7 +200,12 @@ def _array_facts(folder: Path) -> tuple[tuple[int, ...], Any]:
         )
     if size * 8 > LARGEST_CHUNK:
         raise DataError(f"{printable(folder)} is stored in pieces of {size} values; store it in smaller chunks.")
-    return shape, facts.get("fill_value")
+    if any(not 0 < n < MOST_SIDE for n in (*shape, *sides)):
+        raise DataError(
+            f"{printable(folder)} says a shape of {printable(shape)[:80]} in pieces of {printable(sides)[:80]}; export it again."
+        )
+    inner = 20 if "sharding_indexed" in names else 2  # an inner piece of one value has an entry of 16 bytes
+    return shape, fill, size * 8 * inner + LARGEST
 
 
 def _codec_names(codecs: Any) -> list[str]:

@@ -251,9 +251,8 @@ def open_checked(
     found = doctor.examine(filed, fast=True)
     twice = [f for f in found.findings if given and f.kind == "duplicate-across-splits"]
     doctor.refuse_errors([f for f in found.findings if f not in twice])
-    for finding in found.findings:
-        if finding.level == "warning" or finding in twice:
-            display.note(f"warning: {finding.message} {finding.remedy}")
+    for warning in doctor.warnings([f for f in found.findings if f.level == "warning" or f in twice]):
+        display.note(warning)
     return train, val, digests_of(found.facts), found.summary
 
 

@@ -93,11 +93,39 @@ def class_table(file: Path) -> tuple[Coding, tuple[str, ...]]:
 
 
 def classes_text(taxonomy: Taxonomy) -> str:
-    """What `read_classes` reads as these classes: with their colours where each has one of its own."""
+    """What `read_classes` reads as these classes: with their colours where each has one of its own.
+
+    DataError for names that would be read as something else: line ends, `name = value`, a leading # or !.
+    """
     names, colours = taxonomy.names, taxonomy.palette
     if len(set(colours)) < len(names) or any(n.startswith(("!", "#")) for n in names):
-        return "".join(f"{name}\n" for name in names)
-    return "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colours, strict=True))
+        text = "".join(f"{name}\n" for name in names)
+    else:
+        text = "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colours, strict=True))
+    _refuse_others(text, names)
+    return text
+
+
+_WORDS = re.compile(r"[^\W\d_]+(?:[ _.-]?[^\W_]+)*")  # words of letters and digits
+
+
+def _refuse_others(text: str, names: Sequence[str]) -> None:
+    """DataError unless `text` is read as `names` (but for blanks around them)."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "classes.txt")
+        try:
+            file.write_text(text, encoding="utf-8")
+            found: tuple[str, ...] = read_classes(file).taxonomy.names
+        except (DataError, UnicodeEncodeError):
+            found = ()
+    if found != tuple(name.strip() for name in names):
+        wrong = next((n for n in names if not _WORDS.fullmatch(n)), names[0])
+        raise DataError(
+            f"The class {printable(wrong)[:80]!r} would be read from a classes.txt as something else; rename it: "
+            "letters first, then letters, digits and single blanks."
+        )
 
 
 # ---- text ------------------------------------------------------------------------------------------------------
