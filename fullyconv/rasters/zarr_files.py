@@ -202,7 +202,8 @@ def _array_facts(folder: Path) -> tuple[tuple[int, ...], Any, int]:
         raise DataError(f"{printable(folder)} is stored in pieces of {size} values; store it in smaller chunks.")
     if any(not 0 < n < MOST_SIDE for n in (*shape, *sides)):
         raise DataError(
-            f"{printable(folder)} says a shape of {printable(shape)[:80]} in pieces of {printable(sides)[:80]}; export it again."
+            f"{printable(folder)} says a shape of {printable(shape)[:80]} in pieces of {printable(sides)[:80]}; export "
+            "it again."
         )
     inner = 20 if "sharding_indexed" in names else 2  # an inner piece of one value has an entry of 16 bytes
     return shape, fill, size * 8 * inner + LARGEST
