@@ -159,7 +159,7 @@ def test_what_no_export_holds_is_refused_by_name(what: str) -> None:
 def test_two_graphs_in_one_file_are_refused() -> None:
     data = bytes_of(small())
     with pytest.raises(DataError, match="two graphs"):
-        checked(data + data, "a.onnx")
+        checked_graph(data + data, "a.onnx")
 
 
 def test_bytes_cut_or_changed_anywhere_are_refused_or_read_in_bounds() -> None:
