@@ -69,7 +69,7 @@ class GeoTiffSource:
         self._table: Any = None  # a VRT as GDAL is told of it
         self._files = [path]
         with gdal(str(path)) as rasterio:
-            self._data = self._opened(rasterio)
+            self._data = self._opened()
             if self._data.count > MOST_BANDS:
                 raise DataError(
                     f"{printable(path)} has {self._data.count} bands; at most {MOST_BANDS} are read: leave some out."
@@ -78,9 +78,11 @@ class GeoTiffSource:
             self.profile, self._bands, self._alpha, self._masked, self._colours = self._facts()
         self._page = _full_page(path) if path.suffix.lower() != ".vrt" else None
 
-    def _opened(self, rasterio: Any) -> Any:
+    def _opened(self) -> Any:
         """What rasterio opens: the TIFF itself, or of a VRT what `vrt.mosaic` keeps of it."""
         import warnings
+
+        import rasterio
 
         os.close(open_regular(self.path))  # no pipe, no device, nothing that blocks
         with warnings.catch_warnings():
