@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -169,8 +170,35 @@ def test_the_ground_that_is_held_out_shares_no_pixel_with_what_is_learned(tmp_pa
         assert not (seen[0] & seen[1]).any()
     groups = [{r.group for r in open_dataset(f"scenes:{tmp_path}", s, **SMALL).records} for s in ("train", "val")]
     assert not groups[0] & groups[1]
+    whole = open_dataset(f"scenes:{tmp_path}", val=0, **SMALL)
+    assert len({r.group for r in whole.records}) > 4  # for folds
     with pytest.raises(UnknownName, match="test"):
         open_dataset(f"scenes:{tmp_path}", "test", **SMALL)
+
+
+@pytest.mark.slow
+def test_scenes_are_learned_from_and_measured_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    """Two steps; what is measured is the val that the same options give, in hectares."""
+    root, run = tmp_path / "scenes", tmp_path / "run"
+    scene(root, image=np.where(ground(192, 224, 4, np.float32) == 7, np.nan, ground(192, 224, 4, np.float32)))
+    spec = f"scenes,size=64,margin=0:{root}"
+    settings = ["model=fcn16s-squeezenet1_0", "weights=", "steps=2", "batch_size=2"]
+    with pytest.raises(SystemExit) as done:
+        main(["train", spec, "-o", str(run), "--quiet", *(x for s in settings for x in ("--set", s))])
+    assert done.value.code == 0, capsys.readouterr()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", str(run), spec, "--quiet", "--json"])
+    assert done.value.code == 0, capsys.readouterr()
+    told = json.loads(capsys.readouterr().out)
+    val = open_dataset(spec, "val")
+    assert told["images"] == len(val)
+    labelled = sum(int((s.labels["semantic"] != 255).sum()) for s in val)
+    assert sum(told["ground"]["hectares"]["semantic"]["truth"]) == pytest.approx(labelled / 100)
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", str(run), f"scenes,size=48,seed=1,margin=0:{root}"])
+    told = capsys.readouterr().err
+    assert "hold ground that the run learned from" in told or "learned from ground in each" in told
 
 
 def test_a_val_of_other_options_is_measured_without_the_ground_that_was_learned(tmp_path: Path) -> None:

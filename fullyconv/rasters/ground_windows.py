@@ -63,7 +63,7 @@ class Piece:
     ground: Box
     island: str
     split: str = "train"
-    block: tuple[str, int, int] = ("", 0, 0)  # (island, row, column) of its block of ground, where some are held out
+    block: tuple[str, int, int] = ("", 0, 0)  # (island, row, column) of its block of ground
 
 
 def _edges(length: int, size: int, origin: int) -> list[int]:
@@ -113,14 +113,16 @@ def divided(pieces: list[Piece], options: CutOptions, first: RasterProfile) -> t
             f"No window is measured and labelled on {100 * options.least:g} % of its pixels; look at the labels, or "
             "give a smaller --least."
         )
-    if options.val == 0:
-        return pieces, ""
     pixel = 1.0 if first.transform is None else math.hypot(first.transform[0], first.transform[3])
     for along in BLOCKS:
         edge = {"": options.size * along * pixel}
         blocks = [_block(p, edge.get(p.island, float(options.size * along))) for p in pieces]
         if len(set(blocks)) >= ENOUGH:
             break
+    for piece, block in zip(pieces, blocks, strict=True):
+        piece.block = block
+    if options.val == 0:
+        return pieces, ""
     if len(set(blocks)) < 2:
         raise DataError(
             f"All of the ground is one window of {options.size} pixels, so nothing can be held out; give a smaller "
@@ -132,8 +134,8 @@ def divided(pieces: list[Piece], options: CutOptions, first: RasterProfile) -> t
         if held and sum(b in held for b in blocks) >= options.val * len(pieces):
             break
         held.add(block)
-    for piece, block in zip(pieces, blocks, strict=True):
-        piece.split, piece.block = ("val" if block in held else "train"), block
+    for piece in pieces:
+        piece.split = "val" if piece.block in held else "train"
     near = _near([p for p in pieces if p.split == "val"], options.margin, pixel)
     kept = [p for p in pieces if p.split == "val" or not near(p)]
     if not any(p.split == "train" for p in kept):
