@@ -16,7 +16,7 @@ from test_labelling import edit, photos, project, stroke
 
 from fullyconv.errors import DataError
 from fullyconv.files.reading import read_file
-from fullyconv.labelling import server
+from fullyconv.labelling import page_server
 from fullyconv.labelling.canvas import cover_of
 from fullyconv.labelling.edits import unpacked_runs
 from fullyconv.labelling.journal import Journal
@@ -123,12 +123,12 @@ def test_an_accepted_base_of_other_bytes_is_refused(tmp_path: Path) -> None:
     held.close()
     (base,) = (tmp_path / "out" / ".labelling" / "bases").iterdir()
     label = held.labels(0)
-    base.write_bytes(server_label(np.where(label > 9, 1, 2)))
+    base.write_bytes(label_bytes(np.where(label > 9, 1, 2)))
     with pytest.raises(DataError, match="is damaged"):
         project(tmp_path).labels(0)
 
 
-def server_label(codes: np.ndarray) -> bytes:
+def label_bytes(codes: np.ndarray) -> bytes:
     from fullyconv.images import encode_label
 
     return encode_label(codes.astype(np.uint8))
@@ -136,13 +136,13 @@ def server_label(codes: np.ndarray) -> bytes:
 
 def test_a_key_that_others_could_read_is_replaced_by_one_for_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    first = server._key(file)
+    first = page_server._key(file)
     assert os.stat(file).st_mode & 0o777 == 0o600
-    assert server._key(file) == first
+    assert page_server._key(file) == first
     for change in (lambda: file.chmod(0o644), lambda: file.write_text("short"), lambda: file.write_bytes(b"\xff" * 32)):
         before = read_file(file, 100)
         change()
-        assert server._key(file).encode() != before
+        assert page_server._key(file).encode() != before
         assert os.stat(file).st_mode & 0o777 == 0o600
 
 
