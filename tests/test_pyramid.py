@@ -17,7 +17,7 @@ from fullyconv.cost import estimate
 from fullyconv.engine.prepare import prepare
 from fullyconv.errors import UsageError
 from fullyconv.geometry import IMAGE, Layer, fuse
-from fullyconv.models.pyramid import WIDTH
+from fullyconv.models.feature_pyramid import WIDTH
 from fullyconv.models.released import layer_names
 from fullyconv.models.score_layers import UpsampledSum
 from fullyconv.models.surgery import transplant

@@ -15,10 +15,10 @@ from fullyconv import checkpoint, hub
 from fullyconv.arguments import MAPPING, PATH, TEXT, WHOLE, Kind, maybe, takes
 from fullyconv.errors import DataError, UsageError, printable
 from fullyconv.models.fcn import FCN, Stream
+from fullyconv.models.feature_pyramid import Pyramid
 from fullyconv.models.names import NETWORKS, OWN, Network, own_name, parse
 from fullyconv.models.packaged import timm_names
 from fullyconv.models.pretrained import locate
-from fullyconv.models.pyramid import Pyramid
 from fullyconv.models.seeding import Seeded
 from fullyconv.models.trunks import PAPER, TRUNKS, Given, Trunk, create_trunk
 from fullyconv.models.trunks.timm import timm_parameters

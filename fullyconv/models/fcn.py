@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fullyconv import ops
 from fullyconv.errors import DataError, InternalError, UsageError
 from fullyconv.geometry import Geometry, Map, Skip, fuse, halo, last_upsampling
+from fullyconv.models.feature_pyramid import Decoded, Pyramid
 from fullyconv.models.named_network import NamedNetwork
-from fullyconv.models.pyramid import Decoded, Pyramid
 from fullyconv.models.score_layers import BilinearUpsampling, Border, LearnedUpsampling, ScoreLayer, crop
 from fullyconv.models.trunks import Trunk
 from fullyconv.preprocessing import Preprocessing
