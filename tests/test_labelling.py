@@ -301,3 +301,19 @@ def test_a_process_killed_at_any_time_loses_no_acknowledged_stroke(tmp_path: Pat
         assert held.edits(0) >= said
         said = held.edits(0)
         held.close()
+
+
+def test_what_a_network_sees_is_kept_before_it_has_learned_anything(tmp_path: Path) -> None:
+    from fullyconv.labelling.page_network import FeatureFiles, adapted, proposal
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    model = adapted("fcn32s-squeezenet1_0", Taxonomy(("ground", "disc")))
+    kept = FeatureFiles(tmp_path / "features", model)
+    assert proposal(model, kept, tmp_path / "a.png", "a") is None
+    (file,) = kept.folder.iterdir()
+
+    def unread() -> Any:
+        raise AssertionError("the image is looked at again")
+
+    assert kept.get("a", (0, 0, 40, 50), unread)
+    assert file.name == "a-0-0-40-50.safetensors"
