@@ -29,7 +29,7 @@ ABOUT, SEAL, FORMAT = "fullyconv", "fullyconv_seal", 2
 BLANK = "0" * 64
 
 
-class InputFacts(TypedDict):
+class SealedInput(TypedDict):
     name: str
     kind: str  # "uint8" or "float"
     layout: str
@@ -54,7 +54,7 @@ class ExportFacts(TypedDict):
     format: int
     name: str
     inputs: list[str]
-    input: InputFacts
+    input: SealedInput
     output: str
     names: dict[str, list[str]]  # head -> the outputs that answer for it
     scores: dict[str, str]
