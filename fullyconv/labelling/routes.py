@@ -1,4 +1,4 @@
-"""What the page is answered. Who is let in is `serving.gate`'s, which stands before this here too.
+"""What the page is answered. Who is let in is `serving.gate`'s, which stands before this here too (`serving.closed`).
 
 No path, address or name in a request is ever an input: images, levels and places are numbers.
 """
@@ -6,7 +6,6 @@ No path, address or name in a request is ever an input: images, levels and place
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 import zlib
@@ -19,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from fullyconv.errors import FullyconvError, StorageError
 from fullyconv.labelling.canvas import Box
@@ -28,7 +27,8 @@ from fullyconv.labelling.image_pyramid import TILE, ImagePyramid, level_count, t
 from fullyconv.labelling.project import Project
 from fullyconv.labelling.rounds import Rounds, Settings
 from fullyconv.serving.assets import page_routes
-from fullyconv.serving.gate import COMMON, Gate, Refusal
+from fullyconv.serving.closed import ClosedApplication, json_response, refusal_response
+from fullyconv.serving.gate import Gate, Refusal
 from fullyconv.terminal import say
 
 __all__ = ["MEDIA", "PAGE", "ROUTES", "Labelling", "labelling_application"]
@@ -156,52 +156,13 @@ def labelling_application(labelling: Labelling, gate: Gate) -> ASGIApp:
     routes = page_routes(PAGE)
     routes += [Route(f"/v1/{n}", getattr(answers, n)) for n in ("project", "image", "tile", "labels", "events")]
     routes += [Route(f"/v1/{n}", getattr(answers, n), methods=["POST"]) for n in ("edit", "learn")]
-    return _Closed(Starlette(routes=routes, exception_handlers={FullyconvError: _told}), gate)
+    return ClosedApplication(Starlette(routes=routes, exception_handlers={FullyconvError: _told}), gate, MISTAKE)
 
 
 def _told(request: Request, error: Exception) -> Response:
     """What is wrong with an image or the disk is the user's to know: the page is theirs."""
     status, code = (507, "disk") if isinstance(error, StorageError) else (422, "image")
-    return _response(Refusal(status, code, str(error)))
-
-
-@final
-class _Closed:
-    """The gate before the application, its headers on every answer, our mistakes in the terminal alone."""
-
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
-        self.app, self.gate = app, gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http"
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                message = {**message, "headers": [*message["headers"], *COMMON]}
-            await send(message)
-
-        refusal = self.gate.refusal(scope["method"], scope["path"], scope["headers"])
-        try:
-            if refusal is None:
-                await self.app(scope, receive, sending)
-            else:
-                await _response(refusal)(scope, receive, send)
-        except Exception:
-            if not begun:
-                await _response(MISTAKE)(scope, receive, send)
-            raise
-
-
-def _response(refusal: Refusal) -> Response:
-    headers, body = refusal.answer()
-    return Response(body, refusal.status, {k.decode(): v.decode() for k, v in headers})
-
-
-def _json(value: object) -> Response:
-    return Response(json.dumps(value), media_type="application/json")
+    return refusal_response(Refusal(status, code, str(error)))
 
 
 def _numbers(request: Request, *names: str) -> dict[str, int] | None:
@@ -234,7 +195,7 @@ class _Answers:
                 for i, p in enumerate(held.photos)
             ]
         t = held.taxonomy
-        return _json({
+        return json_response({
             "now": self.labelling.now, "session": self.labelling.session, "classes": list(t.names),
             "palette": [list(c) for c in t.palette],
             "ignored": held.codes.ignored, "images": images, "order": rounds.order, "status": rounds.status(),
@@ -245,7 +206,7 @@ class _Answers:
         """An image's size and what is known of it; its proposal is asked for."""
         found = _numbers(request, "image")
         if refusal := self._image(found):
-            return _response(refusal)
+            return refusal_response(refusal)
         assert found is not None
         index = found["image"]
         async with self.labelling.lock:
@@ -258,7 +219,7 @@ class _Answers:
             }  # fmt: skip
         if wanted:
             self.labelling.rounds.want(index)
-        return _json(value)
+        return json_response(value)
 
     def _told(self, index: int) -> dict[str, Any]:
         layers = self.held.layers(index)
@@ -272,23 +233,23 @@ class _Answers:
         """A tile of the image, as JPEG."""
         found = _numbers(request, "image", "level", "x", "y")
         if refusal := self._image(found):
-            return _response(refusal)
+            return refusal_response(refusal)
         assert found is not None
         pyramid = await self.labelling.pyramid(found["image"])
         body = await asyncio.to_thread(pyramid.tile, found["level"], found["x"], found["y"])
-        return _response(NO_TILE) if body is None else Response(body, media_type="image/jpeg")
+        return refusal_response(NO_TILE) if body is None else Response(body, media_type="image/jpeg")
 
     async def labels(self, request: Request) -> Response:
         """A tile of the codes painted, then of those below, uint16 little-endian, as zlib packs them."""
         found = _numbers(request, "image", "level", "x", "y")
         if refusal := self._image(found):
-            return _response(refusal)
+            return refusal_response(refusal)
         assert found is not None
         async with self.labelling.lock:
             size = self.held.size(found["image"])
             box = tile_box(size, found["level"], found["x"], found["y"])
             if box is None:
-                return _response(NO_TILE)
+                return refusal_response(NO_TILE)
             body = await asyncio.to_thread(self._planes, found["image"], found["level"], Box(*box))
         return Response(body, media_type="application/octet-stream")
 
@@ -304,13 +265,13 @@ class _Answers:
         """What happened after an event of a session, waited for if nothing did; `lost` where that cannot be told."""
         found = _numbers(request, "after", "session")
         if found is None:
-            return _response(BAD_QUERY)
+            return refusal_response(BAD_QUERY)
         after, known = found["after"], found["session"] == self.labelling.session
         if known:
             await self.labelling.wait(after)
         events = list(self.labelling.events)
         lost = not known or bool(events and after < events[0][0] - 1)
-        return _json({
+        return json_response({
             "now": self.labelling.now, "session": self.labelling.session, "lost": lost,
             "events": [] if lost else [e for n, e in events if n > after],
         })  # fmt: skip
@@ -322,7 +283,7 @@ class _Answers:
             edit = parse_edit(body)
             async with self.labelling.lock:
                 if edit.image >= len(self.held.photos):
-                    return _response(NO_IMAGE)
+                    return refusal_response(NO_IMAGE)
                 if not self.held.known(edit):
                     box = await asyncio.to_thread(self.held.edit, edit)
                     told = self._told(edit.image)
@@ -335,13 +296,13 @@ class _Answers:
                         **told,
                     }
                     self.labelling.tell(event)
-                return _json({"now": self.labelling.now, **self._told(edit.image)})
+                return json_response({"now": self.labelling.now, **self._told(edit.image)})
         except BadEdit as error:
-            return _response(Refusal(422, "edit", str(error)))
+            return refusal_response(Refusal(422, "edit", str(error)))
 
     async def learn(self, request: Request) -> Response:
         """Begin a round of learning."""
         if (await request.body()).strip() != b"{}":
-            return _response(Refusal(422, "learn", "Learning takes no settings here; send {}."))
+            return refusal_response(Refusal(422, "learn", "Learning takes no settings here; send {}."))
         why = self.labelling.rounds.learn()
-        return _response(Refusal(409, "learn", why)) if why else _json(self.labelling.rounds.status())
+        return refusal_response(Refusal(409, "learn", why)) if why else json_response(self.labelling.rounds.status())

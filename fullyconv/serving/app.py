@@ -1,11 +1,10 @@
-"""The application: what each route answers (starlette). Who is let in is `gate`'s, which stands before it here too: the
-application is as closed under another server as under ours."""
+"""The application: what each route answers (starlette). Who is let in is `gate`'s, which stands before it here
+too (`closed`)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable
 from typing import TypeVar, final
 
@@ -13,10 +12,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from fullyconv.serving.assets import page_routes
-from fullyconv.serving.gate import COMMON, Gate, Refusal
+from fullyconv.serving.closed import ClosedApplication, json_response, refusal_response
+from fullyconv.serving.gate import Gate, Refusal
 from fullyconv.serving.openapi import description
 from fullyconv.serving.pool import Pool
 from fullyconv.serving.prometheus import Figures
@@ -47,49 +47,7 @@ def application(pool: Pool, gate: Gate, figures: Figures) -> ASGIApp:
         Route("/v1/model", answers.model),
         Route("/v1/predict", answers.predict, methods=["POST"]),
     ]
-    return _Closed(Starlette(routes=routes), gate, figures)
-
-
-@final
-class _Closed:
-    """The gate before the application, its headers on every answer, and no word about our own mistakes."""
-
-    def __init__(self, app: ASGIApp, gate: Gate, figures: Figures) -> None:
-        self.app, self.gate, self.figures = app, gate, figures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http"
-        begun, status = time.monotonic(), 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = {name for name, _ in message["headers"]}
-                message = {**message, "headers": [*message["headers"], *(h for h in COMMON if h[0] not in own)]}
-            await send(message)
-
-        refusal = self.gate.refusal(scope["method"], scope["path"], scope["headers"])
-        try:
-            if refusal is None:
-                await self.app(scope, receive, sending)
-            else:
-                await _response(refusal)(scope, receive, sending)
-        except Exception:
-            if status == 0:
-                await _response(MISTAKE)(scope, receive, sending)
-            raise
-        finally:
-            self.figures.request(scope["path"], status, time.monotonic() - begun)
-
-
-def _response(refusal: Refusal) -> Response:
-    headers, body = refusal.answer()
-    return Response(body, refusal.status, {k.decode(): v.decode() for k, v in headers})
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value), status, media_type="application/json")
+    return ClosedApplication(Starlette(routes=routes), gate, MISTAKE, figures.request)
 
 
 @final
@@ -100,18 +58,18 @@ class _Answers:
 
     async def healthz(self, request: Request) -> Response:
         """The process answers; whether it can label, /readyz says."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
         about = self.pool.about
         if about is None or self.pool.draining:
-            return _response(self.pool.busy() or MISTAKE)
+            return refusal_response(self.pool.busy() or MISTAKE)
         measured = ("device", "precision", "weights_sha256", "warm_seconds")
-        return _json({"status": "ready", **{key: about[key] for key in measured}})
+        return json_response({"status": "ready", **{key: about[key] for key in measured}})
 
     async def model(self, request: Request) -> Response:
         about = self.pool.about
-        return _response(self.pool.busy() or MISTAKE) if about is None else _json(about)
+        return refusal_response(self.pool.busy() or MISTAKE) if about is None else json_response(about)
 
     async def openapi(self, request: Request) -> Response:
         return Response(self.described, media_type="application/json")
@@ -122,18 +80,18 @@ class _Answers:
     async def predict(self, request: Request) -> Response:
         about = self.pool.about
         if about is None:
-            return _response(self.pool.busy() or MISTAKE)
+            return refusal_response(self.pool.busy() or MISTAKE)
         try:
             asked = wanted(request.scope["query_string"], len(about["heads"]))
         except BadQuery as error:
-            return _response(Refusal(400, "query", str(error)))
+            return refusal_response(Refusal(400, "query", str(error)))
         media = request.headers["content-type"].partition(";")[0].strip().lower()
         body = await self._body(request)
         if isinstance(body, Refusal):
-            return _response(body)
+            return refusal_response(body)
         result = await self._while_waited_for(request, self.pool.ask(asked, media, body))
         if isinstance(result, Refusal):
-            return _response(result)
+            return refusal_response(result)
         answer, content = result
         headers = {"x-image-size": "{}x{}".format(*answer["size"]), "x-weights-sha256": about["weights_sha256"]}
         if answer["media"] != "application/json":
