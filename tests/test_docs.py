@@ -28,6 +28,12 @@ def test_every_local_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_mean_iu_is_called_by_its_other_name_too_where_a_page_first_names_it(page: Path) -> None:
+    first = re.search(r"mean[ -]IU.{0,7}|mIoU", page.read_text("utf-8"))
+    assert first is None or first.group() == "mean IU (mIoU)", first
+
+
 def commands(page: Path) -> list[str]:
     """Lines that begin with `fullyconv` in code blocks, their comments taken off."""
     if page.name == "cli.md":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -258,7 +259,7 @@ def test_parameters_of_type_any_become_fewer() -> None:
 def test_an_image_is_called_an_image() -> None:
     """But for folders and columns that users call otherwise, and the option of `report paper`."""
     allowed = {"fullyconv.data.corpora.layout", "fullyconv.data.corpora.folder_roles", "fullyconv.cli.report"}
-    others = {m: path for m, path in modules().items() if m not in allowed and room(m) != "annotating"}
+    others = {m: path for m, path in modules().items() if m not in allowed}
     assert not [m for m, path in others.items() if "picture" in path.read_text().lower()]
 
 
@@ -297,7 +298,7 @@ def test_public_functions_of_one_name_are_one_interface() -> None:
     found = Counter(
         node.name
         for path in modules().values()
-        for node in ast.parse(path.read_text()).body
+        for node in tree_of(path).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
     )
     assert {name for name, times in found.items() if times > 1} == set(INTERFACES)
@@ -310,6 +311,63 @@ def test_files_of_one_name_are_one_interface() -> None:
             folders.setdefault(path.name, []).append(path.parent.relative_to(PACKAGE).as_posix())
     twice = {name: tuple(sorted(among)) for name, among in folders.items() if len(among) > 1}
     assert set(twice.values()) == set(MIRRORS), twice
+
+
+def _members(node: ast.AST) -> dict[str, ast.AST]:
+    """What is bound by name in a module or class, below `if` and `try` too."""
+    found: dict[str, ast.AST] = {}
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[child.name] = child
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name: alias for alias in child.names}
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            found[child.id] = child
+        elif isinstance(child, ast.Assign | ast.AnnAssign | ast.If | ast.Try):
+            found |= _members(child)
+    return found
+
+
+def _exists(name: str) -> bool:
+    """Whether `room.module.Class.member` is there, as far as it is a module's or a class's own."""
+    every = {m.removesuffix(".__init__"): path for m, path in modules().items()}
+    parts = ("fullyconv", *name.removeprefix("fullyconv.").split("."))
+    whole = next(n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in every)
+    node: ast.AST = tree_of(every[".".join(parts[:whole])])
+    for part in parts[whole:]:
+        if not isinstance(node, ast.Module | ast.ClassDef):
+            return True
+        if part not in (known := _members(node)):
+            return False
+        node = known[part]
+    return True
+
+
+def test_what_architecture_names_is_there() -> None:
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text("utf-8")
+    names = re.findall(r"`((?:[a-z_]\w*\.)+\w+)`", text)
+    dotted = [n for n in names if n.split(".")[0] in {*LAYERS, "fullyconv"} and not n.endswith((".json", ".jsonl"))]
+    files = re.findall(r"\b((?:fullyconv|tests|docs|scripts)/[\w/]+\.\w+)", text)
+    assert len(dotted) > 40
+    assert len(files) > 5
+    assert not [n for n in dotted if not _exists(n)]
+    assert not [f for f in files if not (PACKAGE.parent / f).exists()]
+
+
+def test_the_rooms_of_architecture_are_the_layers() -> None:
+    """And a bare word in a room's row is a module or a name of one of its rooms' modules, or another room."""
+    rows = re.findall(r"^\| (\d) \| (.*?) \| (.*) \|$", (PACKAGE.parent / "ARCHITECTURE.md").read_text("utf-8"), re.M)
+    found, strange = {}, []
+    for layer, names, what in rows:
+        rooms = re.findall(r"`(\w+)`", names)
+        found |= dict.fromkeys(rooms, int(layer))
+        held = {m: path for m, path in modules().items() if room(m) in rooms}
+        known = {part for m in held for part in m.split(".")} | set(LAYERS)
+        known |= {folder.name for r in rooms for folder in (PACKAGE / r).glob("*/")}
+        known |= {n for path in held.values() for n in _members(tree_of(path))}
+        strange += [word for word in re.findall(r"`(\w+)`", what) if word not in known]
+    assert found == {name: layer for name, (layer, _) in LAYERS.items() if name != "__main__"}
+    assert not strange
 
 
 def test_no_object_changes_its_class() -> None:

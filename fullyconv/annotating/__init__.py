@@ -2,7 +2,7 @@
 
     with open_writer("cvat", plan, taxonomy) as writer:
         places = [writer.claim(name, ".jpg") for name in names]      before work starts
-        writer.add(places[0], picture, labels)                       bytes of the image file, H W ids
+        writer.add(places[0], place, labels)                       bytes of the image file, H W ids
         files = writer.finish()
 
 Each format is a module with a `Writer`; it is imported when it is asked for. Every one is exact: what its reader, and

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.annotating.runs import Region, coco_text, column_runs, keyhole, regions
-from fullyconv.annotating.writer import Growing, Picture, Writer
+from fullyconv.annotating.writer import Growing, ImagePlace, Writer
 from fullyconv.files.outputs import Outputs
 from fullyconv.taxonomy import Taxonomy
 
@@ -33,11 +33,11 @@ class CocoWriter(Writer):
         )
 
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         size = (int(labels.shape[0]), int(labels.shape[1]))
         image = len(self._images) + 1
-        name = picture.file.removeprefix(f"{self.folder}/")
+        name = place.file.removeprefix(f"{self.folder}/")
         self._images.append({"id": image, "file_name": name, "height": size[0], "width": size[1]})
         for region in regions(labels, self.classes.undrawn):
             self._count += 1

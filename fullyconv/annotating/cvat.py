@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.annotating.runs import Region, regions, row_runs
-from fullyconv.annotating.writer import Growing, Picture, Writer
+from fullyconv.annotating.writer import Growing, ImagePlace, Writer
 from fullyconv.files.outputs import Outputs
 from fullyconv.taxonomy import Taxonomy
 
@@ -45,9 +45,9 @@ class CvatWriter(Writer):
         )
 
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
-        name = picture.file.removeprefix(f"{self.folder}/")
+        name = place.file.removeprefix(f"{self.folder}/")
         height, width = labels.shape
         self._xml.write(
             f'  <image id="{self._count}" name={quoteattr(name)} width="{width}" height="{height}">\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fullyconv import images
 from fullyconv.annotating import open_writer, require_format
-from fullyconv.annotating.writer import Picture, Writer
+from fullyconv.annotating.writer import ImagePlace, Writer
 from fullyconv.data.base import Dataset, Record
 from fullyconv.data.corpora.conversion import open_splits, storable
 from fullyconv.data.corpora.layout import SUFFIXES
@@ -71,7 +71,7 @@ def _suffix(data: Dataset, record: Record, shared: Counter[Path]) -> str:
     return record.inputs[data.inputs[0]].suffix if _is_copied(data, record, shared) else ".png"
 
 
-def _add(writer: Writer, data: Dataset, record: Record, place: Picture, *, copied: bool) -> None:
+def _add(writer: Writer, data: Dataset, record: Record, place: ImagePlace, *, copied: bool) -> None:
     modality, head = data.inputs[0], next(iter(data.taxonomies))
     if copied:
         image = images.read_bytes(record.inputs[modality])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.annotating.runs import Region, regions
-from fullyconv.annotating.writer import Picture, Writer
+from fullyconv.annotating.writer import ImagePlace, Writer
 from fullyconv.images import encode_png
 
 __all__ = ["LabelmeWriter"]
@@ -31,7 +31,7 @@ class LabelmeWriter(Writer):
         return (self.plan.claim(f"{name}.json"),)
 
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         described = f"proposed by {self.model}" if self.model else ""
         shapes = [self._shape(r, described) for r in regions(labels, self.classes.undrawn)]
@@ -39,13 +39,13 @@ class LabelmeWriter(Writer):
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,
-            "imagePath": picture.file,
+            "imagePath": place.file,
             "imageData": None,
             "imageHeight": labels.shape[0],
             "imageWidth": labels.shape[1],
         }
         text = json.dumps(value, ensure_ascii=False, indent=1)
-        return [self.plan.write(picture.further[0], text.encode())]
+        return [self.plan.write(place.further[0], text.encode())]
 
     def _shape(self, region: Region, described: str) -> dict[str, Any]:
         height, width = region.covered.shape

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullyconv.annotating.runs import brush_bytes
-from fullyconv.annotating.writer import Growing, Picture, Writer
+from fullyconv.annotating.writer import Growing, ImagePlace, Writer
 from fullyconv.files.outputs import Outputs
 from fullyconv.taxonomy import Taxonomy
 
@@ -33,14 +33,14 @@ class LabelStudioWriter(Writer):
         self._json = Growing(plan, plan.claim("tasks.json"))
 
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         results = [
-            self._region(picture, labels, k, sure)
+            self._region(place, labels, k, sure)
             for k in np.flatnonzero(np.bincount(labels.ravel())).tolist()
             if k < len(self.classes.number) and self.classes.number[k]
         ]
-        task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(picture.file)}"}}
+        task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(place.file)}"}}
         if self.model:
             about = {"model_version": self.model, "result": results}
             task["predictions"] = [about if sure is None else {**about, "score": _mean(sure)}]
@@ -51,12 +51,12 @@ class LabelStudioWriter(Writer):
         return []
 
     def _region(
-        self, picture: Picture, labels: NDArray[np.integer], k: int, sure: NDArray[np.float32] | None
+        self, place: ImagePlace, labels: NDArray[np.integer], k: int, sure: NDArray[np.float32] | None
     ) -> dict[str, Any]:
         covered = labels == k
         name = self.classes.name(k)
         found = {
-            "id": hashlib.sha256(f"{picture.file}\n{name}".encode()).hexdigest()[:10],
+            "id": hashlib.sha256(f"{place.file}\n{name}".encode()).hexdigest()[:10],
             "from_name": "label",
             "to_name": "image",
             "type": "brushlabels",

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.annotating.writer import Picture, Writer, refuse_more_classes
+from fullyconv.annotating.writer import ImagePlace, Writer, refuse_more_classes
 from fullyconv.errors import DataError, printable
 from fullyconv.files.outputs import Outputs
 from fullyconv.images import encode_label
@@ -43,13 +43,13 @@ class VocWriter(Writer):
         return (self.plan.claim("SegmentationClass", f"{name}.png"),)
 
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         table = np.full(max(len(self.classes.number), self.classes.taxonomy.ignore + 1), 255, np.uint8)
         table[: len(self.classes.number)] = self.classes.number
         colours = [*self._palette, *[(255, 255, 255)] * (255 - len(self._palette)), _BORDER]
-        self._listed.append(picture.name)
-        return [self.plan.write(picture.further[0], encode_label(table[labels], colours))]
+        self._listed.append(place.name)
+        return [self.plan.write(place.further[0], encode_label(table[labels], colours))]
 
     def finish(self) -> list[Path]:
         names = ("background", *self.classes.names)

@@ -18,7 +18,7 @@ from fullyconv.files.outputs import Outputs, unique_name
 from fullyconv.images import image_info
 from fullyconv.taxonomy import Colour, Taxonomy
 
-__all__ = ["Classes", "Growing", "Picture", "Writer"]
+__all__ = ["Classes", "Growing", "ImagePlace", "Writer"]
 
 Size = tuple[int, int]
 _NOTHING = ("background", "_background_")
@@ -67,7 +67,7 @@ def _refuse_name(name: str, reserved: tuple[str, ...]) -> None:
 
 @final
 @dataclass(frozen=True)
-class Picture:
+class ImagePlace:
     """One image of an export: its name, its file below the folder, and the further files claimed for it."""
 
     name: str
@@ -118,19 +118,19 @@ class Writer(ABC):
         self.turned = self.ignored = 0
         self._taken: set[str] = set()
 
-    def claim(self, name: str, suffix: str) -> Picture:
+    def claim(self, name: str, suffix: str) -> ImagePlace:
         """Take the names of an image's files; `suffix` (".jpg") is its own."""
         if self.flat and "/" in name:
             name = name.replace("/", "_")
         name = unique_name(name, self._taken) if self.flat else name
         file = self.plan.claim(*([self.folder] if self.folder else []), f"{name}{suffix}")
-        return Picture(name, file, self.claim_further(name))
+        return ImagePlace(name, file, self.claim_further(name))
 
     def claim_further(self, name: str) -> tuple[str, ...]:
         return ()
 
     def add(
-        self, picture: Picture, image: bytes, labels: NDArray[np.integer], sure: NDArray[np.float32] | None = None
+        self, place: ImagePlace, image: bytes, labels: NDArray[np.integer], sure: NDArray[np.float32] | None = None
     ) -> list[Path]:
         """Write an image, as it is, with its labels H W (ids or the ignore value); returns the files written.
 
@@ -140,18 +140,18 @@ class Writer(ABC):
         size = (int(labels.shape[0]), int(labels.shape[1]))
         if info.size != size:
             raise DataError(
-                f"{printable(picture.name)} has {info.size[0]}x{info.size[1]} (HxW) pixels and a label map of "
+                f"{printable(place.name)} has {info.size[0]}x{info.size[1]} (HxW) pixels and a label map of "
                 f"{size[0]}x{size[1]}; give labels of the image's size."
             )
         self.turned += info.orientation != 1
         ignored = int((labels == self.classes.taxonomy.ignore).sum())
         self.ignored += ignored
-        written = [self.plan.write(picture.file, image)]
-        return written + self.annotate(picture, labels, sure, ignored > 0)
+        written = [self.plan.write(place.file, image)]
+        return written + self.annotate(place, labels, sure, ignored > 0)
 
     @abstractmethod
     def annotate(
-        self, picture: Picture, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         """Write what is drawn on an image. ignoring: whether `labels` hold the ignore value."""
 

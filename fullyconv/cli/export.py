@@ -49,7 +49,9 @@ def export_command(
             show_default=False,
         ),
     ] = "",
-    max_loss: Annotated[float, typer.Option(min=0, max=100, help="Points of mean IU that 8 bits may lose.")] = 0.5,
+    max_loss: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of mean IU (mIoU) that 8 bits may lose.")
+    ] = 0.5,
     engine: Annotated[
         str,
         typer.Option(
