@@ -169,6 +169,13 @@ def test_more_classes_than_the_weights_hold_are_refused_before_memory_is_taken(r
         fc.load(run)
 
 
+@pytest.mark.parametrize("head", ["../../evil", "/tmp/evil", "a b", "", "out", "x\x1b[2J"])
+def test_a_head_that_could_not_be_made_is_refused_by_name(run: Path, head: str) -> None:
+    change(run, "config.json", "heads", value={head: 3})
+    with pytest.raises(DataError, match="whose name is none"):
+        fc.load(run)
+
+
 @pytest.mark.slow
 def test_a_larger_timm_network_than_the_weights_is_refused_before_memory_is_taken(run: Path) -> None:
     pytest.importorskip("timm", reason="needs timm")

@@ -111,11 +111,15 @@ def _refuse_beside_own(network: Network, trunk: nn.Module | None, weights: objec
         raise UsageError("-rgb-hha takes a trunk for each of two inputs; with a module of your own, take one input.")
 
 
+def _is_head(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and name != "out"
+
+
 def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
         raise UsageError("A network needs at least one head; give classes=21 or heads={'semantic': 21}.")
     for head, k in heads.items():
-        if not isinstance(head, str) or not head.isidentifier() or head == "out":
+        if not _is_head(head):
             raise UsageError(f"{printable(str(head))!r} cannot name a head; use letters, digits and _ (and not 'out').")
         if not WHOLE.fits(k):
             shown = repr(k) if isinstance(k, str | float | bool) else type(k).__name__
@@ -293,7 +297,9 @@ def _refuse_other_sizes(
     for head, k in heads.items():
         if head in taxonomies and len(taxonomies[head]) != k:
             fault = f"{k} classes and {len(taxonomies[head])} names for {printable(head)[:80]!r}"
-    if set(heads) != set(taxonomies):
+    if wrong := [head for head in heads if not _is_head(head)]:
+        fault = f"a head {printable(wrong[0])[:80]!r}, whose name is none"
+    elif set(heads) != set(taxonomies):
         fault = "other heads than it names the classes of"
     elif len(heads) > len(stored.header):
         fault = f"{len(heads)} heads for {len(stored.header)} tensors"
