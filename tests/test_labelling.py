@@ -307,7 +307,7 @@ def test_what_a_network_sees_is_kept_before_it_has_learned_anything(tmp_path: Pa
     from fullyconv.labelling.page_network import FeatureFiles, adapted, proposal
 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(tmp_path / "a.png")
-    model = adapted("fcn32s-squeezenet1_0", Taxonomy(("ground", "disc")))
+    model = adapted("fcn16s-squeezenet1_0", Taxonomy(("ground", "disc")))
     kept = FeatureFiles(tmp_path / "features", model)
     assert proposal(model, kept, tmp_path / "a.png", "a") is None
     (file,) = kept.folder.iterdir()
