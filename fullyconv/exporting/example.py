@@ -5,11 +5,14 @@ python label.py MODEL.onnx IMAGE LABELS.png
 """
 
 import json
+import os
 import sys
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would count its use; it reads this when it loads
+import onnxruntime
 
 
 def main(model: str, image: str, out: str) -> None:
