@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -168,6 +170,39 @@ def test_what_is_pickled_damaged_or_foreign_is_not_opened(
         exporting.verify_export(tmp_path / "f.pt2", model)
     with pytest.raises(DataError, match="other weights"):
         exporting.verify_export(file, trained(heads={"semantic": 5, "surface": 4}))
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(made := io.BytesIO(), "w") as out:
+        for name, data in members.items():
+            out.writestr(name, data)
+    return made.getvalue()
+
+
+def test_every_part_of_a_file_counts_in_its_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pt2, "facts_of", json.loads)
+    parts = {"m/models/model.json": b"{}", "m/weights/weight_0": b"12", "m/weights/weight_1": b"3"}
+    others = [
+        parts | {"m/weights/weight_0": b"13"},  # changed
+        parts | {"m/weights/weight_0": b"1", "m/weights/weight_1": b"23"},  # the same bytes, cut elsewhere
+        parts | {"m/weights/weight_2": b""},  # one more
+        {k: v for k, v in parts.items() if k != "m/weights/weight_1"},
+        {k.replace("weight_1", "weight_3"): v for k, v in parts.items()},
+    ]
+    about = {"m/extra/fullyconv": json.dumps({"parts": pt2._digest(archive(parts))}).encode()}
+    (file := tmp_path / "m.pt2").write_bytes(archive(parts | about))
+    assert pt2.read_pt2(file)[1]["parts"]
+    for other in others:
+        file.write_bytes(archive(other | about))
+        with pytest.raises(DataError, match="not as it was exported"):
+            pt2.read_pt2(file)
+
+
+def test_the_process_that_proves_a_file_cannot_import_fullyconv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fullyconv", sys.modules["fullyconv"])
+    runpy.run_path(str(pt2.RUNNER), run_name="read")
+    with pytest.raises(ImportError):
+        importlib.import_module("fullyconv")
 
 
 def test_8_bits_are_refused(model: Any, tmp_path: Path) -> None:

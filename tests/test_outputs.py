@@ -233,6 +233,36 @@ def test_a_damaged_record_of_what_was_written_overwrites_nothing(damage: bytes |
     assert (tmp_path / "a.png").read_bytes() == b"1"
 
 
+def test_a_torn_line_of_the_record_is_never_leave_to_overwrite(tmp_path: Path) -> None:
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim("abc.png"), b"1")
+    record = tmp_path / ".written.sha256"
+    whole = record.read_bytes()
+    for end in range(whole.index(b"  ") + 3, len(whole)):  # half a name, or all of it without the line's end
+        record.write_bytes(whole[:end])
+        (own := tmp_path / whole[:end].partition(b"  ")[2].decode()).write_bytes(b"1")  # the user's, of equal bytes
+        for _ in range(2):
+            with pytest.raises(UsageError, match="not as an earlier run of fullyconv left it"):
+                Outputs(tmp_path).claim(own.name)
+            plan = Outputs(tmp_path)
+            plan.write(plan.claim("other.png"), b"2")  # a later job's line ends the torn one
+        record.unlink()
+        (tmp_path / "other.png").unlink()
+
+
+@pytest.mark.parametrize("claimed", ["a.png", "d/a.png"])
+def test_a_folder_where_a_result_belongs_is_named_as_one_also_where_the_record_knows_its_name(
+    claimed: str, tmp_path: Path
+) -> None:
+    plan = Outputs(tmp_path)
+    plan.write(plan.claim(claimed), b"1")
+    (tmp_path / claimed).unlink()
+    (tmp_path / claimed / "mine").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"a\.png is a folder, where a result belongs"):
+        Outputs(tmp_path).claim(claimed)
+    assert (tmp_path / claimed / "mine").is_dir()
+
+
 def test_the_record_of_what_was_written_is_a_file_of_the_folder_itself(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"precious")
     for i, make in enumerate((lambda p: p.symlink_to("../other"), os.mkfifo, Path.mkdir)):
@@ -526,6 +556,29 @@ def test_every_real_folder_is_entered_once_however_many_links_lead_there(tmp_pat
     found = list_below(tmp_path, (".png",))
     assert found.files == [tmp_path / f"d{i}/p.png" for i in sorted(range(12), key=str)]
     assert found.left == {"folders of results or met before": 24}
+
+
+def test_links_round_a_folder_to_itself_and_to_nothing_end_and_are_counted(tmp_path: Path) -> None:
+    inner = tmp_path / "above/inner"
+    (inner / "deep").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    for image in (tmp_path / "above/o.png", inner / "a.png", inner / "deep/b.png", tmp_path / "beside/c.png"):
+        image.touch()
+    links = {
+        "up": "..",
+        "top": "../..",
+        "self": "self",
+        "here": ".",
+        "deep/back": "..",
+        "none": "gone",
+        "out": "../../beside",
+    }
+    for name, target in links.items():
+        (inner / name).symlink_to(target)
+    found = list_below(inner, (".png",))
+    assert [str(f.relative_to(inner)) for f in found.files] == ["a.png", "deep/b.png", "out/c.png"]
+    assert found.left == {"links to a folder around it": 4, "broken links, pipes and devices": 2}
+    assert "4 links to a folder around it (here/)" in found.note(inner)
 
 
 # ---- growth of classes -------------------------------------------------------------------------------------------

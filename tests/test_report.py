@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,40 @@ def test_charts_put_points_where_their_values_are() -> None:
     assert re.findall(r"<title>([^<]+)", bins) == ["0 to 5 %: 1", "50 to 55 %: 2", "95 to 100 %: 1"]
     assert "50.0" in charts.bars([charts.Bar("half", 0.5, 0.4, 0.6)], "")
     assert "–" in charts.bars([charts.Bar("none", None)], "")
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"&'</title>"
+CHARTS = {
+    "line_chart": lambda n: charts.line_chart([charts.Series(n, [(0, 0), (1, 1)], marked=True)], x=n, y=n),
+    "bars": lambda n: charts.bars([charts.Bar(n, 0.5, 0.4, 0.6, (1, 2, 3), n)], n),
+    "histogram": lambda n: charts.histogram([0.5], x=n, y=n),
+    "stacked_bars": lambda n: charts.stacked_bars([(n, 1.0), (n, 2.0)], n),
+    "reliability": lambda n: charts.reliability([(4, 2, 2.0)]),
+}
+
+
+def test_every_chart_is_tried_with_hostile_names() -> None:
+    assert {*CHARTS} == {*charts.__all__} - {"Bar", "Series"}
+
+
+@pytest.mark.parametrize("kind", CHARTS)
+def test_names_stay_text_in_every_chart(kind: str) -> None:
+    """Read by a browser's rules, the elements and their attributes are those of a chart of harmless names."""
+
+    def shape(text: str) -> tuple[list[Any], list[str]]:
+        found: tuple[list[Any], list[str]] = [], []
+        reader = HTMLParser(convert_charrefs=True)
+        reader.handle_starttag = lambda tag, attrs: found[0].append((tag, attrs))  # type: ignore[method-assign]
+        reader.handle_data = lambda data: found[1].append(data)  # type: ignore[method-assign]
+        reader.feed(text)
+        reader.close()
+        return found
+
+    (plain, plain_text), (hostile, text) = shape(str(CHARTS[kind]("NAME"))), shape(str(CHARTS[kind](HOSTILE)))
+    given = [(tag, [(k, v.replace("NAME", HOSTILE)) for k, v in attrs]) for tag, attrs in plain]
+    assert hostile == given
+    assert text == [t.replace("NAME", HOSTILE) for t in plain_text]
+    assert kind == "reliability" or HOSTILE in str(hostile) + "".join(text)
 
 
 def test_of_many_classes_those_of_the_largest_confusions_are_shown(tmp_path: Path) -> None:

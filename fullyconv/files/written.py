@@ -54,8 +54,8 @@ class WrittenBefore:
     def _read(self) -> dict[str, set[str]]:
         sums: dict[str, set[str]] = {}
         with contextlib.suppress(MissingInput):
-            for line in read_file(self._folder / RECORD, MOST).split(b"\n"):
-                digest, _, name = line.partition(b"  ")  # what is torn or forged fits no file
+            for line in read_file(self._folder / RECORD, MOST).split(b"\n")[:-1]:  # a torn last one is none
+                digest, _, name = line.partition(b"  ")  # what is forged fits no file
                 sums.setdefault(os.fsdecode(name), set()).add(digest.decode("ascii", "replace"))
         return sums
 
@@ -74,4 +74,4 @@ class WrittenBefore:
         with storage_errors("Writing", record), os.fdopen(open_append(record, follow=False), "rb+", 0) as file:
             size = os.fstat(file.fileno()).st_size
             torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by a power cut
-            file.write(b"\n" + lines if torn else lines)
+            file.write(b"/\n" + lines if torn else lines)  # no file's name ends so: half a name is never one
