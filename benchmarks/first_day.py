@@ -110,11 +110,11 @@ def compete(contestant: str, name: str, given: argparse.Namespace, work: Path) -
         weights = work / "lite0.pt"
         script = Path(__file__).with_name("first_day_rivals.py")
         command = [given.rivals, str(script), contestant, str(work / name / "arrays"), seconds, str(weights), str(out)]
-    said = subprocess.run(
+    output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ).stdout
     figures = measured(work / name / "arrays", out)
-    return {**figures, **json.loads(said.splitlines()[-1])}
+    return {**figures, **json.loads(output.splitlines()[-1])}
 
 
 def emptied(folder: Path) -> Path:

@@ -55,7 +55,7 @@ def mean_iu(model: Any, val: Pool, classes: int) -> float:
 
 def unsure(model: Any, pool: Pool, indices: list[int]) -> np.ndarray:
     read = (features.read_out(model, pool.store[i], pool.store.sizes[i], "semantic") for i in indices)
-    return np.array([uncertain_share(labels, sure) for labels, sure, _ in read])
+    return np.array([uncertain_share(labels, confidence) for labels, confidence, _ in read])
 
 
 def choose(picker: str, model: Any, pool: Pool, known: list[int], left: list[int], seed: int) -> list[int]:

@@ -53,11 +53,11 @@ def ours(name: str, precision: str, padding: str, images: Any, labels: Any) -> C
     model = model.to(memory_format=torch.channels_last)
     training_mode(model, recipe)
     allocator.give_back()
-    optimizer, world = optimizer_for(model, recipe), ProcessGroup(0, 1, torch.device("cpu"))
+    optimizer, group = optimizer_for(model, recipe), ProcessGroup(0, 1, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def step() -> None:
-        gradients(model, [batch], recipe, world, {}, scaler)
+        gradients(model, [batch], recipe, group, {}, scaler)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -183,8 +183,8 @@ def foreign_values(source: object, remedy: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         cause = printable(f"{type(error).__name__}: {error}")[:160]
-        said = f"{printable(source)} holds values that fullyconv does not write ({cause}); {remedy}."
-        raise DataError(said) from error
+        message = f"{printable(source)} holds values that fullyconv does not write ({cause}); {remedy}."
+        raise DataError(message) from error
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

@@ -163,8 +163,10 @@ def right_threads() -> list[str]:
     if asked <= most:
         return []
     torch.set_num_threads(most)
-    said = f"{asked} threads were asked for (OMP_NUM_THREADS, or the machine's cores) but {granted:g} cores are granted"
-    return [f"{said} here (taskset, or a container's limit): {most} are used."]
+    message = (
+        f"{asked} threads were asked for (OMP_NUM_THREADS, or the machine's cores) but {granted:g} cores are granted"
+    )
+    return [f"{message} here (taskset, or a container's limit): {most} are used."]
 
 
 def numba_note() -> str:

@@ -151,12 +151,12 @@ class Match:
             for k, to in pairs
             if self.ours.names[k] != self.theirs.names[to]
         ]
-        said = [f"{len(pairs)} of {len(self.ids)} classes matched by {by}"]
-        said += [_few(moved)] if moved else []
-        said += [_few(called)] if called and not moved else []
-        said += [f"without a partner: {_few([printable(n) for n in self.unknown])}"] if self.unknown else []
-        said += [f"not among them: {_few([printable(n) for n in self.spare])}"] if self.spare else []
-        return "; ".join(said)
+        parts = [f"{len(pairs)} of {len(self.ids)} classes matched by {by}"]
+        parts += [_few(moved)] if moved else []
+        parts += [_few(called)] if called and not moved else []
+        parts += [f"without a partner: {_few([printable(n) for n in self.unknown])}"] if self.unknown else []
+        parts += [f"not among them: {_few([printable(n) for n in self.spare])}"] if self.spare else []
+        return "; ".join(parts)
 
 
 def match(ours: Taxonomy, theirs: Taxonomy) -> Match:

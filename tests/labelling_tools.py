@@ -73,9 +73,9 @@ class Tab:
         address: str,
         ready: str = "labelling.state.photo && labelling.tiles.get(0, 0, 0, false)?.painted",
     ) -> None:
-        self.page, self.said, self.asked = page, [], []
-        page.on("console", lambda m: self.said.append(m.text))
-        page.on("pageerror", lambda e: self.said.append(str(e)))
+        self.page, self.heard, self.asked = page, [], []
+        page.on("console", lambda m: self.heard.append(m.text))
+        page.on("pageerror", lambda e: self.heard.append(str(e)))
         page.on("request", lambda r: self.asked.append(r.url))
         page.goto(address)
         self.until(ready)
@@ -87,7 +87,7 @@ class Tab:
         """The page forbids what playwright's own waiting needs (eval)."""
         end = time.monotonic() + seconds
         while not self.js(f"globalThis.labelling ? Boolean({code}) : false"):
-            assert time.monotonic() < end, f"{code} does not become true: {self.said} {self.page.inner_text('body')}"
+            assert time.monotonic() < end, f"{code} does not become true: {self.heard} {self.page.inner_text('body')}"
             time.sleep(0.02)
 
     def draw(self, key: str, way: list[tuple[int, int]]) -> None:

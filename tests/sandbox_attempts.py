@@ -252,7 +252,7 @@ def main(folder: Path, modes: list[str]) -> None:
         while os.getppid() != 1:
             time.sleep(0.05)
         os._exit(0)
-    said: dict[str, dict[str, str]] = {mode: {} for mode in modes}
+    outcomes: dict[str, dict[str, str]] = {mode: {} for mode in modes}
     try:
         for i, (mode, name) in enumerate((mode, name) for mode in modes for name in ATTEMPTS):
             place = folder / str(i)
@@ -260,12 +260,12 @@ def main(folder: Path, modes: list[str]) -> None:
             (place / "data").write_bytes(b"foreign")
             (place / "secret").write_bytes(b"secret")
             given = os.open(place / "data", os.O_RDONLY)
-            said[mode][name] = attempt(name, mode, Scene(str(place), given, victim))
+            outcomes[mode][name] = attempt(name, mode, Scene(str(place), given, victim))
             os.close(given)
     finally:
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
-    print(json.dumps({**said, "kernel": {"landlock": landlock_version(), "namespaces": namespaces_are_given()}}))
+    print(json.dumps({**outcomes, "kernel": {"landlock": landlock_version(), "namespaces": namespaces_are_given()}}))
 
 
 if __name__ == "__main__":

@@ -93,14 +93,14 @@ def attempts(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     reading = {**sandbox_attempts.DEADLY, **sandbox_attempts.READS}  # the one ends the child, the other is Landlock's
     for label in sandbox_attempts.ATTEMPTS.keys() - reading.keys():
         tries[label] = functools.partial(native, label, scene)
-    said = {}
+    outcomes = {}
     for label, attempt in tries.items():
         try:
             done = attempt()
-            said[label] = done if isinstance(done, str) else "allowed"
+            outcomes[label] = done if isinstance(done, str) else "allowed"
         except OSError as error:
-            said[label] = str(error)
-    return {}, said
+            outcomes[label] = str(error)
+    return {}, outcomes
 
 
 def native(label: str, scene: sandbox_attempts.Scene) -> str:
@@ -128,11 +128,11 @@ def moody(path: str, mood: str, **arguments: Any) -> Any:
 
 def tries_in_a_stream(path: str) -> Iterator[tuple[bytes, bytes]]:
     """A file named after each forbidden thing that was allowed, and one for the things that were not."""
-    said = attempts(path)[1]
-    for label, outcome in said.items():
+    outcomes = attempts(path)[1]
+    for label, outcome in outcomes.items():
         if outcome == "allowed":
             yield b"F", json.dumps(label).encode()
-    yield b"F", json.dumps(f"refused {sum(outcome != 'allowed' for outcome in said.values())}").encode()
+    yield b"F", json.dumps(f"refused {sum(outcome != 'allowed' for outcome in outcomes.values())}").encode()
 
 
 def frame_too_long(path: str) -> Iterator[tuple[bytes, bytes]]:

@@ -187,10 +187,10 @@ def test_runs_that_go_on_from_a_columns_foot_are_one() -> None:
 
 def test_a_proposal_for_label_studio_is_a_prediction_with_model_and_score(tmp_path: Path) -> None:
     labels = hard_map((48, 64))
-    sure = np.full(labels.shape, 0.5, np.float32)
-    sure[labels == 3] = 1
+    confidence = np.full(labels.shape, 0.5, np.float32)
+    confidence[labels == 3] = 1
     with open_writer("labelstudio", Outputs(tmp_path), STREET, model="net 123") as writer:
-        writer.add(writer.claim("a", ".jpg"), photo(labels.shape), labels, sure)
+        writer.add(writer.claim("a", ".jpg"), photo(labels.shape), labels, confidence)
         writer.finish()
     [task] = json.loads((tmp_path / "tasks.json").read_text())
     assert "annotations" not in task

@@ -199,7 +199,7 @@ def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "message"),
     [
         ({"category_id": 9, "segmentation": [SQUARE]}, "categories that are not listed, such as 9 (1)"),
         ({"category_id": None, "segmentation": [SQUARE]}, "categories that are not listed"),
@@ -222,7 +222,7 @@ def test_two_polygons_of_one_annotation_are_one_region(tmp_path: Path) -> None:
         ("nothing", "images that are not listed (nothing)"),
     ],
 )
-def test_what_cannot_be_painted_is_left_out_counted_and_named(annotation: Any, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_painted_is_left_out_counted_and_named(annotation: Any, message: str, tmp_path: Path) -> None:
     sound = {"category_id": 18, "segmentation": [SQUARE]}
     file = write_coco(tmp_path, [sound, annotation if isinstance(annotation, dict) else {}])
     if not isinstance(annotation, dict):
@@ -231,7 +231,7 @@ def test_what_cannot_be_painted_is_left_out_counted_and_named(annotation: Any, s
         file.write_text(json.dumps(value))
     data = open_dataset(f"coco:{tmp_path}", "val")
     assert np.array_equal(data[0].labels["semantic"] == 2, oracle(SQUARE))
-    left = [note for note in data.notes if "left out: 1" in note and said in note]
+    left = [note for note in data.notes if "left out: 1" in note and message in note]
     assert left, data.notes
     assert "(1)" in left[0] or "(annotation 1)" in left[0] or "(nothing)" in left[0]
 
@@ -244,9 +244,9 @@ def test_a_set_of_crowds_alone_is_told_how_to_use_them(tmp_path: Path) -> None:
     spec = re.search(r"give (coco,crowd=label:\S+) to", str(caught.value))
     assert spec
     assert np.array_equal(open_dataset(spec[1])[0].labels["semantic"] == 1, oracle(SQUARE))
-    said = open_dataset(tmp_path, crowd="ignore")
-    assert (said[0].labels["semantic"][oracle(SQUARE)] == 255).all()
-    assert "2 of 2 annotations" in said.notes[1]
+    data = open_dataset(tmp_path, crowd="ignore")
+    assert (data[0].labels["semantic"][oracle(SQUARE)] == 255).all()
+    assert "2 of 2 annotations" in data.notes[1]
 
 
 @pytest.mark.parametrize("names", [("1.png", "1.jpg"), ("a/1.png", "b/1.png"), ("A.png", "a.png"), ("x.png", "x.PNG")])
@@ -450,7 +450,7 @@ def test_labels_txt_fixes_the_classes_and_refuses_others(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (shape("cat", "polygon", [[1, 1], [2, 2]]), "2 points"),
         (shape("cat", "spline", [[1, 1]]), "spline"),
@@ -468,7 +468,7 @@ def test_labels_txt_fixes_the_classes_and_refuses_others(tmp_path: Path) -> None
         ("odd", "without a label"),
     ],
 )
-def test_a_labelme_shape_that_cannot_be_painted_is_counted(value: Any, said: str, tmp_path: Path) -> None:
+def test_a_labelme_shape_that_cannot_be_painted_is_counted(value: Any, message: str, tmp_path: Path) -> None:
     write_labelme(tmp_path, "bad", [shape("cat", "rectangle", [[1, 1], [9, 9]]), value])
     data = open_dataset(f"labelme:{tmp_path}")
     expected = np.zeros((H, W), int)
@@ -476,7 +476,7 @@ def test_a_labelme_shape_that_cannot_be_painted_is_counted(value: Any, said: str
     assert np.array_equal(data[0].labels["semantic"], expected)
     left = [n for n in data.notes if n.startswith("left out: 1 ")]
     assert len(left) == 1
-    assert said in left[0]
+    assert message in left[0]
     assert "shape 2 of bad.json" in left[0]
 
 
@@ -581,16 +581,16 @@ def test_a_turned_box_and_an_ellipse_cover_what_they_should(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("<annotations><track id='0'/></annotations>", "video tracks"),
         ("<annotations>", "no XML"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "document type"),
     ],
 )
-def test_xml_that_is_no_image_export_is_refused(content: str, said: str, tmp_path: Path) -> None:
+def test_xml_that_is_no_image_export_is_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "annotations.xml").write_text(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_dataset(f"cvat:{tmp_path}")
 
 
@@ -615,12 +615,12 @@ BAD_CVAT = {
 }
 
 
-@pytest.mark.parametrize("said", BAD_CVAT)
-def test_what_cvat_holds_and_is_not_painted_is_counted(said: str, tmp_path: Path) -> None:
-    write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0) + BAD_CVAT[said])
+@pytest.mark.parametrize("message", BAD_CVAT)
+def test_what_cvat_holds_and_is_not_painted_is_counted(message: str, tmp_path: Path) -> None:
+    write_cvat(tmp_path, cvat_polygon("road", SQUARE, 0) + BAD_CVAT[message])
     data = open_dataset(tmp_path)
     assert np.array_equal(data[0].labels["semantic"] == 1, oracle(SQUARE))
-    assert any(n.startswith("left out: 1 ") and said in n and "a.png" in n for n in data.notes), data.notes
+    assert any(n.startswith("left out: 1 ") and message in n and "a.png" in n for n in data.notes), data.notes
 
 
 def test_cvat_images_of_one_stem_have_labels_of_their_own(tmp_path: Path) -> None:
@@ -773,11 +773,11 @@ def test_tasks_that_nobody_annotated_are_left_out_and_counted(tmp_path: Path) ->
     data = open_dataset(write_tasks(tmp_path, tasks))
     assert [r.name for r in data.records] == ["1", "4"]
     assert not data[1].labels["semantic"].any()
-    said = " ".join(data.notes)
-    assert "1 skipped tasks (task 2)" in said
-    assert "1 tasks that nobody has annotated (task 3)" in said
-    assert "1 tasks with predictions alone, which nobody has accepted (task 5)" in said
-    assert "without a region, all background: 1 of 2" in said
+    notes = " ".join(data.notes)
+    assert "1 skipped tasks (task 2)" in notes
+    assert "1 tasks that nobody has annotated (task 3)" in notes
+    assert "1 tasks with predictions alone, which nobody has accepted (task 5)" in notes
+    assert "without a region, all background: 1 of 2" in notes
 
 
 def test_only_skipped_tasks_are_no_data(tmp_path: Path) -> None:
@@ -858,7 +858,7 @@ def test_bitmaps_are_painted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("odd", "said"),
+    ("odd", "message"),
     [
         ({"id": "k", "type": "keypointlabels", "value": {"x": 5, "y": 5, "keypointlabels": ["p"]}}, "keypointlabels"),
         ({"id": "k", "type": "relation"}, "answers without an area (relation)"),
@@ -877,11 +877,11 @@ def test_bitmaps_are_painted(tmp_path: Path) -> None:
         ("odd", "not as Label Studio writes"),
     ],
 )
-def test_what_label_studio_holds_and_is_not_painted_is_counted(odd: Any, said: str, tmp_path: Path) -> None:
+def test_what_label_studio_holds_and_is_not_painted_is_counted(odd: Any, message: str, tmp_path: Path) -> None:
     data = open_dataset(write_tasks(tmp_path, [task(1, done(CAR, odd, ROAD))]))
     expected = np.where(oracle(SQUARE), data.taxonomy.names.index("road"), 0)
     assert np.array_equal(data[0].labels["semantic"], expected)
-    assert any(n.startswith("left out: 1 ") and said in n and "task 1" in n for n in data.notes), data.notes
+    assert any(n.startswith("left out: 1 ") and message in n and "task 1" in n for n in data.notes), data.notes
 
 
 @pytest.mark.parametrize("image", ["http://[bad", "x" * 5000, "\0.png", "http://host/[x.png"])

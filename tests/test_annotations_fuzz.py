@@ -191,9 +191,9 @@ def fuzz(kind: str, count: int, seed: int, root: Path) -> tuple[int, float]:
                 assert ((label < len(opened.taxonomy)) | (label == opened.taxonomy.ignore)).all()
         except FullyconvError as error:
             refused += 1
-            said = str(error)
-            if not said.isprintable() or len(said) > 3000:
-                pytest.fail(f"{kind} {seed} {i}: {ascii(said)[:3000]}")
+            message = str(error)
+            if not message.isprintable() or len(message) > 3000:
+                pytest.fail(f"{kind} {seed} {i}: {ascii(message)[:3000]}")
         except Exception as error:
             kept = root.parent / f"{kind}-{seed}-{i}-{name}"
             kept.write_bytes(data)

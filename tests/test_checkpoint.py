@@ -584,7 +584,7 @@ LENGTH = len(ROWS) // 5
 
 
 @pytest.mark.parametrize(
-    ("damage", "steps", "said"),
+    ("damage", "steps", "message"),
     [
         (lambda rows: bytes(len(rows)), [], "1 damaged line"),
         (lambda rows: rows[: 3 * LENGTH] + bytes(2 * LENGTH), [1, 2, 3], "1 damaged line"),
@@ -599,7 +599,7 @@ LENGTH = len(ROWS) // 5
     ],
 )
 def test_a_log_that_a_power_cut_damaged_is_said_and_its_whole_rows_stay(
-    damage: Callable[[bytes], bytes], steps: list[int], said: str, tmp_path: Path
+    damage: Callable[[bytes], bytes], steps: list[int], message: str, tmp_path: Path
 ) -> None:
     """What lies beyond the checkpoint is cut as ever; within it every byte is vouched for."""
     log = tmp_path / "run" / "metrics.jsonl"
@@ -613,10 +613,10 @@ def test_a_log_that_a_power_cut_damaged_is_said_and_its_whole_rows_stay(
         with RunDirectory(tmp_path / "run") as run:
             assert run.resume() is not None
             assert [row["step"] for row in run.rows()] == steps
-            assert said in " ".join(run.notes)
-            assert bool(run.notes) == bool(said)
+            assert message in " ".join(run.notes)
+            assert bool(run.notes) == bool(message)
             run.log({"step": 6})
-        said = said and "damaged"
+        message = message and "damaged"
     with RunDirectory(tmp_path / "run") as run:
         run.resume()
         run.log({"step": 6})

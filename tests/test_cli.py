@@ -32,7 +32,7 @@ def end_of(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str)
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (DataError("It is damaged."), 65, "It is damaged."),
         (TryAgain("Later."), 75, "Later."),
@@ -44,13 +44,13 @@ def end_of(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str)
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 def test_an_error_is_one_sentence_and_its_code(
-    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert end_of(error, monkeypatch) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -160,7 +160,7 @@ def test_an_error_at_every_call_of_a_resume_is_said_and_changes_nothing(template
         shim = Shim(path)
         with shim.installed():
             run.resume()
-    said: list[str] = []
+    messages: list[str] = []
     for k in range(len(shim.calls)):
         with RunDirectory(fresh(template, path)) as run:
             run.log({"step": 3})
@@ -168,12 +168,12 @@ def test_an_error_at_every_call_of_a_resume_is_said_and_changes_nothing(template
                 try:
                     stored = run.resume()
                 except StorageError as error:
-                    said.append(str(error))
+                    messages.append(str(error))
                 else:
                     assert stored is not None
                     assert stored.step == 2, shim.calls[k]
         assert check(path, least=2) == 2
-    assert all(str(path) in sentence for sentence in said)
+    assert all(str(path) in sentence for sentence in messages)
 
 
 def test_a_disk_that_fails_once_can_be_saved_to_again(template: Path, ram: Path) -> None:
@@ -299,24 +299,24 @@ def killed(path: Path, count: int, work: Callable[[Path, int, Callable[[str], No
             finally:
                 os._exit(1)
         os.close(write)
-        said = b""
-        said = os.read(read, 100)  # the child has begun
-        assert said, "the child died of itself"
+        output = b""
+        output = os.read(read, 100)  # the child has begun
+        assert output, "the child died of itself"
         start = time.monotonic()
         deadline = start + rng.uniform(0, longest)
         while (left := deadline - time.monotonic()) > 0:
             if select.select([read], [], [], left)[0]:
-                said += os.read(read, 65536)
-        if done := said.count(b"done"):
+                output += os.read(read, 65536)
+        if done := output.count(b"done"):
             longest = 0.5 * longest + 0.5 * min(2.0, 4 * (time.monotonic() - start) / done)
         else:
             longest = min(2.0, 1.2 * longest)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while more := os.read(read, 65536):
-            said += more
+            output += more
         os.close(read)
-        words = said.decode().split()
+        words = output.decode().split()
         middle += words[-1].startswith("begin")
         acknowledged = max([acknowledged, *(int(w[4:]) for w in words if w.startswith("done"))])
         try:

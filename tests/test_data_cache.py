@@ -121,9 +121,9 @@ def test_a_damaged_block_is_read_from_the_data_said_once_and_mended(
         damaged = _damage(kind, sound, _blocks(folder))
         out.write(damaged)
         out.truncate(len(damaged))
-    with pytest.warns(RuntimeWarning, match="is damaged") as said:
+    with pytest.warns(RuntimeWarning, match="is damaged") as answer:
         equal(plain, quick)
-    assert len(said) == 1
+    assert len(answer) == 1
     assert file.read_bytes() == sound.rstrip(b"\0") + bytes(len(file.read_bytes()) - len(sound.rstrip(b"\0")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

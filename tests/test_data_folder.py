@@ -133,9 +133,9 @@ def test_names_that_only_look_alike_are_not_paired(tmp_path: Path) -> None:
         faults.save(TRUTH[i][1], tmp_path / "labels" / f"mask_2{i}.png")
     dataset = open_dataset(tmp_path)
     assert not dataset.taxonomies
-    assert len(dataset.strays) == 6
-    (said,) = (f.message for f in check(tmp_path) if f.kind == "no-labels")
-    assert "6 labels have other names (mask_20.png, and an image img_10.png)" in said
+    assert len(dataset.unmatched) == 6
+    (messages,) = (f.message for f in check(tmp_path) if f.kind == "no-labels")
+    assert "6 labels have other names (mask_20.png, and an image img_10.png)" in messages
 
 
 @pytest.mark.parametrize("layout", ["{}_images|{}_masks", "{}|{}_labels", "Images/{}|Masks/{}"])
@@ -208,7 +208,7 @@ def test_other_texts_beside_the_images_are_no_lists(tmp_path: Path) -> None:
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     put(tmp_path, "images", "labels")
     (tmp_path / "labels" / "p0.png").rename(tmp_path / "labels" / "p0.npy")
-    assert ("unread-file", tmp_path / "labels" / "p0.npy") in open_dataset(tmp_path).strays
+    assert ("unread-file", tmp_path / "labels" / "p0.npy") in open_dataset(tmp_path).unmatched
 
 
 def test_images_alone_are_a_set_without_labels(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_pairs_are_found_by_name_and_never_by_order(tmp_path: Path) -> None:
     faults.save(TRUTH[5][1], tmp_path / "labels" / "q9.png")
     dataset = open_dataset(tmp_path)
     np.testing.assert_array_equal(dataset[1].labels["semantic"], TRUTH[1][1])
-    assert [(k, f.name) for k, f in dataset.strays] == [("label-without-image", "q9.png")]
+    assert [(k, f.name) for k, f in dataset.unmatched] == [("label-without-image", "q9.png")]
     with pytest.raises(DataError, match="p0 has no semantic label"):
         dataset[0]
 

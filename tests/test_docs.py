@@ -102,8 +102,8 @@ def test_the_table_of_rooms_is_the_one_that_imports_are_held_to() -> None:
 
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d) \| (`[^|]+`) \|", text, re.M)
-    said = {room: int(layer) for layer, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
-    assert said == {room: layer for room, (layer, _) in LAYERS.items() if room != "__main__"}
+    listed = {room: int(layer) for layer, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
+    assert listed == {room: layer for room, (layer, _) in LAYERS.items() if room != "__main__"}
 
 
 def _names(page: str, head: str) -> list[str]:
@@ -137,5 +137,5 @@ def test_the_walk_through_a_training_step_names_what_exists_and_what_is_called()
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "cli.md"], ids=lambda p: p.name)
 def test_the_first_mean_iu_of_a_page_says_its_other_name(page: Path) -> None:
     lines = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.S).splitlines()
-    said = [line for line in lines if "mean IU" in line and not line.startswith("#")]
-    assert not said or "mean IU (mIoU)" in said[0], said[0]
+    listed = [line for line in lines if "mean IU" in line and not line.startswith("#")]
+    assert not listed or "mean IU (mIoU)" in listed[0], listed[0]

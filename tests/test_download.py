@@ -129,8 +129,8 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, tmp
 
 def test_redirects_are_followed_within_limits(server: Server, tmp_path: Path) -> None:
     fetch_corpus("tiny", tmp_path / "voc", sources=source(server, "moved"), allow_http=True)
-    for path, said in (("loop", "redirects more than"), ("ftp", "not https")):
-        with pytest.raises(FullyconvError, match=said):
+    for path, words in (("loop", "redirects more than"), ("ftp", "not https")):
+        with pytest.raises(FullyconvError, match=words):
             fetch_corpus("tiny", tmp_path / path, sources=source(server, path), allow_http=True)
         assert not (tmp_path / path).exists()
 

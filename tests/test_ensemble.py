@@ -44,9 +44,9 @@ def test_the_answer_is_the_mean_of_the_probabilities() -> None:
     each = [torch.from_numpy(p.scores(image())).softmax(0).numpy() for p in predictors]
     mean = np.mean(each, 0)
     np.testing.assert_allclose(found.probabilities(image())["semantic"], mean, atol=1e-6)
-    labels, sure = found.confident_labels(image())["semantic"]
+    labels, confidence = found.confident_labels(image())["semantic"]
     assert np.array_equal(labels, mean.argmax(0))
-    np.testing.assert_allclose(sure, mean.max(0), atol=1e-6)
+    np.testing.assert_allclose(confidence, mean.max(0), atol=1e-6)
     assert len({tuple(p.labels(image())["semantic"].ravel()) for p in predictors}) == 3
     alone = Ensemble(predictors[:1])
     assert np.array_equal(alone.labels(image())["semantic"], predictors[0].labels(image())["semantic"])

@@ -58,10 +58,10 @@ def slow_tables(predictor: Predictor, data: Dataset, head: str = "semantic") -> 
     """The definition: one pixel at a time."""
     table = np.zeros((len(data.taxonomies[head]),) * 2, np.int64)
     for sample in data:
-        said = predictor.labels(sample.image)[head]
-        for y, x in np.ndindex(*said.shape):
+        predicted = predictor.labels(sample.image)[head]
+        for y, x in np.ndindex(*predicted.shape):
             if sample.labels[head][y, x] != 255:
-                table[sample.labels[head][y, x], said[y, x]] += 1
+                table[sample.labels[head][y, x], predicted[y, x]] += 1
     return table
 
 
@@ -77,14 +77,14 @@ def test_the_table_counts_every_labelled_pixel_of_images_of_mixed_sizes(tmp_path
 def test_the_four_figures_are_the_papers(tmp_path: Path) -> None:
     result = evaluate(Predictor(Tiny()), dataset(tmp_path))
     n = result.confusion.astype(float)
-    t, hit, said = n.sum(1), np.diag(n), n.sum(0)
-    iu = hit / (t + said - hit)
+    t, hit, predicted = n.sum(1), np.diag(n), n.sum(0)
+    iu = hit / (t + predicted - hit)
     assert result.pixel_accuracy == pytest.approx(hit.sum() / t.sum())
     assert result.mean_accuracy == pytest.approx((hit / t).mean())
     assert result.mean_iu == pytest.approx(iu.mean())
     assert result.frequency_weighted_iu == pytest.approx((t * iu).sum() / t.sum())
     assert [c["iu"] for c in result.per_class] == pytest.approx(list(iu))
-    assert [c["f1"] for c in result.per_class] == pytest.approx(list(2 * hit / (t + said)))
+    assert [c["f1"] for c in result.per_class] == pytest.approx(list(2 * hit / (t + predicted)))
     assert [c["name"] for c in result.per_class] == list(CLASSES.names)
 
 
@@ -152,8 +152,8 @@ def test_absent_classes_are_named_and_do_not_enter_the_present_mean(tmp_path: Pa
     present, every = (evaluate(Predictor(Tiny()), blind, average=a) for a in ("present", "all"))
     assert present.to_json()["absent"] == ["car"]
     assert present.per_class[2]["accuracy"] is None
-    said = present.confusion[:, 2].sum() > 0
-    assert every.mean_iu == pytest.approx(present.mean_iu * 2 / 3 if said else present.mean_iu)
+    predicted = present.confusion[:, 2].sum() > 0
+    assert every.mean_iu == pytest.approx(present.mean_iu * 2 / 3 if predicted else present.mean_iu)
 
 
 def test_the_digest_follows_the_weights() -> None:
@@ -211,11 +211,11 @@ def test_augmentation_enters_the_table_and_the_result(tmp_path: Path) -> None:
     predictor, data = Predictor(Tiny()), dataset(tmp_path)
     result = evaluate(predictor, data, tta=["flip", "scales"])
     assert result.to_json()["tta"] == ["flip", "scales"]
-    said, label = (
+    predicted, label = (
         predictor.augmented_labels(data[0].image, ["flip", "scales"])["semantic"][0],
         data[0].labels["semantic"],
     )
-    assert np.trace(result.per_image[0].table("semantic", 3)) == (said == label).sum()
+    assert np.trace(result.per_image[0].table("semantic", 3)) == (predicted == label).sum()
 
 
 def test_resizing_keeps_label_values_and_types(tmp_path: Path) -> None:

@@ -113,9 +113,9 @@ def test_unknown_classes_count_as_missed_or_are_left_out_as_asked(tmp_path: Path
     data, ready = four(tmp_path), predictor()
     table = np.zeros((4, 4), np.int64)  # one pixel at a time; dog comes last
     for sample in data:
-        for truth, said in zip(sample.labels["semantic"].ravel(), ready(sample.image).ravel(), strict=True):
+        for truth, predicted in zip(sample.labels["semantic"].ravel(), ready(sample.image).ravel(), strict=True):
             if truth != 255:
-                table[(int(truth) + 3) % 4, said] += 1
+                table[(int(truth) + 3) % 4, predicted] += 1
     result = evaluate(ready, data, unknown=way)
     if way == "missed":
         np.testing.assert_array_equal(result.confusion, table)

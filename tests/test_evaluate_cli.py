@@ -22,8 +22,8 @@ SIZES = [(40, 56), (33, 47), (40, 56)]
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
-    said = capsys.readouterr()
-    return int(stop.value.code or 0), said.out, said.err
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_predict_writes_label_maps_of_the_images_names_and_sizes(
         probabilities = np.load(tmp_path / "probabilities" / f"p{i}.npy")
         assert probabilities.shape == (3, *size)
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
-        sure = np.asarray(Image.open(tmp_path / "confidence" / f"p{i}.png"))
-        np.testing.assert_allclose(sure / 255, probabilities.max(0), atol=0.005)
+        confidence = np.asarray(Image.open(tmp_path / "confidence" / f"p{i}.png"))
+        np.testing.assert_allclose(confidence / 255, probabilities.max(0), atol=0.005)
     assert f"{tmp_path}/p0.png" in out.splitlines()
 
 

@@ -76,11 +76,11 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, (6, 8)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
     label[:3] = 255
-    said = np.where(rng.random(label.shape) < 0.3, rng.integers(0, 3, label.shape), label % 3).astype(np.uint8)
-    sure = rng.random(label.shape).astype(np.float32)
+    predicted = np.where(rng.random(label.shape) < 0.3, rng.integers(0, 3, label.shape), label % 3).astype(np.uint8)
+    confidence = rng.random(label.shape).astype(np.float32)
     tallies = PixelStatistics(3)
-    tallies.add(label, said, sure, 255)
-    valid, wrong = label != 255, label != said
+    tallies.add(label, predicted, confidence, 255)
+    valid, wrong = label != 255, label != predicted
     assert tallies.band.sum() == valid.sum()
     assert tallies.band[:, :, 1].sum() == (wrong & valid).sum()
     region = flood(label)
@@ -91,15 +91,15 @@ def test_tallies_count_borders_sizes_and_calibration_like_their_definitions() ->
     assert tallies.sizes[:, 3].sum() == sum(wrong[region == r].mean() <= 0.5 for r in kept)
     error = 0.0
     for b in range(BINS):
-        here = valid & (np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1) == b)
+        here = valid & (np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1) == b)
         if here.any():
-            error += here.sum() / valid.sum() * abs((~wrong[here]).mean() - sure[here].mean())
+            error += here.sum() / valid.sum() * abs((~wrong[here]).mean() - confidence[here].mean())
     assert tallies.to_json()["calibration"]["error"] == pytest.approx(error, abs=1e-5)
     border = tallies.to_json()["border"]
-    scores = metrics.boundary_f_scores(label, said, 3, 255, BAND)
+    scores = metrics.boundary_f_scores(label, predicted, 3, 255, BAND)
     assert border["f_scores"] == pytest.approx(scores.tolist())
     assert border["f_score"] == pytest.approx(scores.mean())
-    ratios = metrics.boundary_iou(metrics.boundary_counts(label, said, 3, 255, THICKNESS))
+    ratios = metrics.boundary_iou(metrics.boundary_counts(label, predicted, 3, 255, THICKNESS))
     assert border["ious"] == pytest.approx(ratios.tolist())
     assert border["iou"] == pytest.approx(ratios.mean())
 
@@ -108,23 +108,23 @@ def test_rings_add_up_to_trimaps_of_every_width() -> None:
     rng = np.random.default_rng(1)
     label = rng.integers(0, 3, (4, 5)).repeat(12, 0).repeat(15, 1).astype(np.uint8)
     label[:3] = 255
-    said = np.where(rng.random(label.shape) < 0.3, 1, label).astype(np.uint8)
+    predicted = np.where(rng.random(label.shape) < 0.3, 1, label).astype(np.uint8)
     tallies = PixelStatistics(3)
     for _ in range(2):
-        tallies.add(label, said, np.ones(label.shape, np.float32), 255)
+        tallies.add(label, predicted, np.ones(label.shape, np.float32), 255)
     for count, width in enumerate(RINGS, 1):
-        table = metrics.trimap_confusion(label, said, 3, width)
+        table = metrics.trimap_confusion(label, predicted, 3, width)
         pixels, wrong = tallies.rings[:count].sum(0)
         assert (pixels, wrong) == (2 * table.sum(), 2 * (table.sum() - np.trace(table)))
     assert tallies.rings[:, 0].sum() == 2 * (label != 255).sum()
 
 
 def test_a_class_without_a_labelled_pixel_has_no_boundary_figures_and_enters_no_mean() -> None:
-    label, said = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
-    label[:, 15:], said[:, 15:] = 1, 1
-    said[:, :3] = 2
+    label, predicted = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
+    label[:, 15:], predicted[:, 15:] = 1, 1
+    predicted[:, :3] = 2
     tallies = PixelStatistics(4)
-    tallies.add(label, said, np.ones(label.shape, np.float32), 255)
+    tallies.add(label, predicted, np.ones(label.shape, np.float32), 255)
     border = tallies.to_json()["border"]
     for figures in (border["f_scores"], border["ious"]):
         assert [v is None for v in figures] == [False, False, True, True]
@@ -140,10 +140,12 @@ def test_a_kept_evaluation_is_the_plain_one_with_images(tmp_path: Path) -> None:
     loaded = Result.load(tmp_path / "out")
     assert loaded.to_json() == json.loads(json.dumps(kept.to_json()))
     for sample in data:
-        said = predictor.labels(sample.image)
-        np.testing.assert_array_equal(read_label(tmp_path / "out/predictions" / f"{sample.name}.png"), said["semantic"])
+        predicted = predictor.labels(sample.image)
+        np.testing.assert_array_equal(
+            read_label(tmp_path / "out/predictions" / f"{sample.name}.png"), predicted["semantic"]
+        )
         other = read_label(tmp_path / "out/predictions-geometric" / f"{sample.name}.png")
-        np.testing.assert_array_equal(other, said["geometric"])
+        np.testing.assert_array_equal(other, predicted["geometric"])
     assert {g["name"] for g in loaded.analysis["gallery"]} == {s.name for s in data}
     for entry in [*loaded.analysis["gallery"], *loaded.analysis["pairs"]]:
         sizes = {read_image(tmp_path / "out" / f).shape[:2] for f in entry["files"].values()}
@@ -174,14 +176,14 @@ def test_typical_images_are_ranked_by_their_own_iu_and_none_is_shown_twice(tmp_p
 
 def test_a_sure_contradiction_is_a_suspect_and_a_doubtful_one_is_not() -> None:
     label = np.zeros((40, 60), np.uint8)
-    said = label.copy()
-    said[10:20, 30:45] = 2
-    sure = np.full(label.shape, 0.99, np.float32)
-    found = find_suspect(7, label, said, sure, 255)
+    predicted = label.copy()
+    predicted[10:20, 30:45] = 2
+    confidence = np.full(label.shape, 0.99, np.float32)
+    found = find_suspect(7, label, predicted, confidence, 255)
     assert found is not None
     assert (found.window, found.labelled, found.said, found.pixels) == ((10, 30, 20, 45), 0, 2, 150)
-    assert find_suspect(7, label, said, sure * 0.8, 255) is None
-    assert find_suspect(7, np.full_like(label, 255), said, sure, 255) is None
+    assert find_suspect(7, label, predicted, confidence * 0.8, 255) is None
+    assert find_suspect(7, np.full_like(label, 255), predicted, confidence, 255) is None
 
 
 def test_windows_stay_inside_the_image_and_around_their_region() -> None:
@@ -198,7 +200,7 @@ def test_the_counts_of_images_add_up_to_the_table(tmp_path: Path) -> None:
     c = counts(result)
     np.testing.assert_array_equal(c.hit.sum(0), np.diag(result.confusion))
     np.testing.assert_array_equal(c.truth.sum(0), result.confusion.sum(1))
-    np.testing.assert_array_equal(c.said.sum(0), result.confusion.sum(0))
+    np.testing.assert_array_equal(c.predicted.sum(0), result.confusion.sum(0))
 
 
 def test_bootstrap_intervals_hold_the_figure_and_shrink_with_images(tmp_path: Path) -> None:

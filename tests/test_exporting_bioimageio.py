@@ -47,30 +47,30 @@ def opened(file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def array(members: dict[str, bytes], tensor: Any) -> Any:
-    said = tensor["test_tensor"]
-    assert hashlib.sha256(members[said["source"]]).hexdigest() == said["sha256"]
-    return np.load(io.BytesIO(members[said["source"]]), allow_pickle=False)
+    described = tensor["test_tensor"]
+    assert hashlib.sha256(members[described["source"]]).hexdigest() == described["sha256"]
+    return np.load(io.BytesIO(members[described["source"]]), allow_pickle=False)
 
 
 def test_the_test_tensors_are_what_the_file_gives_at_a_size_that_is_allowed(file: Path) -> None:
-    said, members = opened(file)
-    weights = said["weights"]["onnx"]
+    record, members = opened(file)
+    weights = record["weights"]["onnx"]
     assert hashlib.sha256(members[weights["source"]]).hexdigest() == weights["sha256"]
     run = ort.InferenceSession(members[weights["source"]], providers=["CPUExecutionProvider"])
-    (image,) = (array(members, t) for t in said["inputs"])
+    (image,) = (array(members, t) for t in record["inputs"])
     found = run.run(None, {"image": image})
-    assert len(found) == len(said["outputs"]) == 4
-    for tensor, there in zip(said["outputs"], found, strict=True):
+    assert len(found) == len(record["outputs"]) == 4
+    for tensor, there in zip(record["outputs"], found, strict=True):
         np.testing.assert_array_equal(array(members, tensor), there)
         assert there.dtype == tensor["data"]["type"]
-    for axis, side in zip(said["inputs"][0]["axes"][1:3], image.shape[1:3], strict=True):
+    for axis, side in zip(record["inputs"][0]["axes"][1:3], image.shape[1:3], strict=True):
         assert side >= axis["size"]["min"]
         assert (side - axis["size"]["min"]) % axis["size"]["step"] == 0
 
 
 def test_tiles_of_the_described_sizes_and_halo_give_the_wholes_labels(file: Path, model: Any) -> None:
-    said, members = opened(file)
-    size, halo = said["inputs"][0]["axes"][1]["size"], said["outputs"][0]["axes"][1]["halo"]
+    record, members = opened(file)
+    size, halo = record["inputs"][0]["axes"][1]["size"], record["outputs"][0]["axes"][1]["halo"]
     assert halo >= model.geometry(1, 1).halo
     side = size["min"] + size["step"]
     core = side - 2 * halo
@@ -86,12 +86,12 @@ def test_tiles_of_the_described_sizes_and_halo_give_the_wholes_labels(file: Path
 
 
 def test_classes_and_channels_are_named(file: Path, model: Any) -> None:
-    said, _ = opened(file)
-    labels = said["outputs"][0]
+    record, _ = opened(file)
+    labels = record["outputs"][0]
     assert labels["data"]["values"] == list(model.taxonomies["semantic"].names)
-    assert said["inputs"][0]["axes"][3]["channel_names"] == ["red", "green", "blue"]
-    assert "authors" not in said  # nobody knows them here
-    assert "license" not in said
+    assert record["inputs"][0]["axes"][3]["channel_names"] == ["red", "green", "blue"]
+    assert "authors" not in record  # nobody knows them here
+    assert "license" not in record
 
 
 @pytest.mark.parametrize(("halo", "align"), [(0, 32), (17.5, 8), (391, 32)])
@@ -108,31 +108,31 @@ def test_an_unbounded_context_has_no_halo_and_takes_any_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ({"output": "coarse"}, "every pixel"),
         ({"taken": "float", "order": (2, 1, 0)}, "another order"),
         ({"halo": 5000}, "no tile"),
     ],
 )  # fmt: skip
-def test_what_a_description_cannot_say_is_refused(how: dict[str, Any], said: str) -> None:
+def test_what_a_description_cannot_say_is_refused(how: dict[str, Any], message: str) -> None:
     asked = {"output": "labels", "taken": "uint8", "halo": 10.0, "order": (0, 1, 2)} | how
     preprocessing = fc.Preprocessing(order=asked.pop("order"))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         bioimageio.check_describable(preprocessing, **asked)
     bioimageio.check_describable(preprocessing, "labels", "uint8", math.inf)
 
 
 def test_float_files_are_described_with_their_preprocessing(model: Any, tmp_path: Path) -> None:
     fc.export(model, tmp_path / "m.zip", "bioimageio", output="scores", input="float")
-    said, members = opened(tmp_path / "m.zip")
-    step = said["inputs"][0]["preprocessing"][0]
+    record, members = opened(tmp_path / "m.zip")
+    step = record["inputs"][0]["preprocessing"][0]
     assert step["id"] == "fixed_zero_mean_unit_variance"
-    image = array(members, said["inputs"][0])
+    image = array(members, record["inputs"][0])
     mean, std = (np.asarray(step["kwargs"][k], np.float32).reshape(1, -1, 1, 1) for k in ("mean", "std"))
     run = ort.InferenceSession(members["model.onnx"], providers=["CPUExecutionProvider"])
     found = run.run(None, {"image": ((image - mean) / std).astype(np.float32)})
-    for tensor, there in zip(said["outputs"], found, strict=True):
+    for tensor, there in zip(record["outputs"], found, strict=True):
         expected = array(members, tensor)
         np.testing.assert_allclose(there, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -143,6 +143,6 @@ def test_bioimage_ios_own_program_passes_the_package(file: Path, tmp_path: Path)
     # An environment of its own: its packages hold back pydantic and numpy.
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"HOME": str(tmp_path)}
     done = subprocess.run([PROGRAM, "test", str(file)], capture_output=True, text=True, env=plain, cwd=tmp_path)
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 0, said[-3000:]
-    assert "status passed" in said
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, output[-3000:]
+    assert "status passed" in output

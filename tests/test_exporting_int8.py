@@ -49,15 +49,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_in_8_bits_says_what_it_costs_and_labels_in_tiles_as_whole(
     model: Any, data: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    proof = fc.export(model, tmp_path / "8.onnx", int8=data, max_loss=60, say=said.append)
+    messages: list[str] = []
+    proof = fc.export(model, tmp_path / "8.onnx", int8=data, max_loss=60, say=messages.append)
     measured = proof.int8
     assert measured is not None
     assert measured.mean_iu[0] == pytest.approx(1, abs=1e-3)
     assert measured.mean_iu[1] < 1  # it does compute otherwise
     assert (measured.images, measured.calibrated_on, measured.layers) == (2, 2, 25)
     assert min(measured.milliseconds) > 0
-    assert "calibrating on 2 images" in said
+    assert "calibrating on 2 images" in messages
     fc.export(model, tmp_path / "32.onnx")
     assert (tmp_path / "8.onnx").stat().st_size < 0.4 * (tmp_path / "32.onnx").stat().st_size
     whole, tiled = fc.Predictor(tmp_path / "8.onnx"), fc.Predictor(tmp_path / "8.onnx", tile=32)
@@ -72,11 +72,11 @@ def test_a_file_in_8_bits_says_what_it_costs_and_labels_in_tiles_as_whole(
 def test_more_than_the_allowed_loss_is_refused_after_layers_were_left_in_fp32(
     model: Any, data: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(DataError, match=r"8 bits lose .* points of mean IU .* more than the 0 allowed"):
-        fc.export(model, tmp_path / "8.onnx", int8=data, max_loss=0, say=said.append)
+        fc.export(model, tmp_path / "8.onnx", int8=data, max_loss=0, say=messages.append)
     assert not (tmp_path / "8.onnx").exists()
-    tried = [line.split(" of ")[0] for line in said if "layers in fp32" in line]
+    tried = [line.split(" of ")[0] for line in messages if "layers in fp32" in line]
     assert tried == ["0", "1", "2", "4", "8"]
 
 

@@ -44,14 +44,14 @@ def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_deepness(file: Path, tile: Any) -> Any:
     """Labels of a square uint8 tile H W C as the plugin makes them."""
     run = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    said = {k: json.loads(v) for k, v in run.get_modelmeta().custom_metadata_map.items() if k not in (ABOUT, SEAL)}
-    assert said["model_type"] == "Segmentor"
+    printed = {k: json.loads(v) for k, v in run.get_modelmeta().custom_metadata_map.items() if k not in (ABOUT, SEAL)}
+    assert printed["model_type"] == "Segmentor"
     size = run.get_inputs()[0].shape[-1]
     assert (tile.shape[0], tile.shape[1]) == (size, size), "the plugin's tile size is the file's last side, a number"
-    mean, std = (np.float32(said[f"standardization_{k}"]) for k in ("mean", "std"))
+    mean, std = (np.float32(printed[f"standardization_{k}"]) for k in ("mean", "std"))
     x = (np.float32(tile[None] / 255.0) - mean) / std
     (found,) = run.run(None, {run.get_inputs()[0].name: x.transpose(0, 3, 1, 2)})
-    found[found < said["seg_thresh"]] = 0
+    found[found < printed["seg_thresh"]] = 0
     return found.argmax(1)[0]
 
 
@@ -101,9 +101,9 @@ def test_deepness_is_told_nothing_where_it_would_compute_something_else(change: 
 
 
 def test_means_and_spreads_are_told_on_the_plugins_scale() -> None:
-    said = deepness(about())
-    np.testing.assert_allclose(json.loads(said["standardization_mean"]), [0.2, 0.4, 0])
-    np.testing.assert_allclose(json.loads(said["standardization_std"]), [1 / 255, 1, 1 / 255])
+    printed = deepness(about())
+    np.testing.assert_allclose(json.loads(printed["standardization_mean"]), [0.2, 0.4, 0])
+    np.testing.assert_allclose(json.loads(printed["standardization_std"]), [1 / 255, 1, 1 / 255])
     two = deepness(about(heads={"semantic": 2, "other": 2}))
     assert json.loads(two["class_names"]) == [{"0": "a", "1": "b"}] * 2
 
@@ -167,10 +167,10 @@ def test_the_triton_config_names_what_onnxruntime_finds_in_the_file(file: Path) 
     assert printed.exit_code == 0, printed.output
     config, run = parsed(printed.stdout), ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert (config.backend, config.max_batch_size) == ("onnxruntime", BATCH)
-    for said, there in ((config.input, run.get_inputs()), (config.output, run.get_outputs())):
-        assert [(v.name, TYPES[v.data_type]) for v in said] == [(v.name, v.type) for v in there]
+    for printed, there in ((config.input, run.get_inputs()), (config.output, run.get_outputs())):
+        assert [(v.name, TYPES[v.data_type]) for v in printed] == [(v.name, v.type) for v in there]
         sides = [[-1 if isinstance(n, str) else n for n in v.shape[1:]] for v in there]
-        assert [list(v.dims) for v in said] == sides
+        assert [list(v.dims) for v in printed] == sides
 
 
 def test_triton_is_told_every_output_of_every_head_and_its_type() -> None:
@@ -205,7 +205,7 @@ def test_usage_is_never_reported_through_openvinos_telemetry(model: Any, tmp_pat
     ours = "import fullyconv as fc; fc.export('model', 'm.xml', 'openvino')"
     again = "from fullyconv.exporting import verify_export; verify_export('m.xml', 'model')"
 
-    def said(code: str) -> str:
+    def printed(code: str) -> str:
         path = os.pathsep.join([str(tmp_path), str(Path(fc.__file__).parents[1]), *sys.path])
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True,
@@ -213,5 +213,5 @@ def test_usage_is_never_reported_through_openvinos_telemetry(model: Any, tmp_pat
         )  # fmt: skip
         return done.stdout
 
-    assert "telemetry" not in said(f"{ours}; {again}")
-    assert "telemetry sends" in said("import openvino")  # which is what is not done
+    assert "telemetry" not in printed(f"{ours}; {again}")
+    assert "telemetry sends" in printed("import openvino")  # which is what is not done

@@ -77,7 +77,7 @@ def test_a_page_of_the_users_own_is_not_replaced(model: Any, stand_in: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "said"),
+    ("name", "how", "message"),
     [
         ("fcn32s-mobilenet_v2-rgbd", {"input": "float"}, "red, green and blue"),
         ("fcn32s-mobilenet_v2-bands4", {}, "red, green and blue"),
@@ -86,9 +86,9 @@ def test_a_page_of_the_users_own_is_not_replaced(model: Any, stand_in: Path, tmp
     ],
 )
 def test_what_a_browser_cannot_feed_or_show_is_refused(
-    name: str, how: dict[str, str], said: str, stand_in: Path, tmp_path: Path
+    name: str, how: dict[str, str], message: str, stand_in: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         fc.export(trained(name, classes=3), tmp_path / "out", "web", onnxruntime_web=stand_in, **how)
     assert not (tmp_path / "out").exists()
 
@@ -145,15 +145,15 @@ def test_npm_fetches_the_pinned_version_without_its_scripts(
 
 
 def test_the_page_names_no_other_host_and_its_policy_lets_none_in() -> None:
-    said = "\n".join(web.page_file(name).decode() for name in web.PAGE)
-    assert set(re.findall(r"https?://[\w.:/]+", said)) <= {"http://localhost:8000", "http://www.w3.org/2000/svg"}
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', said)
+    page_text = "\n".join(web.page_file(name).decode() for name in web.PAGE)
+    assert set(re.findall(r"https?://[\w.:/]+", page_text)) <= {"http://localhost:8000", "http://www.w3.org/2000/svg"}
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page_text)
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
     assert rules["default-src"] == "'none'"
     assert rules["connect-src"] == "'self'"
     assert rules["script-src"] == "'self' 'wasm-unsafe-eval'"
-    assert "innerHTML" not in said
+    assert "innerHTML" not in page_text
 
 
 @pytest.mark.parametrize("classes", [2, 21, 300])
@@ -188,7 +188,7 @@ class Open(http.server.BaseHTTPRequestHandler):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *said: Any) -> None: ...
+    def log_message(self, *page_text: Any) -> None: ...
 
 
 @pytest.mark.slow
@@ -215,14 +215,14 @@ def test_in_chromium_labels_are_the_runtimes_whole_and_in_tiles(model: Any, tmp_
             fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
             flags = ["--no-sandbox", "--disable-gpu", *fake]
             browser = p.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-            said: list[str] = []
+            messages: list[str] = []
             asked: list[str] = []
 
             def opened() -> Any:
                 page = browser.new_page(viewport={"width": 390, "height": 844})
                 page.set_default_timeout(120_000)
-                page.on("console", lambda m: said.append(m.text))
-                page.on("pageerror", lambda e: said.append(str(e)))
+                page.on("console", lambda m: messages.append(m.text))
+                page.on("pageerror", lambda e: messages.append(str(e)))
                 page.on("request", lambda r: asked.append(r.url))
                 page.goto(home)
                 page.wait_for_selector("#file:enabled", state="attached")
@@ -266,7 +266,7 @@ def test_in_chromium_labels_are_the_runtimes_whole_and_in_tiles(model: Any, tmp_
             (out / "model.json").write_text(json.dumps(told | {"largest": 5000, "core": None}))
             found = labels(opened(), "a.png", "needs the whole of an image")
             assert found.size[0] * found.size[1] <= 5000
-            assert not said
+            assert not messages
             assert all(url.startswith((home, f"blob:{home}", "data:")) for url in asked), asked
 
             (out / "model.json").write_text(json.dumps(told | {"sha256": "0" * 64}))

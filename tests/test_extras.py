@@ -46,20 +46,20 @@ def without_torch(*lines: str) -> tuple[list[int], str]:
 def test_every_command_that_needs_torch_says_what_to_install_and_shows_no_traceback(place: Path) -> None:
     (place / "sc").mkdir()
     (place / "sc" / "a.png").write_bytes(b"")
-    codes, said = without_torch(*NEED_TORCH)
-    assert codes == [2] * len(NEED_TORCH), said
+    codes, printed = without_torch(*NEED_TORCH)
+    assert codes == [2] * len(NEED_TORCH), printed
     told = "needs the package 'torch': install it with  pip install 'fullyconv[torch]'."
-    assert said.count(told) == len(NEED_TORCH)
-    assert "Traceback" not in said
+    assert printed.count(told) == len(NEED_TORCH)
+    assert "Traceback" not in printed
 
 
 def test_data_can_be_made_checked_and_converted_without_torch(place: Path) -> None:
-    codes, said = without_torch(
+    codes, output = without_torch(
         "data scenes -o sc --train 2 --val 1 --height 32 --width 32 --seed 1", "check sc --quiet",
         "data convert sc -o plain --quiet", "hha sc/val/depth --camera sc/camera.json -o hha",
         "train --print-config",
     )  # fmt: skip
-    assert codes == [0] * 5, said
+    assert codes == [0] * 5, output
 
 
 def test_a_public_name_says_what_to_install() -> None:

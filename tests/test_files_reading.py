@@ -240,9 +240,9 @@ def test_nothing_hangs_and_every_odd_file_is_named(tmp_path: Path) -> None:
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(asked), done.stderr[-2000:]
-    for (what, _, odd, kind), said in zip(asked, answers, strict=True):
+    for (what, _, odd, kind), answer in zip(asked, answers, strict=True):
         unread = what == "check" and odd.suffix in (".csv", ".json")  # lies beside images/ and labels/
         unread |= kind in ("folder", "no text", "itself")
-        assert said.startswith("ours: ") or (said == "nothing" and unread), (what, odd, said)
-        if said.startswith("ours: "):
-            assert odd.name in said, (kind, said)
+        assert answer.startswith("ours: ") or (answer == "nothing" and unread), (what, odd, answer)
+        if answer.startswith("ours: "):
+            assert odd.name in answer, (kind, answer)

@@ -46,10 +46,10 @@ BARELY = counted([[895, 5, 0], [45, 15, 0], [38, 2, 0]])
 def test_the_floor_is_what_a_constant_answer_scores(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.choice(4, 500, p=[0.1, 0.2, 0.6, 0.1])
-    said = metrics.confusion(labels, rng.integers(0, 4, 500), 4)
+    counts = metrics.confusion(labels, rng.integers(0, 4, 500), 4)
     constant = metrics.confusion(labels, np.full(500, np.bincount(labels).argmax()), 4)
-    np.testing.assert_array_equal(metrics.constant_answer(said), constant)
-    floor = floor_of(said, Taxonomy.numbered(4))
+    np.testing.assert_array_equal(metrics.constant_answer(counts), constant)
+    floor = floor_of(counts, Taxonomy.numbered(4))
     assert floor.name == "class 2"
     assert floor.mean_iu == metrics.mean_iu(constant)
     assert floor.pixel_accuracy == metrics.pixel_accuracy(constant)
@@ -88,12 +88,12 @@ def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any)
     black = np.zeros((16, 20, 3), np.uint8)
     train, val = (replace(d, read_input=lambda _record, _modality: black) for d in (images(), images(3)))
     out = fit(small(epochs=1), tmp_path / "run", train=train, val=val, quiet=False)
-    said = capsys.readouterr().err
-    assert "(best, no better than the floor), pixel accuracy" in said
-    assert "; floor (always a) 0." in said
-    assert "This run has learned nothing yet" in said
+    output = capsys.readouterr().err
+    assert "(best, no better than the floor), pixel accuracy" in output
+    assert "; floor (always a) 0." in output
+    assert "This run has learned nothing yet" in output
     for remedy in ("--set steps=2000", "--init-from RUN", "--set lr=", "class_weights=median-frequency", "check"):
-        assert remedy in said
+        assert remedy in output
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     floors = [r["floor"] for r in rows if r["kind"] == "measurement"]
     assert floors
@@ -102,9 +102,9 @@ def test_a_run_at_the_floor_says_so_and_what_to_try(tmp_path: Path, capsys: Any)
 
 def test_a_run_above_the_floor_is_not_told_to_try_anything(tmp_path: Path, capsys: Any) -> None:
     fit(small(epochs=25, lr=0.03), tmp_path / "run", train=images(8), quiet=False)
-    said = capsys.readouterr().err
-    assert "; floor (always a) 0." in said
-    assert "learned nothing" not in said
+    output = capsys.readouterr().err
+    assert "; floor (always a) 0." in output
+    assert "learned nothing" not in output
 
 
 def _ignored(dataset: Dataset) -> Dataset:
@@ -164,6 +164,6 @@ def test_a_run_that_was_too_short_or_went_past_its_best_says_so(scores: list[flo
     from types import SimpleNamespace
 
     state = SimpleNamespace(best=max(scores), best_step=5, step=9, worse=int(scores[-1] < max(scores)))
-    said = advice.how_it_ended(SimpleNamespace(scores=scores, state=state))  # type: ignore[arg-type]
-    assert words in said
-    assert bool(said) == bool(words)
+    advised = advice.how_it_ended(SimpleNamespace(scores=scores, state=state))  # type: ignore[arg-type]
+    assert words in advised
+    assert bool(advised) == bool(words)

@@ -217,10 +217,10 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path) -> None:
         (tmp_path / "images" / name).write_bytes(b"x")
     (tmp_path / "images" / "__MACOSX").mkdir()
     (tmp_path / "images" / "__MACOSX" / "z.png").write_bytes(b"x")
-    said = notes(tmp_path)
-    assert "left out in images/: " in said
+    text = notes(tmp_path)
+    assert "left out in images/: " in text
     for words in ("2 hidden (", "2 of the system (", "1 .docx (notes.docx)"):
-        assert words in said
+        assert words in text
     left = LeftOut()
     assert len(list_files(tmp_path / "images", left=left)) == 1
     assert sum(left.values()) == 4

@@ -167,9 +167,9 @@ def test_a_fold_is_chosen_by_its_name_or_number(name: str, tmp_path: Path) -> No
 
 
 def test_folds_that_nobody_chose_are_said_and_what_is_advised_works(tmp_path: Path) -> None:
-    said = notes(folds(tmp_path))
-    assert "those of 3 folds (fold0, fold1, fold2)" in said
-    advised = next(word for word in said.split() if word.startswith("folder,fold="))
+    text = notes(folds(tmp_path))
+    assert "those of 3 folds (fold0, fold1, fold2)" in text
+    advised = next(word for word in text.split() if word.startswith("folder,fold="))
     assert len(open_dataset(advised, "val")) == 2
     with pytest.raises(UnknownName, match="fold0"):
         open_dataset(f"folder,fold=9:{tmp_path}")
@@ -188,9 +188,9 @@ def test_texts_that_are_not_read_are_named_and_one_that_could_be_the_table_is_to
     put(tmp_path / "images", tmp_path / "labels")
     (tmp_path / "meta.json").write_text('{"0": "ground", "1": "disc", "2": "box", "3": "stripe"}')
     (tmp_path / "camera.yaml").write_text("focal: 3\n")
-    said = notes(tmp_path)
-    assert "files that are not read: 2 (camera.yaml, meta.json)" in said
-    assert "meta.json could be a table of classes: call it classes.json" in said
+    text = notes(tmp_path)
+    assert "files that are not read: 2 (camera.yaml, meta.json)" in text
+    assert "meta.json could be a table of classes: call it classes.json" in text
     (tmp_path / "meta.json").rename(tmp_path / "classes.json")
     assert open_dataset(tmp_path).taxonomy.names[1] == "disc"
 

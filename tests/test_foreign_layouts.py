@@ -75,9 +75,9 @@ def test_nnunets_folds_channels_and_ignored_label(tmp_path: Path) -> None:
     expected = np.where(TRUTH[0][1] == 3, 255, TRUTH[0][1])
     np.testing.assert_array_equal(dataset[0].labels["semantic"], expected)
     assert [r.name for r in open_dataset(root, "val").records] == ["case_2"]
-    said = "\n".join(dataset.notes)
+    notes = "\n".join(dataset.notes)
     for words in ("first of 2 folds", "1 cases are in no list", "1 files of imagesTr/ are no channel"):
-        assert words in said
+        assert words in notes
 
 
 @pytest.mark.parametrize("labels", [{}, {"a": [1, 2]}, {"a": 1, "b": 1}, {"a": "9" * 5000}])
@@ -129,9 +129,9 @@ def test_what_yolo_has_and_is_no_outline_is_counted(tmp_path: Path) -> None:
     (tmp_path / "labels" / "train" / "p1.txt").unlink()
     write(tmp_path / "labels" / "train" / "q.txt", "0 .1 .1 .2 .2 .3 .4\n")
     dataset = open_dataset(f"yolo:{tmp_path}")
-    said = "\n".join(dataset.notes)
+    notes = "\n".join(dataset.notes)
     for words in ("1 boxes", "1 outlines of fewer than three points", "2 images have no outline", "1 texts have no"):
-        assert words in said
+        assert words in notes
     assert not dataset[1].labels["semantic"].any()
 
 

@@ -40,9 +40,9 @@ def test_hectares_are_those_of_the_labelled_pixels_that_lie_on_a_map(data: Path)
     (areas,) = told["hectares"].values()
     assert areas["truth"] == [5.94, 5.94, 0]  # 594 pixels of 100 square metres
     assert sum(areas["prediction"]) == pytest.approx(2 * 5.94)
-    said = table(result)
-    assert "A pixel is 10 m of ground (2 of the images lie on a map)." in said
-    assert "5.94" in said
+    page = table(result)
+    assert "A pixel is 10 m of ground (2 of the images lie on a map)." in page
+    assert "5.94" in page
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -52,9 +52,11 @@ def test_the_report_shows_the_areas_that_the_result_says(data: Path, tmp_path: P
     page = render(kept)
     assert "A pixel is 10 m of ground; 2 of the 3 images lie on a map." in page
     areas = result.about["ground"]["hectares"]["semantic"]
-    for truth, said in zip(areas["truth"], areas["prediction"], strict=True):
+    for truth, predicted in zip(areas["truth"], areas["prediction"], strict=True):
         if truth:
-            assert f"<td>{truth:,.4g}</td><td>{said:,.4g}</td><td>{100 * (said / truth - 1):+.1f} %</td>" in page
+            assert (
+                f"<td>{truth:,.4g}</td><td>{predicted:,.4g}</td><td>{100 * (predicted / truth - 1):+.1f} %</td>" in page
+            )
 
 
 def test_images_without_a_place_say_nothing_of_ground(data: Path) -> None:

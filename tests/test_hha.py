@@ -132,7 +132,7 @@ def test_frames_smaller_than_a_window_and_without_any_depth_are_encoded(shape: t
 
 
 @pytest.mark.parametrize(
-    ("depth", "camera", "raw", "said"),
+    ("depth", "camera", "raw", "message"),
     [
         (np.zeros((2, 3, 1)), CAMERA, None, "shape"),
         (np.full((4, 4), -1.0), CAMERA, None, "negative in 16"),
@@ -142,9 +142,9 @@ def test_frames_smaller_than_a_window_and_without_any_depth_are_encoded(shape: t
     ],
 )
 def test_what_cannot_be_encoded_is_refused_with_its_reason(
-    depth: np.ndarray, camera: dict[str, float], raw: np.ndarray | None, said: str
+    depth: np.ndarray, camera: dict[str, float], raw: np.ndarray | None, message: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         hha.encode(depth, camera, raw)
 
 
@@ -169,10 +169,10 @@ def test_cameras_by_name_and_from_files(tmp_path: Path) -> None:
 
 def command(*arguments: object) -> SimpleNamespace:
     """`fullyconv hha` in this process: what it said, and its exit code."""
-    out, said = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
+    out, output = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(output), pytest.raises(SystemExit) as end:
         main(["hha", *map(str, arguments)])
-    return SimpleNamespace(returncode=int(end.value.code or 0), stdout=out.getvalue(), stderr=said.getvalue())
+    return SimpleNamespace(returncode=int(end.value.code or 0), stdout=out.getvalue(), stderr=output.getvalue())
 
 
 def test_the_command_writes_what_encode_returns_for_files_and_folders(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
     scene = scenes.write_scenes(tmp_path / "scenes", train=1, val=1, size=(24, 32), seed=1)
     (scene / "nothing").mkdir()
     train, val, camera = (scene / p for p in ("train/depth/00000.png", "val/depth/00000.png", "camera.json"))
-    for arguments, code, said in (
+    for arguments, code, output in (
         ((train, val, "--camera", camera, "-o", tmp_path / "o"), 2, "would share an HHA image"),
         ((tmp_path / "absent.png", "--camera", camera, "-o", tmp_path / "o"), 66, "does not exist"),
         ((train, "--camera", camera, "-o", train.parent), 2, "overwritten"),
@@ -207,7 +207,7 @@ def test_the_command_refuses_what_it_cannot_do_and_says_why(tmp_path: Path) -> N
         ((scene / "nothing", "--camera", camera, "-o", tmp_path / "o"), 66, "holds no images (.png, .tif, .tiff)"),
     ):
         done = command(*arguments)
-        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert (done.returncode, output in done.stderr) == (code, True), done.stderr
 
 
 def test_the_command_doubts_a_unit_that_makes_rooms_of_millimetres(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def change(run: Path, file: str, *way: Any, value: Any) -> None:
 
 def outcomes(run: Path, count: int, seed: int) -> Counter[str]:
     """How `count` changed models end in four uses; any other error than ours fails the test."""
-    rng, found, said = np.random.default_rng(seed), Counter[str](), [""]
+    rng, found, messages = np.random.default_rng(seed), Counter[str](), [""]
     model, image = (run / "last").resolve(), np.zeros((16, 20, 3), np.uint8)
     shutil.rmtree(run.parent / "whole", ignore_errors=True)
     shutil.copytree(run, run.parent / "whole", symlinks=True)
@@ -88,11 +88,11 @@ def outcomes(run: Path, count: int, seed: int) -> Counter[str]:
                 found[f"{what} done"] += 1
             except FullyconvError as error:
                 found[f"{what} refused"] += 1
-                said.append(str(error))
+                messages.append(str(error))
             except Exception as error:
                 raise AssertionError(f"{what} of change {number} of seed {seed} in {file}: {error!r}") from error
             shutil.rmtree(run.parent / "new", ignore_errors=True)
-    assert max(map(len, said)) < 3000
+    assert max(map(len, messages)) < 3000
     shutil.rmtree(run)
     shutil.copytree(run.parent / "whole", run, symlinks=True)
     return found
@@ -247,8 +247,10 @@ def test_more_classes_than_can_be_counted_are_refused_before_anything_is_learned
 
 def test_a_step_or_crop_larger_than_the_data_is_said(tmp_path: Path, capsys: Any) -> None:
     fit(small(steps=1, batch_size=10**12, crop=(10**9, 10**9)), tmp_path / "run")
-    said = capsys.readouterr().err
-    assert "batch_size 1000000000000 is more than all images: a step learns all 7" in said
-    assert "crop 1000000000x1000000000 is larger than any image (up to 16x20) can be scaled to: 20x25 is taken" in said
+    output = capsys.readouterr().err
+    assert "batch_size 1000000000000 is more than all images: a step learns all 7" in output
+    assert (
+        "crop 1000000000x1000000000 is larger than any image (up to 16x20) can be scaled to: 20x25 is taken" in output
+    )
     fit(small(steps=1), tmp_path / "usual")
     assert "larger than" not in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_strokes_become_a_folder_that_train_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("fcn32s-squeezenet1_0", "has no stride 32; it has 16s"),
         ("fcn8s-vgg16-depth", "takes a network of colour images"),
@@ -158,12 +158,12 @@ def test_strokes_become_a_folder_that_train_reads(tmp_path: Path) -> None:
     ],
 )
 def test_a_network_that_cannot_be_made_is_refused_before_the_page_opens(
-    name: str, said: str, tmp_path: Path, capsys: Any
+    name: str, message: str, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         main(["label", name, str(photos(tmp_path / "photos", 1)), "-o", str(out), "--classes", "a,b"])
-    assert (stop.value.code, said in capsys.readouterr().err) == (2, True)
+    assert (stop.value.code, message in capsys.readouterr().err) == (2, True)
     assert not out.exists()
 
 
@@ -175,18 +175,18 @@ def test_a_proposal_counts_when_it_is_accepted_and_provenance_says_so(tmp_path: 
     assert (held.labels(0) == 2).sum() == 0
     held.edit(edit("accept", spent=2))
     held.write(0)
-    said = json.loads((tmp_path / "out/provenance/p0.json").read_text())
+    record = json.loads((tmp_path / "out/provenance/p0.json").read_text())
     painted = int((held.labels(0) == 1).sum())
-    assert said["pixels"] == {"painted": painted, "accepted": 2400 - painted, "existing": 0, "unlabelled": 0}
-    assert (said["model"], said["seconds"], said["state"], said["edits"]) == ("a" * 64, 6.5, "done", 2)
+    assert record["pixels"] == {"painted": painted, "accepted": 2400 - painted, "existing": 0, "unlabelled": 0}
+    assert (record["model"], record["seconds"], record["state"], record["edits"]) == ("a" * 64, 6.5, "done", 2)
     layers.proposal = Proposal(held.codes.encode(np.full((40, 60), 0)), "b" * 64)  # learned since
     assert (held.labels(0) == 2).sum() == 2400 - painted, "what was accepted stays"
     held.edit(edit("undo"))
     assert held.state(0) == "begun"
     assert set(np.unique(held.labels(0))) == {1, 255}
     held.write(0)
-    said = json.loads((tmp_path / "out/provenance/p0.json").read_text())
-    assert [v["edits"] for v in said["versions"]] == [2]
+    record = json.loads((tmp_path / "out/provenance/p0.json").read_text())
+    assert [v["edits"] for v in record["versions"]] == [2]
     held.close()
     again = project(tmp_path)
     assert again.state(0) == "begun"
@@ -226,8 +226,8 @@ def test_existing_labels_are_opened_and_the_originals_stay(tmp_path: Path) -> No
     held.write(0)
     labels = np.asarray(Image.open(tmp_path / "out/labels/p0.png"))
     assert set(np.unique(labels)) == {0, 1}, "matched by name: their 1 is ground, our 0"
-    said = json.loads((tmp_path / "out/provenance/p0.json").read_text())
-    assert said["pixels"]["existing"] == int((labels == 0).sum())
+    record = json.loads((tmp_path / "out/provenance/p0.json").read_text())
+    assert record["pixels"]["existing"] == int((labels == 0).sum())
     assert (folder / "labels/p0.png").read_bytes() == before
     held.close()
 
@@ -287,19 +287,19 @@ for n in range(10_000):
 def test_a_process_killed_at_any_time_loses_no_acknowledged_stroke(tmp_path: Path) -> None:
     photos(tmp_path / "photos")
     code = KILLED.format(tests=str(Path(__file__).parent), place=str(tmp_path))
-    said = 0
+    answer = 0
     for after in (1, 7, 20):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(after):
             child.stdout.readline()
         child.send_signal(signal.SIGKILL)
-        said += after + len(child.stdout.read().splitlines())
+        answer += after + len(child.stdout.read().splitlines())
         child.wait()
         child.stdout.close()
         held = project(tmp_path)
-        assert held.edits(0) >= said
-        said = held.edits(0)
+        assert held.edits(0) >= answer
+        answer = held.edits(0)
         held.close()
 
 

@@ -156,15 +156,15 @@ def test_thirty_strokes_by_mouse_and_keyboard_are_a_label_map_of_exactly_those_p
             made[kind] += 1
         tab.saved()
         edits = 30 + made["redo"]
-        said = served.written("p0", edits)
+        answer = served.written("p0", edits)
         wanted = np.where(drawn.now < 0, 255, drawn.now)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/labels/p0.png")), wanted)
-        assert said["pixels"]["painted"] == int((drawn.now >= 0).sum()) > 3000
-        assert said["seconds"] > 0
+        assert answer["pixels"]["painted"] == int((drawn.now >= 0).sum()) > 3000
+        assert answer["seconds"] > 0
         assert min(made.values()) >= 3, made
         shown = tab.js("[...labelling.tiles.get(0, 0, 0, false).painted]")
         np.testing.assert_array_equal(np.reshape(shown, (150, 200)), drawn.now + 1)
-        assert not tab.said
+        assert not tab.heard
         assert all(url.startswith((served.address.partition("#")[0], "blob:", "data:")) for url in tab.asked)
         page.close()
 
@@ -255,11 +255,11 @@ def test_learning_changes_the_proposals_on_the_open_page(browser: Any, tmp_path:
         painted = np.reshape(tab.js("[...labelling.tiles.get(0, 0, 0, false).painted]"), (150, 200))
         assert not painted.any()
         page.keyboard.press("Enter")
-        said = served.written(name, 1)
-        assert said["pixels"] == {"painted": 0, "accepted": 30_000, "existing": 0, "unlabelled": 0}
-        assert len(said["model"]) == 64
+        answer = served.written(name, 1)
+        assert answer["pixels"] == {"painted": 0, "accepted": 30_000, "existing": 0, "unlabelled": 0}
+        assert len(answer["model"]) == 64
         assert (np.asarray(Image.open(tmp_path / f"out/labels/{name}.png")) == base).all()
-        assert not tab.said
+        assert not tab.heard
         page.close()
 
 
@@ -288,7 +288,7 @@ def test_a_whole_training_runs_in_the_background_and_its_network_takes_over(brow
         (run,) = (tmp_path / "runs").iterdir()
         assert (run / "best" / "model.safetensors").is_file()
         tab.until(f"document.querySelector('#model').textContent.startsWith('Proposals by {run.name} ')")
-        assert not tab.said
+        assert not tab.heard
         page.close()
 
 
@@ -328,8 +328,8 @@ def test_two_tabs_see_each_other_and_a_killed_server_loses_nothing(browser: Any,
             two.until("labelling.tiles.get(0, 0, 0, false)?.painted?.includes(3)")
             after = np.array(one.js(painted))
             assert (after[after != 3] == np.array(before)[after != 3]).all()
-            said = again.written("p0", 4)
-            assert said["pixels"]["painted"] == int((after > 0).sum())
+            answer = again.written("p0", 4)
+            assert answer["pixels"]["painted"] == int((after > 0).sum())
         one.page.close()
         two.page.close()
 
@@ -366,8 +366,8 @@ def test_an_image_of_a_hundred_megapixels_is_drawn_on_without_waiting(browser: A
         assert gaps[len(gaps) // 2] < 500, "half of the frames"
         assert tab.js("labelling.tiles.kept.size") <= 200
         page.close()
-        said = served.end()
-    assert "Traceback" not in said, said
+        output = served.end()
+    assert "Traceback" not in output, output
     labels = read_label(tmp_path / "out/labels/large.png", max_pixels=120_000_000)
     assert labels.shape == (10_000, 10_000)
     assert set(np.unique(labels)) <= {0, 1, 2, 255}
@@ -393,5 +393,5 @@ def test_the_page_has_no_violation_that_axe_finds_and_nothing_overflows(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             right = "Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
             assert page.evaluate(right) <= width + 1
-            assert not tab.said
+            assert not tab.heard
             page.close()

@@ -49,17 +49,17 @@ class Page:
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": own,
             "query_string": query.encode(), "root_path": "", "scheme": "http", "http_version": "1.1",
         }  # fmt: skip
-        said: list[Any] = []
+        messages: list[Any] = []
 
         async def receive() -> Any:
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Any) -> None:
-            said.append(message)
+            messages.append(message)
 
         await self.app(scope, receive, send)
-        content = b"".join(m.get("body", b"") for m in said[1:])
-        return said[0]["status"], dict(said[0]["headers"]), content
+        content = b"".join(m.get("body", b"") for m in messages[1:])
+        return messages[0]["status"], dict(messages[0]["headers"]), content
 
     async def events(self, after: int) -> Any:
         return await self.get("events", after=after, session=self.labelling.session)
@@ -185,8 +185,8 @@ def test_a_damaged_image_is_said_and_the_others_go_on(page: Page, tmp_path: Path
 
 def test_a_stroke_is_in_the_journal_when_it_is_answered(page: Page) -> None:
     async def work() -> None:
-        status, said = await page.edit("brush", **STROKE)
-        assert (status, said["state"], said["undo"]) == (200, "begun", True)
+        status, answer = await page.edit("brush", **STROKE)
+        assert (status, answer["state"], answer["undo"]) == (200, "begun", True)
         assert page.held.journal.path.read_bytes().count(b"\n") == 1
 
     run(work)
@@ -222,9 +222,9 @@ def test_a_full_disk_is_said_and_the_stroke_is_not_shown_as_kept(page: Page, mon
     async def work() -> None:
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            status, said = await page.edit("brush", id="ab" * 8, **STROKE)
+            status, answer = await page.edit("brush", id="ab" * 8, **STROKE)
         assert status == 507
-        assert "No space left" in said["detail"]
+        assert "No space left" in answer["detail"]
         assert not page.held.layers(0).canvas.painted.any()
         assert (await page.edit("brush", id="ab" * 8, **STROKE))[0] == 200
         assert page.held.edits(0) == 1
@@ -238,10 +238,10 @@ def test_two_pages_see_each_others_strokes_and_the_later_one_lies_on_top(page: P
         await asyncio.sleep(0.01)
         assert not one.done()
         await page.edit("brush", id="aa" * 8, **STROKE)
-        said = await one
-        assert [e["id"] for e in said["events"]] == ["aa" * 8]
+        answer = await one
+        assert [e["id"] for e in answer["events"]] == ["aa" * 8]
         await page.edit("brush", id="bb" * 8, **{**STROKE, "paint": 2})
-        more = await page.events(said["now"])
+        more = await page.events(answer["now"])
         assert [e["id"] for e in more["events"]] == ["bb" * 8]
         assert set(np.unique(page.held.labels(0))) == {2, 255}
         await page.edit("undo")
@@ -256,8 +256,8 @@ def test_a_page_that_knows_another_server_is_told_to_begin_anew(page: Page) -> N
         assert (await page.events(0))["lost"] is False
         for after in (0, 1, 2):  # behind this one's count, level with it, before it: at once, without waiting
             other = page.get("events", after=after, session=(page.labelling.session + 1) % 10**9)
-            said = await asyncio.wait_for(other, 2)
-            assert (said["lost"], said["events"], said["session"]) == (True, [], page.labelling.session)
+            answer = await asyncio.wait_for(other, 2)
+            assert (answer["lost"], answer["events"], answer["session"]) == (True, [], page.labelling.session)
         page.labelling.events.clear()
         for n in range(3000):
             page.labelling.tell({"kind": "x", "n": n})

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from training_tools import course, fit, small
+from training_tools import fit, run_context, small
 
 from fullyconv.errors import MissingExtra, UsageError
 from fullyconv.recipes import Recipe, read_recipe
@@ -244,7 +244,7 @@ def test_the_key_names_the_loggers_there_are_and_the_former_one_counts() -> None
 
 def test_other_processes_of_a_run_start_no_logger(tmp_path: Path, wandb: Wandb) -> None:
     with ExitStack() as stack:
-        c = course(small(loggers=["wandb"]), tmp_path / "run", stack)
+        c = run_context(small(loggers=["wandb"]), tmp_path / "run", stack)
         assert c.loggers is not None
         c.loggers, c.run = None, None
         c.write({"kind": "step", "step": 1, "loss": 0.5})

@@ -88,11 +88,11 @@ def test_of_very_many_images_an_even_part_is_counted() -> None:
 def test_doubt_along_borders_does_not_count() -> None:
     labels = np.zeros((40, 40), np.uint8)
     labels[:, 20:] = 1
-    sure = np.ones((40, 40), np.float32)
-    sure[:, 17:23] = 0.3
-    assert uncertain_share(labels, sure) == 0
-    sure[:10, :5] = 0
-    assert uncertain_share(labels, sure) == pytest.approx(50 / (40 * 32))
+    confidence = np.ones((40, 40), np.float32)
+    confidence[:, 17:23] = 0.3
+    assert uncertain_share(labels, confidence) == 0
+    confidence[:10, :5] = 0
+    assert uncertain_share(labels, confidence) == pytest.approx(50 / (40 * 32))
     tiny = np.arange(16, dtype=np.uint8).reshape(4, 4)  # borders everywhere
     assert uncertain_share(tiny, np.full((4, 4), 0.25, np.float32)) == pytest.approx(0.75)
 
@@ -119,10 +119,10 @@ def network() -> Any:
 def test_features_that_were_kept_score_as_the_whole_network_does(network: Any) -> None:
     image = np.random.default_rng(1).integers(0, 255, (40, 56, 3)).astype(np.uint8)
     seen = features.look(network, image)
-    labels, sure, coarse = features.read_out(network, seen.features, seen.size, "semantic")
+    labels, confidence, coarse = features.read_out(network, seen.features, seen.size, "semantic")
     wanted, probability = Predictor(network).confident_labels(image)["semantic"]
     assert (labels == wanted).mean() > 0.999  # folded batch norm rounds otherwise
-    assert np.abs(sure - probability).max() < 1e-3
+    assert np.abs(confidence - probability).max() < 1e-3
     store = features.FeatureStore()
     index = store.add(seen)
     for key, taps in store[index].items():
@@ -191,12 +191,12 @@ def test_the_command_lists_images_and_writes_a_page_with_reasons(network: Any, t
     with pytest.raises(SystemExit) as left:
         main(main_)
     assert not left.value.code
-    said = capsys.readouterr()
-    listed = said.out.split("\n")[:-1]
+    output = capsys.readouterr()
+    listed = output.out.split("\n")[:-1]
     assert len(listed) == len(set(listed)) == 3
     assert set(listed) <= set(map(str, files))
     assert len({int(Path(f).name[1]) % 3 for f in listed}) == 3, "three kinds of images, one of each"
-    assert "bad.png" in said.err
+    assert "bad.png" in output.err
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg") == 3
     assert "&lt;b&gt;" in page

@@ -86,9 +86,9 @@ def test_dice_is_the_formula_of_its_name() -> None:
 
 def test_lovasz_of_sure_scores_is_one_less_the_mean_iu() -> None:
     truth = torch.randint(0, 3, (1, 12, 12), generator=torch.Generator().manual_seed(0))
-    said = torch.randint(0, 3, (1, 12, 12), generator=torch.Generator().manual_seed(1))
-    scores = F.one_hot(said, 3).permute(0, 3, 1, 2).double() * 200
-    iu = [float(((said == k) & (truth == k)).sum() / ((said == k) | (truth == k)).sum()) for k in range(3)]
+    predicted = torch.randint(0, 3, (1, 12, 12), generator=torch.Generator().manual_seed(1))
+    scores = F.one_hot(predicted, 3).permute(0, 3, 1, 2).double() * 200
+    iu = [float(((predicted == k) & (truth == k)).sum() / ((predicted == k) | (truth == k)).sum()) for k in range(3)]
     assert float(ops.upsample_lovasz(scores, truth, 1, 0)) == pytest.approx(1 - sum(iu) / 3)
 
 
@@ -108,8 +108,8 @@ def test_beta_makes_missed_pixels_dearer_than_false_ones() -> None:
     few[:, 3:5], many[:, 5:7] = 0, 1
     only = torch.tensor([0.0, 1.0])
 
-    def loss(said: Any, beta: float) -> float:
-        scores = F.one_hot(said, 2).permute(0, 3, 1, 2).double() * 200
+    def loss(predicted: Any, beta: float) -> float:
+        scores = F.one_hot(predicted, 2).permute(0, 3, 1, 2).double() * 200
         return float(ops.upsample_tversky(scores, labels, 1, 0, alpha=1 - beta, beta=beta, weight=only))
 
     assert loss(few, 0.9) > loss(many, 0.9)

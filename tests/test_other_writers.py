@@ -91,16 +91,16 @@ def test_tables_of_other_tools_and_machines_give_the_same_classes(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("0 1 background\n1 2 disc\n", "2 numbers before the name"),
         ("0 0 0 0 1 1 background\n1 9 9 9 1 1 disc\n", "6 numbers before the name"),
         ("b\0a\0c\0k\0", "zero bytes, as UTF-16"),
     ],
 )
-def test_numbers_nobody_knows_and_texts_of_another_coding_are_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_numbers_nobody_knows_and_texts_of_another_coding_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         class_table(tmp_path / "classes.txt")
 
 
@@ -475,6 +475,6 @@ def test_yolos_outlines_in_pixels_are_refused_and_what_is_advised_works(tmp_path
 def test_label_studios_single_tasks_are_named_with_what_to_do(value: Any, tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "1.json").write_text(json.dumps(value[0] if isinstance(value, list) else value))
-    said = kinds(tmp_path)["no-labels"]
-    assert "Label Studio" in said
-    assert "labelstudio:PATH" in said
+    message = kinds(tmp_path)["no-labels"]
+    assert "Label Studio" in message
+    assert "labelstudio:PATH" in message

@@ -439,8 +439,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr("fullyconv.cli.evaluate.predictor", lambda *_a, **_k: ready)
         with pytest.raises(SystemExit) as stop:
             main(["predict", "model", *map(str, arguments)])
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
 
     return run
 
@@ -450,8 +450,8 @@ def test_a_model_whose_head_bears_a_path_writes_nothing(head: str, command: Any,
     png(tmp_path / "in/a.png")
     before = everything(tmp_path)
     head = head.format(root=str(tmp_path).lstrip("/"))
-    code, _, said = command(tiny("semantic", head), tmp_path / "in", "-o", tmp_path / "x/out", "--quiet")
-    assert (code, "rename it" in said) == (65, True), said
+    code, _, output = command(tiny("semantic", head), tmp_path / "in", "-o", tmp_path / "x/out", "--quiet")
+    assert (code, "rename it" in output) == (65, True), output
     assert everything(tmp_path) == before
     first = command(tiny(head, "semantic"), tmp_path / "in", "-o", tmp_path / "x/out", "--quiet")
     assert first[0] == 0, "the main head names no file"
@@ -462,8 +462,8 @@ def test_label_maps_of_two_kinds_do_not_share_a_file(command: Any, tmp_path: Pat
     png(tmp_path / "in/a.png")
     png(tmp_path / "in/confidence/a.png")
     before = everything(tmp_path)
-    code, _, said = command(tiny(), tmp_path / "in", "-o", tmp_path / "out", "--confidence", "--quiet")
-    assert (code, "Two results would be" in said) == (2, True), said
+    code, _, output = command(tiny(), tmp_path / "in", "-o", tmp_path / "out", "--confidence", "--quiet")
+    assert (code, "Two results would be" in output) == (2, True), output
     assert everything(tmp_path) == before
     assert command(tiny(), tmp_path / "in", "-o", tmp_path / "out", "--quiet")[0] == 0
 
@@ -472,15 +472,15 @@ def test_a_folder_of_ones_own_images_is_not_written_into(command: Any, tmp_path:
     png(tmp_path / "in/a.png")
     png(tmp_path / "mine/a.png", 1)
     before = everything(tmp_path)
-    code, _, said = command(tiny(), tmp_path / "in", "-o", tmp_path / "mine", "--quiet")
-    assert (code, "is not overwritten; choose another folder" in said) == (2, True), said
+    code, _, output = command(tiny(), tmp_path / "in", "-o", tmp_path / "mine", "--quiet")
+    assert (code, "is not overwritten; choose another folder" in output) == (2, True), output
     assert everything(tmp_path) == before
     for _ in range(2):  # what the sentence advises, and the same command again
         assert command(tiny(), tmp_path / "in", "-o", tmp_path / "new", "--confidence", "--quiet")[0] == 0
     png(tmp_path / "new/a.png", 2, label=True)
     before = everything(tmp_path)
-    code, _, said = command(tiny(), tmp_path / "in", "-o", tmp_path / "new", "--quiet")
-    assert (code, "not as an earlier run of fullyconv left it" in said) == (2, True), said
+    code, _, output = command(tiny(), tmp_path / "in", "-o", tmp_path / "new", "--quiet")
+    assert (code, "not as an earlier run of fullyconv left it" in output) == (2, True), output
     assert everything(tmp_path) == before
 
 
@@ -495,8 +495,8 @@ def test_images_behind_links_are_labelled_and_what_is_left_out_is_said(command: 
     for name in ("._a.png", ".hidden/c.png", "clip.gif", "notes.txt"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"x")
-    code, out, said = command(tiny(), root, "-o", tmp_path / "out")
-    assert code == 0, said
+    code, out, output = command(tiny(), root, "-o", tmp_path / "out")
+    assert code == 0, output
     assert {Path(p).relative_to(tmp_path / "out").as_posix() for p in out.split()} == {"seq1/a.png", "seq2/b.png"}
     for words in (
         "2 hidden names (._a.png)",
@@ -505,7 +505,7 @@ def test_images_behind_links_are_labelled_and_what_is_left_out_is_said(command: 
         "met before",
         "1 broken links",
     ):
-        assert words in said, (words, said)
+        assert words in output, (words, output)
     (root / "seq1/a.png").unlink()
     (other / "b.png").unlink()
     with pytest.raises(MissingInput, match=r"holds no images.*1 \.gif files \(clip\.gif\)"):
@@ -515,9 +515,9 @@ def test_images_behind_links_are_labelled_and_what_is_left_out_is_said(command: 
 def test_results_inside_the_folder_of_images_are_not_labelled_again(command: Any, tmp_path: Path) -> None:
     png(tmp_path / "a.png")
     for _ in range(2):
-        code, out, said = command(tiny(), tmp_path, "-o", tmp_path / "out")
-        assert (code, out.split()) == (0, [str(tmp_path / "out/a.png")]), said
-    assert "1 folders of results or met before (out/)" in said
+        code, out, output = command(tiny(), tmp_path, "-o", tmp_path / "out")
+        assert (code, out.split()) == (0, [str(tmp_path / "out/a.png")]), output
+    assert "1 folders of results or met before (out/)" in output
 
 
 @pytest.mark.parametrize("twins", [("a.png", "a.jpg"), ("a.png", "A.png"), ("é.png", "é.png"), ("d/a.png", "D/a.jpg")])

@@ -119,9 +119,9 @@ def test_predict_says_which_images_hold_pixels_without_data(tmp_path: Path) -> N
     reading = InputFiles(("bands",), {})
     for i in range(2):
         reading.read(tmp_path / "images" / f"{i}.tif")
-    said = invalid_note(reading.invalid)
-    assert said.startswith("1 images hold pixels without data (")
-    assert "0.tif: 32 of 192 pixels" in said
+    answer = invalid_note(reading.invalid)
+    assert answer.startswith("1 images hold pixels without data (")
+    assert "0.tif: 32 of 192 pixels" in answer
     assert invalid_note({}) == ""
 
 
@@ -167,15 +167,15 @@ def test_images_of_unlike_depth_are_one_error_in_the_same_words_whichever_comes_
 ) -> None:
     plain = {262: 1}
     one, two = tiff(bands(4, "u1"), more=plain), tiff(bands(*other), more=plain if other[0] > 3 else None)
-    said = []
+    answer = []
     for name, files in (("a", [one, one, two]), ("b", [two, one, one])):
         write(tmp_path / name, files)
         assert open_dataset(tmp_path / name).inputs == ("bands",), "read by bands whichever comes first"
         (found,) = [f for f in check(tmp_path / name, fast=True) if f.kind == "mixed-bands"]
         assert found.level == "error"
         assert len(found.files) == 2
-        said.append("".join(c for c in found.message.replace(str(tmp_path / name), "") if c not in "012.tif/"))
-    assert said[0] == said[1]
+        answer.append("".join(c for c in found.message.replace(str(tmp_path / name), "") if c not in "012.tif/"))
+    assert answer[0] == answer[1]
     odd = tmp_path / "a" / "images" / "2.tif"
     odd.unlink()  # what the remedy says
     (tmp_path / "a" / "labels" / "2.png").unlink()

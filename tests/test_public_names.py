@@ -73,8 +73,8 @@ def test_the_example_in_a_docstring_gives_what_it_says(
     monkeypatch.chdir(Path(tmp_path_factory.getbasetemp()))
     tests = doctest.DocTestFinder(recurse=False).find(getattr(fc, name), name, globs=dict(known))
     runner = doctest.DocTestRunner(verbose=False)
-    said: list[str] = []
+    messages: list[str] = []
     for test in tests:
-        runner.run(test, out=said.append)
+        runner.run(test, out=messages.append)
     assert runner.tries > 0, f"{name} has no example"
-    assert not runner.failures, "".join(said)
+    assert not runner.failures, "".join(messages)

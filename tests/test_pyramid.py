@@ -163,11 +163,11 @@ def test_it_costs_what_its_layers_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("fcn8s-pyramid-atonce-vgg16", "adds no scores up"), ("fcn8s-learned-pyramid-resnet18", "adds no scores up")],
 )
-def test_what_does_not_go_with_it_is_refused(name: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_what_does_not_go_with_it_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         fc.create(name, 3)
 
 

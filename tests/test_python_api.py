@@ -65,7 +65,7 @@ def test_numbers_that_are_no_bytes_are_bands_and_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "message"),
     [
         (5, "sequence of"),
         ((p for p in [pair(0)]), "list"),
@@ -82,8 +82,8 @@ def test_numbers_that_are_no_bytes_are_bands_and_said() -> None:
         ([(pair(0)[0], np.zeros((32, 40, 3)))], "H x W class ids"),
     ],
 )
-def test_what_is_no_pairs_of_image_and_label_is_refused_in_words(pairs: Any, said: str) -> None:
-    with pytest.raises((UsageError, DataError), match=said):
+def test_what_is_no_pairs_of_image_and_label_is_refused_in_words(pairs: Any, message: str) -> None:
+    with pytest.raises((UsageError, DataError), match=message):
         from_pairs(pairs, 3)
 
 

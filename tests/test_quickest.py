@@ -142,12 +142,12 @@ def test_a_damaged_cache_is_said_and_made_again(
             for p in other.head_parameters():
                 p.fill_(0.01)
         fc.export(other, file)
-    said: list[str] = []
-    network, found = choose_engine(model, size=SMALL, say=said.append)
+    messages: list[str] = []
+    network, found = choose_engine(model, size=SMALL, say=messages.append)
     assert found.engine == "onnxruntime"
     assert isinstance(network, ExportedNetwork)
     assert network.about["weights_sha256"] == ExportedNetwork(next(cache.glob("*.onnx"))).about["weights_sha256"]
-    assert bool(said) == (damage != "other")
+    assert bool(messages) == (damage != "other")
     monkeypatch.undo()
     assert np.array_equal(fc.Predictor(network)(image), fc.Predictor(model)(image))
 
@@ -157,9 +157,9 @@ def test_without_a_place_to_remember_it_still_works(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    said: list[str] = []
-    assert choose_engine(model, "onnxruntime", say=said.append)[1].engine == "onnxruntime"
-    assert any("not remembered" in s for s in said)
+    messages: list[str] = []
+    assert choose_engine(model, "onnxruntime", say=messages.append)[1].engine == "onnxruntime"
+    assert any("not remembered" in s for s in messages)
 
 
 def test_the_oldest_kept_files_give_way(model: Any, cache: Path) -> None:

@@ -104,9 +104,9 @@ def test_blocks_give_the_labels_confidence_and_probabilities_of_the_whole(tmp_pa
     image = ground(61, 87)
     source = save(tmp_path / "a.tif", image, None)
     found = label(source, tmp_path / "out", tile=tile, confidence=True, probabilities=True)
-    labels, sure = Predictor(Small()).confident_labels(image)["semantic"]
+    labels, confidence = Predictor(Small()).confident_labels(image)["semantic"]
     np.testing.assert_array_equal(read(found["labels"]), labels)
-    np.testing.assert_allclose(read(found["confidence"]), sure * 255, atol=0.51)
+    np.testing.assert_allclose(read(found["confidence"]), confidence * 255, atol=0.51)
     shares = torch.from_numpy(Predictor(Small()).scores(image)).softmax(0).numpy()
     np.testing.assert_allclose(np.moveaxis(read(found["probabilities"]), -1, 0), shares * 255, atol=0.51)
 
@@ -400,7 +400,7 @@ def test_polygons_fill_the_labels_exactly_and_are_the_same_from_one_block_and_fr
     shapes, fields = drawn(one["polygons"])
     others, _ = drawn(many["polygons"])
     assert [s.wkt for s in shapes] == [s.wkt for s in others]
-    labels, sure = read(one["labels"]), read(one["confidence"])
+    labels, confidence = read(one["labels"]), read(one["confidence"])
     with rasterio.open(one["labels"]) as data:
         back = rasterize(
             zip(shapes, fields["class_id"], strict=True),
@@ -412,7 +412,7 @@ def test_polygons_fill_the_labels_exactly_and_are_the_same_from_one_block_and_fr
         np.testing.assert_array_equal(back, labels)
         first = rasterize([shapes[0]], labels.shape, transform=data.transform) == 1
     assert fields["area"].sum() == (labels != 255).sum() * 100 == pytest.approx(sum(s.area for s in shapes))
-    assert fields["confidence"][0] == pytest.approx(sure[first].mean() / 255)
+    assert fields["confidence"][0] == pytest.approx(confidence[first].mean() / 255)
     assert fields["class"][0] == Taxonomy.numbered(3).names[fields["class_id"][0]]
 
 

@@ -281,7 +281,7 @@ def test_a_scene_whose_bands_are_unlike_the_others_is_named(made: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"size": 8}, "size = 8"),
         ({"val": 1.0}, r"val = 1\.0"),
@@ -289,8 +289,8 @@ def test_a_scene_whose_bands_are_unlike_the_others_is_named(made: Path, tmp_path
         ({"least": 2}, "least = 2"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_what_cannot_be_cut_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         CutOptions(**options)
 
 

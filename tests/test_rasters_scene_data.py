@@ -228,10 +228,10 @@ def test_the_check_names_what_is_wrong_with_scenes_by_scene_and_window(tmp_path:
     save(tmp_path / "labels/c.tif", np.where(np.arange(96)[:, None, None] < 20, 1, 9).astype(np.uint8)
          .repeat(96, 1), (200, 0), nodata=9)  # fmt: skip
     found = check(f"scenes:{tmp_path}", size=32, margin=0)
-    said = {(f.kind, f.files[0].name) for f in found}
-    assert ("scene-partly-labelled", "b.tif") in said
-    assert ("scene-hardly-labelled", "c.tif") in said
-    assert ("unlike-scene", "odd.tif") in said
+    answer = {(f.kind, f.files[0].name) for f in found}
+    assert ("scene-partly-labelled", "b.tif") in answer
+    assert ("scene-hardly-labelled", "c.tif") in answer
+    assert ("unlike-scene", "odd.tif") in answer
     assert not [f for f in found if f.level == "error"]
     save(tmp_path / "labels/b.tif", np.ones((96, 96, 1), np.uint8), (9000, 0))
     (wrong,) = check(f"scenes:{tmp_path}", size=32)

@@ -49,7 +49,7 @@ def two_heads(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def said(capsys: Any, *arguments: str, code: int = 0) -> Any:
+def printed(capsys: Any, *arguments: str, code: int = 0) -> Any:
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     assert int(stop.value.code or 0) == code
@@ -139,16 +139,16 @@ def _surface(names: tuple[str, ...], k: int) -> int:
 
 
 def test_evaluate_gives_figures_for_every_head_without_being_told(two_heads: Path, street: Path, capsys: Any) -> None:
-    found = json.loads(said(capsys, "evaluate", str(two_heads), f"folder:{street}", "--json", "--quiet").out)
+    found = json.loads(printed(capsys, "evaluate", str(two_heads), f"folder:{street}", "--json", "--quiet").out)
     assert set(found["heads"]) == {"semantic", "surface"}
     assert found["heads"]["surface"]["taxonomy"]["names"] == ["sky", "horizontal", "vertical"]
     assert found["model"]["training"]["heads"].keys() == {"surface"}
     assert found["model"]["training"]["images"] == 4
-    assert "[surface]" in said(capsys, "evaluate", str(two_heads / "last"), f"folder:{street}", "--quiet").out
+    assert "[surface]" in printed(capsys, "evaluate", str(two_heads / "last"), f"folder:{street}", "--quiet").out
 
 
 def test_predict_and_report_show_the_derived_head(two_heads: Path, street: Path, tmp_path: Path, capsys: Any) -> None:
-    said(capsys, "predict", str(two_heads), str(street / "val" / "images"), "-o", str(tmp_path / "p"), "--quiet")
+    printed(capsys, "predict", str(two_heads), str(street / "val" / "images"), "-o", str(tmp_path / "p"), "--quiet")
     assert read_label(tmp_path / "p" / "surface" / "00000.png").max() <= 2
     page = (two_heads / "report.html").read_text()
     assert page.count('alt="surface prediction of') == 2
@@ -179,7 +179,7 @@ def test_data_that_cannot_give_the_head_are_measured_without_it_and_that_is_said
 
 def test_another_map_of_the_same_classes_is_other_data(two_heads: Path, street: Path, capsys: Any) -> None:
     other = "heads.surface.map={sky=['sky'], horizontal=['road'], vertical='*'}"
-    found = said(
+    found = printed(
         capsys, "train", f"folder:{street}", "--out", str(two_heads), "--resume", "--set", other, "--set", "epochs=2",
         code=2,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def test_a_head_from_a_second_folder_is_found_again(street: Path, tmp_path: Path
     data = open_dataset(f"folder:{street}/train", heads=None)
     assert list(data.taxonomies) == ["semantic"]
     out = train.fit(small(epochs=1, heads=how, val_split=""), f"folder:{street}/train", tmp_path / "r", quiet=True)
-    found = json.loads(said(capsys, "evaluate", str(out), f"folder:{street}/val", "--json", "--quiet").out)
+    found = json.loads(printed(capsys, "evaluate", str(out), f"folder:{street}/val", "--json", "--quiet").out)
     assert set(found["heads"]) == {"semantic", "geometric"}
 
 
@@ -237,11 +237,11 @@ def test_a_network_of_depth_alone_is_trained_and_measured(street: Path, tmp_path
     out = tmp_path / "run"
     assert run(f"folder:{street}", *TINY, "--set", 'inputs=["depth"]', "--out", str(out)) == 0
     capsys.readouterr()
-    found = json.loads(said(capsys, "evaluate", str(out), f"folder:{street}", "--json", "--quiet").out)
+    found = json.loads(printed(capsys, "evaluate", str(out), f"folder:{street}", "--json", "--quiet").out)
     assert found["data"]["inputs"] == ["depth"]
     assert found["model"]["name"] == "fcn2s-tiny-depth"
     depth = street / "val" / "depth"
-    said(capsys, "predict", str(out), str(depth), "-o", str(tmp_path / "p"), "--quiet")
+    printed(capsys, "predict", str(out), str(depth), "-o", str(tmp_path / "p"), "--quiet")
     assert read_label(tmp_path / "p" / "00001.png").shape == (40, 48)
 
 
@@ -391,7 +391,7 @@ def test_both_heads_are_learned_on_real_streets(tmp_path: Path, capsys: Any) -> 
     keys = {"weights": str(weights), "steps": 30, "batch_size": 4, "crop": [176, 240], "ema": 0.9, "precision": "fp32",
             "val_split": ""}  # fmt: skip
     out = train.fit(read_recipe("camvid-two-heads", keys), data, tmp_path / "run", quiet=True, check=False)
-    found = json.loads(said(capsys, "evaluate", str(out), data, "--json", "--quiet").out)
+    found = json.loads(printed(capsys, "evaluate", str(out), data, "--json", "--quiet").out)
     floor = {"semantic": 0.10, "geometric": 0.45}
     for head, classes in (("semantic", 11), ("geometric", 3)):
         assert len(found["heads"][head]["per_class"]) == classes

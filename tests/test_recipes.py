@@ -73,7 +73,7 @@ def test_an_unknown_key_or_recipe_is_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"epochs": 3, "steps": 5}, "only one of epochs, steps and time"),
         ({"crop": [0, 4]}, "crop"),
@@ -86,8 +86,8 @@ def test_an_unknown_key_or_recipe_is_answered_with_the_nearest() -> None:
         ({"top_k": 0.5, "loss": "sum", "lr": 1e-10}, "top_k"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_values_that_cannot_be_meant_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read_recipe(None, settings)
 
 

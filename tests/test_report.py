@@ -183,10 +183,10 @@ def test_classes_are_shown_at_every_measurement_and_the_worst_are_kept_when_ther
 def test_an_evaluation_kept_by_a_run_that_goes_on_says_that_it_is_older(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/last").mkdir()
-    for finished, said in ((False, True), (True, False)):
+    for finished, expected in ((False, True), (True, False)):
         state = {"state": {"train": {"step": 40, "finished": finished}}}
         (tmp_path / "run/last/state.json").write_text(json.dumps(state))
-        assert ("The run is not finished" in render(tmp_path / "run")) == said
+        assert ("The run is not finished" in render(tmp_path / "run")) == expected
 
 
 def test_a_run_whose_recipe_has_no_validation_split_says_so(tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_label_maps_with_ids_above_255_are_shown_in_their_colours(tmp_path: Path
 
 
 def test_the_outline_goes_around_what_is_labelled_one_class_and_called_the_other(tmp_path: Path) -> None:
-    label, said = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
-    label[2:7, 2:7], said[2:7, 2:8] = 1, 2
-    for name, content in (("label.png", label), ("prediction.png", said)):
+    label, predicted = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
+    label[2:7, 2:7], predicted[2:7, 2:8] = 1, 2
+    for name, content in (("label.png", label), ("prediction.png", predicted)):
         (tmp_path / name).write_bytes(encode_label(content))
     data = outline(tmp_path / "label.png", tmp_path / "prediction.png", 1, 2).partition(",")[2]
     shown = np.asarray(Image.open(BytesIO(base64.b64decode(data))))
@@ -306,12 +306,12 @@ def test_the_words_name_what_is_solved_what_is_lost_and_to_what() -> None:
     table = np.array([[950, 50, 0, 0], [20, 900, 0, 80], [30, 620, 350, 0], [0, 0, 0, 0]], np.int64)
     taxonomy = Taxonomy(("road", "building", "pole", "bus"))
     base = result(0.7, names=taxonomy.names)
-    said = " ".join(sentences.summary(replace(base, tables={"semantic": table}), Analysis(), Interval(0.4, 0.6)))
-    assert "Road is solved" in said
-    assert "Pole (35\u202f%) is lost mostly to building: 62\u202f% of pole pixels." in said
-    assert "The costliest mistake is to call pole “building”" in said
-    assert "Bus does not occur in the truth" in said
-    assert "40.0\u202f% to 60.0\u202f%" in said
+    text = " ".join(sentences.summary(replace(base, tables={"semantic": table}), Analysis(), Interval(0.4, 0.6)))
+    assert "Road is solved" in text
+    assert "Pole (35\u202f%) is lost mostly to building: 62\u202f% of pole pixels." in text
+    assert "The costliest mistake is to call pole “building”" in text
+    assert "Bus does not occur in the truth" in text
+    assert "40.0\u202f% to 60.0\u202f%" in text
 
 
 def test_classes_that_are_lost_to_one_class_share_a_sentence_and_mostly_means_most() -> None:
@@ -319,21 +319,21 @@ def test_classes_that_are_lost_to_one_class_share_a_sentence_and_mostly_means_mo
     table = np.array(
         [[900, 0, 0, 0, 0], [0, 900, 0, 0, 0], [0, 62, 38, 0, 0], [0, 55, 0, 45, 0], [30, 29, 28, 0, 13]], np.int64
     )
-    said = " ".join(
+    text = " ".join(
         sentences.summary(
             replace(result(0.7, names=names), tables={"semantic": table}), Analysis(), Interval(None, None)
         )
     )
-    assert "Pole (30\u202f%) and sign (45\u202f%) are lost mostly to building: 62\u202f% and 55\u202f% of their" in said
-    assert "Fence (13\u202f%) is lost most often to road: 30\u202f% of fence pixels." in said
+    assert "Pole (30\u202f%) and sign (45\u202f%) are lost mostly to building: 62\u202f% and 55\u202f% of their" in text
+    assert "Fence (13\u202f%) is lost most often to road: 30\u202f% of fence pixels." in text
 
 
 def test_further_heads_have_a_sentence_of_their_own() -> None:
     base = result(0.7)
     tables = {**base.tables, "geometric": np.array([[98, 2], [0, 100]], np.int64)}
     both = replace(base, tables=tables, taxonomies={**base.taxonomies, "geometric": Taxonomy(("sky", "ground"))})
-    said = " ".join(sentences.summary(both, Analysis(), Interval(0, 1)))
-    assert "Its geometric head is right on 99.0\u202f% of the pixels" in said
+    text = " ".join(sentences.summary(both, Analysis(), Interval(0, 1)))
+    assert "Its geometric head is right on 99.0\u202f% of the pixels" in text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (750, "12 min 30 s"), (3899.6, "1 h 05 min")])
@@ -492,10 +492,10 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_logged(
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        said: list[str] = []
-        page.on("console", lambda m: said.append(m.text))
-        page.on("pageerror", lambda e: said.append(str(e)))
-        page.on("request", lambda r: said.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        messages: list[str] = []
+        page.on("console", lambda m: messages.append(m.text))
+        page.on("pageerror", lambda e: messages.append(str(e)))
+        page.on("request", lambda r: messages.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
         page.goto(page_file.as_uri())
         page.screenshot(path=tmp_path / f"report-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -520,5 +520,5 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_logged(
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert page.locator("details[open]").count() == 1, "all figures of the classes; no list of images, no recipe"
         assert not page.locator("nav").is_visible()
-        assert said == []
+        assert messages == []
         browser.close()

@@ -130,7 +130,7 @@ def outcomes(honest: Path, place: Path, count: int, seed: int) -> Counter[str]:
     run, rng, found = place / "run", np.random.default_rng(seed), Counter[str]()
     shutil.copytree(honest, run, symlinks=True)
     whole = {name: (run / name).read_bytes() for name in set(FILES)}
-    good, said = Result.load(honest), [""]
+    good, answer = Result.load(honest), [""]
     for number in range(count):
         for name, data in whole.items():
             (run / name).write_bytes(data)
@@ -148,10 +148,10 @@ def outcomes(honest: Path, place: Path, count: int, seed: int) -> Counter[str]:
                 found[f"{what} made"] += 1
             except FullyconvError as error:
                 found[f"{what} refused"] += 1
-                said.append(str(error))
+                answer.append(str(error))
             except Exception as error:
                 raise AssertionError(f"{what} of mutation {number} of seed {seed}: {error!r}") from error
-    assert max(map(len, said)) < 2000
+    assert max(map(len, answer)) < 2000
     return found
 
 
@@ -271,15 +271,16 @@ def test_in_a_browser_hostile_names_stay_text(run: Path, tmp_path: Path) -> None
         with playwright.sync_playwright() as p:
             browser = p.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page()
-            said: list[str] = []
-            page.on("pageerror", lambda e, said=said: said.append(str(e)))
+            messages: list[str] = []
+            page.on("pageerror", lambda e, messages=messages: messages.append(str(e)))
             page.on(
-                "request", lambda r, said=said: None if r.url.startswith(("file:", "data:")) else said.append(r.url)
+                "request",
+                lambda r, messages=messages: None if r.url.startswith(("file:", "data:")) else messages.append(r.url),
             )
             page.goto(page_file.as_uri())
             page.wait_for_timeout(200)
             assert page.title() != "owned"
             assert page.evaluate("document.querySelectorAll('[onerror], img[src=x]').length") == 0
             assert page.evaluate("document.body.innerText.includes('onerror=')"), "the name is shown as text"
-            assert said == []
+            assert messages == []
             browser.close()

@@ -31,14 +31,14 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     predicted = labels.copy()
     predicted[10:30, 10:30] = 2  # 400 pixels
     predicted[35:55, 50:75] = 2  # 500 pixels
-    sure = np.full((H, W), 0.9, np.float32)
-    own = np.where(predicted == labels, sure, np.float32(0.05))
-    return labels, predicted, sure, own
+    confidence = np.full((H, W), 0.9, np.float32)
+    own = np.where(predicted == labels, confidence, np.float32(0.05))
+    return labels, predicted, confidence, own
 
 
 def test_doubted_regions_come_with_box_classes_area_and_margin() -> None:
-    labels, predicted, sure, own = scene()
-    large, small = suspects_in(labels, predicted, sure, own, np.full(3, 0.5), FLAT, 255)
+    labels, predicted, confidence, own = scene()
+    large, small = suspects_in(labels, predicted, confidence, own, np.full(3, 0.5), FLAT, 255)
     assert (large.top, large.left, large.inside.shape) == (35, 50, (20, 25))
     assert (large.labelled, large.predicted, large.area) == (1, 2, 500)
     assert (small.labelled, small.predicted, small.area) == (0, 2, 400)
@@ -46,17 +46,17 @@ def test_doubted_regions_come_with_box_classes_area_and_margin() -> None:
     assert large.score > small.score
     rare = FLAT.copy()
     rare[0, 2] = 3  # a confusion that the data hardly have
-    assert suspects_in(labels, predicted, sure, own, np.full(3, 0.5), rare, 255)[0].labelled == 0
+    assert suspects_in(labels, predicted, confidence, own, np.full(3, 0.5), rare, 255)[0].labelled == 0
 
 
 def test_what_is_below_its_classs_threshold_ignored_or_a_rim_is_not_doubted() -> None:
-    labels, predicted, sure, own = scene()
-    assert not suspects_in(labels, predicted, sure, own, np.array([0.5, 0.5, 0.95]), FLAT, 255)
+    labels, predicted, confidence, own = scene()
+    assert not suspects_in(labels, predicted, confidence, own, np.array([0.5, 0.5, 0.95]), FLAT, 255)
     ignored = np.where(predicted == 2, 255, labels).astype(np.uint8)
-    assert not suspects_in(ignored, predicted, sure, own, np.full(3, 0.5), FLAT, 255)
+    assert not suspects_in(ignored, predicted, confidence, own, np.full(3, 0.5), FLAT, 255)
     rim = labels.copy()
     rim[:, 36:40] = 1  # the border lies 4 pixels off
-    assert not suspects_in(labels, rim, sure, own, np.full(3, 0.5), FLAT, 255)
+    assert not suspects_in(labels, rim, confidence, own, np.full(3, 0.5), FLAT, 255)
 
 
 def test_thresholds_and_surprise_are_read_off_whole_numbers_as_they_are_defined() -> None:
@@ -67,16 +67,16 @@ def test_thresholds_and_surprise_are_read_off_whole_numbers_as_they_are_defined(
         labels = draw.integers(0, 3, (20, 30)).astype(np.uint8)  # class 3 has no label
         labels[0] = 255
         predicted, own = draw.integers(0, 4, (20, 30)), draw.uniform(size=(20, 30)).astype(np.float32)
-        sure = draw.uniform(size=(20, 30)).astype(np.float32)
-        table.add(labels, predicted, sure, own, 255)
-        kept.append((labels, predicted, sure, own))
-    labels, predicted, sure, own = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        confidence = draw.uniform(size=(20, 30)).astype(np.float32)
+        table.add(labels, predicted, confidence, own, 255)
+        kept.append((labels, predicted, confidence, own))
+    labels, predicted, confidence, own = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     for k in range(3):
         assert table.thresholds()[k] == pytest.approx(own[labels == k].mean(), abs=2e-3)
-        share = (((labels == k) & (predicted == 1) & (sure >= 0.5)).sum() + 1) / ((labels == k).sum() + 4)
+        share = (((labels == k) & (predicted == 1) & (confidence >= 0.5)).sum() + 1) / ((labels == k).sum() + 4)
         assert table.surprise()[k, 1] == pytest.approx(-np.log(share))
     assert table.thresholds()[3] == 1
-    assert table.own.dtype == table.sure.dtype == np.int64
+    assert table.own.dtype == table.confident.dtype == np.int64
 
 
 # ---- folds and corrections -------------------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def test_a_group_lies_in_one_fold_and_folds_are_evenly_filled(data: Any) -> None
 
 def found_in(data: Any) -> list[Doubt]:
     labels, predicted = data[2].labels["semantic"], np.ones((40, 56), np.uint8)
-    sure = np.full((40, 56), 0.9, np.float32)
-    own = np.where(labels == 1, sure, np.float32(0.1))
-    return [Doubt(2, s) for s in suspects_in(labels, predicted, sure, own, np.full(2, 0.5), np.ones((2, 2)), 255)]
+    confidence = np.full((40, 56), 0.9, np.float32)
+    own = np.where(labels == 1, confidence, np.float32(0.1))
+    return [Doubt(2, s) for s in suspects_in(labels, predicted, confidence, own, np.full(2, 0.5), np.ones((2, 2)), 255)]
 
 
 def test_accepted_corrections_are_copies_with_their_origin_and_the_data_stay(data: Any, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_accepted_corrections_are_copies_with_their_origin_and_the_data_stay(dat
     label, about = write_corrections({1}, data, tmp_path / "o")
     assert label.name == "2.png"
     assert (np.asarray(Image.open(label)) == 1).all()
-    said = json.loads(about.read_text())
-    assert said["model"] == "abc"
-    assert [(r["record"], r["labelled"], r["predicted"]) for r in said["accepted"]] == [("2", "flat", "noisy")]
+    record = json.loads(about.read_text())
+    assert record["model"] == "abc"
+    assert [(r["record"], r["labelled"], r["predicted"]) for r in record["accepted"]] == [("2", "flat", "noisy")]
     assert before == {f: f.read_bytes() for f in data.files}
     with pytest.raises(UsageError, match="no finding 2"):
         write_corrections({2}, data, tmp_path / "o")

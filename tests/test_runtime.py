@@ -80,9 +80,9 @@ def test_usage_is_never_counted_by_onnxruntime(tmp_path: Path) -> None:
     assert sorted(loads) == ["example.py", "onnx_session.py"], "a script of its own, and nothing else loads it"
 
 
-def assert_same_but_for_ties(said: Any, truth: Any, scores: Any) -> None:
-    got = np.take_along_axis(scores, said.astype(np.int64)[None], 0)[0]
-    assert said.dtype == truth.dtype
+def assert_same_but_for_ties(answer: Any, truth: Any, scores: Any) -> None:
+    got = np.take_along_axis(scores, answer.astype(np.int64)[None], 0)[0]
+    assert answer.dtype == truth.dtype
     assert (scores.max(0) - got).max() <= 1e-4 * np.abs(scores).max()
 
 
@@ -91,13 +91,13 @@ def assert_same_but_for_ties(said: Any, truth: Any, scores: Any) -> None:
 def test_labels_confidence_and_scores_are_torchs(model: Any, files: Any, output: str, tile: Any) -> None:
     eager, ready = fc.Predictor(model), fc.Predictor(files[output], tile=tile)
     image = photo(83, 131)
-    labels, sure, scores = ready.labels(image), ready.confident_labels(image), ready.scores(image)
+    labels, confidence, scores = ready.labels(image), ready.confident_labels(image), ready.scores(image)
     truth, trusted, full = eager.labels(image), eager.confident_labels(image), eager.scores(image)
     assert ready.heads == eager.heads
     for head in ready.heads:
         assert_same_but_for_ties(labels[head], truth[head], full[head])
-        assert_same_but_for_ties(sure[head][0], truth[head], full[head])
-        np.testing.assert_allclose(sure[head][1], trusted[head][1], atol=1e-4)
+        assert_same_but_for_ties(confidence[head][0], truth[head], full[head])
+        np.testing.assert_allclose(confidence[head][1], trusted[head][1], atol=1e-4)
         np.testing.assert_allclose(scores[head], full[head], atol=1e-4 * np.abs(full[head]).max())
     assert ready.tiling == fc.Predictor(model, tile=tile).tiling
 
@@ -106,9 +106,9 @@ def test_without_numba_the_strips_give_the_same(files: Any, monkeypatch: pytest.
     image, ready = photo(60, 45), fc.Predictor(files["coarse"])
     truth = ready.confident_labels(image)
     monkeypatch.setattr("fullyconv.runtime.backend._compiled", lambda: False)
-    for head, (labels, sure) in ready.confident_labels(image).items():
+    for head, (labels, confidence) in ready.confident_labels(image).items():
         assert (labels == truth[head][0]).mean() > 0.999
-        np.testing.assert_allclose(sure, truth[head][1], atol=1e-5)
+        np.testing.assert_allclose(confidence, truth[head][1], atol=1e-5)
 
 
 @pytest.mark.parametrize("border", ["fade", "replicate"])
@@ -122,18 +122,18 @@ def test_strips_read_what_ops_reads(border: Any, stride: int, offset: float) -> 
     sampling = _sampling((4, 5), size, stride, offset, border)
     full = upsample(scores, size, stride, offset, border, "reference")[0].numpy()
     np.testing.assert_allclose(strips.upsample(scores[0].numpy(), sampling, **several), full, atol=1e-5)
-    labels, sure = strips.label_and_confidence(scores[0].numpy(), sampling, np.uint8, **several)
+    labels, confidence = strips.label_and_confidence(scores[0].numpy(), sampling, np.uint8, **several)
     truth = upsample_softmax_max(scores, size, stride, offset, border, "reference")[1][0].numpy()
     assert_same_but_for_ties(labels, labels, full)
     np.testing.assert_array_equal(labels, strips.label(scores[0].numpy(), sampling, np.uint8, **several))
-    np.testing.assert_allclose(sure, truth, atol=1e-6)
+    np.testing.assert_allclose(confidence, truth, atol=1e-6)
 
 
 def test_augmentation_is_torchs(model: Any, files: Any) -> None:
     image = photo(37, 50)
     truth = fc.Predictor(model).augmented_labels(image, ["flip", "scales"])
-    for head, (_, sure) in fc.Predictor(files["coarse"]).augmented_labels(image, ["flip", "scales"]).items():
-        np.testing.assert_allclose(sure, truth[head][1], atol=2e-4)
+    for head, (_, confidence) in fc.Predictor(files["coarse"]).augmented_labels(image, ["flip", "scales"]).items():
+        np.testing.assert_allclose(confidence, truth[head][1], atol=2e-4)
 
 
 def test_images_of_other_types_are_labelled_as_the_network_does(model: Any, files: Any) -> None:
@@ -186,8 +186,8 @@ def test_predict_and_evaluate_run_where_torch_cannot_be_imported(model: Any, fil
     )
     assert done.returncode == 0, done.stderr
     for i in range(3):
-        said = np.asarray(Image.open(tmp_path / "out" / f"{i}.png"))
-        assert (said == np.asarray(Image.open(data / "labels" / f"{i}.png"))).mean() > 0.999
+        predicted = np.asarray(Image.open(tmp_path / "out" / f"{i}.png"))
+        assert (predicted == np.asarray(Image.open(data / "labels" / f"{i}.png"))).mean() > 0.999
         assert (tmp_path / "out" / "surface" / f"{i}.png").exists()
         assert (tmp_path / "out" / "confidence" / f"{i}.png").exists()
     done = without_torch("evaluate", str(files["labels"]), str(data), "--json", "--keep", str(tmp_path / "kept"))
@@ -230,10 +230,10 @@ def test_the_printed_script_writes_the_commands_labels_byte_for_byte(
 
 def test_info_shows_what_a_file_says_of_itself(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     info(str(files["labels"]))
-    said = capsys.readouterr().out
-    assert "fcn16s-squeezenet1_0" in said
-    assert "labels_surface, labels of surface, 3 classes" in said
-    assert "proved: onnxruntime and torch on 9 batches" in said
+    output = capsys.readouterr().out
+    assert "fcn16s-squeezenet1_0" in output
+    assert "labels_surface, labels of surface, 3 classes" in output
+    assert "proved: onnxruntime and torch on 9 batches" in output
     info(str(files["coarse"]), as_json=True)
     assert json.loads(capsys.readouterr().out)["about"]["output"] == "coarse"
 

@@ -36,8 +36,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(tmp_path: Path) -> dict[str, str]:
     """An environment for processes in which those imports fail, as where nothing of it is installed."""
     (tmp_path / "absent").mkdir()
-    said = 'import sys\nsys.modules.update(dict.fromkeys(("torch", "torchvision", "numba", "onnx")))\n'
-    (tmp_path / "absent" / "sitecustomize.py").write_text(said)  # what every Python reads when it starts
+    source = 'import sys\nsys.modules.update(dict.fromkeys(("torch", "torchvision", "numba", "onnx")))\n'
+    (tmp_path / "absent" / "sitecustomize.py").write_text(source)  # what every Python reads when it starts
     path = os.pathsep.join([str(tmp_path / "absent"), str(Path(fc.__file__).parents[1])])
     return {**os.environ, "PYTHONPATH": path}
 
@@ -81,11 +81,11 @@ def test_a_server_of_the_file_answers_with_predicts_bytes(file: Path, bare: dict
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=bare)
     try:
         assert process.stdout is not None
-        said = ""
-        while "http://" not in said:
-            said = process.stdout.readline()
-            assert said, "the server ended"
-        served = Served(process, int(said.split("http://")[1].split()[0].rstrip("/").rpartition(":")[2]))
+        output = ""
+        while "http://" not in output:
+            output = process.stdout.readline()
+            assert output, "the server ended"
+        served = Served(process, int(output.split("http://")[1].split()[0].rstrip("/").rpartition(":")[2]))
         served.until_ready(120)
         status, headers, body = served.post((tmp_path / "a.png").read_bytes())
         assert (status, headers["content-type"]) == (200, "image/png")

@@ -46,9 +46,9 @@ def test_a_reader_answers_with_tensors_and_json(data: Path) -> None:
 @pytest.mark.skipif(not seccomp.supported(), reason="the kernel's wall is Linux's")
 def test_a_reader_can_do_nothing_but_read(data: Path) -> None:
     before = data.stat()
-    _, said = run("sandbox_readers:attempts", data)
-    assert len(said) > 30
-    assert not [label for label, outcome in said.items() if outcome == "allowed"], said
+    _, answer = run("sandbox_readers:attempts", data)
+    assert len(answer) > 30
+    assert not [label for label, outcome in answer.items() if outcome == "allowed"], answer
     assert os.listdir(data.parent) == ["data"]
     after = data.stat()
     assert (before.st_mode, before.st_size, before.st_mtime_ns) == (after.st_mode, after.st_size, after.st_mtime_ns)

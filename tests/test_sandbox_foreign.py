@@ -322,10 +322,10 @@ def data(tmp_path: Path) -> Path:
 
 def process_of(session: Session, data: Path) -> int:
     """The process that reads, as we see it; to itself it may be the only one there is."""
-    said = int(session.ask(data, {"mood": "process"})[1])
+    answer = int(session.ask(data, {"mood": "process"})[1])
     assert session._child is not None
     seen = session._child._number if seccomp.supported() else session._child.process.pid
-    assert said in (seen, 1)
+    assert answer in (seen, 1)
     return seen
 
 
@@ -368,9 +368,9 @@ def test_a_child_that_fails_is_an_error_and_is_replaced(mood: str, words: str, s
 @pytest.mark.skipif(not seccomp.supported(), reason="the kernel's wall is Linux's")
 def test_the_child_that_stays_can_do_nothing_but_read(session: Session, data: Path) -> None:
     for _ in range(2):
-        _, said = session.ask(data, {"mood": "attempts"})
-        assert len(said) > 30
-        assert not [label for label, outcome in said.items() if outcome == "allowed"], said
+        _, answer = session.ask(data, {"mood": "attempts"})
+        assert len(answer) > 30
+        assert not [label for label, outcome in answer.items() if outcome == "allowed"], answer
     assert os.listdir(data.parent) == ["data"]
 
 

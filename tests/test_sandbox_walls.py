@@ -48,14 +48,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
 def held(outcomes: Outcomes, mode: str, names: set[str]) -> set[str]:
     """Those of `names` that work in the open and are refused behind the walls of `mode`; all must be."""
     live = {name for name in names if outcomes["free"][name] == "done"}
-    escaped = {name: said for name in live if (said := outcomes[mode][name]) not in ("refused", "SIGSYS")}
+    escaped = {name: answer for name in live if (answer := outcomes[mode][name]) not in ("refused", "SIGSYS")}
     assert not escaped
     return live
 
 
 def test_without_walls_the_attempts_succeed(outcomes: Outcomes) -> None:
     assert len(ATTEMPTS) >= 70
-    live = {name for name, said in outcomes["free"].items() if said == "done"}
+    live = {name for name, answer in outcomes["free"].items() if answer == "done"}
     assert len(live) > 50, outcomes["free"]
     assert live >= {"write the file", "read another file", "signal", "renice", "flock", "alarm clock", "fork",
                     "signals of a descriptor to another", "survive the parent", "local socket"}  # fmt: skip
@@ -85,10 +85,10 @@ def test_all_walls_together_stop_everything(outcomes: Outcomes) -> None:
 
 
 def test_which_walls_stand_is_told_and_every_one_that_the_kernel_has_stands(outcomes: Outcomes) -> None:
-    said = sandbox.walls()
-    assert said["seccomp"] is True
-    assert said["landlock"] == outcomes["kernel"]["landlock"]
-    assert {"pid", "net", "ipc"} <= set(said["namespaces"]) or not outcomes["kernel"]["namespaces"]
+    answer = sandbox.walls()
+    assert answer["seccomp"] is True
+    assert answer["landlock"] == outcomes["kernel"]["landlock"]
+    assert {"pid", "net", "ipc"} <= set(answer["namespaces"]) or not outcomes["kernel"]["namespaces"]
 
 
 def test_no_folder_of_the_users_counts_as_a_library() -> None:
@@ -148,7 +148,7 @@ CASES: list[tuple[str, tuple[int, ...], int]] = [
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_decides_by_call_and_argument_on_both_processors(machine: str) -> None:
-    wrong = [(name, arguments) for name, arguments, said in CASES if decision(machine, name, *arguments) != said]
+    wrong = [(name, arguments) for name, arguments, answer in CASES if decision(machine, name, *arguments) != answer]
     assert not wrong
 
 

@@ -142,14 +142,14 @@ def test_the_fixed_words_are_taken() -> None:
     assert wanted(b"output=json&polygons=1&labels=1", 1) == Wanted("json", 0, True, True)
 
 
-@pytest.mark.parametrize(("rights", "key", "said"), [(0o644, "k" * 20, "chmod"), (0o600, "k" * 19, "20 characters")])
-def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path: Path, rights: int, key: str, said: str) -> None:
+@pytest.mark.parametrize(("rights", "key", "message"), [(0o644, "k" * 20, "chmod"), (0o600, "k" * 19, "20 characters")])
+def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path: Path, rights: int, key: str, message: str) -> None:
     from fullyconv.serving.server import read_keys
 
     file = tmp_path / "keys"
     file.write_text(key + "\n")
     file.chmod(rights)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_keys(file)
     file.write_text("k" * 20 + "\n")
     file.chmod(0o600)

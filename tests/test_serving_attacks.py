@@ -127,9 +127,9 @@ def test_the_outputs_agree_with_each_other(real: Served) -> None:
     found = json.loads(real.post(scene(), query="?output=json")[2])
     counted = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
     assert {c["id"]: c["pixels"] for c in found["classes"]} == counted
-    sure = np.load(BytesIO(real.post(scene(), query="?output=probabilities")[2]))
-    assert sure.shape == (5, 90, 120)
-    assert (sure.argmax(0) == labels).mean() > 0.999
+    confidence = np.load(BytesIO(real.post(scene(), query="?output=probabilities")[2]))
+    assert confidence.shape == (5, 90, 120)
+    assert (confidence.argmax(0) == labels).mean() > 0.999
     overlay = Image.open(BytesIO(real.post(scene(), query="?output=overlay")[2]))
     assert overlay.size == (120, 90)
 
@@ -158,9 +158,9 @@ def test_the_page_labels_a_dropped_image_and_downloads_the_commands_file(real: S
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 390, "height": 844})
-        said: list[str] = []
-        page.on("console", lambda m: said.append(m.text))
-        page.on("pageerror", lambda e: said.append(str(e)))
+        messages: list[str] = []
+        page.on("console", lambda m: messages.append(m.text))
+        page.on("pageerror", lambda e: messages.append(str(e)))
         asked: list[str] = []
         page.on("request", lambda r: asked.append(r.url))
         page.goto(f"http://127.0.0.1:{real.port}/")
@@ -174,7 +174,7 @@ def test_the_page_labels_a_dropped_image_and_downloads_the_commands_file(real: S
             page.click("#save")
         assert download.value.suggested_filename == "a.png"
         assert Path(download.value.path()).read_bytes() == real.post(scene())[2]
-        assert not said
+        assert not messages
         assert all(url.startswith((f"http://127.0.0.1:{real.port}/", "blob:", "data:")) for url in asked), asked
         browser.close()
 

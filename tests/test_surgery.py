@@ -170,8 +170,8 @@ def test_scores_go_to_the_classes_of_the_same_name(network: str, names: tuple[st
             new[:, k], old[:, to] if to >= 0 else torch.zeros_like(new[:, k]), rtol=1e-4, atol=1e-5
         )
     fresh = ids.count(-1)
-    said = f"{len(ids) - fresh} of {len(ids)} classes matched by name"
-    assert said in str(report)
+    summary = f"{len(ids) - fresh} of {len(ids)} classes matched by name"
+    assert summary in str(report)
     assert (f"{fresh} start afresh" if fresh else "none starts afresh") in str(report)
 
 

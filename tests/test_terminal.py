@@ -52,9 +52,9 @@ def test_a_guarded_stream_has_no_way_around_it(capsys: pytest.CaptureFixture[str
     with pytest.raises(ZeroDivisionError):
         write_everything()
     assert (sys.stdout, sys.stderr) == before
-    said = capsys.readouterr()
-    assert said.out == f"{SHOWN}\n{SHOWN}"
-    assert said.err == SHOWN
+    output = capsys.readouterr()
+    assert output.out == f"{SHOWN}\n{SHOWN}"
+    assert output.err == SHOWN
 
 
 def test_lines_outside_a_command_and_progress_are_plain_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,9 +127,9 @@ def test_no_command_prints_what_a_name_brings_along(
     places: dict[str, Any] = {"raw": RAW, "root": world, "data": world / f"data{RAW}", "new": tmp_path / f"new{RAW}"}
     with pytest.raises(SystemExit):
         main([a.format(**places) for a in COMMANDS[what]])
-    said = capsys.readouterr()
-    assert clean(said.out + said.err), said
-    assert r"\x1b[31m" in said.out + said.err, "the name is shown, escaped"
+    output = capsys.readouterr()
+    assert clean(output.out + output.err), output
+    assert r"\x1b[31m" in output.out + output.err, "the name is shown, escaped"
 
 
 def test_everything_is_printed_through_one_place() -> None:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_tools import CLASSES, call, course, digest, fit, images, outcome, small, start
+from training_tools import CLASSES, call, digest, fit, images, outcome, run_context, small, start
 
 import fullyconv as fc
 from fullyconv import models
@@ -368,7 +368,7 @@ def test_unfolding_batch_norm_keeps_the_function_and_normalises(tmp_path: Path) 
 
 def test_a_refused_step_names_its_images_changes_nothing_and_too_many_end_the_run(tmp_path: Path, capsys: Any) -> None:
     with ExitStack() as stack:
-        c = course(small(max_bad_steps=2), tmp_path / "run", stack)
+        c = run_context(small(max_bad_steps=2), tmp_path / "run", stack)
         before = {k: v.clone() for k, v in c.model.state_dict().items()}
         c.weights = {"semantic": torch.full((CLASSES,), math.nan)}
         from fullyconv.train import learn
@@ -391,12 +391,12 @@ def test_numbers_that_stand_for_no_data_are_told_as_the_cause_of_a_loss_that_is_
     from fullyconv.train.advice import not_finite
 
     with ExitStack() as stack:
-        c = course(small(), tmp_path / "run", stack)
+        c = run_context(small(), tmp_path / "run", stack)
         image = np.full((1, 8, 8, 3), 90, np.float32)
         image[0, 2:4] = value
         batch = SimpleNamespace(names=["there"], images=torch.from_numpy(image))
-        said = not_finite(c, [batch])
-        assert (words in said and "there holds -3.4e+38..90" in said) if value else said == ""
+        answer = not_finite(c, [batch])
+        assert (words in answer and "there holds -3.4e+38..90" in answer) if value else answer == ""
         next(c.model.parameters()).data[0] = math.nan
         assert "hold numbers that are not finite themselves" in not_finite(c, [batch])
 
@@ -410,9 +410,9 @@ def test_a_run_that_fails_before_its_first_step_says_what_its_folder_holds(
     monkeypatch.setattr("fullyconv.train.gradients", fails)
     with pytest.raises(DataError):
         fit(small(), tmp_path / "run")
-    said = capsys.readouterr().err
-    assert "Nothing was learned: " in said
-    assert "go on with --resume" in said
+    output = capsys.readouterr().err
+    assert "Nothing was learned: " in output
+    assert "go on with --resume" in output
     monkeypatch.undo()
     fit(small(), tmp_path / "run", resume=True)
 
@@ -513,7 +513,7 @@ def test_resuming_another_thing_is_refused_unless_named(tmp_path: Path) -> None:
 
 def test_a_second_trainer_in_a_directory_is_refused(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        course(small(), tmp_path / "run", stack)
+        run_context(small(), tmp_path / "run", stack)
         assert call(_train, str(tmp_path / "run")) == 75
 
 

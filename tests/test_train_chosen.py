@@ -45,12 +45,12 @@ def taken(dataset: Dataset, **settings: Any) -> tuple[recipes.Recipe, list[str]]
 
 
 def test_what_the_data_decide_is_taken_and_said(tmp_path: Path) -> None:
-    recipe, said = taken(open_dataset(folder(tmp_path / "d", count=5, size=(70, 100), rare=4), "train"))
+    recipe, settings = taken(open_dataset(folder(tmp_path / "d", count=5, size=(70, 100), rare=4), "train"))
     assert recipe.crop == (64, 96)  # the largest multiples of 32 inside
     assert recipe.batch_size == 5  # no more than there are images
     assert recipe.class_weights == "root-median-frequency"  # 16 of 7,000 pixels
-    assert "crop 64x96 (images are 70x100)" in said[0]
-    assert "1/436 of the pixels" in said[0]
+    assert "crop 64x96 (images are 70x100)" in settings[0]
+    assert "1/436 of the pixels" in settings[0]
 
 
 @pytest.mark.parametrize("rare", [4, 12])
@@ -70,9 +70,9 @@ def test_even_classes_are_not_weighted(tmp_path: Path) -> None:
 
 def test_what_was_given_stays(tmp_path: Path) -> None:
     data = open_dataset(folder(tmp_path / "d", rare=2), "train")
-    recipe, said = taken(data, crop=[16, 16], batch_size=3, class_weights="none")
+    recipe, settings = taken(data, crop=[16, 16], batch_size=3, class_weights="none")
     assert (recipe.crop, recipe.batch_size, recipe.class_weights) == ((16, 16), 3, "none")
-    assert said == []
+    assert settings == []
 
 
 def test_a_step_takes_no_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +87,9 @@ def test_a_step_takes_no_more_memory_than_there_is(tmp_path: Path, monkeypatch: 
         optimizer="adamw",
     ).peak_bytes
     monkeypatch.setattr(chosen.processor, "memory", lambda: int(one / chosen.SHARE) + 1)
-    recipe, said = taken(data)
+    recipe, settings = taken(data)
     assert 1 <= recipe.batch_size < 8
-    assert "GiB of memory take" in said[0]
+    assert "GiB of memory take" in settings[0]
 
 
 def test_a_run_keeps_what_it_took_and_goes_on_with_it(tmp_path: Path, capsys: Any) -> None:
@@ -144,9 +144,9 @@ def test_no_crop_is_larger_than_images_can_be_scaled_to(tmp_path: Path) -> None:
     assert taken(varied(tmp_path / "a", [(12, 12)] * 3))[0].crop == (18, 18)
     dataset = varied(tmp_path / "b", [(12, 12), (20, 300), (200, 30)])
     asked = recipes.read_recipe(None, {"model": "fcn2s-tiny", "crop": [400, 400], "batch_size": 2})
-    recipe, said = chosen.cut_to_the_data(asked, dataset)
+    recipe, settings = chosen.cut_to_the_data(asked, dataset)
     assert recipe.crop == (300, 400)  # whichever image comes first
-    assert "larger than any image (up to 200x300) can be scaled to: 300x400" in said[0]
+    assert "larger than any image (up to 200x300) can be scaled to: 300x400" in settings[0]
 
 
 def test_trained_batch_norm_is_learned_without_a_jump_unless_steps_are_too_small(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def test_images_learned_and_measured_in_two_folders_are_said_to_be_the_same(tmp_
 
     data = [str(whole(tmp_path / name)) for name in ("data", "again")]
     open_checked(small(), data[0], data[1], Display(quiet=True))
-    said = capsys.readouterr().err
-    assert "it is the same image as" in said
-    assert "Keep it in one split only" in said
+    output = capsys.readouterr().err
+    assert "it is the same image as" in output
+    assert "Keep it in one split only" in output
 
 
 def test_val_with_several_other_splits_asks_which_and_the_remedy_works(tmp_path: Path) -> None:

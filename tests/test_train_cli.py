@@ -45,22 +45,24 @@ def test_a_folder_becomes_a_run_whose_place_is_the_only_result(tmp_path: Path, c
     data = folder(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert run(str(data), *TINY) == 0
-    said = capsys.readouterr()
-    assert said.out == "runs/data\n"
-    assert "mean IU" in said.err
+    output = capsys.readouterr()
+    assert output.out == "runs/data\n"
+    assert "mean IU" in output.err
     assert run(str(data), *TINY, "--no-report") == 0
     assert capsys.readouterr().out == "runs/data-2\n"
     assert run(str(data), *TINY, "--out", "runs/data") == 2
     assert "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "runs/x\n"), ("1", "")])
-def test_under_torchrun_the_first_process_speaks_for_all(rank: str, said: str, capsys: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("rank", "message"), [("0", "runs/x\n"), ("1", "")])
+def test_under_torchrun_the_first_process_speaks_for_all(
+    rank: str, message: str, capsys: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr("fullyconv.train.fit", lambda *_, **__: Path("runs/x"))
     with pytest.raises(SystemExit):
         main(["train", "data", "--out", "runs/x", "--no-report"])
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == message
 
 
 def test_images_are_held_out_where_there_is_no_val_split(tmp_path: Path, capsys: Any) -> None:
@@ -99,7 +101,7 @@ def test_the_resolved_recipe_can_be_seen_without_training(capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["--set", "batchsize=3"], 2, "'batch_size'"),
         (["--set", "model=fcn8s-vgg61"], 2, "vgg16"),
@@ -108,12 +110,12 @@ def test_the_resolved_recipe_can_be_seen_without_training(capsys: Any) -> None:
     ],
 )
 def test_what_cannot_be_meant_ends_with_one_sentence(
-    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: Any
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Any
 ) -> None:
     assert run(str(folder(tmp_path / "data", 2)), *arguments) == code
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
 
 
 def test_everything_wrong_with_the_data_is_said_at_once_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:

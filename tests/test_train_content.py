@@ -52,11 +52,11 @@ def invert(file: Path) -> None:
 
 @pytest.mark.parametrize("check", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("folder", "said"),
+    ("folder", "message"),
     [("labels", "of 8 files 4 labels changed, such as the label of"), ("images", "of 8 files 4 images changed")],
 )
 def test_files_changed_in_place_at_the_same_size_are_refused(
-    folder: str, said: str, check: bool, data: Path, tmp_path: Path
+    folder: str, message: str, check: bool, data: Path, tmp_path: Path
 ) -> None:
     run(data, tmp_path / "run", 1, check=check)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
@@ -65,7 +65,7 @@ def test_files_changed_in_place_at_the_same_size_are_refused(
         invert(file)
         os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))  # as a tool that keeps times
     fingerprint = open_dataset(data, "train").fingerprint
-    with pytest.raises(UsageError, match=f"{said}.*--allow-changed data"):
+    with pytest.raises(UsageError, match=f"{message}.*--allow-changed data"):
         run(data, tmp_path / "run", 2, check=check)
     assert {p: p.read_bytes() for p in before} == before
     assert open_dataset(data, "train").fingerprint == fingerprint  # names and sizes notice nothing

@@ -87,7 +87,7 @@ def _train(out: str, stop: int, resume: bool, threads: int, allow: tuple[str, ..
     if stop:
         after_step(stop, die("SIGTERM"))
     keys = {"steps": 3, "model": "fcn32s-mobilenet_v2", "crop": (64, 64), "scale": (3.0, 4.0), "lr": 0.05}
-    with open(f"{out}.said", "a") as said, contextlib.redirect_stderr(said):
+    with open(f"{out}.said", "a") as log, contextlib.redirect_stderr(log):
         fit(small(**keys), Path(out), resume, allow=allow)
     assert torch.get_num_threads() == threads  # the caller's own stays
 

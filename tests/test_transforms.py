@@ -233,10 +233,10 @@ def test_a_batch_of_nothing_or_of_unlike_images_is_refused_in_the_same_words_wha
     wide = Sample("wide", one.image.astype(np.uint16), one.labels)
     deep = Sample("deep", one.image, {**one.labels, "semantic": ids.astype(np.uint16)})
     for other, words in ((grey, "1 bands of uint8"), (wide, "3 of uint16"), (deep, "semantic label .* that of deep")):
-        said = set()
+        answer = set()
         for some in ([one, other], [other, one], [one, one, other]):
             with pytest.raises(DataError, match=words) as error:
                 stack(some, ignore=IGNORE, fill=FILL)
-            said.add(str(error.value))
-        assert len(said) == 1
-        assert one.name in said.pop()
+            answer.add(str(error.value))
+        assert len(answer) == 1
+        assert one.name in answer.pop()

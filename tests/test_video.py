@@ -206,7 +206,7 @@ def test_a_file_stands_for_a_camera_on_the_command_line(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["--source", "63"], 65, "There is no camera 63 here"),
         (["--source", "/dev/null"], 65, "There is no camera /dev/null here"),
@@ -218,13 +218,13 @@ def test_a_file_stands_for_a_camera_on_the_command_line(tmp_path: Path, capsys: 
     ],
 )
 def test_what_is_no_camera_is_one_sentence(
-    tmp_path: Path, capsys: Any, monkeypatch: Any, arguments: list[str], code: int, said: str
+    tmp_path: Path, capsys: Any, monkeypatch: Any, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.setattr("fullyconv.cli.evaluate.predictor", lambda *_, **__: Predictor(Small()))
     with pytest.raises(SystemExit) as done:
         main(["predict", "run", *arguments, "-o", str(tmp_path / "out")])
     error = capsys.readouterr().err
-    assert (done.value.code, said in error) == (code, True), error
+    assert (done.value.code, message in error) == (code, True), error
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 

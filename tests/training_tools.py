@@ -110,12 +110,12 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, train: Dataset | None =
     return training.fit(recipe, train or images(), out, resume=resume, **more)
 
 
-def course(recipe: Recipe, out: Path, stack: Any, **more: Any) -> RunContext:
+def run_context(recipe: Recipe, out: Path, stack: Any, **more: Any) -> RunContext:
     """A run put together but not begun."""
-    world = stack.enter_context(join("cpu"))
+    group = stack.enter_context(join("cpu"))
     val = more.pop("val", images(3, "val"))
     train = more.pop("train", images())
-    return prepare_run(recipe, train, val, out, world, Display(quiet=True), False, (), False, stack)
+    return prepare_run(recipe, train, val, out, group, Display(quiet=True), False, (), False, stack)
 
 
 # Interruptions: each makes `act` happen at one place of the run, in the process that calls it.

@@ -33,7 +33,7 @@ class CocoWriter(Writer):
         )
 
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         size = (int(labels.shape[0]), int(labels.shape[1]))
         image = len(self._images) + 1

@@ -45,7 +45,7 @@ class CvatWriter(Writer):
         )
 
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         name = place.file.removeprefix(f"{self.folder}/")
         height, width = labels.shape
@@ -77,5 +77,5 @@ class CvatWriter(Writer):
 
     @property
     def notes(self) -> list[str]:
-        said = f"{self.ignored} ignored pixels have the label {_IGNORED!r}: add it to the task's labels."
-        return super().notes + ([said] if self.ignored else [])
+        note = f"{self.ignored} ignored pixels have the label {_IGNORED!r}: add it to the task's labels."
+        return super().notes + ([note] if self.ignored else [])

@@ -31,7 +31,7 @@ class LabelmeWriter(Writer):
         return (self.plan.claim(f"{name}.json"),)
 
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         described = f"proposed by {self.model}" if self.model else ""
         shapes = [self._shape(r, described) for r in regions(labels, self.classes.undrawn)]

@@ -33,17 +33,17 @@ class LabelStudioWriter(Writer):
         self._json = Growing(plan, plan.claim("tasks.json"))
 
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         results = [
-            self._region(place, labels, k, sure)
+            self._region(place, labels, k, confidence)
             for k in np.flatnonzero(np.bincount(labels.ravel())).tolist()
             if k < len(self.classes.number) and self.classes.number[k]
         ]
         task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(place.file)}"}}
         if self.model:
             about = {"model_version": self.model, "result": results}
-            task["predictions"] = [about if sure is None else {**about, "score": _mean(sure)}]
+            task["predictions"] = [about if confidence is None else {**about, "score": _mean(confidence)}]
         else:
             task["annotations"] = [{"result": results}]
         self._json.write(f"{',' if self._count else '['}\n{json.dumps(task, ensure_ascii=False)}")
@@ -51,7 +51,7 @@ class LabelStudioWriter(Writer):
         return []
 
     def _region(
-        self, place: ImagePlace, labels: NDArray[np.integer], k: int, sure: NDArray[np.float32] | None
+        self, place: ImagePlace, labels: NDArray[np.integer], k: int, confidence: NDArray[np.float32] | None
     ) -> dict[str, Any]:
         covered = labels == k
         name = self.classes.name(k)
@@ -65,7 +65,7 @@ class LabelStudioWriter(Writer):
             "image_rotation": 0,
             "value": {"format": "rle", "rle": brush_bytes(covered), "brushlabels": [name]},
         }
-        return found if sure is None else {**found, "score": _mean(sure[covered])}
+        return found if confidence is None else {**found, "score": _mean(confidence[covered])}
 
     def finish(self) -> list[Path]:
         labels = "".join(
@@ -84,8 +84,8 @@ class LabelStudioWriter(Writer):
 
     @property
     def notes(self) -> list[str]:
-        said = f"{self.ignored} ignored pixels have no form in Label Studio: they are background there."
-        return super().notes + ([said] if self.ignored else [])
+        note = f"{self.ignored} ignored pixels have no form in Label Studio: they are background there."
+        return super().notes + ([note] if self.ignored else [])
 
 
 def _mean(values: NDArray[np.float32]) -> float:

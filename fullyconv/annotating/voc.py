@@ -43,7 +43,7 @@ class VocWriter(Writer):
         return (self.plan.claim("SegmentationClass", f"{name}.png"),)
 
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         table = np.full(max(len(self.classes.number), self.classes.taxonomy.ignore + 1), 255, np.uint8)
         table[: len(self.classes.number)] = self.classes.number
@@ -63,5 +63,5 @@ class VocWriter(Writer):
 
     @property
     def notes(self) -> list[str]:
-        said = "some classes share a colour, or have background's: the files have VOC's colours instead."
-        return super().notes + ([said] if self._changed else [])
+        note = "some classes share a colour, or have background's: the files have VOC's colours instead."
+        return super().notes + ([note] if self._changed else [])

@@ -130,7 +130,11 @@ class Writer(ABC):
         return ()
 
     def add(
-        self, place: ImagePlace, image: bytes, labels: NDArray[np.integer], sure: NDArray[np.float32] | None = None
+        self,
+        place: ImagePlace,
+        image: bytes,
+        labels: NDArray[np.integer],
+        confidence: NDArray[np.float32] | None = None,
     ) -> list[Path]:
         """Write an image, as it is, with its labels H W (ids or the ignore value); returns the files written.
 
@@ -147,11 +151,11 @@ class Writer(ABC):
         ignored = int((labels == self.classes.taxonomy.ignore).sum())
         self.ignored += ignored
         written = [self.plan.write(place.file, image)]
-        return written + self.annotate(place, labels, sure, ignored > 0)
+        return written + self.annotate(place, labels, confidence, ignored > 0)
 
     @abstractmethod
     def annotate(
-        self, place: ImagePlace, labels: NDArray[np.integer], sure: NDArray[np.float32] | None, ignoring: bool
+        self, place: ImagePlace, labels: NDArray[np.integer], confidence: NDArray[np.float32] | None, ignoring: bool
     ) -> list[Path]:
         """Write what is drawn on an image. ignoring: whether `labels` hold the ignore value."""
 
@@ -165,11 +169,11 @@ class Writer(ABC):
     @property
     def notes(self) -> list[str]:
         """What the user should know of the labels as a whole."""
-        said = (
+        note = (
             f"{self.turned} images are turned by their EXIF tag: labels are of the turned image, as viewers show it; "
             "programs that pass over the tag would show them beside it."
         )
-        return [said] if self.turned else []
+        return [note] if self.turned else []
 
     def __enter__(self) -> Self:
         return self

@@ -43,8 +43,8 @@ def compare_command(
         refuse_unmeasured(side, f"compare {a} {b}")
     with foreign_values(f"{a} or {b}", "write both again with fullyconv evaluate"):
         found = against(result(a), result(b))
-        said = json.dumps(found.to_json(), allow_nan=False) if as_json else comparison_text(found)
-    print(said)
+        text = json.dumps(found.to_json(), allow_nan=False) if as_json else comparison_text(found)
+    print(text)
 
 
 def comparison_text(found: Comparison) -> str:

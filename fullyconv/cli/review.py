@@ -69,7 +69,7 @@ def review_command(
         ready = Predictor(open_network(model))
         found, _ = doubts(ready.model, dataset, folds=folds, most=count, progress=progress)
         file = keep(found, dataset, out, ready.backend.identity())
-        said = (
+        message = (
             "The network learned from these labels"
             if folds == 0
             else f"Score layers were learned in {folds} folds, "
@@ -80,7 +80,7 @@ def review_command(
         )
         facts = [
             f"{len(found)} regions in {len(dataset)} images, {order}.",
-            f"{said}. To take corrections over as copies: the same command with --accept 1,4,7-9.",
+            f"{message}. To take corrections over as copies: the same command with --accept 1,4,7-9.",
         ]
         legend = list(zip(dataset.taxonomy.names, dataset.taxonomy.palette, strict=True))
         text = page(f"Labels to look at: {dataset.root.name}", facts, _cards(found, dataset), legend, "30rem")

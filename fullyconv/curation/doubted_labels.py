@@ -81,13 +81,13 @@ def doubts(
                     if progress:
                         progress("learning without a fold", f + 1, folds)
                 for i in np.flatnonzero(fold == f).tolist():
-                    labels, predicted, sure, own, coarse[i] = read(i)
-                    table.add(labels, predicted, sure, own, taxonomy.ignore)
+                    labels, predicted, confidence, own, coarse[i] = read(i)
+                    table.add(labels, predicted, confidence, own, taxonomy.ignore)
         thresholds, surprise = table.thresholds(), table.surprise()
         found: list[Doubt] = []
         for i in range(len(dataset)):
-            labels, predicted, sure, own, _ = read(i, coarse[i])
-            some = suspects_in(labels, predicted, sure, own, thresholds, surprise, taxonomy.ignore)
+            labels, predicted, confidence, own, _ = read(i, coarse[i])
+            some = suspects_in(labels, predicted, confidence, own, thresholds, surprise, taxonomy.ignore)
             found = sorted([*found, *(Doubt(i, s) for s in some)], key=lambda d: -d.suspect.score)[:most]
             if progress:
                 progress("judging", i + 1, len(dataset))
@@ -143,6 +143,6 @@ class _Judged:
         labels = self.labels(i)
         if coarse is None:
             coarse = features.scores(self._network, self._store[i], self._head).detach()
-        predicted, sure = features.read_scores(self._network, coarse, size)
+        predicted, confidence = features.read_scores(self._network, coarse, size)
         own = features.probability_of(self._network, coarse, labels, size, self._ignore)
-        return labels, predicted, sure, own, coarse
+        return labels, predicted, confidence, own, coarse

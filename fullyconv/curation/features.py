@@ -95,8 +95,8 @@ def read_out(model: FCN, features: Features, size: tuple[int, int], head: str) -
 def read_scores(model: FCN, coarse: Tensor, size: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """(labels H W, their probability H W) of coarse scores."""
     g = model.geometry(*size)
-    labels, sure = ops.upsample_softmax_max(coarse, size, g.stride, g.offset, g.border)
-    return labels[0].cpu().numpy(), sure[0].cpu().numpy()
+    labels, confidence = ops.upsample_softmax_max(coarse, size, g.stride, g.offset, g.border)
+    return labels[0].cpu().numpy(), confidence[0].cpu().numpy()
 
 
 @torch.inference_mode()

@@ -34,10 +34,14 @@ class Pick:
     stands_for: int
 
 
-def uncertain_share(labels: NDArray[np.integer], sure: NDArray[np.float32]) -> float:
+def uncertain_share(labels: NDArray[np.integer], confidence: NDArray[np.float32]) -> float:
     """How much of an image the network is unsure of, 0..1: the mean of 1 - probability, away from borders."""
     away = ~border_band(labels, _BORDER)
-    return float((1 - sure)[away].mean(dtype=np.float64)) if away.any() else float((1 - sure).mean(dtype=np.float64))
+    return (
+        float((1 - confidence)[away].mean(dtype=np.float64))
+        if away.any()
+        else float((1 - confidence).mean(dtype=np.float64))
+    )
 
 
 def pick(

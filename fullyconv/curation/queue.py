@@ -100,5 +100,5 @@ def _viewed(file: Path) -> NDArray[Any]:
 
 
 def _unsure(model: FCN, found: Look) -> float:
-    labels, sure, _ = read_out(model, found.features, found.size, next(iter(model.heads)))
-    return uncertain_share(labels, sure)
+    labels, confidence, _ = read_out(model, found.features, found.size, next(iter(model.heads)))
+    return uncertain_share(labels, confidence)

@@ -68,7 +68,7 @@ def page(
         for card in cards
     ]
     colours = [(printable(name), "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
-    said = [printable(line) for line in lines]
+    notes = [printable(line) for line in lines]
     return fill(
-        "fullyconv.curation", "contacts.html", ContactSheet(printable(title), said, shown, colours, width)
+        "fullyconv.curation", "contacts.html", ContactSheet(printable(title), notes, shown, colours, width)
     ).encode()

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: regions where a network that did not learn them is sure of another class.
+"""Which labels are probably wrong: regions where a network that did not learn them is confident of another class.
 
 Confident learning (Northcutt et al. 2021), for label maps and without ever holding N x K x H x W: for each class the
 threshold is the mean probability that its own labels get, read off a table of integers (class by probability in 256
@@ -25,18 +25,18 @@ _RIM = 3  # pixels that a border may lie off
 
 @final
 class ClassTable:
-    """Counts over all images: `own[k, p]` pixels labelled k that get k with probability p / 255, and `sure[k, j]`
+    """Counts over all images: `own[k, p]` pixels labelled k that get k with probability p / 255, and `confident[k, j]`
     pixels labelled k for which j is predicted with probability 1/2 at least."""
 
     def __init__(self, classes: int) -> None:
         self.own = np.zeros((classes, _STEPS), np.int64)
-        self.sure = np.zeros((classes, classes), np.int64)
+        self.confident = np.zeros((classes, classes), np.int64)
 
     def add(
         self,
         labels: NDArray[np.integer],
         predicted: NDArray[np.integer],
-        sure: NDArray[np.float32],
+        confidence: NDArray[np.float32],
         own: NDArray[np.float32],
         ignore: int,
     ) -> None:
@@ -45,9 +45,9 @@ class ClassTable:
         kept = labels != ignore
         ids, step = labels[kept].astype(np.int64), np.rint(own[kept] * (_STEPS - 1)).astype(np.int64)
         self.own += np.bincount(ids * _STEPS + step, minlength=k * _STEPS).reshape(k, _STEPS)
-        kept &= sure >= 0.5
+        kept &= confidence >= 0.5
         pairs = labels[kept].astype(np.int64) * k + predicted[kept]
-        self.sure += np.bincount(pairs, minlength=k * k).reshape(k, k)
+        self.confident += np.bincount(pairs, minlength=k * k).reshape(k, k)
 
     def thresholds(self) -> NDArray[np.float64]:
         """K: the mean probability that a class's own labels get; 1 for classes without labels."""
@@ -57,7 +57,7 @@ class ClassTable:
 
     def surprise(self) -> NDArray[np.float64]:
         """K x K: minus the logarithm of the share of labels k for which j is surely predicted."""
-        share = (self.sure + 1) / (self.own.sum(1, keepdims=True) + len(self.own))
+        share = (self.confident + 1) / (self.own.sum(1, keepdims=True) + len(self.own))
         found: NDArray[np.float64] = -np.log(np.minimum(share, 1))
         return found
 
@@ -82,7 +82,7 @@ class LabelSuspect:
 def suspects_in(
     labels: NDArray[np.integer],
     predicted: NDArray[np.integer],
-    sure: NDArray[np.float32],
+    confidence: NDArray[np.float32],
     own: NDArray[np.float32],
     thresholds: NDArray[np.float64],
     surprise: NDArray[np.float64],
@@ -91,7 +91,9 @@ def suspects_in(
 ) -> list[LabelSuspect]:
     """The doubted regions of one image, the gravest first. least: pixels, of what is left without the rim."""
     doubted = (
-        (labels != ignore) & (predicted != labels) & (sure >= thresholds[np.minimum(predicted, len(thresholds) - 1)])
+        (labels != ignore)
+        & (predicted != labels)
+        & (confidence >= thresholds[np.minimum(predicted, len(thresholds) - 1)])
     )
     core = _without_rim(doubted)
     if not core.any():
@@ -106,7 +108,7 @@ def suspects_in(
         part = (slice(top, bottom), slice(left, right))
         covered = inside[part]
         a, b = labels[part][covered].astype(np.int64), predicted[part][covered].astype(np.int64)
-        apart = (sure[part] - own[part])[covered]
+        apart = (confidence[part] - own[part])[covered]
         weight = float((apart * surprise[a, b])[core[part][covered]].sum())
         found.append(
             LabelSuspect(

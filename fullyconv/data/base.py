@@ -77,7 +77,7 @@ class Dataset:
     read_labels: ReadLabels
     inputs: tuple[str, ...] = ("rgb",)
     notes: tuple[str, ...] = ()  # what the reader decided ("classes inferred from the labels: 0..10"), said to the user
-    strays: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
+    unmatched: tuple[tuple[str, Path], ...] = ()  # files of no record: ("label-without-image" | "duplicate-stem", file)
     added: Mapping[str, Any] = field(default_factory=dict)  # head -> how it joined the data's own (see `open_dataset`)
     read_invalid: ReadInvalid | None = None  # where it is not the files that say what holds no data
     doubts: tuple[tuple[str, Path, str], ...] = ()  # (kind of finding, file, words): what the check says of them

@@ -67,7 +67,7 @@ def examine(data: Data, fast: bool = False, progress: Progress | None = None, **
 
 def _findings(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> list[Finding]:
     """Every finding once, the worst first."""
-    found = [f for d in datasets for f in rules.strays(d)]
+    found = [f for d in datasets for f in rules.unmatched(d)]
     for rule in (*rules.RULES, *pairs.RULES):
         found += rule(datasets, facts)
     for head in dict.fromkeys(h for d in datasets for h in d.taxonomies):

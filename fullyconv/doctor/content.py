@@ -98,11 +98,11 @@ class Contents:
             "are new": [k for k in now if k not in then],
             "are gone": [k for k in then if k not in now],
         }
-        said = [f"{len(keys)} {_files(keys)} {words}" for words, keys in kinds.items() if keys]
+        parts = [f"{len(keys)} {_files(keys)} {words}" for words, keys in kinds.items() if keys]
         example = next((keys[0] for keys in kinds.values() if keys), "")
         what, _, name = example.partition("/")
         example = f"the {what} of {printable(name.partition('/')[2])}"
-        return f"of {len(then)} files {' and '.join(said)}, such as {example}" if said else ""
+        return f"of {len(then)} files {' and '.join(parts)}, such as {example}" if parts else ""
 
 
 def digests_of(facts: Iterable[RecordFacts]) -> dict[Path, str]:

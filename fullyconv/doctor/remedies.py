@@ -53,18 +53,18 @@ def joined_extras(found: Sequence[Finding]) -> list[Finding]:
 
 def no_labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Finding:
     """The finding of data without any label: how many images, which files look like labels, and what to do."""
-    said = f"{len(facts)} image{'s' * (len(facts) != 1)} and no label"
-    lost = [file for d in datasets for kind, file in d.strays if kind == "label-without-image"]
+    message = f"{len(facts)} image{'s' * (len(facts) != 1)} and no label"
+    lost = [file for d in datasets for kind, file in d.unmatched if kind == "label-without-image"]
     remedy = KINDS["no-labels"][1]
     if lost and facts and facts[0].inputs:
         image = printable(facts[0].inputs[0].file.name)
-        said += f"; {len(lost)} labels have other names ({printable(lost[0].name)}, and an image {image})"
+        message += f"; {len(lost)} labels have other names ({printable(lost[0].name)}, and an image {image})"
     if there := foreign_labels(_root(datasets)):
-        said += "; " + "; ".join(f"{len(t.files)} {t.what} ({printable(t.files[0].name)})" for t in there)
+        message += "; " + "; ".join(f"{len(t.files)} {t.what} ({printable(t.files[0].name)})" for t in there)
         remedy = " ".join(dict.fromkeys(t.remedy for t in there))
     if lost and len(lost) >= 2 * len(facts):
         remedy = f"If each image has several masks (of an object, or a class), draw them into one: {MAPS}"
-    return replace(finding("no-labels", [datasets[0].root], said, len(facts)), remedy=remedy)
+    return replace(finding("no-labels", [datasets[0].root], message, len(facts)), remedy=remedy)
 
 
 def _root(datasets: Sequence[Dataset]) -> Path:

@@ -14,16 +14,16 @@ from fullyconv.doctor.findings import Finding, finding
 from fullyconv.doctor.scan import InputFacts, LabelFacts, RecordFacts, coding_of, stray_values
 from fullyconv.errors import printable
 
-__all__ = ["RULES", "strays"]
+__all__ = ["RULES", "unmatched"]
 
 # ---- files and names -------------------------------------------------------------------------------------------
 
 
-def strays(dataset: Dataset) -> Iterator[Finding]:
+def unmatched(dataset: Dataset) -> Iterator[Finding]:
     """What the reader found on its way: files of no image, and what it doubts."""
     for kind, file, words in dataset.doubts:
         yield finding(kind, [file], words, 1)
-    for kind, file in dataset.strays:
+    for kind, file in dataset.unmatched:
         if kind == "duplicate-stem":
             yield finding(kind, [file], f"another file is named {printable(file.stem)} too, with another ending")
         elif kind == "unread-file":
@@ -194,7 +194,7 @@ def _labels(datasets: Sequence[Dataset], facts: Sequence[RecordFacts]) -> Iterat
                 else:
                     yield from _label(facts_, classes, ignore, mapped=mapped, binary=stray if binary else None)
                 if guessed and not facts_.problem:
-                    yield from _strays(facts_, stray, every, binary=binary)
+                    yield from _stray_values_of(facts_, stray, every, binary=binary)
                 value = facts_.nodata
                 if value is not None and facts_.stored.get(value) and not (coding and coding.lists(value)):
                     pixels = facts_.stored[value]
@@ -221,7 +221,7 @@ def _all_binary(labels: Sequence[LabelFacts], stray: Collection[int]) -> bool:
     return bool(clean) and set().union(*clean) - set(stray) == {0, 255}
 
 
-def _strays(
+def _stray_values_of(
     facts: LabelFacts, stray: Collection[int], labels: Sequence[LabelFacts], *, binary: bool
 ) -> Iterator[Finding]:
     """The stray values of a file: an error where the others are 0 and 255, of which no classes can be made then."""

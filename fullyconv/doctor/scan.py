@@ -137,7 +137,7 @@ def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None =
     """The facts of every record; fast: images are checked but not decoded, labels are always read."""
     work = [(dataset, record) for dataset in datasets for record in dataset.records]
     done: list[RecordFacts] = []
-    for facts in _by_processes(work, fast) if len(work) >= _FEW and hasattr(os, "fork") else _plainly(work, fast):
+    for facts in _by_processes(work, fast) if len(work) >= _POOL_FROM and hasattr(os, "fork") else _plainly(work, fast):
         done.append(facts)
         if progress:
             progress(len(done), len(work))
@@ -145,7 +145,7 @@ def scan(datasets: Sequence[Dataset], *, fast: bool, progress: Progress | None =
 
 
 _Work = Sequence[tuple[Dataset, Record]]
-_FEW = 32  # below this a pool costs more than it saves
+_POOL_FROM = 32  # below this a pool costs more than it saves
 _shared: dict[int, tuple[_Work, bool]] = {}  # what forked processes find: readers are not always picklable
 
 

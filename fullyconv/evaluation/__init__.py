@@ -91,17 +91,17 @@ def evaluate(
     dataset, matched = in_the_networks_classes(dataset, predictor.taxonomies, heads, unknown)
     label = _labeller(predictor, tta, confident=keep is not None)
     indices = range(share[0], len(dataset), share[1])
-    keeper = _keeper(keep, dataset, heads, share)
+    writer = _writer(keep, dataset, heads, share)
     start = time.perf_counter()
     images, ground = [], GroundAreas() if side is None and share == (0, 1) else None
     for done, (index, sample) in enumerate(zip(indices, _samples(dataset, indices, side, timeout), strict=True), 1):
-        said = label(sample.image)
-        tables = {h: score(sample, h, said[m].labels, dataset.taxonomies[h]) for h, m in heads.items()}
+        predictions = label(sample.image)
+        tables = {h: score(sample, h, predictions[m].labels, dataset.taxonomies[h]) for h, m in heads.items()}
         images.append(ImageTables.of(index, sample.name, _size(sample.image), tables))
         if ground:
             ground.add(dataset.records[index], tables)
-        if keeper:
-            keeper.add(images[-1], sample, {h: said[m] for h, m in heads.items()})
+        if writer:
+            writer.add(images[-1], sample, {h: predictions[m] for h, m in heads.items()})
         if progress:
             progress(done, len(indices))
     seconds = time.perf_counter() - start
@@ -111,7 +111,7 @@ def evaluate(
     about |= {"ground": found} if ground and (found := ground.to_json()) else {}
     taxonomies = {h: dataset.taxonomies[h] for h in heads}
     result = Result(taxonomies, _summed(images, taxonomies), images, about)
-    return keeper.finish(result) if keeper else result
+    return writer.finish(result) if writer else result
 
 
 @final
@@ -252,7 +252,7 @@ def _labeller(predictor: Predictor, tta: Sequence[str], confident: bool) -> Call
     return lambda image: {h: HeadPrediction(v) for h, v in predictor.labels(image).items()}
 
 
-def _keeper(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str], share: tuple[int, int]) -> Any:
+def _writer(keep: str | Path | None, dataset: Dataset, heads: Mapping[str, str], share: tuple[int, int]) -> Any:
     if keep is None:
         return None
     if share != (0, 1):

@@ -42,18 +42,18 @@ def in_the_networks_classes(
     if unknown not in UNKNOWN:
         raise UnknownName("way with unknown classes", unknown, UNKNOWN)
     changed: dict[str, Match] = {}
-    said: dict[str, str] = {}
+    notes: dict[str, str] = {}
     for head, its in heads.items():
         found = match(dataset.taxonomies[head], model[its])
         if found.how == "same" and found.theirs.ignore == found.ours.ignore:
             continue
         _refuse(found, head, unknown)
         if found.how != "same":
-            said[head] = f"{found}{_fate(found, unknown)}"
+            notes[head] = f"{found}{_fate(found, unknown)}"
         changed[head] = replace(_widened(found, unknown), theirs=_target(found, unknown))
     from fullyconv.data.pipeline.matching import relabelled
 
-    return (relabelled(dataset, changed) if changed else dataset), said
+    return (relabelled(dataset, changed) if changed else dataset), notes
 
 
 def _refuse(found: Match, head: str, unknown: str) -> None:

@@ -159,8 +159,8 @@ def _renumbered(result: Result, classes: Taxonomy, ids: Sequence[int]) -> Result
     head, before, place = result.head, len(result.taxonomy), np.asarray(ids, np.int64)
 
     def moved(image: ImageTables) -> ImageTables:
-        truth, said = np.divmod(image.cells[head], before)
-        return replace(image, cells={**image.cells, head: place[truth] * len(classes) + place[said]})
+        truth, predicted = np.divmod(image.cells[head], before)
+        return replace(image, cells={**image.cells, head: place[truth] * len(classes) + place[predicted]})
 
     table = np.zeros((len(classes),) * 2, np.int64)
     table[np.ix_(place, place)] = result.confusion

@@ -1,4 +1,4 @@
-"""Keeping an evaluation: every prediction, tallies that need the pixels, and the images that the report shows.
+"""Keeping an evaluation: every prediction, statistics that need the pixels, and the images that the report shows.
 
 DIR/result.json                          the Result, with `analysis`
 DIR/predictions/NAME.png                 every prediction, palette of the data set (predictions-HEAD/ for other heads)
@@ -59,7 +59,7 @@ class EvaluationWriter:
     def __init__(self, directory: Path, dataset: Dataset, head: str) -> None:
         self.directory, self.dataset, self.head = directory, dataset, head
         self.taxonomy: Taxonomy = dataset.taxonomies[head]
-        self.tallies = PixelStatistics(len(self.taxonomy))
+        self.statistics = PixelStatistics(len(self.taxonomy))
         self.suspects: list[Suspect] = []
         self._outputs = Outputs(directory, dataset.files)
         self._claim()
@@ -78,17 +78,17 @@ class EvaluationWriter:
             for folder, suffix in (*folders, ("confidence", "jpg")):
                 self._outputs.claim(folder, f"{record.name}.{suffix}")
 
-    def add(self, image: ImageTables, sample: Sample, said: Mapping[str, HeadPrediction]) -> None:
+    def add(self, image: ImageTables, sample: Sample, predictions: Mapping[str, HeadPrediction]) -> None:
         """Count and write one image; said[head] has `.labels` and `.confidence`."""
-        for head, answer in said.items():
+        for head, answer in predictions.items():
             palette = self.dataset.taxonomies[head].palette
             self._write(f"{self._folder(head)}/{image.name}.png", encode_label(answer.labels, palette))
-        labels, sure = said[self.head].labels, said[self.head].confidence
-        assert sure is not None, "an evaluation that is kept asks for confidence"
-        self._write(f"confidence/{image.name}.jpg", encode_jpeg(np.rint(sure * 255).astype(np.uint8), 80))
+        labels, confidence = predictions[self.head].labels, predictions[self.head].confidence
+        assert confidence is not None, "an evaluation that is kept asks for confidence"
+        self._write(f"confidence/{image.name}.jpg", encode_jpeg(np.rint(confidence * 255).astype(np.uint8), 80))
         label = sample.labels[self.head]
-        self.tallies.add(label, labels, sure, self.taxonomy.ignore)
-        suspect = find_suspect(image.index, label, labels, sure, self.taxonomy.ignore)
+        self.statistics.add(label, labels, confidence, self.taxonomy.ignore)
+        suspect = find_suspect(image.index, label, labels, confidence, self.taxonomy.ignore)
         if suspect:
             self.suspects.append(suspect)
 
@@ -99,7 +99,7 @@ class EvaluationWriter:
         largest = {s.index: s for s in sorted(self.suspects, key=lambda s: -s.pixels)}
         chosen = _apart(list(largest), SUSPECTS, len(result.per_image) // 50)
         suspects = [self._suspect(result, largest[i]) for i in chosen]
-        analysis = {**self.tallies.to_json(), "gallery": gallery, "pairs": pairs, "suspects": suspects}
+        analysis = {**self.statistics.to_json(), "gallery": gallery, "pairs": pairs, "suspects": suspects}
         kept = replace(result, analysis=analysis)
         self._write("result.json", json.dumps(kept.to_json(), allow_nan=False).encode())
         return kept
@@ -121,8 +121,8 @@ class EvaluationWriter:
         pair = pairs[number]
         cell = pair.truth * len(self.taxonomy) + pair.said
         image = max(result.per_image, key=lambda i: int(i.counts[self.head][i.cells[self.head] == cell].sum()))
-        label, said = self._labels(image, result), self._prediction(image)
-        inside = (label == pair.truth) & (said == pair.said)
+        label, predicted = self._labels(image, result), self._prediction(image)
+        inside = (label == pair.truth) & (predicted == pair.said)
         region, count = components(inside)
         largest = np.bincount(region[inside], minlength=count).argmax()
         window = context_window(bounding_box(region == largest), label.shape)
@@ -149,14 +149,14 @@ class EvaluationWriter:
         """Write the four images of an image or a window of it, at most `SHOWN` pixels a side -> {what: file}."""
         top, left, bottom, right = window or (0, 0, *image.size)
         rows, columns = slice(top, bottom), slice(left, right)
-        sample, said = self._sample(image), self._prediction(image)
-        sure = read_image(self.directory / "confidence" / f"{image.name}.jpg")[..., 0]
+        sample, predicted = self._sample(image), self._prediction(image)
+        confidence = read_image(self.directory / "confidence" / f"{image.name}.jpg")[..., 0]
         palette = self.taxonomy.palette
         data = {
             "image.jpg": encode_jpeg(shrunk(viewable(sample.image)[rows, columns], SHOWN, smooth=True), 85),
             "label.png": encode_label(shrunk(sample.labels[self.head][rows, columns], SHOWN), palette),
-            "prediction.png": encode_label(shrunk(said[rows, columns], SHOWN), palette),
-            "confidence.jpg": encode_jpeg(shrunk(sure[rows, columns], SHOWN, smooth=True), 80),
+            "prediction.png": encode_label(shrunk(predicted[rows, columns], SHOWN), palette),
+            "confidence.jpg": encode_jpeg(shrunk(confidence[rows, columns], SHOWN, smooth=True), 80),
         }
         for name, content in data.items():
             self._write(f"{folder}/{name}", content)
@@ -201,13 +201,17 @@ def _apart(order: Sequence[int], number: int, distance: int) -> list[int]:
 
 
 def find_suspect(
-    index: int, label: NDArray[np.integer], said: NDArray[np.integer], sure: NDArray[np.float32], ignore: int
+    index: int,
+    label: NDArray[np.integer],
+    predicted: NDArray[np.integer],
+    probability: NDArray[np.float32],
+    ignore: int,
 ) -> Suspect | None:
     """The largest region labelled one class and surely (p >= 0.9) called one other; None below 0.05 % of the image."""
-    doubted = (label != said) & (label != ignore) & (sure >= SURE)
+    doubted = (label != predicted) & (label != ignore) & (probability >= SURE)
     if doubted.sum() < label.size * 0.0005:
         return None
-    kind = np.where(doubted, label.astype(np.int64) * 65536 + said + 1, 0)
+    kind = np.where(doubted, label.astype(np.int64) * 65536 + predicted + 1, 0)
     region, count = components(kind)
     pixels = np.bincount(region[doubted], minlength=count)
     largest = int(pixels.argmax())
@@ -215,9 +219,14 @@ def find_suspect(
         return None
     inside = region == largest
     first = tuple(np.argwhere(inside)[0])
-    confidence = float(sure[inside].mean())
+    confidence = float(probability[inside].mean())
     return Suspect(
-        index, bounding_box(inside), int(label[first]), int(said[first]), int(pixels[largest]), round(confidence, 4)
+        index,
+        bounding_box(inside),
+        int(label[first]),
+        int(predicted[first]),
+        int(pixels[largest]),
+        round(confidence, 4),
     )
 
 

@@ -37,7 +37,7 @@ class PixelStatistics:
     rings: NDArray[np.int64] = field(init=False)
     sizes: NDArray[np.int64] = field(init=False)
     calibration: NDArray[np.int64] = field(init=False)
-    sure: NDArray[np.float64] = field(init=False)
+    confidence: NDArray[np.float64] = field(init=False)
     f_scores: NDArray[np.float64] = field(init=False)
     boundary: NDArray[np.int64] = field(init=False)
 
@@ -46,25 +46,25 @@ class PixelStatistics:
         self.rings = np.zeros((len(RINGS) + 1, 2), np.int64)
         self.sizes = np.zeros((len(SIZES) - 1, 4), np.int64)
         self.calibration = np.zeros((BINS, 2), np.int64)
-        self.sure = np.zeros(BINS)
+        self.confidence = np.zeros(BINS)
         self.f_scores = np.zeros((self.classes, 2))
         self.boundary = np.zeros((self.classes, 2), np.int64)
 
     def add(
-        self, label: NDArray[np.integer], said: NDArray[np.integer], confidence: NDArray[np.float32], ignore: int
+        self, label: NDArray[np.integer], predicted: NDArray[np.integer], confidence: NDArray[np.float32], ignore: int
     ) -> None:
         """Count one image: label, said and confidence H W."""
-        valid, wrong = label != ignore, (label != said).astype(np.int64)
+        valid, wrong = label != ignore, (label != predicted).astype(np.int64)
         radius = max(1, round(BAND * float(np.hypot(*label.shape))))
         near = border_band(label, radius).astype(np.int64)
         cell = (label.astype(np.int64) * 2 + near) * 2 + wrong
         self.band += np.bincount(cell[valid], minlength=self.band.size).reshape(self.band.shape)
-        table = metrics.calibration_table(label, said, np.minimum(confidence, 1), ignore, BINS)
+        table = metrics.calibration_table(label, predicted, np.minimum(confidence, 1), ignore, BINS)
         self.calibration += table[:, [0, 2]].astype(np.int64)
-        self.sure += table[:, 1]
-        scores = metrics.boundary_f_scores(label, said, self.classes, ignore, BAND)
+        self.confidence += table[:, 1]
+        scores = metrics.boundary_f_scores(label, predicted, self.classes, ignore, BAND)
         self.f_scores += np.stack([np.nan_to_num(scores), ~np.isnan(scores)], axis=1)
-        self.boundary += metrics.boundary_counts(label, said, self.classes, ignore, THICKNESS)
+        self.boundary += metrics.boundary_counts(label, predicted, self.classes, ignore, THICKNESS)
         self._add_rings(label, wrong, valid)
         self._add_sizes(label, wrong, valid)
 
@@ -88,7 +88,7 @@ class PixelStatistics:
             self.sizes[:, column] += np.bincount(bucket, weights=weight, minlength=len(self.sizes)).astype(np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        table = np.column_stack([self.calibration[:, 0], self.sure, self.calibration[:, 1]])
+        table = np.column_stack([self.calibration[:, 0], self.confidence, self.calibration[:, 1]])
         with np.errstate(invalid="ignore"):
             f_scores = self.f_scores[:, 0] / self.f_scores[:, 1]
         return {
@@ -103,7 +103,7 @@ class PixelStatistics:
             "sizes": {"limits": list(SIZES), "regions": self.sizes.tolist()},
             "calibration": {
                 "bins": self.calibration.tolist(),
-                "confidence": self.sure.tolist(),
+                "confidence": self.confidence.tolist(),
                 "error": json_number(metrics.expected_calibration_error(table)),
             },
         }

@@ -258,10 +258,10 @@ class ClassFigures:
 
 def class_figures(table: Table, taxonomy: Taxonomy) -> list[ClassFigures]:
     """Each class of a table, in order of id."""
-    own, truth, said = metrics.per_class(table), table.sum(1), table.sum(0)
+    own, truth, predicted = metrics.per_class(table), table.sum(1), table.sum(0)
     columns = zip(own.iu, own.accuracy, own.precision, own.f1, strict=True)
     return [
-        ClassFigures(k, name, int(truth[k]), int(said[k]), *map(json_number, figures))
+        ClassFigures(k, name, int(truth[k]), int(predicted[k]), *map(json_number, figures))
         for k, (name, figures) in enumerate(zip(taxonomy.names, columns, strict=True))
     ]
 

@@ -22,11 +22,11 @@ Floats = NDArray[np.float64]
 @final
 @dataclass(frozen=True)
 class Counts:
-    """Each image's pixels by class: hit (labelled and called k), truth (labelled k), said (called k); float64 n x K."""
+    """Each image's pixels by class: hit (k is right), truth (labelled k), predicted (called k); float64 n x K."""
 
     hit: Floats
     truth: Floats
-    said: Floats
+    predicted: Floats
 
 
 @final
@@ -59,11 +59,11 @@ def counts(result: Result, head: str | None = None) -> Counts:
     classes = len(result.taxonomies[head])
     out = np.zeros((3, len(result.per_image), classes))
     for row, image in enumerate(result.per_image):
-        truth, said = np.divmod(image.cells[head], classes)
+        truth, predicted = np.divmod(image.cells[head], classes)
         pixels = image.counts[head]
-        np.add.at(out[0, row], truth[truth == said], pixels[truth == said])
+        np.add.at(out[0, row], truth[truth == predicted], pixels[truth == predicted])
         np.add.at(out[1, row], truth, pixels)
-        np.add.at(out[2, row], said, pixels)
+        np.add.at(out[2, row], predicted, pixels)
     return Counts(*out)
 
 
@@ -78,9 +78,9 @@ def resample(images: Sequence[Counts], average: str = "present", seed: int = 0) 
 
 
 def _resampled(weights: Floats, c: Counts, average: str) -> Resampled:
-    hit, truth, said = weights @ c.hit, weights @ c.truth, weights @ c.said
+    hit, truth, predicted = weights @ c.hit, weights @ c.truth, weights @ c.predicted
     with np.errstate(invalid="ignore"):
-        iu = hit / (truth + said - hit)
+        iu = hit / (truth + predicted - hit)
         recall = hit / truth
         accuracy = hit.sum(1) / truth.sum(1)
         weighted = (truth * np.nan_to_num(iu)).sum(1) / truth.sum(1)
@@ -108,8 +108,8 @@ def costly_pairs(table: NDArray[np.integer], average: str = "present") -> list[P
     loses n_ij pixels from its union.
     """
     n = table.astype(np.float64)
-    hit, truth, said = np.diag(n), n.sum(1), n.sum(0)
-    union = truth + said - hit
+    hit, truth, predicted = np.diag(n), n.sum(1), n.sum(0)
+    union = truth + predicted - hit
     counted = truth > 0 if average == "present" else union > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         own = np.where(counted[:, None], n / union[:, None], 0)

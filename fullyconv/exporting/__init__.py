@@ -253,8 +253,8 @@ def _written(bare: Any, about: ExportFacts) -> bytes:
     """The file's bytes: the graph with what it says of itself, sealed."""
     from onnx import helper
 
-    said = {ABOUT: json.dumps(dict(about), allow_nan=False), **deepness(about), SEAL: BLANK}
-    helper.set_model_props(bare, said)
+    metadata = {ABOUT: json.dumps(dict(about), allow_nan=False), **deepness(about), SEAL: BLANK}
+    helper.set_model_props(bare, metadata)
     return sealed(bare.SerializeToString(deterministic=True))
 
 

@@ -139,15 +139,15 @@ def _input(about: ExportFacts, test: Mapping[str, str]) -> dict[str, Any]:
     names = ["red", "green", "blue"] if about["inputs"] == ["rgb"] else [f"channel{k}" for k in range(count)]
     channel = {"type": "channel", "channel_names": names}
     axes = [{"type": "batch"}, *_space(about), channel] if small else [{"type": "batch"}, channel, *_space(about)]
-    said: dict[str, Any] = {
+    description: dict[str, Any] = {
         "id": "image", "axes": axes, "test_tensor": dict(test), "data": {"type": "uint8" if small else "float32"},
         "description": "Pixels as stored." + (" Their preprocessing is in the file." if small else ""),
     }  # fmt: skip
     if not small:
         kwargs = {"axis": "channel", "mean": [m / how["scale"] for m in how["mean"]],
                   "std": [s / how["scale"] for s in how["std"]]}  # fmt: skip
-        said["preprocessing"] = [{"id": "fixed_zero_mean_unit_variance", "kwargs": kwargs}]
-    return said
+        description["preprocessing"] = [{"id": "fixed_zero_mean_unit_variance", "kwargs": kwargs}]
+    return description
 
 
 def _output(

@@ -25,7 +25,7 @@ def deepness(about: ExportFacts) -> dict[str, str]:
     if list(how["order"]) != list(range(len(how["mean"]))) or how["log"]:
         return {}
     names = [dict(enumerate(about["taxonomies"][head]["names"])) for head in about["heads"]]
-    said = {
+    metadata = {
         "model_type": "Segmentor",
         "class_names": names[0] if len(names) == 1 else names,
         "standardization_mean": [m / (255 * how["scale"]) for m in how["mean"]],
@@ -33,4 +33,4 @@ def deepness(about: ExportFacts) -> dict[str, str]:
         "seg_thresh": 0,  # above 0, pixels of which no class is that probable become class 0
         "seg_small_segment": 0,
     }
-    return {key: json.dumps(value) for key, value in said.items()}
+    return {key: json.dumps(value) for key, value in metadata.items()}

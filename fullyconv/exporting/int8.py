@@ -203,8 +203,8 @@ def _costs(
     size = sum(float(np.square(t).sum()) for t in truth)
     found = {}
     for layer in layers:
-        said = scores(_with_one(bare, layer, ranges))
-        lost = sum(float(np.square(s - t).sum()) for s, t in zip(said, truth, strict=True))
+        answer = scores(_with_one(bare, layer, ranges))
+        lost = sum(float(np.square(s - t).sum()) for s, t in zip(answer, truth, strict=True))
         found[layer] = lost / max(size, 1e-30)
     return found
 

@@ -209,5 +209,5 @@ def _answers(graph: Graph, output: str, scores: str, names: list[str], classes: 
     best = graph.add("ArgMax", [scores], axis=1, keepdims=0)
     graph.output(graph.add("Cast", [best], to=_type(kind)), names[0], kind, ["N", "H", "W"])
     if output == "confidence":
-        sure = graph.add("ReduceMax", [graph.add("Softmax", [scores], axis=1)], axes=[1], keepdims=0)
-        graph.output(sure, names[1], np.float32, ["N", "H", "W"])
+        confidence = graph.add("ReduceMax", [graph.add("Softmax", [scores], axis=1)], axes=[1], keepdims=0)
+        graph.output(confidence, names[1], np.float32, ["N", "H", "W"])

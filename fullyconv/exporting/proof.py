@@ -180,8 +180,10 @@ def _judge(proof: ExportProof, total: _Total, source: object) -> None:
             f"{printable(source)} does not compute what its network does: scores differ by {proof.difference:.2g} of "
             f"the largest, {LIMIT:g} is rounding; no proof, so do not use it."
         )
-    if not total.sure <= LIMIT:
-        raise DataError(f"{printable(source)}: a probability differs by {total.sure:.2g}; no proof, so do not use it.")
+    if not total.probability <= LIMIT:
+        raise DataError(
+            f"{printable(source)}: a probability differs by {total.probability:.2g}; no proof, so do not use it."
+        )
     if proof.margin > max(2 * proof.difference, 1e-6):
         raise DataError(
             f"{printable(source)} labels otherwise than its network: {proof.changed} of {proof.pixels} labels, one by "
@@ -194,7 +196,7 @@ class _Total:
     """Largest differences so far, relative to the largest score of each batch."""
 
     def __init__(self) -> None:
-        self.difference = self.margin = self.sure = 0.0
+        self.difference = self.margin = self.probability = 0.0
         self.changed = self.pixels = 0
 
     def add(
@@ -213,25 +215,25 @@ class _Total:
             self._labels(truth, answers[0], largest)
         elif output == "probabilities":
             self._labels(truth, answers[0].argmax(1), largest)
-            self._sure(torch.from_numpy(truth).softmax(1).numpy(), answers[0], largest)
+            self._probabilities(torch.from_numpy(truth).softmax(1).numpy(), answers[0], largest)
         else:
             self.difference = max(self.difference, _largest(truth - answers[0]) / largest)
             self.pixels += truth[:, 0].size
         if output == "confidence":
-            self._sure(torch.from_numpy(truth).softmax(1).amax(1).numpy(), answers[1], largest)
+            self._probabilities(torch.from_numpy(truth).softmax(1).amax(1).numpy(), answers[1], largest)
 
-    def _sure(self, truth: NDArray[np.floating], said: NDArray[np.number], largest: float) -> None:
+    def _probabilities(self, truth: NDArray[np.floating], predicted: NDArray[np.number], largest: float) -> None:
         # A probability follows a score's own size: e to a difference of that of the scores.
-        self.sure = max(self.sure, _largest(truth - said) / max(1.0, largest))
+        self.probability = max(self.probability, _largest(truth - predicted) / max(1.0, largest))
 
-    def _labels(self, truth: NDArray[np.floating], said: NDArray[np.number], largest: float) -> None:
+    def _labels(self, truth: NDArray[np.floating], predicted: NDArray[np.number], largest: float) -> None:
         best = truth.argmax(1)
         self.pixels += best.size
-        if said.shape != best.shape or int(said.max()) >= truth.shape[1]:
+        if predicted.shape != best.shape or int(predicted.max()) >= truth.shape[1]:
             self.changed, self.margin = self.changed + best.size, float("inf")
             return
-        self.changed += int((best != said).sum())
-        got = np.take_along_axis(truth, said.astype(np.int64)[:, None], 1)[:, 0]
+        self.changed += int((best != predicted).sum())
+        got = np.take_along_axis(truth, predicted.astype(np.int64)[:, None], 1)[:, 0]
         self.margin = max(self.margin, float((truth.max(1) - got).max()) / largest)
 
 

@@ -217,10 +217,10 @@ def written(program: torch.export.ExportedProgram, about: ExportFacts) -> bytes:
     """The file's bytes, which say `about` of themselves; "parts" among it is the sha256 of all the rest."""
     plain = io.BytesIO()
     torch.export.save(program, plain)
-    said = io.BytesIO()
+    buffer = io.BytesIO()
     text = json.dumps({**about, "parts": _digest(plain.getvalue())}, allow_nan=False)
-    torch.export.save(program, said, extra_files={ABOUT: text})
-    return said.getvalue()
+    torch.export.save(program, buffer, extra_files={ABOUT: text})
+    return buffer.getvalue()
 
 
 def _digest(data: bytes) -> str:

@@ -161,8 +161,8 @@ def _measured(model: FCN, precision: str, network: ExportedNetwork, size: tuple[
     torch_ms, runtime_ms = (statistics.median(kept[1:]) for kept in times)  # the first lays things out
     quicker = torch_ms > GAIN * runtime_ms
     figures = f"{runtime_ms:.0f} ms against {torch_ms:.0f} by torch for {TIMED[0]}x{TIMED[1]}"
-    said = f"quicker for this network here ({figures})" if quicker else f"onnxruntime is not quicker here ({figures})"
-    return EngineChoice("onnxruntime" if quicker else "torch", said, round(torch_ms, 2), round(runtime_ms, 2))
+    reason = f"quicker for this network here ({figures})" if quicker else f"onnxruntime is not quicker here ({figures})"
+    return EngineChoice("onnxruntime" if quicker else "torch", reason, round(torch_ms, 2), round(runtime_ms, 2))
 
 
 def _image(model: FCN, size: tuple[int, int]) -> np.ndarray:

@@ -151,8 +151,8 @@ def _told(data: bytes, about: ExportFacts, engine_bytes: int) -> dict[str, Any]:
     for head, names in about["names"].items():
         taxonomy = about["taxonomies"][head]
         classes = [{"name": n, "colour": list(c)} for n, c in zip(taxonomy["names"], taxonomy["palette"], strict=True)]
-        sure = names[1] if len(names) > 1 else None
-        heads.append({"name": head, "labels": names[0], "confidence": sure, "classes": classes})
+        second = names[1] if len(names) > 1 else None
+        heads.append({"name": head, "labels": names[0], "confidence": second, "classes": classes})
     return {
         "name": about["name"], "file": "model.onnx", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
         "output": about["output"], "heads": heads, "engine_bytes": engine_bytes, "onnxruntime_web": VERSION,

@@ -32,11 +32,11 @@ class Listing:
     def note(self, folder: Path) -> str:
         """What was left out, in a sentence; "" for nothing."""
         shown = self.left.most_common(KINDS)
-        said = [f"{n} {reason} ({printable(self.examples[reason])})" for reason, n in shown]
+        parts = [f"{n} {reason} ({printable(self.examples[reason])})" for reason, n in shown]
         rest = sum(self.left.values()) - sum(n for _, n in shown)
         return (
-            f"left out of {printable(folder)}: {', '.join(said + ([f'{rest} others'] if rest else []))}."
-            if said
+            f"left out of {printable(folder)}: {', '.join(parts + ([f'{rest} others'] if rest else []))}."
+            if parts
             else ""
         )
 

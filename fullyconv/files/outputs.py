@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Outputs", "flat_name", "folded_name", "name_fault", "one_part", "output_file", "safe_name", "unique_name"]
 
-PART, WHOLE = 240, 1024  # bytes of a name's part (file systems have 255, a suffix among them) and of a name in all
+MAX_PART_BYTES, MAX_NAME_BYTES = (
+    240,
+    1024,
+)  # bytes of a name's part (file systems have 255, a suffix among them) and of a name in all
 
 
 def name_fault(name: str) -> str:
@@ -44,10 +47,10 @@ def name_fault(name: str) -> str:
         return "climbs out of its folder by '..'"
     if "" in parts or "." in parts:
         return "has an empty part"
-    if len(name) * 4 > PART:  # 4 bytes are the most of a character
-        sizes = [len(os.fsencode(p)) if p.isascii() or _encodable(p) else PART + 1 for p in parts]
-        if max(sizes) > PART or sum(sizes) > WHOLE:
-            return f"is longer than {PART} bytes a part or {WHOLE} in all"
+    if len(name) * 4 > MAX_PART_BYTES:  # 4 bytes are the most of a character
+        sizes = [len(os.fsencode(p)) if p.isascii() or _encodable(p) else MAX_PART_BYTES + 1 for p in parts]
+        if max(sizes) > MAX_PART_BYTES or sum(sizes) > MAX_NAME_BYTES:
+            return f"is longer than {MAX_PART_BYTES} bytes a part or {MAX_NAME_BYTES} in all"
     return ""
 
 
@@ -79,7 +82,7 @@ def safe_name(path: str) -> str:
             del kept[-1:]
         elif part not in ("", "."):
             kept.append(_safe_part(part))
-    while sum(len(os.fsencode(p)) for p in kept) > WHOLE:
+    while sum(len(os.fsencode(p)) for p in kept) > MAX_NAME_BYTES:
         del kept[0]
     return "/".join(kept) or "unnamed"
 
@@ -87,9 +90,9 @@ def safe_name(path: str) -> str:
 def _safe_part(part: str) -> str:
     plain = "".join("_" if unicodedata.category(c) == "Cc" else c for c in part)
     plain = plain if _encodable(plain) else plain.encode(errors="replace").decode()
-    if len(os.fsencode(plain)) <= PART:
+    if len(os.fsencode(plain)) <= MAX_PART_BYTES:
         return plain
-    while len(os.fsencode(plain)) > PART - 9:
+    while len(os.fsencode(plain)) > MAX_PART_BYTES - 9:
         plain = plain[:-1]
     return f"{plain}-{hashlib.sha256(part.encode(errors='surrogatepass')).hexdigest()[:8]}"
 

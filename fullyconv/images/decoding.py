@@ -191,14 +191,14 @@ def declared_invalid(source: str | os.PathLike[str]) -> NDArray[np.bool_] | None
             return None
         page, *others = pages(at, name)
         mask = next((p for p in others if p.mask and p.size == page.size), None)
-    said = (page.nodata is not None or page.alpha) and page.readable
+    declared = (page.nodata is not None or page.alpha) and page.readable
     beside = mask is None and os.path.isfile(msk)
     absent = page.absent_pixels(0, 0, *page.size)
-    if not (said or mask is not None or beside or absent is not None):
+    if not (declared or mask is not None or beside or absent is not None):
         return None
     data = read_bytes(source)
     bad: NDArray[np.bool_] = np.zeros(page.size, bool) if absent is None else absent
-    if said:
+    if declared:
         check_page(page, len(data), name, pixel_cap())
         bad |= _nothing(samples(data, page, name), page)
     if mask is not None:

@@ -36,12 +36,12 @@ def label_and_confidence(
     scores: Scores, sampling: Sampling, dtype: type[np.integer], budget: int = BUDGET
 ) -> tuple[NDArray[Any], Scores]:
     """That class and its softmax probability: H W of `dtype`, H W float32."""
-    labels, sure = np.empty(sampling.size, dtype), np.empty(sampling.size, np.float32)
+    labels, confidence = np.empty(sampling.size, dtype), np.empty(sampling.size, np.float32)
     for top, strip in _strips(scores, sampling, budget):
         index, high = _best(strip, dtype)
         labels[top : top + len(index)] = index
-        sure[top : top + len(index)] = 1 / np.exp(strip - high).sum(0)
-    return labels, sure
+        confidence[top : top + len(index)] = 1 / np.exp(strip - high).sum(0)
+    return labels, confidence
 
 
 def _best(strip: Scores, dtype: type[np.integer]) -> tuple[NDArray[Any], Scores]:

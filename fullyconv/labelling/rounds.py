@@ -186,15 +186,15 @@ class Rounds:
 
     async def _load(self, process: asyncio.subprocess.Process) -> None:
         self._reload = False
-        said = await _ask(process, self._about())
-        if "failed" in said:
+        answer = await _ask(process, self._about())
+        if "failed" in answer:
             if self.source != self.settings.source:  # learned by an earlier session, and gone since
-                say(f"note: {printable(self.source)} cannot be used ({said['failed']}); going back to the start.")
+                say(f"note: {printable(self.source)} cannot be used ({answer['failed']}); going back to the start.")
                 self.source = self.settings.source
                 await self._load(process)
                 return
-            raise FullyconvError(said["failed"])
-        self.model, self.fault = said, ""
+            raise FullyconvError(answer["failed"])
+        self.model, self.fault = answer, ""
         async with self.lock:
             for layers in self.project.open_layers():
                 layers.proposal = None
@@ -217,12 +217,12 @@ class Rounds:
         out = self.home / "proposals" / f"{key}-{self.model['sha256'][:16]}.png"
         if not out.is_file():
             make_directory(out.parent)
-            said = await _ask(process, {"image": str(photo.file), "key": key, "out": str(out)})
-            if "failed" in said:
-                self._failed[index] = said["failed"]
-                self._tell({"kind": "proposal", "image": index, "fault": said["failed"]})
+            answer = await _ask(process, {"image": str(photo.file), "key": key, "out": str(out)})
+            if "failed" in answer:
+                self._failed[index] = answer["failed"]
+                self._tell({"kind": "proposal", "image": index, "fault": answer["failed"]})
                 return
-            if not said["proposed"]:  # it has learned nothing; what it saw of the image is kept
+            if not answer["proposed"]:  # it has learned nothing; what it saw of the image is kept
                 return
         model = self.model["sha256"]
         async with self.lock:
@@ -256,16 +256,16 @@ class Rounds:
             "labelled": [str(photos[i].file) for i in sorted(labelled)],
         }  # fmt: skip
         try:
-            said = await _ask(process, asked)
+            answer = await _ask(process, asked)
         except (OSError, EOFError, ValueError):
-            said = {"failed": "the process that ranks ended"}
+            answer = {"failed": "the process that ranks ended"}
         finally:
             await _end(process)
-        if "failed" in said:
-            say(f"note: images are not ranked: {said['failed']}")
+        if "failed" in answer:
+            say(f"note: images are not ranked: {answer['failed']}")
             return
-        self.order = [[rest[i], reason] for i, reason in said["order"]]
-        for note in said["notes"]:
+        self.order = [[rest[i], reason] for i, reason in answer["order"]]
+        for note in answer["notes"]:
             say(f"note: {note}")
         self._tell({"kind": "order", "order": self.order})
 
@@ -339,16 +339,16 @@ class Rounds:
             "items": [[k, str(i), str(m)] for k, i, m in items], "seconds": self.settings.seconds, "out": str(out),
         }  # fmt: skip
         try:
-            said = await _ask(process, asked)
-            while "progress" in said:
-                self.learning = {"state": "running", "what": said["progress"], "share": said["share"]}
+            answer = await _ask(process, asked)
+            while "progress" in answer:
+                self.learning = {"state": "running", "what": answer["progress"], "share": answer["share"]}
                 self._say()
-                said = await _answer(process)
+                answer = await _answer(process)
         finally:
             await _end(process)
-        if "failed" in said:
-            raise FullyconvError(said["failed"])
-        found: dict[str, Any] = said["learned"]
+        if "failed" in answer:
+            raise FullyconvError(answer["failed"])
+        found: dict[str, Any] = answer["learned"]
         return found
 
     async def _warm(self) -> asyncio.subprocess.Process:
@@ -393,10 +393,10 @@ class Rounds:
         begun = time.time()
         self.training = {"state": "running", "run": str(run), "since": begun, "minutes": self.settings.minutes}
         self._say()
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "fullyconv", *command, stdin=asyncio.subprocess.DEVNULL, stdout=said,
-                stderr=said, env=_environment(), preexec_fn=_nice,
+                sys.executable, "-P", "-m", "fullyconv", *command, stdin=asyncio.subprocess.DEVNULL, stdout=output,
+                stderr=output, env=_environment(), preexec_fn=_nice,
             )  # fmt: skip
             self._trainer = process
             code = await process.wait()

@@ -37,11 +37,11 @@ def boundary_f_scores(
     reach = tolerance * math.hypot(*labels.shape)
     scores = np.full(classes, np.nan)
     for k in range(classes):
-        labelled, said = labels == k, predictions == k
+        labelled, predicted = labels == k, predictions == k
         if not labelled.any():
             continue
-        around = _around(labelled | said)  # edges lie inside their class, so nothing beyond is asked
-        truth, guess = (_edge(inside[around], valid[around]) for inside in (labelled, said))
+        around = _around(labelled | predicted)  # edges lie inside their class, so nothing beyond is asked
+        truth, guess = (_edge(inside[around], valid[around]) for inside in (labelled, predicted))
         precision = _share(guess, _dilate(truth, reach), bool(truth.any()))
         recall = _share(truth, _dilate(guess, reach), bool(guess.any()))
         scores[k] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -60,11 +60,11 @@ def boundary_counts(
     depth = max(1, round(thickness * math.hypot(*labels.shape)))
     counts = np.zeros((classes, 2), np.int64)
     for k in range(classes):
-        labelled, said = (labels == k) & valid, (predictions == k) & valid
-        either = labelled | said
+        labelled, predicted = (labels == k) & valid, (predictions == k) & valid
+        either = labelled | predicted
         if either.any():
             around = _around(either)
-            truth, guess = _band(labelled[around], depth), _band(said[around], depth)
+            truth, guess = _band(labelled[around], depth), _band(predicted[around], depth)
             counts[k] = (truth & guess).sum(), (truth | guess).sum()
     return counts
 

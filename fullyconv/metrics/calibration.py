@@ -27,12 +27,17 @@ def calibration_table(
             f"Labels {labels.shape}, predictions {predictions.shape} and confidence {confidence.shape} differ in shape."
         )
     counted = labels != ignore
-    sure = confidence[counted].astype(np.float64)
-    if sure.size and not (sure.min() >= 0 and sure.max() <= 1):
-        raise UsageError(f"Confidence reaches from {sure.min()} to {sure.max()}; give probabilities, 0 to 1.")
-    place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    probability = confidence[counted].astype(np.float64)
+    if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
+        raise UsageError(
+            f"Confidence reaches from {probability.min()} to {probability.max()}; give probabilities, 0 to 1."
+        )
+    place = np.clip(np.ceil(probability * bins).astype(np.int64) - 1, 0, bins - 1)
     right = (labels == predictions)[counted]
-    sums = [np.bincount(place, weights, bins) for weights in (np.ones(sure.size), sure, right.astype(np.float64))]
+    sums = [
+        np.bincount(place, weights, bins)
+        for weights in (np.ones(probability.size), probability, right.astype(np.float64))
+    ]
     return np.stack(sums, 1)
 
 

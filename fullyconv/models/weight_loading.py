@@ -43,9 +43,12 @@ class LoadReport:
             names = getattr(self, title)
             if names:
                 parts.append(f"{some(names)} {'left at their initial values' if title == 'initial' else title}")
-        said = "".join(f"; {text}" for text in self.classes)
+        classes = "".join(f"; {text}" for text in self.classes)
         return (
-            ", ".join(parts) + said + (f"; preprocessing from {self.preprocessing}" if self.preprocessing else "") + "."
+            ", ".join(parts)
+            + classes
+            + (f"; preprocessing from {self.preprocessing}" if self.preprocessing else "")
+            + "."
         )
 
 

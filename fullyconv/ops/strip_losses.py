@@ -63,7 +63,7 @@ def tversky(
 
     def value(scores: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         classes = scores.shape[1]
-        hit, said, true = (torch.zeros(classes, dtype=torch.float64, device=scores.device) for _ in range(3))
+        hit, predicted, true = (torch.zeros(classes, dtype=torch.float64, device=scores.device) for _ in range(3))
 
         def count(full: Tensor, strip: Strip) -> None:
             index, valid = _classes(strip.of(labels), ignore, full.dtype)
@@ -71,11 +71,11 @@ def tversky(
             own = p.gather(1, index[:, None])[:, 0] * valid
             hit.index_add_(0, index.flatten(), own.flatten().double())
             true.index_add_(0, index.flatten(), valid.flatten().double())
-            said.add_(torch.einsum("nkyx,nyx->k", p, valid))
+            predicted.add_(torch.einsum("nkyx,nyx->k", p, valid))
 
         _walk(scores, sampling, count, False)
         with torch.enable_grad():
-            sums = [hit.requires_grad_(), said.requires_grad_()]
+            sums = [hit.requires_grad_(), predicted.requires_grad_()]
             loss = _of_sums(sums[0], sums[1], true, weight, alpha, beta)
             of_hit, of_said = (g.to(scores.dtype) for g in torch.autograd.grad(loss, sums))
 
@@ -94,10 +94,10 @@ def tversky(
     return _differentiable(scores, value)
 
 
-def _of_sums(hit: Tensor, said: Tensor, true: Tensor, weight: Tensor | None, alpha: float, beta: float) -> Tensor:
+def _of_sums(hit: Tensor, predicted: Tensor, true: Tensor, weight: Tensor | None, alpha: float, beta: float) -> Tensor:
     """The Tversky loss of K true positives, sums of probabilities and pixels; 0 where no class occurs."""
     share = (true > 0).to(hit) if weight is None else (true > 0) * weight.to(hit)
-    index = hit / (hit + alpha * (said - hit) + beta * (true - hit)).clamp_min(torch.finfo(torch.float32).tiny)
+    index = hit / (hit + alpha * (predicted - hit) + beta * (true - hit)).clamp_min(torch.finfo(torch.float32).tiny)
     total = share.sum()
     return ((1 - index) * share).sum() / torch.where(total > 0, total, torch.ones_like(total))
 

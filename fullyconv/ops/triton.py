@@ -63,18 +63,18 @@ def total(
 ENGINE = Engine(losses, total)
 
 
-def _labels(scores: Tensor, sampling: Sampling, dtype: torch.dtype, sure: bool) -> tuple[Tensor, Tensor]:
+def _labels(scores: Tensor, sampling: Sampling, dtype: torch.dtype, with_confidence: bool) -> tuple[Tensor, Tensor]:
     from fullyconv.ops.triton_kernels import labels_kernel
 
     cells = coarse_window(scores, sampling).contiguous()
     labels = torch.empty((len(scores), *sampling.size), dtype=dtype, device=scores.device)
-    confidence = torch.empty(labels.shape if sure else (0,), device=scores.device)
+    confidence = torch.empty(labels.shape if with_confidence else (0,), device=scores.device)
     grid, tile = _grid(cells, sampling)
     # Triton knows no unsigned 16-bit pointers everywhere; the bits are the same.
     raw = labels if dtype == torch.uint8 else labels.view(torch.int16)
     if labels.numel():
         labels_kernel[grid](
-            cells, *_phases(sampling, cells), raw, confidence, *_shape(cells, sampling), **tile, SURE=sure
+            cells, *_phases(sampling, cells), raw, confidence, *_shape(cells, sampling), **tile, SURE=with_confidence
         )
     return labels, confidence
 

@@ -138,7 +138,7 @@ class Predictor:
 
     def confident_labels(self, image: Image) -> dict[str, tuple[NDArray[Any], NDArray[np.float32]]]:
         """image -> {head: (labels H W, probability of that label H W float32 in 0..1)}."""
-        return {h: (labels, sure) for h, (labels, sure) in self._read(image, "confident labels").items()}
+        return {h: (labels, confidence) for h, (labels, confidence) in self._read(image, "confident labels").items()}
 
     def augmented_labels(
         self, image: Image, variants: Sequence[str]

@@ -32,7 +32,7 @@ def label_for_tool(
     heads = list(ready.heads)
     if heads[1:] and not quiet:
         say(f"note: the labels are those of {heads[0]}; further heads are left out: {', '.join(heads[1:])}.")
-    sure = kind == "labelstudio"
+    with_confidence = kind == "labelstudio"
     line = progress_line("labelling", quiet)
     written: list[Path] = []
     failed: list[str] = []
@@ -47,7 +47,9 @@ def label_for_tool(
             source, place = job
             try:
                 labels, probability = (
-                    ready.confident_labels(image())[heads[0]] if sure else (ready.labels(image())[heads[0]], None)
+                    ready.confident_labels(image())[heads[0]]
+                    if with_confidence
+                    else (ready.labels(image())[heads[0]], None)
                 )
                 written += writer.add(place, read_bytes(source), labels, probability)
             except (DataError, MissingInput) as error:  # one damaged image does not end a folder of them

@@ -65,8 +65,8 @@ class RasterWork:
         self.source, self.options, self.raster = source, options, open_source(source, options.resolution)
         try:
             tile = ready.tiling["tile"]
-            sure = options.confidence or bool(options.polygons)
-            self.job = SceneJob.plan(ready, self.raster, tile[0] if tile else 0, sure, options.probabilities)
+            with_confidence = options.confidence or bool(options.polygons)
+            self.job = SceneJob.plan(ready, self.raster, tile[0] if tile else 0, with_confidence, options.probabilities)
         except BaseException:
             self.raster.close()
             raise

@@ -35,7 +35,7 @@ __all__ = ["SceneCounts", "SceneJob", "core_for", "label_blocks"]
 CORES = (4096, 3072, 2048, 1536, 1024, 512)
 EXPORTED = 1024  # pixels a side where nothing tells what a block takes
 BUDGET = 400 << 20  # bytes of tensors alive at once: what a process takes comes to 2.4 times that (`memory_limit`)
-HELD = 512 << 20  # bytes of coarse scores kept for blending; what was let go is computed again
+BLEND_BYTES = 512 << 20  # bytes of coarse scores kept for blending; what was let go is computed again
 PREVIEW = 1600  # pixels of the longer side of a scene's small image
 
 Progress = Callable[[int, int], None]
@@ -289,8 +289,8 @@ def _of_coarse(job: SceneJob, block: Block, s: Scores, kind: np.dtype[np.generic
         return _of_scores(backend.upsample(s, **at), kind, job)
     if not job.confidence:
         return {"labels": backend.read("labels", s, **at)[0].astype(kind, copy=False)}
-    labels, sure = backend.read("confident labels", s, **at)
-    return {"labels": labels.astype(kind, copy=False), "confidence": _bytes(sure)}
+    labels, confidence = backend.read("confident labels", s, **at)
+    return {"labels": labels.astype(kind, copy=False), "confidence": _bytes(confidence)}
 
 
 def _of_scores(full: Scores, kind: np.dtype[np.generic], job: SceneJob) -> dict[str, NDArray[Any]]:
@@ -298,8 +298,8 @@ def _of_scores(full: Scores, kind: np.dtype[np.generic], job: SceneJob) -> dict[
     backend = job.predictor.backend
     if not job.confidence and not job.probabilities:
         return {"labels": backend.read_full("labels", full)[0].astype(kind, copy=False)}
-    labels, sure = backend.read_full("confident labels", full)
-    found = {"labels": labels.astype(kind, copy=False), "confidence": _bytes(sure)}
+    labels, confidence = backend.read_full("confident labels", full)
+    found = {"labels": labels.astype(kind, copy=False), "confidence": _bytes(confidence)}
     if job.probabilities:
         (scores,) = backend.read_full("scores", full)
         found["probabilities"] = _bytes(backend.probabilities(scores, False, scores.shape[1:]))
@@ -358,7 +358,7 @@ class _Blended:
         found = _coarse(self._job, _input(self._job, values, valid, rows, columns, window))
         self._held[i, j] = found
         self._bytes += sum(t.nbytes for t in found.values())
-        while self._bytes > HELD and len(self._held) > 9:
+        while self._bytes > BLEND_BYTES and len(self._held) > 9:
             _, old = self._held.popitem(last=False)
             self._bytes -= sum(t.nbytes for t in old.values())
         return found

@@ -27,7 +27,7 @@ from fullyconv.rasters.block_journal import BlockJournal
 
 __all__ = ["JobResult", "UnitOutcome", "UnitWorker", "WorkUnit", "WorkerSetup"]
 
-Place = tuple[int, int]  # row and column of a block
+BlockIndex = tuple[int, int]  # row and column of a block
 
 
 @final
@@ -58,7 +58,7 @@ class WorkUnit:
     jobs: tuple[LabelJob, ...]
     key: str = ""
     stamp: tuple[int, int] = (0, 0)
-    places: tuple[Place, ...] = ()
+    places: tuple[BlockIndex, ...] = ()
     losses: int = 0  # workers that died over it
 
 
@@ -85,7 +85,7 @@ class UnitOutcome:
     notes: list[str] = field(default_factory=list)
     key: str = ""
     stamp: tuple[int, int] = (0, 0)
-    todo: tuple[Place, ...] = ()
+    todo: tuple[BlockIndex, ...] = ()
     blocks: int = 0
     invalid: dict[Path, tuple[int, int]] = field(default_factory=dict)
 

@@ -167,9 +167,11 @@ def _answers(
     predictor: Predictor | Ensemble, image: Given, plan: ResultFiles, names: Files, least: float = 0
 ) -> Callable[[], Written]:
     """Label one image; what is left to do, encoding and writing what was claimed for it, as a function."""
-    sure = any(what == "confidence" for what, _ in names)
+    with_confidence = any(what == "confidence" for what, _ in names)
     found: Mapping[str, tuple[NDArray[Any], NDArray[np.float32] | None]] = (
-        predictor.confident_labels(image) if sure else {h: (v, None) for h, v in predictor.labels(image).items()}
+        predictor.confident_labels(image)
+        if with_confidence
+        else {h: (v, None) for h, v in predictor.labels(image).items()}
     )
     shares = _probabilities(predictor, image) if any(what == "probabilities" for what, _ in names) else {}
 

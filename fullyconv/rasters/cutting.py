@@ -143,7 +143,7 @@ def _write_window(
 
     h, w, bands = values.shape
     colour = bands == 3 and values.dtype == np.uint8
-    said = nodata_pixels(values, profile.nodata)
+    nodata = nodata_pixels(values, profile.nodata)
     with gdal(str(path)) as rasterio, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         placed: dict[str, Any] = {}
@@ -157,5 +157,5 @@ def _write_window(
             compress="deflate", photometric="RGB" if colour else "MINISBLACK", **placed,
         ) as file:  # fmt: skip
             file.write(np.moveaxis(values, -1, 0))
-            if good is not None and not np.array_equal(~good, np.zeros((h, w), bool) if said is None else said):
+            if good is not None and not np.array_equal(~good, np.zeros((h, w), bool) if nodata is None else nodata):
                 file.write_mask(good)

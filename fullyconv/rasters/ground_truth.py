@@ -174,10 +174,10 @@ class VectorTruth:
         self.shapes, self.ids = shapes[usable], np.array([number[v] for v in kept])
         self._rows: tuple[tuple[str, float, float], dict[int, Any]] = ("", 0.0, 0.0), {}
         self._moved: dict[str, tuple[NDArray[Any], NDArray[np.float64]]] = {}
-        said = "ignored" if outside == "ignore" else f"of the class {outside!r}"
+        becomes = "ignored" if outside == "ignore" else f"of the class {outside!r}"
         self.notes.append(
             f"{path.name}: {len(kept)} polygons, classes by the field {chosen!r}; a pixel is of the last polygon in "
-            f"the file that holds its centre; ground in none is {said}."
+            f"the file that holds its centre; ground in none is {becomes}."
         )
 
     def read(self, scene: RasterProfile, window: Window) -> NDArray[np.int64]:

@@ -76,7 +76,7 @@ def draw_polygons(labels: Path, confidence: Path | None, *, tolerance: float = 0
             values, shapes = values[kept], shapes[kept]
         order = _in_order(shapes)
         values, shapes = values[order], shapes[order]
-        pixels, sure = _measured(shapes, values, data, whole, confidence)
+        pixels, means = _measured(shapes, values, data, whole, confidence)
         if len(shapes):
             shapes = _with_junctions(shapes, data, whole)
     if len(shapes):
@@ -84,7 +84,7 @@ def draw_polygons(labels: Path, confidence: Path | None, *, tolerance: float = 0
     if tolerance > 0 and len(shapes):
         # The threshold of Visvalingam's rule is an area: shapely takes its square root, a length.
         shapes = shapely.coverage_simplify(shapes, tolerance, simplify_boundary=False)
-    return LabelPolygons(shapes, values, pixels, sure, merged)
+    return LabelPolygons(shapes, values, pixels, means, merged)
 
 
 def _moved(xy: NDArray[np.float64], by: Sequence[float]) -> NDArray[np.float64]:
@@ -147,7 +147,7 @@ def _measured(
     box = shapely.bounds(shapes) if n else np.zeros((0, 4))
     known = np.append(values, -1 if data.nodata is None else int(data.nodata))
     with contextlib.ExitStack() as stack:
-        sure = stack.enter_context(rasterio.open(confidence)) if confidence else None
+        file = stack.enter_context(rasterio.open(confidence)) if confidence else None
         for top in range(0, data.height, ROWS):
             bottom = min(data.height, top + ROWS)
             here = np.flatnonzero((box[:, 1] < bottom) & (box[:, 3] > top))
@@ -159,8 +159,8 @@ def _measured(
                 raise InternalError("The polygons do not fill the raster that they were drawn from; please report it.")
             flat = ids.ravel()
             pixels += np.bincount(flat, minlength=n + 1)[:n]
-            if sure is not None:
-                seen = sure.read(1, window=Window(0, top, data.width, bottom - top)).ravel()
+            if file is not None:
+                seen = file.read(1, window=Window(0, top, data.width, bottom - top)).ravel()
                 sums += np.bincount(flat, seen, minlength=n + 1)[:n]
     return pixels, sums / np.maximum(pixels, 1) / 255 if confidence else np.full(n, np.nan)
 

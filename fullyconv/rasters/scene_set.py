@@ -143,8 +143,8 @@ class SceneSet:
         every = pieces_of(pairs, profiles, options)
         used = [p for p in every if found._look(p)]
         found._left_out(every, used)
-        found.pieces, said = divided(used, options, first_placed(profiles))
-        found.notes += [said] if said else []
+        found.pieces, message = divided(used, options, first_placed(profiles))
+        found.notes += [message] if message else []
         return found
 
     def read(self, piece: Piece) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[np.int64]]:
@@ -238,9 +238,9 @@ def unlike(scenes: Sequence[Path], opened: Sequence[RasterSource]) -> list[tuple
         found.append((pixels.mean(0), pixels.std(0)) if len(pixels) else (np.full(values.shape[2], np.nan),) * 2)
     means, stds = (np.array([f[i] for f in found]) for i in (0, 1))
     far = np.abs(means - np.nanmedian(means, 0)) > 3 * np.maximum(np.nanmedian(stds, 0), 1e-6)
-    said = "is far from the other scenes' (another sensor, season or scale?)"
+    note = "is far from the other scenes' (another sensor, season or scale?)"
     return [
-        (scene, f"band {', '.join(str(b + 1) for b in np.flatnonzero(row))} {said}")
+        (scene, f"band {', '.join(str(b + 1) for b in np.flatnonzero(row))} {note}")
         for scene, row in zip(scenes, far, strict=True)
         if row.any()
     ]

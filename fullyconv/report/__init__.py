@@ -64,13 +64,13 @@ def _rendered(source: Path) -> str:
             f"{printable(source)} holds neither a run (metrics.jsonl) nor an evaluation (result.json); "
             "write one with fullyconv train, or fullyconv evaluate --keep DIR."
         )
-    said, shown = evaluation(found) if found else ([], None)
+    summary, shown = evaluation(found) if found else ([], None)
     if found:
-        said += sentences.evaluated(run)
+        summary += sentences.evaluated(run)
     elif run:
-        said = sentences.under_way(run, source)
+        summary = sentences.under_way(run, source)
     return fill(
-        "fullyconv.report", "page.html", ReportPage(_title(run, found), said, training(run) if run else None, shown)
+        "fullyconv.report", "page.html", ReportPage(_title(run, found), summary, training(run) if run else None, shown)
     )
 
 

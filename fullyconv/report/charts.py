@@ -146,10 +146,10 @@ def reliability(bins: Sequence[tuple[int, int, float]]) -> Markup:
     plot = _Plot(0, 1, 0, 1)
     most = max((n for n, _, _ in bins), default=1) or 1
     dots = [
-        f'<circle class="dot s1" cx="{plot.x(sure / n)}" cy="{plot.y(right / n)}"'
+        f'<circle class="dot s1" cx="{plot.x(confidence / n)}" cy="{plot.y(right / n)}"'
         f' r="{2 + 5 * math.sqrt(n / most):.1f}">'
-        f"<title>said {100 * sure / n:.0f} %, right {100 * right / n:.0f} % of {n} pixels</title></circle>"
-        for n, right, sure in bins
+        f"<title>said {100 * confidence / n:.0f} %, right {100 * right / n:.0f} % of {n} pixels</title></circle>"
+        for n, right, confidence in bins
         if n
     ]
     diagonal = f'<line class="guide" x1="{plot.x(0)}" y1="{plot.y(0)}" x2="{plot.x(1)}" y2="{plot.y(1)}"/>'

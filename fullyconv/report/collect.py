@@ -247,7 +247,7 @@ def error_map(label: Path, prediction: Path, ignore: int) -> str:
     return data_address(error_marks(read_label(label), read_label(prediction), ignore), TYPES[".png"])
 
 
-def outline(label: Path, prediction: Path, labelled: int, said: int) -> str:
+def outline(label: Path, prediction: Path, labelled: int, predicted: int) -> str:
     """A red line just inside what is labelled one class and called the other, all else clear: a data: address."""
-    doubted = (read_label(label) == labelled) & (read_label(prediction) == said)
+    doubted = (read_label(label) == labelled) & (read_label(prediction) == predicted)
     return data_address(inner_line(doubted), TYPES[".png"])

@@ -81,7 +81,7 @@ class MatrixCell:
     share: float
     same: bool
     pixels: int
-    said: str
+    predicted: str
 
 
 @final
@@ -130,7 +130,7 @@ class PairCard:
     """A confusion; cost: the mean IU it costs; crop: an example, where the evaluation was kept."""
 
     truth: str
-    said: str
+    predicted: str
     share: float
     cost: float
     colours: tuple[Colour, Colour]
@@ -141,7 +141,7 @@ class PairCard:
 @dataclass(frozen=True)
 class SuspectCard:
     labelled: str
-    said: str
+    predicted: str
     confidence: float
     pixels: int
     window: tuple[int, int, int, int]
@@ -324,23 +324,23 @@ def _pairs(found: KeptEvaluation) -> list[PairCard]:
 def _suspect(entry: SuspectEntry, found: KeptEvaluation) -> SuspectCard:
     """A region whose label is doubted."""
     names, palette = found.result.taxonomy.names, found.result.taxonomy.palette
-    labelled, said = entry.labelled, entry.said
+    labelled, predicted = entry.labelled, entry.said
     return SuspectCard(
         names[labelled],
-        names[said],
+        names[predicted],
         entry.confidence,
         entry.pixels,
         entry.window,
-        (palette[labelled], palette[said]),
-        _crop(entry.name, entry.files, found, labelled, said),
+        (palette[labelled], palette[predicted]),
+        _crop(entry.name, entry.files, found, labelled, predicted),
     )
 
 
-def _crop(name: str, files: ImageFiles, found: KeptEvaluation, labelled: int, said: int) -> Crop:
+def _crop(name: str, files: ImageFiles, found: KeptEvaluation, labelled: int, predicted: int) -> Crop:
     """A crop's images, with an outline around what is labelled one class and called the other."""
     label, prediction = (named_image(found.place, file) for file in (files.label, files.prediction))
     shown = _shown(name, files, found)
-    return Crop(name, shown.image, shown.label, shown.prediction, outline(label, prediction, labelled, said))
+    return Crop(name, shown.image, shown.label, shown.prediction, outline(label, prediction, labelled, predicted))
 
 
 def _scene(entry: GalleryEntry, found: KeptEvaluation) -> GalleryCard:

@@ -26,9 +26,9 @@ class AreaRow:
 @final
 @dataclass(frozen=True)
 class GroundTable:
-    """said: a sentence; rows: the largest class first."""
+    """sentence: what a pixel covers; rows: the largest class first."""
 
-    said: str
+    sentence: str
     rows: Sequence[AreaRow]
 
 
@@ -39,11 +39,11 @@ def ground(found: KeptEvaluation) -> GroundTable | None:
         return None
     low, high = told.metres
     some = "" if told.images == result.images else f"; {told.images} of the {result.images} images lie on a map"
-    said = f"A pixel is {low:.4g}{f' to {high:.4g}' if high > low else ''} m of ground{some}."
+    sentence = f"A pixel is {low:.4g}{f' to {high:.4g}' if high > low else ''} m of ground{some}."
     areas, taxonomy = told.hectares[result.head], result.taxonomy
     rows = [
         AreaRow(name, colour, a, b, b / a - 1 if a > 0 else None)
         for name, colour, a, b in zip(taxonomy.names, taxonomy.palette, areas.truth, areas.prediction, strict=False)
         if a or b
     ]
-    return GroundTable(said, sorted(rows, key=lambda r: -r.truth))
+    return GroundTable(sentence, sorted(rows, key=lambda r: -r.truth))

@@ -23,9 +23,9 @@ def summary(result: Result, analysis: Analysis, interval: Interval) -> list[str]
     """Sentences, the most important first: the score, what is solved, what is lost to what, where errors lie."""
     if not result.confusion.any():
         return [f"None of the pixels of {_images(result)} is labelled, so there is nothing to score."]
-    said = [_score(result, interval), *_floor(result), *_classes(result), *_heads(result), *_borders(analysis.border)]
-    said += [*_sizes(analysis.sizes), *_confidence(analysis.calibration), *_absent(result)]
-    return [s for s in said if s]
+    lines = [_score(result, interval), *_floor(result), *_classes(result), *_heads(result), *_borders(analysis.border)]
+    lines += [*_sizes(analysis.sizes), *_confidence(analysis.calibration), *_absent(result)]
+    return [s for s in lines if s]
 
 
 def percent(value: float, digits: int = 0) -> str:
@@ -137,14 +137,14 @@ def _lost_to(key: tuple[bool, bool, int], members: Sequence[tuple[ClassFigures, 
 
 def _heads(result: Result) -> list[str]:
     """A sentence for each further head."""
-    said = []
+    lines = []
     for head in list(result.tables)[1:]:
         accuracy, mean_iu = result.figure("pixel_accuracy", head), result.figure("mean_iu", head)
         if accuracy == accuracy:
-            said.append(
+            lines.append(
                 f"Its {head} head is right on {percent(accuracy, 1)} of the pixels (mean IU {percent(mean_iu, 1)})."
             )
-    return said
+    return lines
 
 
 def _borders(border: BorderErrors | None) -> list[str]:
@@ -173,17 +173,16 @@ def _sizes(sizes: SizeErrors | None) -> list[str]:
 def _confidence(calibration: Calibration | None) -> list[str]:
     if calibration is None:
         return []
-    bins, sure = np.asarray(calibration.bins), sum(calibration.confidence)
+    bins, confidence = np.asarray(calibration.bins), sum(calibration.confidence)
     pixels, right = bins.sum(0)
     if not pixels:
         return []
-    gap = (sure - right) / pixels
+    gap = (confidence - right) / pixels
     if abs(gap) < 0.01:
-        return [
-            f"Its confidence can be trusted: {percent(sure / pixels)} on average, and {percent(right / pixels)} right."
-        ]
+        average, correct = percent(confidence / pixels), percent(right / pixels)
+        return [f"Its confidence can be trusted: {average} on average, and {correct} right."]
     word = "over" if gap > 0 else "under"
-    return [f"It is {word}confident: {percent(sure / pixels)} sure on average, {percent(right / pixels)} right."]
+    return [f"It is {word}confident: {percent(confidence / pixels)} sure on average, {percent(right / pixels)} right."]
 
 
 def _absent(result: Result) -> list[str]:
@@ -199,10 +198,10 @@ def evaluated(run: Run | None) -> list[str]:
     """What the state of the run adds to its kept evaluation."""
     if run is None:
         return []
-    said = damaged(run)
+    lines = damaged(run)
     if run.unfinished:
-        said.append("The run is not finished: this evaluation is of the checkpoint that was best when it was made.")
-    return said
+        lines.append("The run is not finished: this evaluation is of the checkpoint that was best when it was made.")
+    return lines
 
 
 def damaged(run: Run) -> list[str]:
@@ -216,17 +215,17 @@ def damaged(run: Run) -> list[str]:
 
 def under_way(run: Run, source: Path) -> list[str]:
     """Words for a run without a kept evaluation."""
-    said = [*damaged(run), _measured_so_far(run)]
+    lines = [*damaged(run), _measured_so_far(run)]
     if run.last:
         lasts = f"; it is to last {run.recipe.lasts}" if run.recipe.lasts else ""
         epoch = "" if run.last.epoch is None else f", epoch {run.last.epoch:.3g}"
-        said.append(f"It has come to step {run.last.step}{epoch}{lasts}.")
+        lines.append(f"It has come to step {run.last.step}{epoch}{lasts}.")
     place = shlex.quote(str(source))
-    said.append(
+    lines.append(
         "No evaluation is kept in this run, so confusions and images are not shown; "
         f"fullyconv evaluate {place} DATA --keep {shlex.quote(str(source / 'evaluation'))} adds them."
     )
-    return said
+    return lines
 
 
 def _measured_so_far(run: Run) -> str:

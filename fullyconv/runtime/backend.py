@@ -160,6 +160,6 @@ def _by_numba(
     if readout == "labels":
         label_kernels.labels(flat, plan, state, work, labels.reshape(-1))
         return None if state[1] else (labels,)
-    sure = np.empty(sampling.size, np.float32)
-    label_kernels.confidences(flat, plan, state, work, labels.reshape(-1), sure.reshape(-1))
-    return None if state[1] else (labels, sure)
+    confidence = np.empty(sampling.size, np.float32)
+    label_kernels.confidences(flat, plan, state, work, labels.reshape(-1), confidence.reshape(-1))
+    return None if state[1] else (labels, confidence)

@@ -120,6 +120,6 @@ def checked_about(metadata: dict[str, str], source: object) -> ExportFacts:
         about = facts_of(metadata[ABOUT])
         lacking = [key for key in NEEDED if key not in about]
         if lacking or about["format"] != FORMAT:
-            said = f"lacks {', '.join(lacking)}" if lacking else f"are of format {about['format']!r}, not {FORMAT}"
-            raise DataError(f"{printable(source)}: the metadata {said}; export the model again.")
+            problem = f"lacks {', '.join(lacking)}" if lacking else f"are of format {about['format']!r}, not {FORMAT}"
+            raise DataError(f"{printable(source)}: the metadata {problem}; export the model again.")
         return about

@@ -38,18 +38,18 @@ class _Child:
     def __init__(self, function: str, memory: int, seconds: int) -> None:
         self.answer = tempfile.TemporaryFile()  # noqa: SIM115 (closed by let_go)
         self.control, control = socket.socketpair()
-        self.said, said = os.pipe()
+        self.status, status = os.pipe()
         number = self.answer.fileno()
-        job = {"kind": "session", "function": function, "answer": number, "said": said, "memory": memory,
+        job = {"kind": "session", "function": function, "answer": number, "said": status, "memory": memory,
                "output": memory, "seconds": seconds, "control": control.fileno()}  # fmt: skip
         self._number = 0 if seccomp.supported() else -1  # of the process that reads, to be told by its guardian
         try:
-            self.process = start(job, [number, said, control.fileno()])
+            self.process = start(job, [number, status, control.fileno()])
         except BaseException:
             self.let_go()
             raise
         finally:
-            os.close(said)
+            os.close(status)
             control.close()
 
     def ask(self, message: Mapping[str, object], descriptor: int) -> None:
@@ -61,14 +61,14 @@ class _Child:
     def heard(self, seconds: float) -> bytes | None:
         """What it says within so many seconds; b"" when it is gone, None when it said nothing."""
         poll = select.poll()
-        poll.register(self.said, select.POLLIN)
+        poll.register(self.status, select.POLLIN)
         if not poll.poll(1000 * seconds):
             return None
         if self._number == 0:
-            told = os.read(self.said, guardian.PID.size)
+            told = os.read(self.status, guardian.PID.size)
             self._number = guardian.PID.unpack(told)[0] if len(told) == guardian.PID.size else -1
             return None if self._number > 0 else b""
-        return os.read(self.said, 1)
+        return os.read(self.status, 1)
 
     def used(self) -> float:
         """Seconds of CPU time it has taken in all; 0 where that cannot be asked."""
@@ -84,7 +84,7 @@ class _Child:
         return reap(self.process)
 
     def let_go(self) -> None:
-        os.close(self.said)
+        os.close(self.status)
         self.control.close()
         self.answer.close()
 
@@ -113,10 +113,10 @@ class Session:
             try:
                 os.ftruncate(child.answer.fileno(), 0)
                 child.ask({"path": os.path.abspath(where), "arguments": dict(arguments)}, descriptor)
-                said = self._heard(child, where)
-                if said == DONE:
+                message = self._heard(child, where)
+                if message == DONE:
                     return result_of(child.answer.fileno(), where, numpy=True)
-                refusal = told_error(explanation(child.answer.fileno()), where) if said == REFUSED else None
+                refusal = told_error(explanation(child.answer.fileno()), where) if message == REFUSED else None
                 if refusal is not None:
                     failed = False
                     raise refusal
@@ -134,9 +134,9 @@ class Session:
         """What the child says, b"" when it is gone; DataError when it computes or stands still for too long."""
         end, begun = time.monotonic() + 4 * self._seconds + self._grace, child.used()
         while (left := end - time.monotonic()) > 0 and child.used() - begun <= self._seconds:
-            said = child.heard(min(left, _LOOK))
-            if said is not None:
-                return said
+            message = child.heard(min(left, _LOOK))
+            if message is not None:
+                return message
         raise DataError(f"Reading {printable(where)} took too long, so it was stopped; get it anew.")
 
     def close(self) -> None:

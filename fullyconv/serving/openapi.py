@@ -60,7 +60,7 @@ def _predict(limits: Limits) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     flag = {"schema": {"type": "integer", "enum": [0, 1], "default": 0}, "in": "query"}
     problem = {"application/problem+json": {"schema": {"type": "object"}}}
-    said = f"At most {limits.body} bytes, {limits.pixels} pixels, {limits.side} pixels a side, one frame."
+    limit_text = f"At most {limits.body} bytes, {limits.pixels} pixels, {limits.side} pixels a side, one frame."
     return {
         "parameters": [
             {"name": "output", "in": "query", "schema": {"type": "string", "enum": list(OUTPUTS), "default": "labels"}},
@@ -68,7 +68,7 @@ def _predict(limits: Limits) -> dict[str, Any]:
             {"name": "polygons", "description": "With output=json: each class's outlines.", **flag},
             {"name": "labels", "description": "With output=json: the label map too, base64 of a PNG.", **flag},
         ],
-        "requestBody": {"required": True, "description": said, "content": dict.fromkeys(MEDIA, binary)},
+        "requestBody": {"required": True, "description": limit_text, "content": dict.fromkeys(MEDIA, binary)},
         "responses": {
             "200": {"description": "The labels as asked.", "content": dict.fromkeys(OUTPUTS.values(), binary)},
             **{code: {"description": words, "content": problem} for code, words in ERRORS.items()},

@@ -175,10 +175,10 @@ class Pool:
         try:
             await _write(writer, {**self.settings, "limits": asdict(self.limits)}, b"")
             async with asyncio.timeout(self.limits.start_seconds):
-                said, _ = await _read(reader)
-            if "failed" in said:
-                raise _error(said["failed"])
-            self.about = said["ready"]
+                message, _ = await _read(reader)
+            if "failed" in message:
+                raise _error(message["failed"])
+            self.about = message["ready"]
             while True:
                 await self._next(reader, writer)
         finally:

@@ -29,7 +29,7 @@ MALFORMED = Refusal(400, "http", "This is no HTTP request that can be read.")
 LARGE_HEADERS = Refusal(431, "headers", "The request's headers are too large or too many.")
 LARGE_BODY = Refusal(413, "body", "The body is too large.")
 TINY_CHUNKS = Refusal(400, "chunks", "The body comes in too many tiny chunks; send it in larger ones.")
-HELD = Refusal(429, "memory", "Too much is being sent at once.", retry_after=1)
+TOO_MUCH_AT_ONCE = Refusal(429, "memory", "Too much is being sent at once.", retry_after=1)
 UPGRADE = Refusal(400, "upgrade", "Connections are not upgraded.")
 
 
@@ -184,7 +184,7 @@ class GuardedProtocol(H11Protocol):
         if len(self.body) > self.limits.body:
             self.refuse(LARGE_BODY)
         elif self.shared.held > self.limits.bodies:
-            self.refuse(HELD)
+            self.refuse(TOO_MUCH_AT_ONCE)
         elif self.chunks > self.limits.chunks and len(self.body) < self.chunks * self.limits.chunk:
             self.refuse(TINY_CHUNKS)
 

@@ -88,11 +88,11 @@ def fit(
         return run_stages(recipe, Path(out), resume, fit, data=data, val=val, allow=allow, check=check, quiet=quiet)
     with ExitStack() as stack:
         stack.enter_context(_as_before())
-        world = stack.enter_context(join(recipe.device))
-        display = stack.enter_context(Display(quiet=quiet, silent=world.rank > 0))
-        course = prepare_run(recipe, data, val, Path(out), world, display, resume, allow, check, stack, trunk)
-        with _told_if_nothing_was_learned(course):
-            learn(course, stack.enter_context(Stop()))
+        group = stack.enter_context(join(recipe.device))
+        display = stack.enter_context(Display(quiet=quiet, silent=group.rank > 0))
+        context = prepare_run(recipe, data, val, Path(out), group, display, resume, allow, check, stack, trunk)
+        with _told_if_nothing_was_learned(context):
+            learn(context, stack.enter_context(Stop()))
     return Path(out)
 
 
@@ -167,15 +167,15 @@ def learn(c: RunContext, stop: Stop) -> None:
         checkpointing.measure_now(c, stop)
         checkpointing.save_checkpoint(c)
     c.clock.restart()
-    with closing(read_steps(reader, recipe, state, c.world)) as steps:
-        while not c.world.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
+    with closing(read_steps(reader, recipe, state, c.group)) as steps:
+        while not c.group.any(bool(stop)) and not planning.finished(plan, state, recipe.early_stop):
             step = checkpointing.next_step(c, steps)
             c.clock.lap("data")
-            torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.world.rank))
+            torch.manual_seed(planning.step_seed(recipe.seed, state.step, c.group.rank))
             rate = optimisation.set_rate(c.optimizer, recipe, planning.progress(plan, state))
             buffers = checkpointing.snapshot(c.model)
             with explained(c, step.batches):
-                outcome = gradients(c.model, step.batches, recipe, c.world, c.weights, c.scaler, c.clock.lap)
+                outcome = gradients(c.model, step.batches, recipe, c.group, c.weights, c.scaler, c.clock.lap)
             norm = gradient_norm(c.optimizer, c.scaler, recipe.clip)
             if checkpointing.accept_step(c, outcome, norm, step, buffers):
                 c.scaler.step(c.optimizer)

@@ -21,7 +21,7 @@ HUGE = 1e4  # spreads from the mean: what no measurement is
 TELLING = 0.01  # of mean IU: a point, less than which two measurements of one network's course often differ by
 PAST_THE_BEST = 0.05  # of mean IU: what is lost to the best before it is worth a word
 
-FEW = 300  # steps in which a network from random weights seldom learns to tell classes apart
+FEW_STEPS = 300  # steps in which a network from random weights seldom learns to tell classes apart
 
 
 def learned_nothing(c: RunContext) -> str:
@@ -53,7 +53,11 @@ def how_it_ended(c: RunContext) -> str:
 
 def _steps(c: RunContext) -> list[str]:
     length = f"--set steps={max(2000, 10 * c.state.step)}"
-    return [f"more steps ({length}; these were {c.state.step})"] if c.state.step < FEW or not c.recipe.weights else []
+    return (
+        [f"more steps ({length}; these were {c.state.step})"]
+        if c.state.step < FEW_STEPS or not c.recipe.weights
+        else []
+    )
 
 
 def _start(c: RunContext) -> list[str]:

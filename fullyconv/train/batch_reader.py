@@ -58,14 +58,14 @@ class ReadStep:
     bad: tuple[str, ...] = ()
 
 
-def tickets(count: int, recipe: Recipe, state: State, world: ProcessGroup) -> Iterator[Ticket]:
+def tickets(count: int, recipe: Recipe, state: State, group: ProcessGroup) -> Iterator[Ticket]:
     """Every step's images from where the run is, without end. Each process takes its contiguous part of a step."""
     epoch, position = state.epoch, state.position
     while True:
         indices = order(count, recipe.seed, epoch, recipe.sampling)
         for start in range(position, count, recipe.batch_size):
             everyone = indices[start : start + recipe.batch_size]
-            offsets = np.array_split(np.arange(len(everyone)), world.size)[world.rank]
+            offsets = np.array_split(np.arange(len(everyone)), group.size)[group.rank]
             first = start + (int(offsets[0]) if len(offsets) else 0)
             mine = tuple(int(everyone[o]) for o in offsets)
             yield Ticket(epoch, start, tuple(map(int, everyone)), mine, first)
@@ -73,10 +73,10 @@ def tickets(count: int, recipe: Recipe, state: State, world: ProcessGroup) -> It
 
 
 def read_steps(
-    reader: BatchReader, recipe: Recipe, state: State, world: ProcessGroup
+    reader: BatchReader, recipe: Recipe, state: State, group: ProcessGroup
 ) -> Generator[ReadStep, None, None]:
     """The run's steps, read by the recipe's workers; closing it ends them."""
-    stream = tickets(len(reader.dataset), recipe, state, world)
+    stream = tickets(len(reader.dataset), recipe, state, group)
     names = reader.names
     return ordered_map(
         reader, stream, recipe.workers, timeout=recipe.worker_timeout, describe=lambda t: ", ".join(names(t.mine))

@@ -20,17 +20,17 @@ __all__ = ["drop", "on_disk"]
 FOLDER = "cache"
 
 
-def on_disk(recipe: Recipe, dataset: Dataset, out: Path, world: ProcessGroup, display: Display) -> Dataset:
+def on_disk(recipe: Recipe, dataset: Dataset, out: Path, group: ProcessGroup, display: Display) -> Dataset:
     """`dataset` reading from its cache in the run, made by the first process; as it is under any other `cache`."""
     if recipe.cache != "disk":
         return dataset
     skip = recipe.on_bad_sample == "skip"
-    with world.together():
-        if world.rank == 0:
+    with group.together():
+        if group.rank == 0:
             quick = cached(dataset, out / FOLDER, skip=skip)
             for note in quick.notes[len(dataset.notes) :]:
                 display.note(note)
-    return quick if world.rank == 0 else cached(dataset, out / FOLDER, skip=skip)
+    return quick if group.rank == 0 else cached(dataset, out / FOLDER, skip=skip)
 
 
 def drop(out: Path, *, but: tuple[Dataset, ...] = ()) -> None:

@@ -86,7 +86,7 @@ _UNKNOWN = "look at these images, or lower lr (now {:g}) or set clip = 1"
 
 def _images(c: RunContext, step: ReadStep) -> list[str]:
     """The images that a step learned from, those of the other processes by its ticket."""
-    if c.world.size > 1:
+    if c.group.size > 1:
         return [c.train.records[i].name for i in step.ticket.everyone]
     return [name for batch in step.batches for name in batch.names]
 
@@ -104,9 +104,9 @@ def rescuing(c: RunContext) -> Iterator[None]:
 def next_step(c: RunContext, steps: Iterator[ReadStep]) -> ReadStep:
     """The next step's images. When they cannot be had, the last whole step is kept before the error goes on."""
     with rescuing(c):
-        with c.world.together():
+        with c.group.together():
             step = next(steps)
-        new = [text for text in dict.fromkeys(c.world.gather(step.bad)) if text not in c.state.bad]
+        new = [text for text in dict.fromkeys(c.group.gather(step.bad)) if text not in c.state.bad]
         for text in new:
             c.display.note(f"skipped, another image takes its place: {text}")
         c.state.bad += new
@@ -127,7 +127,7 @@ def advance(c: RunContext, step: ReadStep) -> None:
     s.step += 1
     s.finished = False  # a longer recipe goes on with a run that had ended
     seconds = c.clock.since_mark()
-    s.elapsed += c.world.first(seconds) if c.plan.budget else seconds
+    s.elapsed += c.group.first(seconds) if c.plan.budget else seconds
     s.epoch, s.position = ticket.epoch, ticket.position + len(ticket.everyone)
     if s.position >= len(c.train):
         s.epoch, s.position = ticket.epoch + 1, 0
@@ -167,7 +167,7 @@ def _chance(c: RunContext) -> float:
 
 def save_checkpoint(c: RunContext, *, alone: bool = False) -> None:
     """A checkpoint of this very step, on the first process; the others wait for it unless it is `alone`."""
-    with nullcontext() if alone else c.world.together():
+    with nullcontext() if alone else c.group.together():
         if c.run is not None:
             _save(c, c.run)
     c.clock.saved()
@@ -216,7 +216,7 @@ def rescue(c: RunContext) -> None:
 
 def finish_run(c: RunContext, stop: Stop) -> None:
     """After the last step: measure, keep, and say where it is; after a signal: keep this step and raise."""
-    if c.world.any(bool(stop)):
+    if c.group.any(bool(stop)):
         if c.saved != c.state.step:
             save_checkpoint(c)
         raise stop.error(f"step {c.state.step} is saved in {c.out}; go on with --resume")
@@ -234,8 +234,8 @@ def finish_run(c: RunContext, stop: Stop) -> None:
     c.display.end(c.clock)
     if c.state.best >= 0 and c.state.best_at_floor:
         c.display.note(advice.learned_nothing(c))
-    elif said := advice.how_it_ended(c):
-        c.display.note(said)
+    elif note := advice.how_it_ended(c):
+        c.display.note(note)
 
 
 def _drop_cache(c: RunContext) -> None:

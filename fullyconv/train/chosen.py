@@ -76,8 +76,8 @@ def choose_settings(
     if chosen.batch_norm == "auto":
         taken, why["batch_norm"] = batch_norm_for(chosen, model, train)
         chosen = chosen.replace(batch_norm=taken)
-    said = ", ".join(_said(chosen, key, why[key]) for key in open_keys if getattr(chosen, key) != PLAIN.get(key))
-    return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {said}."] if said else []
+    settings = ", ".join(_setting(chosen, key, why[key]) for key in open_keys if getattr(chosen, key) != PLAIN.get(key))
+    return chosen, [f"Chosen for these data (--set KEY=VALUE takes another): {settings}."] if settings else []
 
 
 def batch_norm_for(recipe: Recipe, model: TrainableModel, train: Dataset) -> tuple[BatchNorm, str]:
@@ -95,18 +95,18 @@ def batch_norm_for(recipe: Recipe, model: TrainableModel, train: Dataset) -> tup
 
 def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = None) -> tuple[Recipe, list[str]]:
     """The recipe with a crop that these data can fill, and what is said where it asks for larger steps or crops."""
-    said = []
+    notes = []
     if recipe.batch_size > len(train):
-        said.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
+        notes.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
     if not recipe.crop:
-        return recipe, said
+        return recipe, notes
     sides = largest_sides(train) if summary is None else summary.sides
     crop = crop_of(recipe, sides)
     if crop is not None and crop != recipe.crop:
         asked, taken, most = ("x".join(map(str, s)) for s in (recipe.crop, crop, sides))
-        said.append(f"crop {asked} is larger than any image (up to {most}) can be scaled to: {taken} is taken.")
+        notes.append(f"crop {asked} is larger than any image (up to {most}) can be scaled to: {taken} is taken.")
         recipe = recipe.replace(crop=crop)
-    return recipe, said
+    return recipe, notes
 
 
 def largest_sides(train: Dataset) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _imbalance(train: Dataset, summary: Summary | None) -> str:
     return f"{printable(rare)} has 1/{high / low:.0f} of the pixels of the largest class"
 
 
-def _said(recipe: Recipe, key: str, why: str) -> str:
+def _setting(recipe: Recipe, key: str, why: str) -> str:
     value = getattr(recipe, key)
     text = "x".join(map(str, value)) or "whole images" if key == "crop" else value
     return f"{key} {text}" + (f" ({why})" if why else "")

@@ -79,7 +79,7 @@ class RunContext:
     optimizer: torch.optim.Optimizer
     scaler: Any
     weights: Mapping[str, Tensor | None]
-    world: ProcessGroup
+    group: ProcessGroup
     out: Path
     run: RunDirectory | None
     state: training_state.State
@@ -113,7 +113,7 @@ def prepare_run(
     data: NamedData,
     val: NamedData | None,
     out: Path,
-    world: ProcessGroup,
+    group: ProcessGroup,
     display: Display,
     resume: bool,
     allow: Collection[str],
@@ -139,10 +139,10 @@ def prepare_run(
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
     effects_of(train, recipe)
     if not resume:  # before anything is written
-        recipe = _settled(recipe, model, train, summary, {}, world, display)
+        recipe = _settled(recipe, model, train, summary, {}, group, display)
         if recipe.batch_norm == "unfold" and not recipe.frozen_trunk:
             unfold(model, train)
-    run = _directory(out, resume, world, stack)
+    run = _directory(out, resume, group, stack)
     before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
     for part, dataset in (("train", train), ("val", val)):
         if dataset is not None:
@@ -151,39 +151,39 @@ def prepare_run(
     about = training_state.identity(
         model, train, contents.digest("train"), hashlib.sha256(own).hexdigest() if own else ""
     )
-    stored = _stored(out, run, about, allow, display, world, contents.changes(before, "train")) if resume else None
+    stored = _stored(out, run, about, allow, display, group, contents.changes(before, "train")) if resume else None
     if stored is not None:
         recipe = _as_begun(recipe, model, stored)
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
     divided = divide(train, val if val is not None and val.split == HELD_OUT else None)
-    train = caching.on_disk(recipe, train, out, world, display)
-    val = caching.on_disk(recipe, val, out, world, display) if val is not None else None
+    train = caching.on_disk(recipe, train, out, group, display)
+    val = caching.on_disk(recipe, val, out, group, display) if val is not None else None
     if run is not None and recipe.cache == "disk":
         caching.drop(out, but=(train,) if val is None else (train, val))
     if recipe.deterministic:
         os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it when it starts
         torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
-    model.to(world.device).to(memory_format=torch.channels_last)
+    model.to(group.device).to(memory_format=torch.channels_last)
     kept = training_state.kept_machine(stored) if stored else {}
     if resume:
-        recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), world, display)
+        recipe = _settled(recipe, model, train, summary, kept.get("chosen", {}), group, display)
     recipe, cut = cut_to_the_data(recipe, train, summary)
-    recipe, machine = settle(recipe, model, train, world, kept, allow, stack)
+    recipe, machine = settle(recipe, model, train, group, kept, allow, stack)
     machine.facts["chosen"] = {key: getattr(recipe, key) for key in CHOSEN}
     for note in [*machine.notes, *cut]:
         display.note(note)
     average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
     give_back()  # what laying out and timing the network left: VGG16's 537 MB would lie in pieces under every step
     optimizer = optimizer_for(model, recipe)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+    scaler = torch.amp.GradScaler(group.device.type, enabled=recipe.precision == "fp16")
     where = (
         training_state.restore_training(stored, model, average, optimizer, scaler) if stored else training_state.State()
     )
     if stored:
         display.note(f"Going on from step {where.step} of {out}.")
     plan = _plan(recipe, train, val)
-    weights = _class_weights(recipe, train, world.device)
+    weights = _class_weights(recipe, train, group.device)
     training_mode(model, recipe)
     if run is not None:  # not before: a refused --resume leaves the run's recipe and table of files alone
         divided.write(out)
@@ -191,11 +191,11 @@ def prepare_run(
         atomic_write(out / "recipe.toml", recipe.to_toml().encode())
         if own:
             atomic_write(out / "transform.py", own)
-    with world.together():
+    with group.together():
         told = stack.enter_context(open_loggers(recipe, out, resume, display.note)) if run is not None else None
     return RunContext(
-        recipe, plan, train, val, model, average, optimizer, scaler, weights, world, out, run, where, about,
-        machine.facts, display, _clock(world.device, out if resume else None), saved=where.step if resume else -1,
+        recipe, plan, train, val, model, average, optimizer, scaler, weights, group, out, run, where, about,
+        machine.facts, display, _clock(group.device, out if resume else None), saved=where.step if resume else -1,
         loggers=told,
     )  # fmt: skip
 
@@ -218,14 +218,14 @@ def _settled(
     train: Dataset,
     summary: Summary | None,
     kept: Mapping[str, object],
-    world: ProcessGroup,
+    group: ProcessGroup,
     display: Display,
 ) -> Recipe:
     """The recipe with what it leaves to the data, the same in every process; refused where batch norm cannot learn."""
-    recipe, said = choose_settings(recipe, model, train, summary, kept, world.device)
-    recipe = recipe.replace(batch_size=int(world.first(float(recipe.batch_size))))  # each may see other memory
+    recipe, notes = choose_settings(recipe, model, train, summary, kept, group.device)
+    recipe = recipe.replace(batch_size=int(group.first(float(recipe.batch_size))))  # each may see other memory
     refuse_single_cells(model, recipe, len(train))
-    for note in said:
+    for note in notes:
         display.note(note)
     return recipe
 
@@ -362,11 +362,11 @@ def training_mode(model: TorchModule, recipe: Recipe) -> None:
             module.train(not frozen)
 
 
-def _directory(out: Path, resume: bool, world: ProcessGroup, stack: contextlib.ExitStack) -> RunDirectory | None:
+def _directory(out: Path, resume: bool, group: ProcessGroup, stack: contextlib.ExitStack) -> RunDirectory | None:
     """The run directory, locked; the first process's alone."""
     run = None
-    with world.together():
-        if world.rank == 0:
+    with group.together():
+        if group.rank == 0:
             run = stack.enter_context(RunDirectory(out))
             if not resume and run.steps():
                 raise UsageError(
@@ -381,13 +381,13 @@ def _stored(
     about: Mapping[str, object],
     allow: Collection[str],
     display: Display,
-    world: ProcessGroup,
+    group: ProcessGroup,
     changed: str,
 ) -> Any:
     """The checkpoint to go on from; UsageError where it is of another network, other classes or other data."""
-    with world.together():
+    with group.together():
         stored = run.resume() if run else None
-    step = world.first(float(stored.step if stored and stored.step is not None else -1) if run else 0.0)
+    step = group.first(float(stored.step if stored and stored.step is not None else -1) if run else 0.0)
     if step < 0:
         raise UsageError(f"The run in {out} has no checkpoint to go on from; start anew without --resume.")
     stored = stored or read_model(out / "checkpoints" / f"step-{int(step)}")

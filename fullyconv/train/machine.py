@@ -38,7 +38,7 @@ def settle(
     recipe: Recipe,
     model: TrainableModel,
     train: Dataset,
-    world: ProcessGroup,
+    group: ProcessGroup,
     kept: Mapping[str, Any],
     allow: Collection[str],
     stack: ExitStack,
@@ -51,16 +51,16 @@ def settle(
     machine = Machine()
     stack.callback(torch.set_num_threads, torch.get_num_threads())
     machine.notes += [note for note in (processor.numba_note(),) if note]
-    if world.device.type == "cpu":
+    if group.device.type == "cpu":
         machine.notes += _threads(kept.get("threads", 0), "threads" in allow)
-    recipe, why = _precision(recipe, model, train, world, kept.get("precision", ""), machine.notes)
+    recipe, why = _precision(recipe, model, train, group, kept.get("precision", ""), machine.notes)
     machine.facts = {
         "precision": recipe.precision,
         "why": why,
         "threads": torch.get_num_threads(),
         "width": processor.width(),
         "processor": processor.name(),
-        "device": world.device.type,
+        "device": group.device.type,
         "torch": str(torch.__version__),
     }
     changed = [k for k in ("device", "width", "torch") if k in kept and kept[k] != machine.facts[k]]
@@ -77,10 +77,10 @@ def _threads(kept: int, free: bool) -> list[str]:
         return processor.right_threads()
     if kept <= most:
         torch.set_num_threads(kept)
-        said = f"Going on with {_count(kept)} as the run was begun, not {offered}, so that it ends to the bit as if it"
-        return [f"{said} had never stopped; --allow-changed threads takes {offered}."]
-    said = f"The run was begun with {_count(kept)} but only {_count(most, 'core')} can be had here: it goes on with"
-    return [f"{said} fewer and ends not equal to the bit.", *processor.right_threads()]
+        note = f"Going on with {_count(kept)} as the run was begun, not {offered}, so that it ends to the bit as if it"
+        return [f"{note} had never stopped; --allow-changed threads takes {offered}."]
+    note = f"The run was begun with {_count(kept)} but only {_count(most, 'core')} can be had here: it goes on with"
+    return [f"{note} fewer and ends not equal to the bit.", *processor.right_threads()]
 
 
 def _count(n: int, what: str = "thread") -> str:
@@ -88,7 +88,7 @@ def _count(n: int, what: str = "thread") -> str:
 
 
 def _precision(
-    recipe: Recipe, model: TrainableModel, train: Dataset, world: ProcessGroup, kept: str, notes: list[str]
+    recipe: Recipe, model: TrainableModel, train: Dataset, group: ProcessGroup, kept: str, notes: list[str]
 ) -> tuple[Recipe, str]:
     """The recipe with "auto" chosen, and why."""
     if recipe.precision != "auto":
@@ -96,19 +96,19 @@ def _precision(
             notes.append(f"The run was begun in {kept}; in {recipe.precision} it goes on, but not equal to the bit.")
         return recipe, "given"
     if kept:
-        if not precision.device_has_native(kept, world.device):
+        if not precision.device_has_native(kept, group.device):
             raise UsageError(
-                f"The run computes in {kept}, which this {world.device.type} has not; go on where it has, or by "
+                f"The run computes in {kept}, which this {group.device.type} has not; go on where it has, or by "
                 "--set precision=fp32, which ends not equal to the bit."
             )
         return recipe.replace(precision=kept), "as the run was begun"
-    chosen, why = precision.choose_precision(world.device, lambda name: _seconds(name, recipe, model, train, world))
-    chosen = "bf16" if world.first(float(chosen == "bf16")) else "fp32"  # all processes compute in the same numbers
+    chosen, why = precision.choose_precision(group.device, lambda name: _seconds(name, recipe, model, train, group))
+    chosen = "bf16" if group.first(float(chosen == "bf16")) else "fp32"  # all processes compute in the same numbers
     notes.append(f"precision {chosen}: {why}")
     return recipe.replace(precision=chosen), why
 
 
-def _seconds(name: str, recipe: Recipe, model: TrainableModel, train: Dataset, world: ProcessGroup) -> float:
+def _seconds(name: str, recipe: Recipe, model: TrainableModel, train: Dataset, group: ProcessGroup) -> float:
     """The time of a step of `recipe` on `TRIED` images at a precision; the network stays as it was."""
     image = train.image(0)
     rows, columns = recipe.crop or image.shape[:2]
@@ -118,15 +118,15 @@ def _seconds(name: str, recipe: Recipe, model: TrainableModel, train: Dataset, w
     batches = [Batch(images, labels, ("",) * count)]
     tried = recipe.replace(precision=name, loss="mean", top_k=1.0, lr=1e-3)
     before, mode = [b.clone() for b in model.buffers()], model.training
-    scaler = torch.amp.GradScaler(world.device.type, enabled=False)
-    alone = ProcessGroup(0, 1, world.device)
+    scaler = torch.amp.GradScaler(group.device.type, enabled=False)
+    alone = ProcessGroup(0, 1, group.device)
 
     def step() -> None:
         gradients(model.train(), batches, tried, alone, dict.fromkeys(model.heads), scaler)
         model.zero_grad(set_to_none=True)
 
     with torch.random.fork_rng():
-        found = precision.seconds(step, world.device, calls=2)
+        found = precision.seconds(step, group.device, calls=2)
     for b, was in zip(model.buffers(), before, strict=True):
         b.copy_(was)
     model.train(mode)

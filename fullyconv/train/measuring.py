@@ -36,21 +36,21 @@ def measure(c: RunContext, stop: Stop) -> None:
     c.display.pause()
 
     def progress(_done: int, _all: int) -> None:
-        if stop and c.world.size == 1:  # with more processes all must measure as many images
+        if stop and c.group.size == 1:  # with more processes all must measure as many images
             raise _Abandoned
 
     model = c.average or c.model
     if c.state.step and model.untrained:  # said with its cause, before a predictor refuses such a network
         raise DataError(nothing_counted(c))
     predictor = Predictor(model)
-    share = c.world.rank, c.world.size
+    share = c.group.rank, c.group.size
     try:
-        with c.world.together():
+        with c.group.together():
             result = evaluate(predictor, c.val, share=share, progress=progress, timeout=c.recipe.worker_timeout)
     except _Abandoned:
         c.clock.lap("measure")
         return
-    tables = {h: c.world.sum(torch.from_numpy(t).to(c.world.device)).cpu().numpy() for h, t in result.tables.items()}
+    tables = {h: c.group.sum(torch.from_numpy(t).to(c.group.device)).cpu().numpy() for h, t in result.tables.items()}
     _draw(c, predictor)
     _note(c, tables)
     keep_times(c)
@@ -86,8 +86,8 @@ def _note(c: RunContext, tables: Mapping[str, NDArray[np.int64]]) -> None:
     state.measured, state.worse = state.step, state.worse + 1
     if score == score and score > state.best:  # a NaN never becomes the best
         state.best, state.best_step, state.worse = score, state.step, 0
-    state.measuring = c.world.first(c.clock.lap("measure"))
-    state.elapsed += c.world.first(c.clock.since_mark())
+    state.measuring = c.group.first(c.clock.lap("measure"))
+    state.elapsed += c.group.first(c.clock.since_mark())
     state.measured_in_all += state.measuring
     row: dict[str, Any] = {"kind": "measurement", "step": state.step, "split": c.val.split if c.val else ""}
     for head, values in figures.items():

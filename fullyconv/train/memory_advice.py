@@ -42,7 +42,7 @@ def explained(c: RunContext, batches: Sequence[Batch]) -> Iterator[None]:
     what = f"The GPU's memory is not enough for {most} images of {h}x{w} at a time; "
     c.optimizer.zero_grad(set_to_none=True)
     one = [one_image(batches[0])]
-    measured = _measured(c.world.device, lambda: gradients(c.model, one, c.recipe, c.world, c.weights, c.scaler))
+    measured = _measured(c.group.device, lambda: gradients(c.model, one, c.recipe, c.group, c.weights, c.scaler))
     raise FullyconvError(what + advice(*measured, most, c.recipe.batch_size))
 
 

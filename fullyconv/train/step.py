@@ -78,7 +78,7 @@ def gradients(
     model: TrainableModel,
     batches: Sequence[Batch],
     recipe: Recipe,
-    world: ProcessGroup,
+    group: ProcessGroup,
     weights: Mapping[str, Tensor | None],
     scaler: torch.amp.GradScaler,
     clock: Callable[[str], object] = lambda _: None,
@@ -89,21 +89,21 @@ def gradients(
     statistics are each batch's own, and losses of regions, which see a batch's regions and are averaged by its
     images). weights: class weights by head. clock: told when a phase ends.
     """
-    labels = [_labels(batch, model, world.device) for batch in batches]
-    sums = _denominators(model, batches, labels, recipe, world, weights)
-    total = torch.zeros((), device=world.device)
+    labels = [_labels(batch, model, group.device) for batch in batches]
+    sums = _denominators(model, batches, labels, recipe, group, weights)
+    total = torch.zeros((), device=group.device)
     for batch, label in zip(batches, labels, strict=True):
-        x = network_input(batch.images, model.preprocessing, world.device)
-        with _autocast(recipe, world.device), fast_convolutions():
+        x = network_input(batch.images, model.preprocessing, group.device)
+        with _autocast(recipe, group.device), fast_convolutions():
             coarse = model.coarse(x)
         loss = _loss(model, coarse, label, x.shape[2:], recipe, sums, len(batch.names), weights)
         clock("forward")
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         clock("backward")
-    world.sum_gradients([p for p in model.parameters() if p.requires_grad])
-    world.mean_buffers(list(model.buffers()))
-    return _outcome(world.sum(total), sums, recipe)
+    group.sum_gradients([p for p in model.parameters() if p.requires_grad])
+    group.mean_buffers(list(model.buffers()))
+    return _outcome(group.sum(total), sums, recipe)
 
 
 def _labels(batch: Batch, model: TrainableModel, device: torch.device) -> dict[str, Tensor]:
@@ -132,16 +132,16 @@ def _denominators(
     batches: Sequence[Batch],
     labels: Sequence[Mapping[str, Tensor]],
     recipe: Recipe,
-    world: ProcessGroup,
+    group: ProcessGroup,
     weights: Mapping[str, Tensor | None],
 ) -> _Sums:
     shares, pixels, weighted_pixels = {}, {}, {}
-    images = world.sum(torch.tensor(float(sum(len(batch.names) for batch in batches)), device=world.device))
+    images = group.sum(torch.tensor(float(sum(len(batch.names) for batch in batches)), device=group.device))
     for head in model.heads:
-        counted = torch.zeros(2, device=world.device, dtype=torch.float64)
+        counted = torch.zeros(2, device=group.device, dtype=torch.float64)
         for batch in labels:
             counted += _counted(batch[head], model.heads[head], model.taxonomies[head].ignore, weights.get(head))
-        weighted, pixel = world.sum(counted)
+        weighted, pixel = group.sum(counted)
         by_image = recipe.loss in ("sum", "image-mean")
         shares[head] = (images if by_image else weighted * recipe.top_k).clamp_min(1e-12).float()
         weighted_pixels[head] = weighted.clamp_min(1e-12).float()

@@ -145,10 +145,10 @@ def open_camvid(root: Path, split: str | None = None, *, classes: int | None = N
     ]
     chosen = choose_split([s for s in found if s], split, root) if any(found) else ("",)
     name, record_name = merge_splits(chosen)
-    records, strays = [], []
+    records, unmatched = [], []
     for s in chosen:
         pairs, lost = _pairs(layout, s)
-        strays += lost
+        unmatched += lost
         records += [_record(record_name(s, stem), image, label) for stem, image, label in pairs]
     if not records:
         raise DataError(f"{printable(base)} has no images for {name or 'any split'}; {_SOURCE}.")
@@ -160,7 +160,7 @@ def open_camvid(root: Path, split: str | None = None, *, classes: int | None = N
         {"semantic": coding.taxonomy},
         read_modality,
         _Reader(coding),
-        strays=tuple(strays),
+        unmatched=tuple(unmatched),
     )
 
 
@@ -260,9 +260,9 @@ def _pairs(layout: _Layout, split: str) -> tuple[_Pairs, list[tuple[str, Path]]]
     image_folder, label_folder = layout.splits[split]
     found, twice = stems(list_files(image_folder), image_folder)
     labels, _ = stems(list_files(label_folder), label_folder, layout.ending)
-    strays = [("duplicate-stem", f) for f in twice]
-    strays += [("label-without-image", f) for stem, f in labels.items() if stem not in found]
-    return [(stem, file, labels.get(stem)) for stem, file in found.items()], strays
+    unmatched = [("duplicate-stem", f) for f in twice]
+    unmatched += [("label-without-image", f) for stem, f in labels.items() if stem not in found]
+    return [(stem, file, labels.get(stem)) for stem, file in found.items()], unmatched
 
 
 def _listed(layout: _Layout, split: str, row: Mapping[str, str], file: Path) -> tuple[str, Path, Path | None]:

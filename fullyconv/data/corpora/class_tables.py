@@ -229,8 +229,8 @@ def _table_rows(cells: Sequence[tuple[int, list[str]]], file: Path, notes: list[
     """The rows of a table of columns, by its heading or by what stands in them."""
     head = cells[0][1]
     if columns := _heading([c for _, c in cells]):
-        said = [head[k] for k in range(len(head)) if k not in columns.values() and head[k]]
-        rest = f", columns left out: {', '.join(map(printable, said))}" if said else ""
+        unused = [head[k] for k in range(len(head)) if k not in columns.values() and head[k]]
+        rest = f", columns left out: {', '.join(map(printable, unused))}" if unused else ""
         notes.append(f"the first line of {printable(file.name)} is its heading ({_shown(head)}){rest}.")
         cells = cells[1:]
     else:

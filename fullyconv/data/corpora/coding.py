@@ -207,8 +207,8 @@ def infer_coding(files: Sequence[Path], head: str) -> tuple[Coding, tuple[str, .
     palette = next((p for f in files[:8] if (p := _palette(f))), ())
     if len(palette) >= classes:
         taxonomy = Taxonomy(taxonomy.names, palette[:classes])
-    said = _ranges(ids) + "".join(f", {v} ignored" for v in sorted(ignore))
-    note = f"the {head} classes are inferred from the labels: {classes} class{'es' * (classes != 1)} (values {said}); "
+    text = _ranges(ids) + "".join(f", {v} ignored" for v in sorted(ignore))
+    note = f"the {head} classes are inferred from the labels: {classes} class{'es' * (classes != 1)} (values {text}); "
     return Coding(taxonomy), (note + "name them in a classes.txt, one a line.",)
 
 

@@ -86,7 +86,7 @@ def open_folder(
         read_labels=_Reader(codings),
         inputs=(main,),
         notes=(*notes, *(n for s in chosen for n in parts[s].notes)),
-        strays=tuple(stray for s in chosen for stray in parts[s].strays),
+        unmatched=tuple(found for s in chosen for found in parts[s].unmatched),
     )
 
 
@@ -277,8 +277,8 @@ def _codings(root: Path, parts: Mapping[str, Part], chosen: Sequence[str]) -> tu
     for head in dict.fromkeys(h for s in chosen for h, files in parts[s].labels.items() if files):
         here = [f for s in chosen for f in parts[s].labels.get(head, {}).values()]
         every = [f for part in parts.values() for f in part.labels.get(head, {}).values()]
-        codings[head], said = head_coding(head, _places(root, parts, every), here, every)
-        notes += said
+        codings[head], remarks = head_coding(head, _places(root, parts, every), here, every)
+        notes += remarks
     return codings, notes
 
 

@@ -30,8 +30,8 @@ def head_coding(
     painted = _painted(chosen)
     found, notes = _choose(tables, painted)
     if found is None:
-        coding, said = infer_coding(every, head)
-        return coding, (*notes, *said)
+        coding, remarks = infer_coding(every, head)
+        return coding, (*notes, *remarks)
     file, coding = found
     names = coding.taxonomy.names
     shown = ", ".join(map(printable, names[:12])) + (" ..." if len(names) > 12 else "")
@@ -135,15 +135,15 @@ def _choose(tables: Sequence[Path], painted: bool) -> tuple[tuple[Path, Coding] 
     notes: list[str] = []
     for file in tables:
         try:
-            coding, said = class_table(file)
+            coding, remarks = class_table(file)
         except DataError as error:
             if first is None and file.suffix.lower() not in (".json", ".yaml", ".yml"):
                 raise
             notes.append(f"{printable(file.name)} is not read: {error}")
             continue
-        first = first or (file, coding, list(said))
+        first = first or (file, coding, list(remarks))
         if not painted or coding.colours:
-            return (file, coding), notes + list(said)
+            return (file, coding), notes + list(remarks)
     return (first[:2], notes + first[2]) if first else (None, notes)
 
 

@@ -35,8 +35,8 @@ def parts_by_lists(
         found, notes = _fold_lists(root, fold), []
     try:
         if table is not None:
-            listed, said = _by_fold_column(table, fold, root)
-            return {s: _listed_part(root, top, table, rows, whole) for s, rows in listed.items()}, notes + said
+            listed, remarks = _by_fold_column(table, fold, root)
+            return {s: _listed_part(root, top, table, rows, whole) for s, rows in listed.items()}, notes + remarks
         parts = {s: _listed_part(root, top, p, rows, whole) for p in found for s, rows in _split_rows(p).items()}
     except (MissingInput, DataError) as error:
         if not folders:
@@ -259,7 +259,7 @@ def _rows_part(root: Path, rows: Sequence[Mapping[str, str]], file: Path) -> Par
         path = _listed_file(root, row.get("image", ""), file)
         stem = names.of(path)
         if stem in part.inputs["rgb"]:
-            part.strays.append(("duplicate-stem", path))
+            part.unmatched.append(("duplicate-stem", path))
             continue
         part.inputs["rgb"][stem] = path
         part.groups[stem] = row.get("group", "")

@@ -50,7 +50,7 @@ class Part:
     inputs: dict[str, dict[str, Path]] = field(default_factory=dict)
     labels: dict[str, dict[str, Path]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
-    strays: list[tuple[str, Path]] = field(default_factory=list)
+    unmatched: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def only(self, keep: set[str]) -> Part:
@@ -59,14 +59,14 @@ class Part:
             {m: {s: f for s, f in files.items() if s in keep} for m, files in self.inputs.items()},
             {h: {s: f for s, f in files.items() if s in keep} for h, files in self.labels.items()},
             {s: g for s, g in self.groups.items() if s in keep},
-            [(kind, f) for kind, f in self.strays if kind != "label-without-image"],
+            [(kind, f) for kind, f in self.unmatched if kind != "label-without-image"],
             list(self.notes),
         )
 
     def files(self) -> set[Path]:
         """Every file that the part takes, or names as a stray."""
         taken = [f for files in (*self.inputs.values(), *self.labels.values()) for f in files.values()]
-        return {*taken, *(f for _, f in self.strays)}
+        return {*taken, *(f for _, f in self.unmatched)}
 
 
 def read_part(parent: Path, top: Path, split: str, labels: Path | None = None) -> Part:
@@ -99,7 +99,7 @@ def read_part(parent: Path, top: Path, split: str, labels: Path | None = None) -
 
 def _told_apart(part: Part, top: Path, heads: Mapping[str, Sequence[Path]]) -> None:
     """1.jpg and 1.png are two images where labels have the names of both: 1.jpg.png and 1.png.png."""
-    twice = [f for kind, f in part.strays if kind == "duplicate-stem"]
+    twice = [f for kind, f in part.unmatched if kind == "duplicate-stem"]
     if not twice:
         return
     labels = {s for folders in heads.values() for d in folders for s in stems(list_files(d), d)[0]}
@@ -112,7 +112,7 @@ def _told_apart(part: Part, top: Path, heads: Mapping[str, Sequence[Path]]) -> N
             rgb[mine] = file
             if first:
                 rgb[first] = rgb.pop(name)
-            part.strays.remove(("duplicate-stem", file))
+            part.unmatched.remove(("duplicate-stem", file))
 
 
 def _labels_among_images(part: Part, top: Path, heads: dict[str, list[Path]]) -> None:
@@ -164,7 +164,7 @@ def joined(parts: Mapping[str, Part]) -> Part:
         for into, those in ((whole.inputs, part.inputs), (whole.labels, part.labels)):
             for what, files in those.items():
                 into.setdefault(what, {}).update({names[s]: f for s, f in files.items() if s in names})
-        whole.strays += part.strays
+        whole.unmatched += part.unmatched
         whole.notes += [n for n in part.notes if n not in whole.notes]
     return whole
 
@@ -183,7 +183,7 @@ def _add_labels(part: Part, folders: Sequence[Path], head: str) -> None:
     found = [_paired(trial, where, _stems(trial, where, ARRAYS)) for trial, where in zip(trials, folders, strict=True)]
     best = next((k for k, pairs in enumerate(found) if pairs), 0)
     part.labels[head] = found[best]
-    part.strays += trials[best].strays
+    part.unmatched += trials[best].unmatched
     part.notes += trials[best].notes
     for where in (f for f in folders if f != folders[best]):
         files = list_files(where, None)
@@ -204,10 +204,10 @@ def _stems(part: Part, folder: Path, more: tuple[str, ...] = ()) -> dict[str, Pa
     files = list_files(folder, None, left)
     taken = [f for f in files if f.suffix.lower() in SUFFIXES] or [f for f in files if f.suffix.lower() in more]
     found, twice = stems(taken, folder)
-    part.strays += [("duplicate-stem", f) for f in twice]
+    part.unmatched += [("duplicate-stem", f) for f in twice]
     for file in (f for f in files if f not in set(taken)):
         if file.suffix.lower() in UNREAD:
-            part.strays.append(("unread-file", file))
+            part.unmatched.append(("unread-file", file))
         elif file.suffix == ".msk" and file.with_suffix("") in taken:
             continue  # GDAL's mask of the TIFF: read with it
         elif file.suffix.lower() not in SUFFIXES and table_rank(file) is None:
@@ -221,7 +221,7 @@ def _paired(part: Part, folder: Path, found: dict[str, Path]) -> dict[str, Path]
     pairs = pair(part.inputs["rgb"], found, printable(folder.name))
     part.notes += [pairs.note] if pairs.note else []
     used = set(pairs.values())
-    part.strays += [("label-without-image", f) for f in found.values() if f not in used]
+    part.unmatched += [("label-without-image", f) for f in found.values() if f not in used]
     return pairs
 
 
@@ -251,7 +251,7 @@ def _alone_part(root: Path, split: str, files: Sequence[Path]) -> Part:
         part.inputs["rgb"], part.labels["semantic"] = both
         part.notes.append(both[1].note)
         used = {*both[0].values(), *both[1].values()}
-        part.strays += [("label-without-image", f) for f in files if f not in used]
+        part.unmatched += [("label-without-image", f) for f in files if f not in used]
         return part
     maps = [f for f in files if is_map(f, base)]
     if 0 < len(maps) < len(files):
@@ -261,7 +261,7 @@ def _alone_part(root: Path, split: str, files: Sequence[Path]) -> Part:
         )
         files = [f for f in files if f not in set(maps)]
     part.inputs["rgb"], twice = stems(files, base)
-    part.strays += [("duplicate-stem", f) for f in twice]
+    part.unmatched += [("duplicate-stem", f) for f in twice]
     return part
 
 
@@ -287,9 +287,9 @@ def unused(root: Path, parts: Iterable[Part]) -> str:
     by: dict[str, list[Path]] = {}
     for file in rest:
         by.setdefault(printable(file.relative_to(root).parent.as_posix()), []).append(file)
-    said = [f"{len(files)} in {folder}/ ({printable(files[0].name)})" for folder, files in by.items()]
-    more = f" and in {len(said) - 5} more folders" if len(said) > 5 else ""
-    return f"images that are not used: {', '.join(said[:5])}{more}." if said else ""
+    counts = [f"{len(files)} in {folder}/ ({printable(files[0].name)})" for folder, files in by.items()]
+    more = f" and in {len(counts) - 5} more folders" if len(counts) > 5 else ""
+    return f"images that are not used: {', '.join(counts[:5])}{more}." if counts else ""
 
 
 def label_maps(files: Sequence[Path], root: Path) -> set[Path]:

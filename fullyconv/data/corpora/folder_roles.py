@@ -43,7 +43,7 @@ LABELS = (*SURE_LABELS, "targets", "target", "ann", "anns", "annots", "gts", "tr
 _MEASURED = ("depth", "hha", "nir", "ir", "thermal", "dsm", "dem", "dtm", "ndsm", "ndvi", "flow", "disparity", "edges")
 _FORMAT = re.compile(r"[-_. ](png|jpe?g|tiff?|bmp|webp|npy|dir|folder|files?)$")
 _LOOKED_AT = 3  # files of each folder
-FEW, MANY = 40, 64  # distinct values: of label maps at most, of photographs in colour at least
+LABEL_VALUES, PHOTO_VALUES = 40, 64  # distinct values: of label maps at most, of photographs in colour at least
 
 
 def plain_name(name: str) -> str:
@@ -125,10 +125,10 @@ def label_like(labels: Path, top: Path) -> bool:
     """Whether the files in `labels` are label maps beside those in `top`: lossless, of few values, and the others
     photographs: in colour where these are not, or of many values."""
     few, many = _looked(labels), _looked(top)
-    if not few or not many or max(n for _, n in few) > FEW:
+    if not few or not many or max(n for _, n in few) > LABEL_VALUES:
         return False
     grey, colour = all(bands == 1 for bands, _ in few), all(bands > 1 for bands, _ in many)
-    return (grey and colour) or min(n for _, n in many) > MANY
+    return (grey and colour) or min(n for _, n in many) > PHOTO_VALUES
 
 
 def _looked(folder: Path) -> list[tuple[int, int]]:
@@ -141,7 +141,9 @@ def _looked(folder: Path) -> list[tuple[int, int]]:
             values = images.read_image(file) if info.lossy else images.read_label(file, colours=True)
         except FullyconvError:
             return []
-        found.append((1, _distinct(values)) if values.ndim == 2 else (3, _distinct(values) + info.lossy * (MANY + 1)))
+        found.append(
+            (1, _distinct(values)) if values.ndim == 2 else (3, _distinct(values) + info.lossy * (PHOTO_VALUES + 1))
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from fullyconv.files import open_regular
 
 __all__ = ["MAPS", "Foreign", "foreign_labels", "head_of", "is_map", "is_outline"]
 
-_PART = 65536  # bytes of a file that are looked at
+_HEAD_BYTES = 65536  # bytes of a file that are looked at
 
 
 @final
@@ -28,7 +28,7 @@ class Foreign:
     remedy: str
 
 
-def head_of(file: Path, size: int = _PART) -> bytes:
+def head_of(file: Path, size: int = _HEAD_BYTES) -> bytes:
     """The first bytes of a regular file; b"" for anything else."""
     try:
         with os.fdopen(open_regular(file), "rb") as handle:

@@ -59,8 +59,8 @@ class LeftOut(Counter[str]):
 
     def note(self, folder: Path) -> str:
         """One sentence; "" where nothing was left out."""
-        said = [f"{n} {why} ({_below(self.first[why], folder)})" for why, n in self.items()]
-        return f"left out in {printable(folder.name)}/: {', '.join(said)}." if said else ""
+        parts = [f"{n} {why} ({_below(self.first[why], folder)})" for why, n in self.items()]
+        return f"left out in {printable(folder.name)}/: {', '.join(parts)}." if parts else ""
 
 
 def _below(path: Path, folder: Path) -> str:

@@ -48,8 +48,8 @@ def open_nnunet(root: Path, split: str | None = None) -> Dataset:
     channels = _channels(stated, cases)
     parts = {s: {c: cases[c] for c in names if c in cases} for s, names in _folds(root, list(cases), notes).items()}
     if (root / "imagesTs").is_dir():
-        parts["test"], said = _cases(root, "Ts")
-        notes += said
+        parts["test"], remarks = _cases(root, "Ts")
+        notes += remarks
     chosen = choose_split(list(parts), split, root)
     name, record_name = merge_splits(chosen)
     rows = [
@@ -110,8 +110,8 @@ def _cases(root: Path, part: str) -> tuple[dict[str, dict[str, Path]], list[str]
         )
     if not others:
         return cases, []
-    said = f"{len(others)} files of images{part}/ are no channel of a case ({printable(others[0].name)})"
-    return cases, [said + ": they are left out."]
+    note = f"{len(others)} files of images{part}/ are no channel of a case ({printable(others[0].name)})"
+    return cases, [note + ": they are left out."]
 
 
 def _channels(stated: Any, cases: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:

@@ -30,7 +30,7 @@ __all__ = ["cached", "key"]
 
 _ALIGN = 64  # bytes; arrays start at multiples of it
 _FORMAT = 2
-_Place = tuple[int, tuple[int, ...], str, int]  # offset, shape, dtype, CRC-32 of the bytes
+_ArrayEntry = tuple[int, tuple[int, ...], str, int]  # offset, shape, dtype, CRC-32 of the bytes
 _open: dict[tuple[int, str], int] = {}  # (process, file) -> descriptor
 _told: set[str] = set()  # files of which this process has said that blocks are damaged
 
@@ -89,7 +89,7 @@ class _Reader:
     """(record, modality or head) -> what the cache holds, read-only; from the source where it holds nothing sound."""
 
     file: Path
-    index: Mapping[str, _Place]
+    index: Mapping[str, _ArrayEntry]
     what: str
     read: ReadInput | ReadLabels
 
@@ -104,7 +104,7 @@ class _Reader:
             return self._mend(record, name, place)
         return np.frombuffer(block, np.uint8).view(dtype).reshape(shape)
 
-    def _mend(self, record: Record, name: str, place: _Place) -> NDArray[Any]:
+    def _mend(self, record: Record, name: str, place: _ArrayEntry) -> NDArray[Any]:
         """The source's array, written over the damaged block where it is the one that was kept."""
         if str(self.file) not in _told:
             _told.add(str(self.file))
@@ -146,7 +146,7 @@ def _overwrite(file: Path, offset: int, block: bytes) -> None:
         os.close(descriptor)
 
 
-def _index(file: Path) -> dict[str, _Place] | None:
+def _index(file: Path) -> dict[str, _ArrayEntry] | None:
     """The cache's table of contents; None where there is none that is whole."""
     try:
         stored = read_json(file)
@@ -188,11 +188,11 @@ def _require_space(dataset: Dataset, folder: Path, skip: bool) -> None:
 
 def _make(
     dataset: Dataset, file: Path, index_file: Path, progress: Callable[[int, int], None] | None, skip: bool
-) -> dict[str, _Place]:
+) -> dict[str, _ArrayEntry]:
     """Writes both files under other names and puts them in place when they are whole on the disk, the index last."""
     file.parent.mkdir(parents=True, exist_ok=True)
     _require_space(dataset, file.parent, skip)
-    index: dict[str, _Place] = {}
+    index: dict[str, _ArrayEntry] = {}
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)
     try:
         with os.fdopen(handle, "wb") as out:

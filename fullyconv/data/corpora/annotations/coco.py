@@ -90,8 +90,8 @@ def open_coco(
     rows, of_image = _rows(found, file, image_folder(_base(root), images), images is not None, unused)
     crowds = _assign(found["annotations"], of_image, {c: ids[n] for c, n in names.items()}, crowd, unused, file)
     covers = "the smaller annotation covers the larger" if order == "area" else "later ones cover earlier ones"
-    said = f"{crowd or 'ignore'} ({crowds} of {len(found['annotations'])} annotations)" if crowds else "none"
-    notes = (f"overlaps: {covers}; crowds: {said}; what no annotation covers is background.", *unused.notes())
+    text = f"{crowd or 'ignore'} ({crowds} of {len(found['annotations'])} annotations)" if crowds else "none"
+    notes = (f"overlaps: {covers}; crowds: {text}; what no annotation covers is background.", *unused.notes())
     entries = {p.name: Entry(p.size, tuple(p.shapes), order == "area") for p in of_image.values()}
     if bare := sum(not p.shapes for p in entries.values()):
         notes += (f"images without an annotation that is used, all background: {bare} of {len(entries)}.",)
@@ -140,10 +140,10 @@ def _categories(found: object, file: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for category in found["categories"]:
         k, name = _id(category, "id"), category.get("name") if isinstance(category, Mapping) else None
-        said = name.strip() if isinstance(name, str) else short(name)
-        if not isinstance(k, int) or not isinstance(name, str | int) or categories.setdefault(k, said) != said:
+        text = name.strip() if isinstance(name, str) else short(name)
+        if not isinstance(k, int) or not isinstance(name, str | int) or categories.setdefault(k, text) != text:
             raise DataError(
-                f"{printable(file)}: the category {short(k if k is not None else said)} has no whole number as its id, "
+                f"{printable(file)}: the category {short(k if k is not None else text)} has no whole number as its id, "
                 "no name, or an id that another has; correct it there."
             )
     shared = Counter(categories.values())

@@ -154,10 +154,10 @@ def _head(file: Path) -> bytes:
 def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
     tree = _parse(file)
     if tree.find("image") is None:
-        said = (
+        message = (
             "video tracks; export the task as 'CVAT for images 1.1'" if tree.find("track") is not None else "no images"
         )
-        raise DataError(f"{printable(file)} holds {said}.")
+        raise DataError(f"{printable(file)} holds {message}.")
     unused = Unused()
     names, colours = _labels(tree, unused)
     taxonomy, ids = classes_of(names, colours)
@@ -179,8 +179,8 @@ def _open_xml(file: Path, split: str | None, base: Path) -> Dataset:
             entries[keys[s, listed]] = _entry(same, listed, ids, unused, file)
     notes = ["shapes cover each other by z_order, then by the file's order; what no shape covers is background."]
     if ignored:
-        said = ", ".join(map(short, ignored))
-        notes.append(f"the label {said} is taken for what is not to be learned or measured: the ignored value.")
+        message = ", ".join(map(short, ignored))
+        notes.append(f"the label {message} is taken for what is not to be learned or measured: the ignored value.")
     painter = Painter(taxonomy, entries, draw_shapes, ids)
     notes += unused.notes()
     return Dataset(

@@ -83,8 +83,8 @@ def open_labelme(root: Path, split: str | None = None, *, line_width: int = 10) 
         unused.add("images without a JSON file of their own", other.name)
     notes = ("later shapes cover earlier ones; what no shape covers is background.", *unused.notes())
     if not listed:
-        said = ", ".join(map(short, names))
-        notes += (f"the classes are the names in use: {said}; a labels.txt fixes them and their order.",)
+        text = ", ".join(map(short, names))
+        notes += (f"the classes are the names in use: {text}; a labels.txt fixes them and their order.",)
     painter = Painter(taxonomy, entries, draw_shapes, ids)
     return Dataset("labelme", root, name or "all", rows, {"semantic": taxonomy}, read_rgb, painter, notes=notes)
 

@@ -177,9 +177,9 @@ def _tasks(found: object, file: Path, unused: Unused, proposed: bool) -> list[_T
                 raise DataError(f"{printable(file)}: the task {who} names no image; export it with its data.")
             tasks.append(_Task(who, images, regions_of(results, f"task {who}", unused)))
     if not tasks:
-        said = " ".join(unused.notes()) or "it is an empty list."
+        reason = " ".join(unused.notes()) or "it is an empty list."
         raise DataError(
-            f"{printable(file)} holds no annotated task: {said} Annotate and submit some, then export them."
+            f"{printable(file)} holds no annotated task: {reason} Annotate and submit some, then export them."
         )
     return tasks
 

@@ -135,10 +135,10 @@ def checked_size(height: object, width: object) -> Size:
     height, width = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width))
     if type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= images.pixel_cap():
         return height, width
-    said = "x".join(
+    text = "x".join(
         "?" if isinstance(v, int) and v.bit_length() > 99 else printable(str(v)[:20]) for v in (height, width)
     )
-    raise DataError(f"The size {said} (HxW) is no image's; correct it.")
+    raise DataError(f"The size {text} (HxW) is no image's; correct it.")
 
 
 def inside(folder: Path, name: str) -> Path:

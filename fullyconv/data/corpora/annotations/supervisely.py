@@ -74,8 +74,8 @@ def open_supervisely(root: Path, split: str | None = None) -> Dataset:
         notes += [f"{len(lost)} annotations have no image ({printable(lost[0].name)}): left out."] if lost else []
     notes += unused.notes()
     if left:
-        said = ", ".join(f"{n} {printable(what)}" for what, n in sorted(left.items()))
-        notes.append(f"objects without an area are left out: {said}.")
+        text = ", ".join(f"{n} {printable(what)}" for what, n in sorted(left.items()))
+        notes.append(f"objects without an area are left out: {text}.")
     painter = Painter(taxonomy, entries, _draw, ids)
     return Dataset(
         "supervisely", root, name or "all", rows, {"semantic": taxonomy}, read_rgb, painter, notes=tuple(notes)

@@ -107,7 +107,7 @@ def _names(root: Path, used: set[int]) -> tuple[dict[int, str], Path | None, lis
         return {k: f"class {k}" for k in range(max(used, default=0) + 1)}, None, [
             "no data.yaml names the classes: they are numbered."
         ]  # fmt: skip
-    coding, said = class_table(tables[0])
+    coding, remarks = class_table(tables[0])
     numbers = {k: v for v, k in coding.values.items()}
     names = {numbers.get(k, k): n for k, n in enumerate(coding.taxonomy.names)}
     if unknown := sorted(used - names.keys()):
@@ -115,7 +115,7 @@ def _names(root: Path, used: set[int]) -> tuple[dict[int, str], Path | None, lis
             f"The labels of {printable(root)} name the class {unknown[0]}, and {printable(tables[0].name)} lists "
             f"{', '.join(f'{k} = {printable(n)}' for k, n in list(names.items())[:8])}; add it there."
         )
-    return names, tables[0], [f"the classes are those of {printable(tables[0].name)}.", *said]
+    return names, tables[0], [f"the classes are those of {printable(tables[0].name)}.", *remarks]
 
 
 def _texts(folder: Path, left: Counter[str]) -> dict[str, tuple[Path, list[_Shape]]]:
