@@ -108,7 +108,7 @@ def evaluate(
     about = describe(
         predictor, stored, protocol=protocol, average=average, tta=tta, seconds=seconds, images=len(images)
     ) | ({"classes": matched} if matched else {})
-    about |= {"ground": found} if ground and (found := ground.to_json()) else {}
+    about |= {"ground": areas} if ground and (areas := ground.to_json()) else {}
     taxonomies = {h: dataset.taxonomies[h] for h in heads}
     result = Result(taxonomies, _summed(images, taxonomies), images, about)
     return writer.finish(result) if writer else result

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fullyconv import metrics
 from fullyconv.evaluation.result import Result
 from fullyconv.metrics import Interval, draws, interval
+from fullyconv.metrics.figures import iu_of
 
 __all__ = ["Counts", "Interval", "Pair", "Resampled", "costly_pairs", "counts", "image_iu", "interval", "resample"]
 
@@ -79,8 +80,8 @@ def resample(images: Sequence[Counts], average: str = "present", seed: int = 0) 
 
 def _resampled(weights: Floats, c: Counts, average: str) -> Resampled:
     hit, truth, predicted = weights @ c.hit, weights @ c.truth, weights @ c.predicted
+    iu = iu_of(hit, truth, predicted)
     with np.errstate(invalid="ignore"):
-        iu = hit / (truth + predicted - hit)
         recall = hit / truth
         accuracy = hit.sum(1) / truth.sum(1)
         weighted = (truth * np.nan_to_num(iu)).sum(1) / truth.sum(1)

@@ -81,14 +81,7 @@ def export(
     >>> fc.Predictor("model.onnx")(image).shape
     (40, 48)
     """
-    if to not in FORMATS:
-        raise UnknownName("format", to, FORMATS)
-    if to == "pt2" and int8:
-        raise UsageError("torch's exported program is in fp32; leave out 8 bits, or export to onnx.")
-    if to == "openvino" and (int8 or Path(file).suffix != ".xml"):
-        raise UsageError("OpenVINO's files are FILE.xml and FILE.bin in fp32; name FILE.xml, and leave out 8 bits.")
-    if to != "web" and (onnxruntime_web or fetch):
-        raise UsageError(f"onnxruntime-web is for the page alone, not for {to}; leave it out, or export to web.")
+    _refuse_unfit(to, Path(file), bool(int8), bool(onnxruntime_web or fetch), max_loss)
     network = model if isinstance(model, FCN) else load(model)
     refuse_untrained(network)
     if to == "bioimageio":
@@ -100,8 +93,6 @@ def export(
     if int8:
         from fullyconv.exporting.int8 import calibration_images
 
-        if not 0 <= max_loss <= 100:
-            raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
         data = calibration_images(str(int8), "" if isinstance(model, FCN) else str(model), Predictor(network))
     if to == "pt2":
         graph, values = build(network, output, input)
@@ -118,14 +109,33 @@ def export(
     if to == "openvino":
         return _by_openvino(written, about, network, images, Path(file))
     if to == "bioimageio":
-        least = bioimageio.sides(about["geometry"])[0] if about["geometry"]["halo"] is not None else TESTED
-        image = centre_crop(images[0] if images else next(drawn(network, input == "uint8")), least, least)
-        written = bioimageio.package(written, about | {"proof": proof.to_json()}, image, Path(file).name)
+        image = images[0] if images else next(drawn(network, input == "uint8"))
+        written = _packaged(written, about | {"proof": proof.to_json()}, image, Path(file).name)
     if to == "web":
         web.write_page(written, about, plan, engine)
     else:
         atomic_write(Path(file), written)
     return proof
+
+
+def _refuse_unfit(to: str, file: Path, int8: bool, engine: bool, max_loss: float) -> None:
+    """What does not go together; engine: whether onnxruntime-web was given or is to be fetched."""
+    if to not in FORMATS:
+        raise UnknownName("format", to, FORMATS)
+    if to == "pt2" and int8:
+        raise UsageError("torch's exported program is in fp32; leave out 8 bits, or export to onnx.")
+    if to == "openvino" and (int8 or file.suffix != ".xml"):
+        raise UsageError("OpenVINO's files are FILE.xml and FILE.bin in fp32; name FILE.xml, and leave out 8 bits.")
+    if to != "web" and engine:
+        raise UsageError(f"onnxruntime-web is for the page alone, not for {to}; leave it out, or export to web.")
+    if int8 and not 0 <= max_loss <= 100:
+        raise UsageError(f"The points of mean IU that may be lost are 0 to 100, not {max_loss}; correct max_loss.")
+
+
+def _packaged(data: bytes, about: ExportFacts, image: NDArray[np.number], name: str) -> bytes:
+    """The ONNX file as bioimage.io's package, with the middle of `image` as its test input."""
+    least = bioimageio.sides(about["geometry"])[0] if about["geometry"]["halo"] is not None else TESTED
+    return bioimageio.package(data, about, centre_crop(image, least, least), name)
 
 
 def exported_bytes(

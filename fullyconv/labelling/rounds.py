@@ -1,4 +1,4 @@
-"""The keeper of the processes that hold networks: proposals for what is open, the order of the images, learning.
+"""The supervisor of the processes that hold networks: proposals for what is open, the order of the images, learning.
 
 Everything runs in the server's event loop; nothing here decodes or computes. A round of learning is: label maps
 written, score layers learned on kept features (a network directory), proposals by it, then a whole training by

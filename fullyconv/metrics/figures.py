@@ -16,6 +16,7 @@ __all__ = [
     "absent",
     "constant_answer",
     "frequency_weighted_iu",
+    "iu_of",
     "mean_accuracy",
     "mean_iu",
     "per_class",
@@ -47,12 +48,18 @@ def per_class(table: npt.ArrayLike) -> PerClass:
     hit, labelled, predicted = _parts(table)
     accuracy = _ratio(hit, labelled)
     return PerClass(
-        iu=_ratio(hit, labelled + predicted - hit),
+        iu=iu_of(hit, labelled, predicted),
         accuracy=accuracy,
         precision=_ratio(hit, predicted),
         recall=accuracy,
         f1=_ratio(2 * hit, labelled + predicted),
     )
+
+
+def iu_of(hit: npt.ArrayLike, labelled: npt.ArrayLike, predicted: npt.ArrayLike) -> Floats:
+    """n_ii / (t_i + p_i - n_ii) of counts of any shape, in 0 .. 1; NaN where 0 / 0."""
+    hit = np.asarray(hit)
+    return _ratio(hit, np.asarray(labelled) + np.asarray(predicted) - hit)
 
 
 def absent(table: npt.ArrayLike) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fullyconv import checkpoint
 from fullyconv.errors import DataError, UsageError, foreign_values, printable
 from fullyconv.models.fcn import FCN
-from fullyconv.models.weight_loading import LoadReport
+from fullyconv.models.weight_loading import LoadReport, fit_shape, widen_input
 from fullyconv.preprocessing import Preprocessing
 from fullyconv.taxonomy import Match, Taxonomy, match
 
@@ -38,12 +38,6 @@ def expand_score(old: Tensor, classes: int) -> Tensor:
             f"A score layer of {old.shape[0]} classes cannot expand to {classes}; start it afresh instead."
         )
     return torch.cat([old, old.new_zeros(classes - old.shape[0], *old.shape[1:])])
-
-
-def widen_input(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution (O c h w) for more channels: each new one is the mean over the old (released color-d)."""
-    mean = weight.mean(1, keepdim=True)
-    return torch.cat([weight, mean.expand(-1, channels - weight.shape[1], -1, -1)], 1)
 
 
 def transplant(model: FCN, sources: Mapping[str, Mapping[str, Tensor]], classes: Classes | None = None) -> LoadReport:
@@ -147,16 +141,10 @@ def _put(source: str, name: str, value: Tensor, target: Tensor, report: LoadRepo
 
 def _fitted(name: str, value: Tensor, target: Tensor) -> tuple[Tensor | None, str]:
     want = tuple(target.shape)
-    if tuple(value.shape) == want:
-        return value, "copied"
-    if ".score." in name:
+    if ".score." in name and tuple(value.shape) != want:
         grows = value.shape[0] < want[0] and tuple(value.shape[1:]) == want[1:]
         return (expand_score(value, want[0]), "adapted") if grows else (None, "")
-    if value.numel() == target.numel():
-        return value.reshape(want), "coerced"
-    if value.ndim == 4 == len(want) and (value.shape[0], *value.shape[2:]) == (want[0], *want[2:]):
-        return (widen_input(value, want[1]), "adapted") if value.shape[1] < want[1] else (None, "")
-    return None, ""
+    return fit_shape(value, want) or (None, "")
 
 
 def init_from(model: FCN, directories: str | Path | Sequence[str | Path]) -> LoadReport:

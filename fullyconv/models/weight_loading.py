@@ -15,7 +15,7 @@ from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.files import read_json
 from fullyconv.preprocessing import Preprocessing
 
-__all__ = ["LoadReport", "load_into", "read_tensors", "sidecar"]
+__all__ = ["LoadReport", "fit_shape", "load_into", "read_tensors", "sidecar", "widen_input"]
 
 
 @final
@@ -73,19 +73,37 @@ def sidecar(path: Path) -> Preprocessing | None:
         raise DataError(f"{printable(beside)} is not a readable sidecar ({error}); mend it or remove it.") from error
 
 
-def _fit(name: str, have: Tensor, want: Tensor) -> tuple[Tensor, str] | None:
-    """`have` in the shape of `want` and how it was made to fit, or None when it cannot be."""
-    if have.shape == want.shape:
-        return have, "copied"
-    if have.numel() == want.numel() and have.shape[0] == want.shape[0]:
-        return have.reshape(want.shape), "coerced"  # the flat buffer is the same: C-major, then H, W
-    if have.ndim == want.ndim == 4 and have.shape[0] == want.shape[0] and have.shape[2:] == want.shape[2:]:
-        mean = have.mean(1, keepdim=True)
-        c, n = have.shape[1], want.shape[1]
-        if n > c:  # the paper's fourth channel: the mean over the given ones
-            return torch.cat([have, mean.expand(-1, n - c, -1, -1)], 1), "adapted"
-        return mean.expand(-1, n, -1, -1) * (c / n), "adapted"
+def fit_shape(value: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
+    """`value` in another `shape` and how it was made to fit ("copied", "coerced", "adapted"); None where it cannot be.
+
+    Coerced: a fully connected layer as the convolution with the same flat buffer (C-major, then H, W). Adapted: a
+    convolution O c h w for more channels (`widen_input`).
+    """
+    if tuple(value.shape) == shape:
+        return value, "copied"
+    if value.numel() == torch.Size(shape).numel() and tuple(value.shape[:1]) == shape[:1]:
+        return value.reshape(shape), "coerced"
+    if _differ_in_channels(value, shape) and value.shape[1] < shape[1]:
+        return widen_input(value, shape[1]), "adapted"
     return None
+
+
+def widen_input(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution (O c h w) for more channels: each new one is the mean over the old (released color-d)."""
+    mean = weight.mean(1, keepdim=True)
+    return torch.cat([weight, mean.expand(-1, channels - weight.shape[1], -1, -1)], 1)
+
+
+def _narrowed(value: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
+    """A first convolution for fewer channels: the mean over the old ones, scaled so that grey gives what it gave."""
+    if not _differ_in_channels(value, shape):
+        return None
+    return value.mean(1, keepdim=True).expand(-1, shape[1], -1, -1) * (value.shape[1] / shape[1]), "adapted"
+
+
+def _differ_in_channels(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether both are convolutions O c h w that differ in c alone."""
+    return value.ndim == len(shape) == 4 and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:])
 
 
 def load_into(
@@ -103,11 +121,12 @@ def load_into(
             if target not in targets:
                 report.dropped.append(name)
                 continue
-            fitted = _fit(target, value, targets[target])
+            shape = tuple(targets[target].shape)
+            fitted = fit_shape(value, shape) or _narrowed(value, shape)
             if fitted is None:
                 raise DataError(
                     f"{source}: {printable(name)} is {tuple(value.shape)}, the network needs "
-                    f"{tuple(targets[target].shape)}; these weights are of another network."
+                    f"{shape}; these weights are of another network."
                 )
             if not bool(torch.isfinite(fitted[0]).all()):
                 raise DataError(f"{source}: {printable(name)} holds NaN or infinite values; get the file again.")

@@ -1,4 +1,4 @@
-"""The worker's keeper: one image in work, `waiting` more, deadlines, and a new worker where one died.
+"""The worker's supervisor: one image in work, `waiting` more, deadlines, and a new worker where one died.
 
 Everything runs in the server's event loop; nothing here decodes or computes.
 """

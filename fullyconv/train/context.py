@@ -127,13 +127,7 @@ def prepare_run(
             f"There is no run to go on with in {out}; name its directory with --out, or leave --resume out."
         )
     begun = time.time_ns()
-    train, val, read, summary = (
-        open_checked(recipe, data, val, display, kept_in(out) if resume else None)
-        if check
-        else (*open_both(recipe, data, val, kept_in(out) if resume else None), {}, None)
-    )
-    for note in dict.fromkeys([*train.notes, *(val.notes if val else ())]):
-        display.note(note)
+    train, val, read, summary = _opened(recipe, data, val, kept_in(out) if resume else None, check, display)
     model = network(recipe, train, quiet=display.quiet, trunk=trunk, resume=resume)
     if not resume and recipe.weights == "auto" and "weights" not in model.origin:
         recipe = recipe.replace(weights="")  # what the run says of itself is what it had
@@ -143,10 +137,8 @@ def prepare_run(
         if recipe.batch_norm == "unfold" and not recipe.frozen_trunk:
             unfold(model, train)
     run = _directory(out, resume, group, stack)
-    before, contents = Contents.load(out / DATA) if resume else Contents(), Contents()
-    for part, dataset in (("train", train), ("val", val)):
-        if dataset is not None:
-            contents.add(part, dataset, before, read, begun)
+    before = Contents.load(out / DATA) if resume else Contents()
+    contents = _contents(train, val, before, read, begun)
     own = transform_source(recipe.transform)
     about = training_state.identity(
         model, train, contents.digest("train"), hashlib.sha256(own).hexdigest() if own else ""
@@ -157,13 +149,9 @@ def prepare_run(
     if changed := contents.changes(before, "val"):
         display.note(f"The data that are measured are not what they were ({changed}): the figures cannot be compared.")
     divided = divide(train, val if val is not None and val.split == HELD_OUT else None)
-    train = caching.on_disk(recipe, train, out, group, display)
-    val = caching.on_disk(recipe, val, out, group, display) if val is not None else None
-    if run is not None and recipe.cache == "disk":
-        caching.drop(out, but=(train,) if val is None else (train, val))
+    train, val = _cached(recipe, train, val, out, run, group, display)
     if recipe.deterministic:
-        os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it when it starts
-        torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
+        _refuse_what_cannot_be_repeated()
     model.to(group.device).to(memory_format=torch.channels_last)
     kept = training_state.kept_machine(stored) if stored else {}
     if resume:
@@ -186,11 +174,7 @@ def prepare_run(
     weights = _class_weights(recipe, train, group.device)
     training_mode(model, recipe)
     if run is not None:  # not before: a refused --resume leaves the run's recipe and table of files alone
-        divided.write(out)
-        atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
-        atomic_write(out / "recipe.toml", recipe.to_toml().encode())
-        if own:
-            atomic_write(out / "transform.py", own)
+        _write_facts(out, recipe, divided, contents, own)
     with group.together():
         told = stack.enter_context(open_loggers(recipe, out, resume, display.note)) if run is not None else None
     return RunContext(
@@ -198,6 +182,59 @@ def prepare_run(
         machine.facts, display, _clock(group.device, out if resume else None), saved=where.step if resume else -1,
         loggers=told,
     )  # fmt: skip
+
+
+def _opened(
+    recipe: Recipe, data: NamedData, val: NamedData | None, kept: Division | None, check: bool, display: Display
+) -> tuple[Dataset, Dataset | None, dict[Path, str], Summary | None]:
+    """`open_checked`, or without the check `open_both` alone; what their readers decided is said."""
+    train, measured, read, summary = (
+        open_checked(recipe, data, val, display, kept) if check else (*open_both(recipe, data, val, kept), {}, None)
+    )
+    for note in dict.fromkeys([*train.notes, *(measured.notes if measured else ())]):
+        display.note(note)
+    return train, measured, read, summary
+
+
+def _contents(train: Dataset, val: Dataset | None, before: Contents, read: Mapping[Path, str], begun: int) -> Contents:
+    """Every file's sha256: of those in `read`, or unchanged since `before`, without reading them again."""
+    contents = Contents()
+    for part, dataset in (("train", train), ("val", val)):
+        if dataset is not None:
+            contents.add(part, dataset, before, read, begun)
+    return contents
+
+
+def _cached(
+    recipe: Recipe,
+    train: Dataset,
+    val: Dataset | None,
+    out: Path,
+    run: RunDirectory | None,
+    group: ProcessGroup,
+    display: Display,
+) -> tuple[Dataset, Dataset | None]:
+    """Both with their decoded images on the disk where the recipe asks for it; caches of other data are removed."""
+    train = caching.on_disk(recipe, train, out, group, display)
+    val = caching.on_disk(recipe, val, out, group, display) if val is not None else None
+    if run is not None and recipe.cache == "disk":
+        caching.drop(out, but=(train,) if val is None else (train, val))
+    return train, val
+
+
+def _refuse_what_cannot_be_repeated() -> None:
+    """From here on torch ends the run at an operation that does not give the same bits again."""
+    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it when it starts
+    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms(True)` without its imports
+
+
+def _write_facts(out: Path, recipe: Recipe, divided: Division, contents: Contents, own: bytes) -> None:
+    """What a run says of itself before its first step: the images held out, the files, the recipe, the transform."""
+    divided.write(out)
+    atomic_write(out / DATA, json.dumps(contents.to_json()).encode())
+    atomic_write(out / "recipe.toml", recipe.to_toml().encode())
+    if own:
+        atomic_write(out / "transform.py", own)
 
 
 def _as_begun(recipe: Recipe, model: FCN, stored: Stored) -> Recipe:
