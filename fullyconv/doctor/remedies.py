@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fullyconv.data.base import Dataset
-from fullyconv.data.corpora.coding import OWN_TABLES
+from fullyconv.data.corpora.coding import ALSO_FOLDERS, OWN_TABLES
 from fullyconv.data.corpora.foreign import MAPS, foreign_labels
 from fullyconv.doctor.findings import KINDS, Finding, finding
 from fullyconv.doctor.scan import RecordFacts
 from fullyconv.errors import printable
 
 __all__ = ["joined_extras", "no_labels", "suited"]
-
-_AS_FOLDER = ("voc", "camvid", "ade20k")  # layouts that are folders too
 
 
 def suited(found: Iterable[Finding], datasets: Sequence[Dataset]) -> list[Finding]:
@@ -32,7 +30,7 @@ def _remedy(one: Finding, kind: str) -> str:
         return f"Add images of it; the classes are those that {kind} data list."
     if kind in OWN_TABLES:
         return f"Correct the labels, or list their classes in {OWN_TABLES[kind]}."
-    if kind in _AS_FOLDER:
+    if kind in ALSO_FOLDERS:
         return f"Correct the labels, or, if they are no {kind} labels, read them as folder:PATH with a classes.txt."
     return f"Correct the labels: {kind} data have classes of their own, and no classes.txt is read there."
 

@@ -18,7 +18,7 @@ import torch
 from fullyconv import cost, doctor, processor
 from fullyconv.data.base import Dataset
 from fullyconv.doctor.summary import Summary, summarise_samples
-from fullyconv.errors import printable
+from fullyconv.errors import FullyconvError, printable
 from fullyconv.models.interface import TrainableModel
 from fullyconv.recipes import AUTO_BATCH, AUTO_CROP, Recipe
 from fullyconv.train.batch_reader import crop_of
@@ -100,7 +100,7 @@ def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = No
         notes.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
     if not recipe.crop:
         return recipe, notes
-    sides = largest_sides(train) if summary is None else summary.sides
+    sides = largest_sides(train, recipe.on_bad_sample == "skip") if summary is None else summary.sides
     crop = crop_of(recipe, sides)
     if crop is not None and crop != recipe.crop:
         asked, taken, most = ("x".join(map(str, s)) for s in (recipe.crop, crop, sides))
@@ -109,10 +109,22 @@ def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = No
     return recipe, notes
 
 
-def largest_sides(train: Dataset) -> tuple[int, int]:
-    """The largest height and the largest width among at most `LOOKED_AT` images at even distances."""
+def largest_sides(train: Dataset, skip: bool = False) -> tuple[int, int]:
+    """The largest height and the largest width among at most `LOOKED_AT` images at even distances. skip: those that
+    cannot be read are passed over, as the run does, while one is left."""
     few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
-    rows, columns = zip(*(train.image(i).shape[:2] for i in few), strict=True)
+    sizes: list[tuple[int, ...]] = []
+    damaged: FullyconvError | OSError | None = None
+    for i in few:
+        try:
+            sizes.append(train.image(i).shape[:2])
+        except (FullyconvError, OSError) as error:
+            if not skip:
+                raise
+            damaged = error
+    if not sizes and damaged is not None:
+        raise damaged
+    rows, columns = zip(*sizes, strict=True)
     return max(rows), max(columns)
 
 

@@ -23,6 +23,7 @@ _PACK = np.array([65536, 256, 1], np.float32)  # (r, g, b) -> one number; below 
 
 
 OWN_TABLES = {"nnunet": "dataset.json", "cvat": "labelmap.txt"}  # where a kind's users list their classes
+ALSO_FOLDERS = ("voc", "camvid", "ade20k")  # kinds whose layouts are plain folders too
 
 
 @final
