@@ -253,7 +253,7 @@ def test_a_raster_is_labelled_in_blocks_as_the_whole(files: Any, tmp_path: Path)
         tmp_path / "a.tif", "w", **profile, crs="EPSG:3857", transform=rasterio.Affine(2, 0, 0, 0, -2, 0)
     ) as f:
         f.write(image.transpose(2, 0, 1))
-    predict(str(files["labels"]), [tmp_path / "a.tif"], tmp_path / "out", tile=64, quiet=True, confidence=True)
+    predict(str(files["labels"]), [tmp_path / "a.tif"], out=tmp_path / "out", tile=64, quiet=True, confidence=True)
     truth, scores = ready.labels(image), ready.scores(image)
     with rasterio.open(tmp_path / "out" / "a.tif") as f:
         assert_same_but_for_ties(f.read(1), truth["semantic"], scores["semantic"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 import torch
@@ -185,3 +186,14 @@ def test_images_of_one_cell_are_learned_from_trained_weights_and_refused_without
 
 def test_a_step_on_a_single_cell_can_be_reckoned() -> None:
     assert chosen.cost.estimate(models.create("fcn8s-resnet18", 2, quiet=True), 12, 12, training=True).peak_bytes > 0
+
+
+def test_a_crop_is_fitted_to_the_images_that_can_be_read(tmp_path: Path) -> None:
+    data = faults.clean(tmp_path / "data", train=3, val=1)
+    first, *others = sorted(p for p in data.rglob("*.png") if {"images", "train"} <= set(p.parts))
+    first.write_bytes(first.read_bytes()[:60])
+    dataset = open_dataset(f"folder:{data}", "train")
+    assert chosen.largest_sides(dataset) == dataset.image(1).shape[:2]
+    for file in others:
+        file.write_bytes(b"")
+    assert chosen.largest_sides(dataset) is None

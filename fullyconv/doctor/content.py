@@ -78,7 +78,7 @@ class Contents:
         if file in read:
             digest = read[file]
         else:
-            begun = time.time_ns()
+            begun = max(begun, time.time_ns())
             try:
                 digest = sha256_file(file)
             except (FullyconvError, OSError):

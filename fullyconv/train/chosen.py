@@ -7,6 +7,7 @@ that goes on, or is repeated, has the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -85,7 +86,7 @@ def batch_norm_for(recipe: Recipe, model: TrainableModel, train: Dataset) -> tup
     than `FEW_CELLS` cells at the coarsest stride to measure others by."""
     if not model.origin.get("weights"):
         return "train", ""
-    sides, stride = recipe.crop or train.image(0).shape[:2], model.geometry(1, 1).align
+    sides, stride = recipe.crop or largest_sides(train) or (1, 1), model.geometry(1, 1).align
     each = math.prod(-(-side // stride) for side in sides)
     cells = each * (recipe.batch_size // recipe.accumulate)
     if cells < FEW_CELLS or each * fewest_images(recipe, len(train)) < 2:
@@ -100,7 +101,9 @@ def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = No
         notes.append(f"batch_size {recipe.batch_size} is more than all images: a step learns all {len(train)}.")
     if not recipe.crop:
         return recipe, notes
-    sides = largest_sides(train, recipe.on_bad_sample == "skip") if summary is None else summary.sides
+    sides = largest_sides(train) if summary is None else summary.sides
+    if sides is None:
+        return recipe, notes
     crop = crop_of(recipe, sides)
     if crop is not None and crop != recipe.crop:
         asked, taken, most = ("x".join(map(str, s)) for s in (recipe.crop, crop, sides))
@@ -109,23 +112,15 @@ def cut_to_the_data(recipe: Recipe, train: Dataset, summary: Summary | None = No
     return recipe, notes
 
 
-def largest_sides(train: Dataset, skip: bool = False) -> tuple[int, int]:
-    """The largest height and the largest width among at most `LOOKED_AT` images at even distances. skip: those that
-    cannot be read are passed over, as the run does, while one is left."""
-    few = sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))})
-    sizes: list[tuple[int, ...]] = []
-    damaged: FullyconvError | OSError | None = None
-    for i in few:
-        try:
-            sizes.append(train.image(i).shape[:2])
-        except (FullyconvError, OSError) as error:
-            if not skip:
-                raise
-            damaged = error
-    if not sizes and damaged is not None:
-        raise damaged
-    rows, columns = zip(*sizes, strict=True)
-    return max(rows), max(columns)
+def largest_sides(train: Dataset) -> tuple[int, int] | None:
+    """The largest height and the largest width among at most `LOOKED_AT` images at even distances; None where none of
+    them can be read. (Those that cannot are told when a step needs them, as the recipe's `on_bad_sample` has it.)
+    """
+    found = []
+    for i in sorted({round(i) for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train)))}):
+        with contextlib.suppress(FullyconvError, OSError):
+            found.append(train.image(i).shape[:2])
+    return (max(rows for rows, _ in found), max(columns for _, columns in found)) if found else None
 
 
 def sample_summary(train: Dataset) -> Summary | None:
