@@ -9,6 +9,7 @@ import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
@@ -243,6 +244,81 @@ def test_class_names_that_mean_something_else_there_are_refused(kind: str, name:
     with pytest.raises(DataError, match="name"):
         open_writer(kind, Outputs(tmp_path), Taxonomy(("background", name)))
     assert not list(tmp_path.iterdir())
+
+
+CLASS_NAMES = (
+    "<b>&amp;\"'</b>",
+    "../../etc/passwd",
+    "/abs",
+    "]]><x/>",
+    "a\\\\u0000b",
+    "{{7*7}}",
+    "$(id)",
+    "a,b;c",
+    "=1+1",
+)
+IMAGE_NAMES = ("<i>&lt;\"'.x", "]]>&d", "a b", "-->", "%2e%2e", "?d=..", "#x", "{{7*7}}", "\u202ea")
+
+
+def texts(kind: str, root: Path) -> tuple[set[str], set[str]]:
+    """(class names, image files) that a plain parser finds in what was written."""
+    if kind == "cvat":
+        tree = ElementTree.parse(root / "annotations.xml")
+        task = {"meta", "task", "name", "mode", "labels", "label", "color", "type", "attributes"}
+        assert {e.tag for e in tree.iter()} == {"annotations", "version", "image", "mask", *task}
+        return {str(e.text) for e in tree.iterfind(".//label/name")}, {e.attrib["name"] for e in tree.iter("image")}
+    if kind == "labelstudio":
+        config = ElementTree.parse(root / "labeling-config.xml")
+        assert {e.tag for e in config.iter()} == {"View", "Image", "BrushLabels", "Label"}
+        tasks = json.loads((root / "tasks.json").read_text())
+        queries = [parse_qs(urlsplit(t["data"]["image"]).query, strict_parsing=True)["d"][0] for t in tasks]
+        return {e.attrib["value"] for e in config.iter("Label")}, {q.removeprefix("images/") for q in queries}
+    if kind == "labelme":
+        held = [json.loads(p.read_text()) for p in root.glob("*.json")]
+        lines = (root / "labels.txt").read_text().split("\n")[2:-1]
+        assert {s["label"] for h in held for s in h["shapes"]} <= set(lines)
+        return set(lines), {h["imagePath"] for h in held}
+    if kind == "voc":
+        rows = [line.split(":") for line in (root / "labelmap.txt").read_text().split("\n")[2:-1]]
+        assert {len(r) for r in rows} == {4}
+        listed = (root / "ImageSets/Segmentation/default.txt").read_text().split("\n")[:-1]
+        return {r[0] for r in rows}, {f"{n}.jpg" for n in listed}
+    value = json.loads((root / "annotations/instances_default.json").read_text())
+    return {c["name"] for c in value["categories"]}, {i["file_name"] for i in value["images"]}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_names_are_text_to_a_plain_parser_and_no_path_is_made_of_a_class(kind: str, tmp_path: Path) -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % (len(CLASS_NAMES) + 1)
+    root = tmp_path / "in/out"
+    export(kind, root, Taxonomy(("background", *CLASS_NAMES)), dict.fromkeys(IMAGE_NAMES, labels), model='<m>&"\x1b')
+    names, files = texts(kind, root)
+    assert names == set(CLASS_NAMES)
+    assert files == {f"{n}.jpg" for n in IMAGE_NAMES}
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert [p.name for p in (tmp_path / "in").iterdir()] == ["out"]
+    made = {p.stem for p in root.rglob("*") if p.is_file()}
+    fixed = {
+        "annotations",
+        "labeling-config",
+        "tasks",
+        "labels",
+        "labelmap",
+        "default",
+        "instances_default",
+        ".written",
+    }
+    assert made <= {*IMAGE_NAMES, *fixed}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xe9"), "a\ufffe", "a\uffff"])
+def test_images_whose_names_no_text_file_can_hold_are_refused_before_anything_is_written(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="rename"):
+        export(kind, tmp_path, STREET, {name: np.zeros((3, 4), np.uint8)})
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_an_unknown_tool_and_labels_of_another_size_are_refused(tmp_path: Path) -> None:

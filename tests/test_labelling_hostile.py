@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_labelling import edit, photos, project, stroke
+from test_labelling import CLASSES, edit, photos, project, stroke
 
 from fullyconv.errors import DataError
 from fullyconv.files.reading import read_file
+from fullyconv.labelling import canvas as canvases
 from fullyconv.labelling import page_server
-from fullyconv.labelling.canvas import cover_of
+from fullyconv.labelling.canvas import Canvas, Codes, cover_of
 from fullyconv.labelling.edits import unpacked_runs
-from fullyconv.labelling.journal import Journal
+from fullyconv.labelling.journal import Journal, _digits
 
 NAMED = {"image": "p0", "id": "0" * 16, "time": 1.0}
 BRUSH = {**NAMED, "op": "brush", "points": [[1, 2]], "diameter": 3, "paint": 1}
@@ -153,3 +155,35 @@ def test_a_folder_of_somebody_elses_files_is_not_labelled_into(tmp_path: Path) -
     with pytest.raises(Exception, match="holds files of something else"):
         project(tmp_path)
     assert os.listdir(tmp_path / "out") == ["mine.txt"]
+
+
+def test_a_journal_of_very_many_strokes_is_opened_in_proportion(tmp_path: Path) -> None:
+    def seconds(n: int) -> float:
+        project(tmp_path / f"{n}").close()
+        file, last, lines = tmp_path / f"{n}/out/.labelling/journal", "0" * 16, []
+        for i in range(n):
+            text = json.dumps({**BRUSH, "image": f"p{i % 3}", "id": f"{i:016x}"}).encode()
+            last = _digits(last, text)
+            lines.append(last.encode() + b" " + text + b"\n")
+        file.write_bytes(b"".join(lines))
+        taken = []
+        for _ in range(2):
+            start = time.process_time()
+            held = project(tmp_path / f"{n}")
+            taken.append(time.process_time() - start)
+            assert held.count == n
+            held.close()
+        return min(taken)
+
+    few = seconds(250)
+    assert seconds(2000) < 24 * few, "eight times as many, not sixty-four times as long"
+
+
+def test_undoing_looks_at_no_more_strokes_than_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {**BRUSH, "points": [[0, 4], [20, 4]], "diameter": 99}
+    canvas = Canvas((9, 20), Codes(CLASSES), [BRUSH] * 300 + [wide, BRUSH])
+    looked: list[Any] = []
+    monkeypatch.setattr(canvases, "cover_of", lambda *a: looked.append(a) or cover_of(*a))
+    canvas.apply({**NAMED, "op": "undo"})
+    assert len(looked) == 1
+    assert (canvas.painted == 2).all()

@@ -223,6 +223,18 @@ def test_a_run_that_ends_by_an_error_is_marked_as_failed_and_one_that_goes_on_as
     assert (wandb.ends, mlflow.status) == ([1, 0], {"run0": "FINISHED"})
 
 
+def test_a_run_whose_name_holds_control_characters_is_told_to_loggers_in_escapes(
+    tmp_path: Path, wandb: Wandb, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (out := tmp_path / "run\x1b]0;x\x07\n\u202eb").mkdir()
+    monkeypatch.setattr(mlflow, "create_run", lambda _, run_name: named.append(run_name) or 1 / 0)
+    named: list[str] = []
+    Loggers(small(loggers=["wandb"]), out, False, print).close(failed=False)
+    with pytest.raises(UsageError, match="mlflow cannot start"):
+        Loggers(small(loggers=["mlflow"]), out, False, print)
+    assert [wandb.began[0]["name"], *named] == [r"run\x1b]0;x\x07\n\u202eb"] * 2
+
+
 @pytest.mark.parametrize("text", ['{"wandb": "../../x"}', '{"wandb": 3}', "[", "[]"])
 def test_ids_that_cannot_be_used_are_said_and_new_runs_begun(tmp_path: Path, wandb: Wandb, text: str) -> None:
     (tmp_path / FILE).write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from test_rasters import Small, digest, ground, save
 
 from fullyconv.cli import main
-from fullyconv.errors import EXIT_CODES, StorageError, TryAgain, UsageError
+from fullyconv.errors import EXIT_CODES, DataError, StorageError, TryAgain, UsageError
 from fullyconv.files import disk, staged
 from fullyconv.files.outputs import Outputs
 from fullyconv.files.staged import StagedOutputs
@@ -219,6 +220,55 @@ def test_two_askers_do_not_write_into_one_folder(inputs: Path, tmp_path: Path) -
     (tmp_path / "out/.blocks").mkdir(parents=True)
     with disk.Lock(tmp_path / "out/.blocks/machines.lock"), pytest.raises(TryAgain):
         run(inputs, tmp_path / "out", Pool)
+
+
+@pytest.mark.parametrize(
+    "way", ["a file of the user's", "a link to it", "a link to its folder", "a way up", "a folder"]
+)
+def test_a_worker_that_names_a_file_that_it_did_not_write_gets_nothing_moved(
+    inputs: Path, tmp_path: Path, way: str
+) -> None:
+    (own := tmp_path / "own").mkdir()
+    (own / "precious").write_bytes(b"1")
+
+    class Lying(Pool):
+        def __init__(self, setup: WorkerSetup) -> None:
+            super().__init__(setup)
+            self.staging = Path(setup.staging)
+            (self.staging / "file").symlink_to(own / "precious")
+            (self.staging / "folder").symlink_to(own)
+
+        def wait(self) -> Sequence[tuple[WorkUnit, UnitOutcome | None]]:
+            ((unit, outcome),) = super().wait()
+            path = {
+                "a file of the user's": own / "precious", "a link to it": self.staging / "file",
+                "a link to its folder": self.staging / "folder/precious", "a folder": self.staging,
+                "a way up": self.staging / "../../../own/precious",
+            }[way]  # fmt: skip
+            for result in outcome.results if outcome else ():
+                result.files[0].__dict__["path"] = path
+            return [(unit, outcome)]
+
+    with pytest.raises(DataError, match=r"did not write for this job"):
+        run(inputs, tmp_path / "out", Lying)
+    assert (own / "precious").read_bytes() == b"1"
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_unit_whose_results_would_lie_elsewhere_is_not_done(inputs: Path, tmp_path: Path) -> None:
+    tried: list[WorkUnit] = []
+
+    class Forged(Pool):
+        def submit(self, unit: WorkUnit) -> bool:
+            job = unit.jobs[0]
+            tried.append(unit)
+            names = dict.fromkeys(job.names, f"../../{tmp_path.name}-evil/a.tif")
+            return super().submit(replace(unit, jobs=(replace(job, names=names), *unit.jobs[1:])))
+
+    with pytest.raises(UsageError, match=r"climbs out of its folder by '..'; it is not done"):
+        run(inputs, tmp_path / "out", Forged)
+    assert tried
+    assert not list(tmp_path.parent.glob("*evil"))
 
 
 def test_what_is_staged_has_no_name_until_it_is_adopted(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from fullyconv.files.outputs import Outputs
 from fullyconv.images import declared_invalid
 from fullyconv.predict import Predictor
 from fullyconv.predict.raster_files import RasterOptions, claim_raster, label_raster
-from fullyconv.rasters.block_journal import BlockJournal
+from fullyconv.rasters.assembling import RasterLayer, strips
+from fullyconv.rasters.block_journal import MAGIC, BlockJournal
 from fullyconv.rasters.gdal import open_source, read_by_windows
 from fullyconv.rasters.windows import BlockGrid, RasterProfile, Window
 from fullyconv.taxonomy import Taxonomy
@@ -518,3 +521,41 @@ def test_a_finished_block_that_was_changed_or_is_anothers_is_none(tmp_path: Path
     with BlockJournal(tmp_path, "a", "j" * 64) as other:  # another job's
         (other.folder / "0-0.block").write_bytes(data)
         assert other.read(0, 0) is None
+
+
+@pytest.mark.parametrize("key", ["../../../../../x" + "0" * 48, "/" * 64, "a/b" + "0" * 61, "\0" * 64])
+def test_no_folder_of_blocks_lies_elsewhere_whatever_key_a_worker_tells(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match="rename it"):
+        BlockJournal(tmp_path, "a", key)
+
+
+def test_a_block_that_somebody_forged_under_a_right_sum_is_refused(tmp_path: Path) -> None:
+    """Whoever knows the key can make the sum: what is in it is as foreign as any file."""
+    pytest.importorskip("safetensors")
+    from safetensors.numpy import save as packed
+
+    grid, layer = BlockGrid((6, 10), 16, 1, 0), RasterLayer("labels/x", np.dtype(np.uint8), None)
+    honest = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    with BlockJournal(tmp_path, "a", "k" * 64) as journal:
+        journal.most = 1 << 20
+        journal.write(0, 0, {"labels/x": honest})
+        assert np.array_equal(np.concatenate(list(strips(journal, grid, layer)), 1)[0], honest)
+        contents = {
+            "no stream": b"PK\3\4",
+            "cut": zlib.compress(packed({"labels/x": honest}))[:-9],
+            "no layers": zlib.compress(b"x" * 99),
+            "a bomb": zlib.compress(bytes(1 << 26), 9),
+            "another layer": zlib.compress(packed({"labels/y": honest})),
+            "another size": zlib.compress(packed({"labels/x": honest[:5]})),
+            "other numbers": zlib.compress(packed({"labels/x": honest.astype(np.float32)})),
+            "one number": zlib.compress(packed({"labels/x": np.array(1, np.uint8)})),
+        }
+        for kind, content in contents.items():
+            file = journal.folder / "0-0.block"
+            file.write_bytes(MAGIC + journal._digest(0, 0, content) + content)
+            assert journal.is_whole(0, 0), kind
+            tracemalloc.start()
+            with pytest.raises(DataError, match="did not write for this job; remove the folder"):
+                list(strips(journal, grid, layer))
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20, kind
+            tracemalloc.stop()

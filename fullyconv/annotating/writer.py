@@ -21,6 +21,7 @@ from fullyconv.taxonomy import Colour, Taxonomy
 __all__ = ["Classes", "Growing", "ImagePlace", "Writer"]
 
 Size = tuple[int, int]
+_NO_TEXT = "\ufffe\uffff"  # what XML cannot hold; bytes of a name that are no UTF-8 are lone surrogates
 _NOTHING = ("background", "_background_")
 
 
@@ -113,13 +114,17 @@ class Writer(ABC):
     flat = False  # whether all images lie in one folder, whatever their names are
 
     def __init__(self, plan: Outputs, taxonomy: Taxonomy, model: str = "") -> None:
-        self.plan, self.model = plan, model
+        self.plan, self.model = plan, printable(model)
         self.classes = Classes(taxonomy, self.reserved)
         self.turned = self.ignored = 0
         self._taken: set[str] = set()
 
     def claim(self, name: str, suffix: str) -> ImagePlace:
-        """Take the names of an image's files; `suffix` (".jpg") is its own."""
+        """Take the names of an image's files; `suffix` (".jpg") is its own. DataError for a name that is no text."""
+        if any(c in _NO_TEXT or "\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(
+                f"The image name {printable(name)[:200]!r} is no text that files can hold; rename the image."
+            )
         if self.flat and "/" in name:
             name = name.replace("/", "_")
         name = unique_name(name, self._taken) if self.flat else name

@@ -7,7 +7,10 @@ made, and what a killed worker left stays without a name.
 
 from __future__ import annotations
 
+import os
 import secrets
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -16,7 +19,7 @@ from fullyconv.errors import DataError, printable
 from fullyconv.files.disk import make_directory, sha256_file, write_file
 from fullyconv.files.outputs import name_fault
 
-__all__ = ["ResultFiles", "StagedFile", "StagedOutputs"]
+__all__ = ["ResultFiles", "StagedFile", "StagedOutputs", "refuse_outside"]
 
 
 class ResultFiles(Protocol):
@@ -37,6 +40,25 @@ class StagedFile:
     name: str
     path: Path
     sha256: str
+
+
+def refuse_outside(made: Iterable[StagedFile], staging: Path) -> None:
+    """DataError for a file that no `StagedOutputs` of the folder `staging` wrote: a worker could name any."""
+    real = os.path.realpath(staging) + os.sep
+    for one in made:
+        there = os.path.join(os.path.realpath(one.path.parent), one.path.name)
+        if not there.startswith(real) or not _is_regular(there):
+            raise DataError(
+                f"A worker gave {printable(one.path)[:300]} as a result, which it did not write for this job; look at "
+                "what runs on the machines of the cluster."
+            )
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 @final

@@ -167,16 +167,21 @@ class Canvas:
         return Box(cover.top, cover.left, cover.top + height, cover.left + width)
 
     def _repaint(self, box: Box) -> None:
-        """The painting inside a box anew, of the edits that touch it."""
+        """The painting inside a box anew, of the edits that touch it, the last first: until all is known."""
         part = np.zeros((max(0, box.bottom - box.top), max(0, box.right - box.left)), self.codes.dtype)
-        for record, other in self.kept:
+        left_over = np.ones(part.shape, bool)
+        for record, other in reversed(self.kept):
+            if not left_over.any():
+                break
             if box.meets(other):
                 cover = cover_of(record, self.size)
                 top, left = max(box.top, other.top), max(box.left, other.left)
                 bottom, right = min(box.bottom, other.bottom), min(box.right, other.right)
                 here = cover.inside[top - other.top : bottom - other.top, left - other.left : right - other.left]
                 there = part[top - box.top : bottom - box.top, left - box.left : right - box.left]
-                there[here] = self.codes.of(record["paint"])
+                open_ = left_over[top - box.top : bottom - box.top, left - box.left : right - box.left]
+                there[here & open_] = self.codes.of(record["paint"])
+                open_ &= ~here
         self.painted[box.top : box.bottom, box.left : box.right] = part
 
     @property

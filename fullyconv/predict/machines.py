@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, final
 from fullyconv.errors import EXIT_CODES, UsageError, printable
 from fullyconv.files.disk import Lock, make_directory, remove_tree
 from fullyconv.files.outputs import Outputs
+from fullyconv.files.staged import refuse_outside
 from fullyconv.predict import Predictor
 from fullyconv.predict.ensemble import Ensemble
 from fullyconv.predict.jobs import Finished
@@ -96,7 +97,7 @@ def label_on_machines(
         )  # fmt: skip
         pool = machines.start(setup)
         stack.callback(pool.close)
-        _Schedule(pool, plan, finished, done, options).run(jobs)
+        _Schedule(pool, plan, finished, done, options, staging).run(jobs)
 
 
 def _tidy(held: Path) -> None:
@@ -122,6 +123,7 @@ class _Schedule:
     finished: Finished
     done: Labelled
     options: LabelOptions
+    staging: Path
     again: deque[WorkUnit] = field(default_factory=deque)  # what must be done before anything new is begun
     rasters: dict[Path, _Raster] = field(default_factory=dict)
     invalid: dict[Path, tuple[int, int]] = field(default_factory=dict)
@@ -219,6 +221,7 @@ class _Schedule:
         if not outcome.results:
             return
         files = [(kind, f) for r in outcome.results for kind, f in zip(r.kinds, r.files, strict=True)]
+        refuse_outside((f for _, f in files), self.staging)
         paths = self.plan.adopt([f for _, f in files])
         self.done.written += [(kind, path) for (kind, _), path in zip(files, paths, strict=True)]
         self.finished.add_lines([r.line for r in outcome.results])

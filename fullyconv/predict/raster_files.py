@@ -166,6 +166,7 @@ def _assemble(
 ) -> list[tuple[str, Path]]:
     written: list[tuple[str, Path]] = []
     profile = job.source.profile
+    journal.most = job.block_bytes
     byte = np.dtype(np.uint8)
     for head, classes in job.predictor.heads.items():
         taxonomy = job.predictor.taxonomies[head]
@@ -225,7 +226,10 @@ def _overlay(job: SceneJob, journal: BlockJournal, head: str) -> bytes:
         found = journal.read(block.row, block.column) or {}
         core = block.core
         labels = found[f"labels/{head}"][-core.top % step :: step, -core.left % step :: step]
-        mixed = overlay(found["preview"], labels, palette)
+        preview = found.get("preview")
+        if preview is None or preview.shape != (*labels.shape, 3) or preview.dtype != np.uint8:
+            raise journal.forged(block.row, block.column)
+        mixed = overlay(preview, labels, palette)
         y, x = -(-core.top // step), -(-core.left // step)
         out[y : y + mixed.shape[0], x : x + mixed.shape[1]] = mixed
     return encode_jpeg(out)

@@ -97,6 +97,13 @@ class SceneJob:
         )  # fmt: skip
 
     @property
+    def block_bytes(self) -> int:
+        """The most bytes that the layers of a block take, unpacked."""
+        pixels = [max(s.keep_to - s.keep_from for s in self.grid.spans(axis)) for axis in (0, 1)]
+        depth = 3 + sum(2 + 1 + classes for classes in self.predictor.heads.values())
+        return pixels[0] * pixels[1] * depth + (1 << 20)  # names and sizes
+
+    @property
     def step(self) -> int:
         """One pixel of so many, down and across, is in the small image."""
         return max(1, -(-max(self.grid.size) // PREVIEW))

@@ -15,6 +15,7 @@ from typing import Any, Literal, final
 
 import fullyconv
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UsageError, printable
+from fullyconv.files.outputs import name_fault
 from fullyconv.files.staged import StagedFile, StagedOutputs
 from fullyconv.predict import Predictor, open_network
 from fullyconv.predict.ensemble import Ensemble
@@ -121,6 +122,8 @@ class UnitWorker:
         self._reading.invalid.clear()
         out = UnitOutcome()
         try:
+            for job in unit.jobs:
+                _refuse_paths(job)
             {
                 "images": self._images, "video": self._images, "prepare": self._prepare, "blocks": self._blocks,
                 "assemble": self._finish,
@@ -184,6 +187,15 @@ class UnitWorker:
         """The lock is held by the process that asks."""
         names: Mapping[Any, str] = job.names
         return journal_of(Path(self._setup.folder), dict(names), key)
+
+
+def _refuse_paths(job: LabelJob) -> None:
+    """UsageError for results that would lie elsewhere: the asking process claims none such."""
+    for name in job.names.values():
+        if fault := name_fault(name):
+            raise UsageError(
+                f"A unit of work names the result {printable(name)[:200]!r}, which {fault}; it is not done."
+            )
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -54,21 +54,33 @@ def strips(journal: BlockJournal, grid: BlockGrid, layer: RasterLayer, height: i
             if a >= b:
                 continue
             if held[0] != i:
-                held = (i, [_layer(journal, i, j, layer) for j in range(len(columns))])
+                held = (
+                    i,
+                    [
+                        _layer(journal, (i, j), layer, (r.keep_to - r.keep_from, c.keep_to - c.keep_from))
+                        for j, c in enumerate(columns)
+                    ],
+                )
             for c, part in zip(columns, held[1], strict=True):
                 out[:, a - top : b - top, c.keep_from : c.keep_to] = part[:, a - r.keep_from : b - r.keep_from]
         yield out
 
 
-def _layer(journal: BlockJournal, row: int, column: int, layer: RasterLayer) -> NDArray[Any]:
+def _layer(journal: BlockJournal, place: tuple[int, int], layer: RasterLayer, size: tuple[int, int]) -> NDArray[Any]:
+    """The layer B H W of the block at `place`, `size` H W pixels of it."""
+    row, column = place
     found = journal.read(row, column)
     if found is None:
         raise StorageError(
             f"A finished block vanished or was torn ({row}-{column} in {printable(journal.folder)}); run the command "
             "again: it is computed anew."
         )
-    part = found[layer.key]
-    return part if part.ndim == 3 else part[None]
+    part = found.get(layer.key)
+    if part is not None and part.ndim == 2:
+        part = part[None]
+    if part is None or part.shape != (layer.bands, *size) or part.dtype != layer.dtype:
+        raise journal.forged(row, column)
+    return part
 
 
 def write_geotiff(

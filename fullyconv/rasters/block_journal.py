@@ -17,8 +17,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fullyconv.errors import DataError, MissingInput
+from fullyconv.errors import DataError, MissingInput, printable
 from fullyconv.files.disk import Lock, atomic_write, make_directory, remove_stale, remove_tree
+from fullyconv.files.outputs import one_part
 from fullyconv.files.reading import read_file
 
 __all__ = ["BlockJournal", "job_key"]
@@ -37,8 +38,9 @@ class BlockJournal:
     """The blocks of one job, in folder/NAME-KEY/: `with` holds its lock (TryAgain where another process has it)."""
 
     def __init__(self, folder: Path, name: str, key: str) -> None:
-        self.folder = folder / f"{name}-{key[:16]}"
+        self.folder = folder / one_part(f"{name}-{key[:16]}", "The job")  # a worker tells the key
         self._key = key
+        self.most = MOST  # bytes of a block unpacked
         self._lock: Lock | None = None
 
     def __enter__(self) -> BlockJournal:
@@ -62,7 +64,11 @@ class BlockJournal:
         atomic_write(self._file(row, column), MAGIC + self._digest(row, column, content) + content)
 
     def read(self, row: int, column: int) -> dict[str, NDArray[Any]] | None:
-        """The layers of a finished block; None where there is none or its bytes are not those that were written."""
+        """The layers of a finished block; None where there is none or its bytes are not those that were written.
+
+        The sum tells damage, not who wrote: DataError for what holds no layers, or unpacks to more than `most` bytes.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
@@ -73,7 +79,17 @@ class BlockJournal:
         content = data[start:]
         if data[:start] != MAGIC + self._digest(row, column, content):
             return None
-        return dict(load(zlib.decompress(content)))
+        try:
+            return dict(load(zlib.decompressobj().decompress(content, self.most)))
+        except (zlib.error, SafetensorError, ValueError, KeyError) as error:
+            raise self.forged(row, column) from error
+
+    def forged(self, row: int, column: int) -> DataError:
+        """The error for a block whose sum is right and whose layers are not this job's."""
+        return DataError(
+            f"{printable(self._file(row, column))} holds what fullyconv did not write for this job; remove the folder "
+            f"{printable(self.folder)} and run the command again."
+        )
 
     def is_whole(self, row: int, column: int) -> bool:
         """Whether `read` would give layers; nothing is unpacked."""

@@ -97,7 +97,7 @@ class Wandb:
             resume="allow",
             mode=mode,
             dir=place,
-            name=beginning.out.name,
+            name=printable(beginning.out.name),
             config=dict(beginning.settings),
             allow_val_change=True,  # a resumed run may be longer
             reinit="create_new",  # a run that the caller has open is left alone
@@ -143,7 +143,7 @@ class MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
-        identity = str(self._client.create_run(experiment, run_name=beginning.out.name).info.run_id)
+        identity = str(self._client.create_run(experiment, run_name=printable(beginning.out.name)).info.run_id)
         for key, value in beginning.settings.items():
             self._client.log_param(identity, key, str(value)[:LONGEST])
         return identity
