@@ -143,7 +143,7 @@ class Writer(ABC):
     ) -> list[Path]:
         """Write an image, as it is, with its labels H W (ids or the ignore value); returns the files written.
 
-        sure: the probability of each label, 0..1, where a network gave them. Labels are of the image as it is shown.
+        confidence: each label's probability, 0..1, where a network gave it. Labels are of the image as it is shown.
         """
         info = image_info(image)
         size = (int(labels.shape[0]), int(labels.shape[1]))

@@ -29,7 +29,7 @@ class PixelStatistics:
     band: K x 2 x 2 [class, near a border?, wrong?] pixels. rings: len(RINGS) + 1 x 2 [pixels, wrong pixels] by distance
     from the nearest border. sizes: len(SIZES) - 1 x 4 [regions, pixels, wrong pixels, regions at least half right].
     f_scores: K x 2 [sum of boundary F-scores, images with the class]. boundary: K x 2 of `metrics.boundary_counts`.
-    calibration: BINS x 2 [pixels, right] and `sure`, sums of confidence.
+    calibration: BINS x 2 [pixels, right] and `confidence`, its sums.
     """
 
     classes: int
