@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from fullyconv import checkpoint, tensorfile
 from fullyconv.checkpoint import RunDirectory, Stored, check_canary, pack, read_model, unpack, verify_model, write_model
+from fullyconv.checkpoint.log import whole
 from fullyconv.checkpoint.manifest import encode_json, encode_manifest
 from fullyconv.errors import DataError, InternalError, MissingInput, StorageError, TryAgain, UsageError
 from fullyconv.files import Written, sha256_file
@@ -701,3 +702,10 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 def test_public_names_are_these() -> None:
     assert checkpoint.__all__ == sorted(checkpoint.__all__)
     assert all(hasattr(checkpoint, name) for name in checkpoint.__all__)
+
+
+@pytest.mark.parametrize("size", [1.5, "9", None, [], -3, True, float("nan")])
+def test_a_length_of_the_log_that_is_none_vouches_for_nothing_and_whole_rows_stay(size: Any) -> None:
+    kept, fault = whole(b'{"kind": "step", "step": 3}\n{"kind": "step", "step": 9}\n', 5, size, None)
+    assert kept == b'{"kind": "step", "step": 3}\n'
+    assert "changed since" in fault

@@ -28,6 +28,7 @@ from PIL import Image, ImageFile, ImageOps
 from fullyconv import images
 from fullyconv.errors import DataError, FullyconvError, MissingInput, UsageError
 from fullyconv.images import BadImage
+from fullyconv.images.tiff import Page
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -512,3 +513,12 @@ def test_a_million_mutated_files_raise_only_declared_errors_in_bounded_memory_an
     assert refused > 1_000_000
     assert longest < 0.5
     assert rss() - before <= 8 * 1024
+
+
+@pytest.mark.parametrize("tag", [258, 338, 339])  # bits, extra samples, format
+def test_text_where_a_tiff_says_numbers_is_refused_or_passed_over(tag: int) -> None:
+    page = Page("<", {256: (2,), 257: (2,), tag: "\ufffd"}, "x.tif")
+    assert page.numbers(tag) == []
+    assert page.bits in (0, 1)
+    assert not page.alpha
+    assert tag != 339 or page.dtype is None

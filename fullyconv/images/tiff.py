@@ -66,6 +66,11 @@ class Page:
         values = self.tags.get(tag, ())
         return int(values[0]) if len(values) and not isinstance(values, str) else default
 
+    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> list[int]:
+        """A tag's values; none where it holds text."""
+        values = self.tags.get(tag, default)
+        return [] if isinstance(values, str) else [int(v) for v in values]
+
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) as stored."""
@@ -78,7 +83,7 @@ class Page:
     @property
     def bits(self) -> int:
         """Bits a sample; 0 where they differ from band to band."""
-        values = {int(v) for v in self.tags.get(_BITS, (1,))}
+        values = set(self.numbers(_BITS, (1,)))
         return values.pop() if len(values) == 1 else 0
 
     @property
@@ -97,7 +102,7 @@ class Page:
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """The samples' type, those of less than a byte as uint8; None for what numpy has no number for."""
-        formats = {int(v) for v in self.tags.get(_FORMAT, (1,))}
+        formats = set(self.numbers(_FORMAT, (1,)))
         kind = {1: "u", 2: "i", 3: "f", 4: "u"}.get(formats.pop() if len(formats) == 1 else 0)
         if kind == "u" and self.bits in (1, 2, 4):
             return np.dtype(np.uint8)
@@ -107,8 +112,8 @@ class Page:
     @property
     def alpha(self) -> bool:
         """Whether the last band is declared to be alpha."""
-        extra = self.tags.get(_EXTRA, ())
-        return len(extra) > 0 and int(extra[-1]) in (1, 2)
+        extra = self.numbers(_EXTRA)
+        return len(extra) > 0 and extra[-1] in (1, 2)
 
     @property
     def palette(self) -> NDArray[np.uint8]:
@@ -327,7 +332,7 @@ def same_value(values: NDArray[np.number], nodata: float | None) -> NDArray[np.b
 
 def layout_of(page: Page) -> str:
     """The layout in words, for errors."""
-    bits = ", ".join(map(str, dict.fromkeys(int(v) for v in page.tags.get(_BITS, (1,)))))
+    bits = ", ".join(map(str, dict.fromkeys(page.numbers(_BITS, (1,)))))
     return f"{bits} bits a sample, compression {page.compression}"
 
 
