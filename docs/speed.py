@@ -1,5 +1,5 @@
-"""Write what docs/performance.md shows of committed results: the tables of engines and of training steps by width of
-processor, and docs/img/growth.svg.
+"""Write what docs/performance.md shows of committed results: the tables of engines by width of processor and of the
+start, and docs/img/growth.svg.
 
 python docs/speed.py [--check]
 """
@@ -51,28 +51,6 @@ def engines() -> str:
         where = f"{r['size'][0]}x{r['size'][1]} | {r['machine']['width']} | {r['threads']}"
         lines.append(f"| `{name}` | {where} | {' | '.join(cells)} | {gain:.2f} |")
     return "\n".join(lines)
-
-
-def training() -> str:
-    """A row a trunk and width: times as fast as the plain network and as segmentation_models.pytorch's, and memory."""
-    head = "| trunk | width | threads | images/s | plain | times as fast as plain | as smp's FPN | peak MiB | plain |"
-    lines = [head, "|---" * 9 + "|"]
-    for r in sorted(read("train_step.json"), key=lambda r: (r["machine"]["width"], order(r["trunk"]))):
-        found = r["figures"]
-        own = min((f for n, f in found.items() if n.startswith("fullyconv") and "paper" not in n), key=_cost)
-        rival = found.get("plain FCN-8s fp32") or found["torchfcn FCN8s fp32"]
-        smp = found.get("smp FPN", {})
-        cells = [
-            r["trunk"], r["machine"]["width"], r["threads"] or "all", f"{own['images_per_second']:.1f}",
-            f"{rival['images_per_second']:.1f}", f"{_cost(rival) / _cost(own):.2f}",
-            f"{_cost(smp) / _cost(own):.2f}" if smp else "-", f"{own['peak_mib']:,}", f"{rival['peak_mib']:,}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def _cost(figures: dict[str, Any]) -> float:
-    return float(figures["cpu_ms"])
 
 
 def panel(title: str, across: str, series: dict[str, list[tuple[float, float]]], x0: int, y0: int) -> str:
@@ -154,7 +132,7 @@ def start() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"engines": engines, "training": training, "start": start}
+TABLES = {"engines": engines, "start": start}
 
 
 def page(text: str) -> str:

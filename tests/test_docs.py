@@ -92,6 +92,11 @@ def test_no_machine_path_and_no_registry_host_is_in_the_project() -> None:
         assert not found, f"{name} names {found}"
 
 
+def test_tables_and_picture_of_speed_are_those_of_the_committed_results() -> None:
+    done = subprocess.run([sys.executable, "docs/speed.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_picture_of_the_house_is_current() -> None:
     done = subprocess.run([sys.executable, "docs/house.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
