@@ -14,7 +14,7 @@ from fullyconv import allocator
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES = """
 from fullyconv.allocator import request_huge_pages
-huge_pages()
+request_huge_pages()
 import torch
 kept = torch.ones(1 << 24)
 for line in open("/proc/self/smaps_rollup"):
