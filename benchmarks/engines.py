@@ -35,13 +35,14 @@ CLASSES = 11
 WAYS = ("torch", "onnxruntime, our labels", "onnxruntime, whole file", "OpenVINO, whole file")
 
 
-def drawn(name: str) -> Any:
+def drawn(name: str, classes: int = CLASSES) -> Any:
+    """The network with score layers as if it had learned."""
     import torch
 
     import fullyconv as fc
 
     generator = torch.Generator().manual_seed(0)
-    model = fc.create(name, CLASSES, quiet=True, seed=0).eval()
+    model = fc.create(name, classes, quiet=True, seed=0).eval()
     with torch.no_grad():
         for p in model.head_parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * 0.01)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import contest
+from engines import drawn
 from inference import photo
 from train_step import data, ours, plain
 
@@ -32,25 +33,12 @@ SIDE = 512  # pixels a side where the size does not grow
 STEP_SIDE = 256  # the same for training steps
 
 
-def network(classes: int) -> Any:
-    import torch
-
-    import fullyconv as fc
-
-    generator = torch.Generator().manual_seed(0)
-    model = fc.create(NAME, classes, quiet=True, seed=0).eval()
-    with torch.no_grad():
-        for p in model.head_parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.01)
-    return model
-
-
 def predicting(who: str, side: int, classes: int) -> Callable[[], Any]:
     import torch
 
     import fullyconv as fc
 
-    model, image = network(classes), photo(side, side)
+    model, image = drawn(NAME, classes), photo(side, side)
     if who != PLAIN:
         predictor = fc.Predictor(model, tile=1024 if who == TILES else None)
         return lambda: predictor(image)
@@ -72,7 +60,7 @@ def stepping(who: str, batch: int) -> Callable[[], object]:
         return ours(NAME, "fp32", "", images, labels)
     import torch
 
-    model = network(12)
+    model = drawn(NAME, 12)
 
     class Plain(torch.nn.Module):
         def __init__(self) -> None:
@@ -128,7 +116,7 @@ def starting(rounds: int) -> list[dict[str, Any]]:
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        network(11).save_pretrained(Path(folder) / "model")
+        drawn(NAME, 11).save_pretrained(Path(folder) / "model")
         program = FIRST.format(model=str(Path(folder) / "model"))
         kept = str(Path(folder) / "kept")
         for kind in ("nothing compiled", "compiled before"):

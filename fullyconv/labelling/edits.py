@@ -23,6 +23,15 @@ MOST_RUNS = 1 << 28  # bytes of a region's runs, unpacked: each row of the large
 _FAR = 2 * MOST_SIDE  # strokes may leave the image
 Coordinate = Annotated[int, Field(ge=-MOST_SIDE, le=_FAR)]
 Corner = Annotated[int, Field(ge=0, le=MOST_SIDE)]
+Line = Annotated[
+    list[Annotated[list[Coordinate], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=MOST_POINTS)
+]
+Corners = Annotated[
+    list[Annotated[list[Corner], Field(min_length=2, max_length=2)]], Field(min_length=3, max_length=MOST_POINTS)
+]
+Diameter = Annotated[int, Field(ge=1, le=MOST_DIAMETER)]
+Identity = Annotated[str, Field(pattern="^[0-9a-f]{16,32}$")]  # the page's own, so that asking twice does it once
+Spent = Annotated[float, Field(ge=0, le=600)]  # seconds of work since the last edit
 Paint = Annotated[int, Field(ge=0, le=65_533)] | Literal["erase", "ignore"]
 
 
@@ -30,8 +39,8 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     image: int = Field(ge=0, le=10_000_000)
-    id: str = Field(pattern="^[0-9a-f]{16,32}$")  # the page's own, so that asking twice does it once
-    spent: float = Field(0.0, ge=0, le=600)  # seconds of work since the last edit
+    id: Identity
+    spent: Spent = 0.0
 
 
 @final
@@ -39,10 +48,8 @@ class Brushed(_Asked):
     """A line of a brush, through pixels [x, y]; "erase" takes painting away."""
 
     op: Literal["brush"]
-    points: list[Annotated[list[Coordinate], Field(min_length=2, max_length=2)]] = Field(
-        min_length=1, max_length=MOST_POINTS
-    )
-    diameter: int = Field(ge=1, le=MOST_DIAMETER)
+    points: Line
+    diameter: Diameter
     paint: Paint
 
 
@@ -51,9 +58,7 @@ class Outlined(_Asked):
     """A polygon, through corners of pixels [x, y]."""
 
     op: Literal["polygon"]
-    points: list[Annotated[list[Corner], Field(min_length=2, max_length=2)]] = Field(
-        min_length=3, max_length=MOST_POINTS
-    )
+    points: Corners
     paint: Paint
 
 
@@ -83,27 +88,23 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     image: str = Field(min_length=1, max_length=4096)
-    id: str = Field(pattern="^[0-9a-f]{16,32}$")
-    spent: float = Field(0.0, ge=0, le=600)
+    id: Identity
+    spent: Spent = 0.0
     time: float
 
 
 @final
 class KeptBrush(_Kept):
     op: Literal["brush"]
-    points: list[Annotated[list[Coordinate], Field(min_length=2, max_length=2)]] = Field(
-        min_length=1, max_length=MOST_POINTS
-    )
-    diameter: int = Field(ge=1, le=MOST_DIAMETER)
+    points: Line
+    diameter: Diameter
     paint: Paint
 
 
 @final
 class KeptPolygon(_Kept):
     op: Literal["polygon"]
-    points: list[Annotated[list[Corner], Field(min_length=2, max_length=2)]] = Field(
-        min_length=3, max_length=MOST_POINTS
-    )
+    points: Corners
     paint: Paint
 
 
